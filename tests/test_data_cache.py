@@ -1,0 +1,297 @@
+"""The prepared cache, the user's own files, checks of arrays and the command line; nothing here needs a server."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaerun.cli.data import main
+from vaerun.data import sources
+from vaerun.data.arrays import Arrays, check, digest, split_off_test
+from vaerun.data.cache import built_in, prepare
+from vaerun.errors import InputError
+
+REAL = os.environ.get("VAERUN_DATA", "")  # read before the fixture hides it
+IMAGES = np.random.RandomState(0).randint(0, 256, (20, 3, 4, 5)).astype(np.uint8)
+LABELS = np.arange(20)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VAERUN_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+def refused(call: Callable[[], Any], *words: str) -> None:
+    """`call` raises an InputError whose message is one line with these words."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def left_in(cache: Path) -> list[str]:
+    return sorted(file.name for file in (cache / "prepared").glob("*") if file.suffix != ".lock")
+
+
+class Counting:
+    """A source that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, scratch: Path, **options: Any) -> Arrays:
+        assert list(scratch.iterdir()) == []
+        self.calls += 1
+        return Arrays(IMAGES, LABELS, IMAGES[:2], None, "official")
+
+
+# --- the cache ---
+
+
+def test_second_call_maps_the_copy() -> None:
+    source = Counting()
+    first, second = prepare("own", source), prepare("own", source)
+    assert source.calls == 1
+    assert isinstance(second.train_images, np.memmap)
+    assert not second.train_images.flags.writeable
+    np.testing.assert_array_equal(second.train_images, IMAGES)
+    assert second.test_labels is None
+    assert first.sha256 == second.sha256 == digest(second)
+    prepare("own", source, options={"image_size": 8})
+    assert source.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "meta"])
+def test_damaged_copy_is_made_again(damage: str, cache: Path) -> None:
+    source = Counting()
+    prepare("own", source)
+    (entry,) = (cache / "prepared").glob("own-*")
+    file = entry / ("meta.json" if damage == "meta" else "train_images.npy")
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    np.testing.assert_array_equal(prepare("own", source).train_images, IMAGES)
+    assert source.calls == 2
+    assert left_in(cache) == [entry.name]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ValueError("a bug"), KeyboardInterrupt()])
+def test_failing_source_leaves_nothing(error: BaseException, cache: Path) -> None:
+    def source(scratch: Path) -> Arrays:
+        (scratch / "raw").write_text("half")
+        raise error
+
+    with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+        prepare("own", source)
+    assert left_in(cache) == []
+
+
+def test_full_disk_and_unwritable_cache(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(scratch: Path) -> Arrays:
+        raise OSError(28, "No space left on device")
+
+    refused(lambda: prepare("own", full), str(cache), "No space left", "VAERUN_CACHE")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "file" / "cache"))
+    refused(lambda: prepare("own", Counting()), str(tmp_path / "file" / "cache"), "VAERUN_CACHE")
+
+
+def test_roots_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(lambda: built_in("digits", root=str(tmp_path / "no")), "data.root", str(tmp_path / "no"))
+    monkeypatch.setenv("VAERUN_DATA", str(tmp_path / "no"))
+    refused(lambda: built_in("digits"), "VAERUN_DATA")
+    refused(lambda: built_in("fashion-mnst"), "did you mean fashion_mnist?")
+    np.savez_compressed(tmp_path / "mnist.npz", train_images=IMAGES, test_images=IMAGES)
+    np.testing.assert_array_equal(built_in("mnist", root=str(tmp_path)).train_images, IMAGES)
+    (tmp_path / "svhn.npz").write_bytes((tmp_path / "mnist.npz").read_bytes()[:-300])
+    refused(lambda: built_in("svhn", root=str(tmp_path)), str(tmp_path / "svhn.npz"), "not a readable .npz")
+
+
+def test_digits() -> None:
+    arrays = built_in("digits")
+    assert arrays.test_images is not None
+    assert (arrays.train_images.shape, arrays.test_images.shape) == ((1438, 1, 8, 8), (359, 1, 8, 8))
+    assert arrays.train_images.max() == 255
+    assert arrays.split == "vaerun: 20% test by seed 0"
+    assert arrays.sha256 == built_in("digits").sha256
+
+
+def test_split_off_test_is_disjoint_and_whole() -> None:
+    arrays = split_off_test(np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1), np.arange(30), fraction=0.2, seed=1)
+    assert arrays.train_labels is not None
+    assert arrays.test_labels is not None
+    assert len(arrays.test_labels) == 6
+    assert sorted([*arrays.train_labels, *arrays.test_labels]) == list(range(30))
+    np.testing.assert_array_equal(arrays.train_images.ravel(), arrays.train_labels)
+    refused(lambda: split_off_test(IMAGES[:1], None), "1 image")
+
+
+@pytest.mark.skipif(not Path(REAL, "mnist.npz").is_file(), reason="needs VAERUN_DATA with mnist.npz")
+def test_real_mnist() -> None:
+    images = built_in("mnist", root=REAL).train_images
+    expected = "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
+    assert hashlib.sha256(images.tobytes()).hexdigest() == expected
+
+
+# --- arrays and .npz files ---
+
+WITH_NAN = np.where(IMAGES.max() == IMAGES, np.nan, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8 pixels 0..255"]),
+        ({"train_images": WITH_NAN}, ["NaN"]),
+        ({"train_images": IMAGES[0, 0]}, ["[4, 5]", "[N, H, W]"]),
+        ({"train_images": IMAGES[:0]}, ["no pixels"]),
+        ({"train_images": IMAGES[:, :2]}, ["2 channels"]),
+        ({"train_images": IMAGES.transpose(0, 2, 3, 1)}, ["channels-last"]),
+        ({"train_images": IMAGES, "test_images": IMAGES[..., 1:]}, ["3x4x4", "3x4x5"]),
+        ({"train_images": IMAGES, "train_labels": LABELS / 2}, ["train_labels", "float64"]),
+        ({"train_images": IMAGES, "train_labels": LABELS[1:]}, ["[19]", "[20]"]),
+        ({"train_images": IMAGES, "train_labels": LABELS - 1}, ["-1"]),
+        ({"train_images": IMAGES, "test_labels": LABELS}, ["no test_images"]),
+        ({"images": IMAGES, "y": LABELS}, ["images, y", "needed: train_images"]),
+        ({"train_images": np.array([None, 1])}, ["train_images: Object arrays"]),
+    ],
+)
+def test_npz_that_cannot_be_used(arrays: dict[str, np.ndarray], words: list[str], tmp_path: Path, cache: Path) -> None:
+    np.savez(file := tmp_path / "own.npz", **arrays)  # type: ignore[arg-type]
+    refused(lambda: prepare("npz", sources.npz, path=str(file)), str(file), *words)
+    assert left_in(cache) == []
+
+
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    np.save(tmp_path / "bare.npy", IMAGES)
+    (tmp_path / "text.npz").write_text("hello")
+    for name, word in (("none.npz", "no such file"), ("bare.npy", "no zip archive"), ("text.npz", "not a readable")):
+        refused(lambda name=name: prepare("npz", sources.npz, path=str(tmp_path / name)), name, word)  # type: ignore[misc]
+    refused(lambda: prepare("npz", sources.npz), "data.path")
+
+
+def test_npz_of_a_user(tmp_path: Path) -> None:
+    np.savez(file := tmp_path / "own.npz", train_images=IMAGES[:, 0], train_labels=LABELS.astype(np.uint8))
+    arrays = prepare("npz", sources.npz, path=str(file))
+    assert arrays.test_images is not None
+    assert arrays.train_labels is not None
+    assert (arrays.train_images.shape, arrays.test_images.shape) == ((18, 1, 4, 5), (2, 1, 4, 5))
+    np.testing.assert_array_equal(arrays.train_images[:, 0], IMAGES[arrays.train_labels, 0])
+    assert arrays.split == "vaerun: 10% test by seed 0"
+    np.savez(file, train_images=IMAGES, test_images=IMAGES[:3])  # a changed file is read again
+    assert len(prepare("npz", sources.npz, path=str(file)).train_images) == 20
+    assert check(arrays, "again").train_labels is not None
+
+
+# --- folders of images ---
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def test_folder_with_parts_and_classes(tmp_path: Path) -> None:
+    rows = IMAGES.transpose(0, 2, 3, 1)
+    for i, name in enumerate(("train/cat/10.png", "train/cat/2.PNG", "train/dog/1.bmp", "test/dog/1.ppm")):
+        save(tmp_path / name, rows[i])
+    (tmp_path / "train" / "notes.txt").touch()
+    (tmp_path / "train" / "cat" / "._2.png").touch()
+    arrays = prepare("folder", sources.folder, path=str(tmp_path))
+    np.testing.assert_array_equal(arrays.train_images, IMAGES[[1, 0, 2]])
+    np.testing.assert_array_equal(arrays.test_images, IMAGES[[3]])
+    np.testing.assert_array_equal(arrays.train_labels, [0, 0, 1])
+    np.testing.assert_array_equal(arrays.test_labels, [1])
+    assert arrays.split == "official"
+    grey = prepare("folder", sources.folder, path=str(tmp_path), options={"image_size": [2, 3], "channels": 1})
+    assert grey.train_images.shape == (3, 1, 2, 3)
+
+
+def test_flat_folder_crops_the_centre_and_lays_transparency_on_white(tmp_path: Path) -> None:
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 200
+    for i in range(9):
+        save(tmp_path / f"{i}.png", wide)
+    save(tmp_path / "9.png", np.zeros((2, 2, 4), np.uint8))
+    arrays = prepare("folder", sources.folder, path=str(tmp_path), options={"image_size": 2})
+    assert arrays.train_labels is None
+    assert arrays.test_images is not None
+    levels = [*arrays.train_images.reshape(9, -1), *arrays.test_images.reshape(1, -1)]
+    assert sorted((row.min(), row.max()) for row in levels) == [(200, 200)] * 9 + [(255, 255)]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "words"),
+    [
+        ({"a.png": (2, 2, 3), "b.png": (2, 3, 3)}, {}, ["a.png is 2x2", "b.png is 3x2", "data.image_size=32"]),
+        ({"a.png": (2, 2, 3), "b.png": None}, {}, ["b.png", "cannot be read"]),
+        ({"a.png": (2, 2, 3), "cat/b.png": (2, 2, 3)}, {}, ["a.png is in no class", "b.png"]),
+        ({"train/a.png": (2, 2, 3), "val/b.png": (2, 2, 3)}, {}, ["no test/"]),
+        ({"train/a/1.png": (2, 2, 3), "test/b/1.png": (2, 2, 3)}, {}, ["has b", "(a)"]),
+        ({"train/a/1.png": (2, 2, 3), "test/1.png": (2, 2, 3)}, {}, ["no class subfolders"]),
+        ({"notes.txt": None}, {}, ["no image files", ".png"]),
+        ({"a.png": (2, 2, 3)}, {"image_size": 0}, ["data.image_size=0"]),
+        ({"a.png": (2, 2, 3)}, {"channels": 2}, ["data.channels=2"]),
+        ({}, {}, ["not a folder"]),
+    ],
+)
+def test_folder_that_cannot_be_used(
+    files: dict[str, tuple[int, ...] | None], options: dict[str, Any], words: list[str], tmp_path: Path, cache: Path
+) -> None:
+    for name, shape in files.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_bytes(b"\x89PNG") if shape is None else save(
+            tmp_path / "own" / name, np.zeros(shape, np.uint8)
+        )
+    refused(lambda: prepare("folder", sources.folder, path=str(tmp_path / "own"), options=options), *words)
+    assert left_in(cache) == []
+
+
+# --- the command line ---
+
+
+def test_command_packs_a_prepared_file(tmp_path: Path, capsys: Any) -> None:
+    assert main(["digits", "--output", str(tmp_path / "out")]) == 0
+    line = capsys.readouterr().out
+    arrays = built_in("digits")
+    for word in ("digits: 1438 train / 359 test, 1x8x8", arrays.split, arrays.sha256[:12], "digits.npz"):
+        assert word in line
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["digits.npz"]
+    packed = built_in("digits", root=str(tmp_path / "out"))
+    assert (packed.sha256, packed.split) == (arrays.sha256, arrays.split)
+
+
+def test_command_errors(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (["digits", "mnits"], ["digits", "--output", str(tmp_path / "file")]):
+        assert main(arguments) == 2
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+        assert captured.err.startswith("vaerun-data: error: ")
+    assert main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(sources.BUILT_IN)
+
+    def stopped(scratch: Path) -> Arrays:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sources.BUILT_IN, "svhn", stopped)
+    assert main(["svhn"]) == 130
+
+
+def test_command_help_does_not_import_numpy() -> None:
+    code = "import sys, vaerun.cli.data; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,32 @@
+"""vaerun: train, evaluate and record deep latent-variable models.
+
+run = vaerun.load_run("outputs/...")   # runs no code from the directory
+joint = run.model.joint(x, c); q = run.model.infer(joint)
+vaerun.log_likelihood(run.model, x, samples=5000)   # [B] nats
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.plugins import trust
+
+if TYPE_CHECKING:
+    from vaerun.evaluation import log_likelihood
+    from vaerun.run.load import load_run
+
+__all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood", "trust"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; the command line must answer --help before that.
+    if name == "load_run":
+        from vaerun.run.load import load_run
+
+        return load_run
+    if name == "log_likelihood":
+        from vaerun.evaluation import log_likelihood
+
+        return log_likelihood
+    raise AttributeError(f"module 'vaerun' has no attribute '{name}'")

@@ -1,0 +1,109 @@
+"""Hydra called from vaerun's own entry point, and Hydra's errors in one line each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import errors as hydra_errors
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vaerun.cli.main import GROUPS, choices, config_folder
+from vaerun.errors import InputError
+from vaerun.plugins import config_folders
+from vaerun.settings import keys, nearest, short_name
+
+FLAGS = {
+    "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
+    "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun", "--info", "-i",
+}  # fmt: skip
+
+
+def _plain(root: Any) -> dict[str, Any]:
+    return {str(k): _container(root, str(k)) for k in root if k != "hydra"}
+
+
+def _container(root: Any, key: str) -> Any:
+    value = root._get_node(key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else root[key]
+
+
+def _run_dir(_root_: Any) -> str:
+    return str(_root_.output_dir or Path("outputs") / short_name(_plain(_root_)))
+
+
+def _job_dir(_root_: Any) -> str:
+    return short_name(_plain(_root_))
+
+
+def _sweep_dir(arguments: list[str]) -> Callable[[Any], str]:
+    # The same sweep has the same folder; it cannot be read off a job's configuration, where one point of it is set.
+    words = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()[:10]
+
+    def resolver(_root_: Any) -> str:
+        return str(_root_.output_dir or Path("outputs") / "sweeps" / words)
+
+    return resolver
+
+
+def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    """Compose and run (once or as a sweep). Errors of Hydra's come out as exceptions, whole."""
+    for word in arguments:
+        if word.startswith("-") and word.split("=")[0] not in FLAGS:
+            raise InputError(f"unknown flag '{word}'.{nearest(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print several lines and exit 1
+    OmegaConf.register_new_resolver("vaerun.run_dir", _run_dir, replace=True)
+    OmegaConf.register_new_resolver("vaerun.job_dir", _job_dir, replace=True)
+    OmegaConf.register_new_resolver("vaerun.sweep_dir", _sweep_dir(arguments), replace=True)
+    extra = [f"file://{p}" for p in config_folders()]
+    if extra and not any(a.startswith("hydra.searchpath") for a in arguments):
+        sys.argv = [sys.argv[0], *arguments, f"hydra.searchpath=[{','.join(extra)}]"]
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
+
+
+def explain(error: BaseException, arguments: list[str]) -> str | None:
+    """One line for what the user got wrong, with the closest valid name; None for anything else."""
+    text = str(error)
+    if isinstance(error, hydra_errors.OverrideParseException):
+        return f"cannot read the override '{error.override}': {text.splitlines()[0]}"
+    if isinstance(error, hydra_errors.MissingConfigException):
+        found = re.search(r"Could not find '([^']+)'", text)
+        group, _, choice = (found.group(1) if found else "").rpartition("/")
+        options = choices(group, [config_folder(), *config_folders()])
+        if options:
+            return f"there is no {group}={choice}.{nearest(choice, list(options))} Choices: {', '.join(options)}"
+        return " ".join(text.split())
+    if isinstance(error, hydra_errors.ConfigCompositionException | hydra_errors.HydraException):
+        found = re.search(r"Could not (?:override|append to|delete|find) '([^'=]+)", text)
+        if found:
+            name = found.group(1)
+            known = [*GROUPS, *_known_keys(arguments)]
+            return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
+        return " ".join(text.split())
+    if isinstance(error, OmegaConfBaseException):
+        return " ".join(text.split())
+    return None
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Keys of the configuration that the command's group choices alone would compose."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    chosen = [a for a in arguments if a.split("=")[0] in GROUPS and "," not in a]
+    for overrides in (chosen, []):
+        try:
+            GlobalHydra.instance().clear()
+            with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+                cfg = hydra.compose("config", overrides)
+            return list(keys(OmegaConf.to_container(cfg)))
+        except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here
+            continue
+    return []

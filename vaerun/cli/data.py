@@ -1,0 +1,102 @@
+"""`vaerun-data`: prepares data sets ahead of a run, or packs them into files for a machine without a network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+# numpy and what reads data are imported where they are used: --help must not wait for them.
+if TYPE_CHECKING:
+    from vaerun.data.arrays import Arrays
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and error; exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C."""
+    parser = _Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (--list shows which there are)")
+    parser.add_argument(
+        "--root", metavar="DIR", help="where prepared files NAME.npz lie (default: $VAERUN_DATA, else the cache)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="also write DIR/NAME.npz, to be carried to another machine")
+    parser.add_argument("--list", action="store_true", help="show the names and what each data set is")
+    arguments = parser.parse_args(argv)
+    if not arguments.names and not arguments.list:
+        parser.error("no data set named")
+
+    from vaerun.errors import InputError
+
+    try:
+        return _run(arguments)
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from vaerun.data import cache, sources
+
+    if arguments.list:
+        for name, source in sources.BUILT_IN.items():
+            print(f"{name:14}{(source.__doc__ or '').splitlines()[0]}")
+    for name in arguments.names:
+        cache.require_known(name)  # all of them, before the first long download
+    for name in arguments.names:
+        arrays = cache.built_in(name, root=arguments.root)
+        if arguments.output is not None:
+            where = str(_pack(arrays, Path(arguments.output).expanduser() / f"{name}.npz"))
+        else:
+            file = getattr(arrays.train_images, "filename", None)
+            where = "no copy needed" if file is None else str(Path(file).parent)
+        print(_line(name, arrays, where), flush=True)
+    return 0
+
+
+def _line(name: str, arrays: Arrays, where: str) -> str:
+    shape = "x".join(str(size) for size in arrays.train_images.shape[1:])
+    test = 0 if arrays.test_images is None else len(arrays.test_images)
+    return (
+        f"{name}: {len(arrays.train_images)} train / {test} test, {shape}, split {arrays.split}, "
+        f"sha256 {arrays.sha256[:12]}, {where}"
+    )
+
+
+def _pack(arrays: Arrays, file: Path) -> Path:
+    """Writes a prepared file; it appears under its name only when whole. Raises `InputError` where it cannot."""
+    import numpy as np
+
+    from vaerun.data.arrays import FIELDS
+    from vaerun.errors import InputError
+
+    present = {field: getattr(arrays, field) for field in FIELDS if getattr(arrays, field) is not None}
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as out:
+                np.savez_compressed(out, **present, split=np.array(arrays.split))
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"--output: cannot write {file} ({reason}); give a folder that can be written") from error
+    return file
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The command `vaerun`: Hydra composes the configuration; help, errors and exit codes are vaerun's own.
+
+Exit codes: 0 done; 1 a run failed; 2 bad input; 130 interrupted; 75 stopped by SIGTERM or SIGUSR1 after saving.
+Nothing heavy is imported before a run really starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaerun.errors import InputError, Interrupted, RunError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment")
+
+HELP = """vaerun: train, evaluate and record deep latent-variable models
+
+  vaerun                              {default}
+  vaerun model=vlae data=cifar10      choose from the groups below
+  vaerun trainer.epochs=5 seed=1      set any key; `vaerun --cfg job` lists all
+  vaerun -m model=vae,vlae seed=0,1   a sweep
+  vaerun --hydra-help                 Hydra's own flags; -sc install=bash installs completion
+  tensorboard --logdir outputs        look at the runs
+
+The same command again goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted,
+75 stopped after saving (run again to go on).
+"""
+
+
+def config_folder() -> Path:
+    """Where the config groups are: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def choices(group: str, folders: list[Path]) -> dict[str, str]:
+    """Options of a group with the first comment line of each file."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for path in sorted((folder / group).glob("*.yaml")):
+            comments = [line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines()[:3]]
+            found[path.stem] = next((c for c in comments if c and not c.startswith("@package")), "")
+    return found
+
+
+def help_text() -> str:
+    """All groups, their choices with a line each."""
+    from vaerun.plugins import config_folders
+
+    folders = [config_folder(), *config_folders()]
+    lines = [HELP.format(default="the VLAE on scikit-learn's digits (no download, under a minute)")]
+    for group in GROUPS:
+        lines.append(f"{group}=")
+        lines += [f"  {name:<22}{text}" for name, text in choices(group, folders).items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = sys.argv[1:]
+    if "--help" in arguments or "-h" in arguments:
+        try:
+            print(help_text())
+        except InputError as error:
+            _leave(2, error)
+        return
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"vaerun {version('vaerun')}")
+        return
+    from vaerun.cli.compose import explain, run_hydra
+
+    sweep = "-m" in arguments or "--multirun" in arguments
+    try:
+        run_hydra(job, arguments)
+        if _failure is not None:
+            raise _failure
+    except InputError as error:
+        _leave(1 if sweep and getattr(error, "told", False) else 2, error)
+    except RunError as error:
+        _leave(1, error)
+    except Interrupted as error:
+        _leave(error.exit_code, error)
+    except KeyboardInterrupt:
+        _leave(130, "interrupted")
+    except Exception as error:
+        line = explain(error, arguments)
+        if line is None:
+            raise  # a bug of ours: with its traceback
+        _leave(2, line)
+
+
+def _leave(code: int, why: object) -> None:
+    if not getattr(why, "told", False):
+        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{' '.join(str(why).split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+_failure: BaseException | None = None  # of a single run: raised through Hydra it would come with lines of Hydra's own
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One run of Hydra's; returns the validation ELBO for optimising sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    from vaerun.settings import check
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    overrides = list(hydra.overrides.task)
+    try:
+        settings = check(cfg)
+        import warnings
+
+        # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+        from vaerun.run.execute import execute
+
+        result = execute(settings, folder, overrides, OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+    except Exception as error:
+        if hydra.mode != RunMode.MULTIRUN:
+            global _failure
+            _failure = error
+            return None
+        # Hydra tells of the first failure only, at the end: each one is told when it happens.
+        print(f"vaerun: error: {' '.join(overrides)}: {' '.join(str(error).split())}", file=sys.stderr)
+        error.told = True  # type: ignore[attr-defined]
+        raise
+    finally:
+        _remove_if_empty(folder)
+    value = result["metrics"].get("val/elbo")
+    return None if value is None else float(value)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the folder before a run is checked: one that was refused leaves nothing."""
+    try:
+        contents: list[Any] = list(folder.iterdir())
+        if [p.name for p in contents] == [".lock"]:
+            contents[0].unlink()
+            contents = []
+        if not contents:
+            os.removedirs(folder)
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A data set on the device: three disjoint splits of uint8 images, and batches made there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaerun.data.arrays import Arrays
+from vaerun.data.transforms import Transform
+from vaerun.errors import InputError
+from vaerun.randomness import fixed_uniform
+
+SPLIT_SEED = 20190609  # of the validation split and of noise fixed per image; not the run's seed, so runs compare
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model sees.
+
+    Attributes:
+        x: [B, C, H, W] float32.
+        c: one-hot labels [B, classes] float32, or None when the data has none.
+        log_det: of the transform, [B] nats.
+        rows: numbers of the images within their split, [B] on the CPU.
+    """
+
+    x: Tensor
+    c: Tensor | None
+    log_det: Tensor
+    rows: Tensor
+
+
+class Split:
+    """One part of a data set.
+
+    Arguments:
+        name: train, validation or test.
+        images: uint8 [N, C, H, W] on the device.
+        labels: int64 [N] on the device, or None.
+        classes: number of classes.
+        transform: pixels -> x.
+        drawn: the images are binarised already.
+    """
+
+    def __init__(
+        self, name: str, images: Tensor, labels: Tensor | None, classes: int, transform: Transform, drawn: bool
+    ) -> None:
+        self.name, self.images, self.labels, self.classes = name, images, labels, classes
+        self.transform, self.drawn = transform, drawn
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """int64 [B] -> float32 [B, classes]."""
+        return F.one_hot(labels, self.classes).float()
+
+    def training_batch(self, rows: Tensor) -> Batch:
+        """The images of these rows [B], with fresh noise from torch's global generator."""
+        where = rows.to(self.images.device)
+        pixels = self.images[where]
+        return self._batch(pixels, where, rows, lambda: torch.rand(pixels.shape, device=pixels.device))
+
+    def batches(self, size: int, images: int | None = None) -> Iterator[Batch]:
+        """The first `images` images (None: all) in order, `size` at a time, with the noise that belongs to each."""
+        stop = len(self) if images is None else min(images, len(self))
+        for start in range(0, stop, size):
+            yield self.batch(start, min(start + size, stop))
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """Images start..stop-1 with the noise that belongs to each."""
+        pixels = self.images[start:stop]
+        noise = (self.image_shape, start, stop, pixels.device, SPLIT_SEED, "dequantize", self.name)
+        return self._batch(pixels, slice(start, stop), torch.arange(start, stop), lambda: fixed_uniform(*noise))
+
+    def _batch(self, pixels: Tensor, where: Any, rows: Tensor, uniform: Any) -> Batch:
+        x, log_det = self.transform(pixels, uniform, self.drawn)
+        c = None if self.labels is None else self.one_hot(self.labels[where])
+        return Batch(x, c, log_det, rows)
+
+
+class ImageData:
+    """Train, validation and test splits with the facts that models and records need.
+
+    Arguments:
+        name: of the data set.
+        arrays: as prepared.
+        validation: how many images (or which fraction below 1) are cut from the training part, by a fixed seed of its
+            own; the same images whatever `train_images` is.
+        train_images: keep only the first so many of the remaining training images; None keeps all.
+        transform: pixels -> x.
+        device: where the images live.
+
+    Raises InputError for sizes that the data does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arrays: Arrays,
+        *,
+        validation: float,
+        train_images: int | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name, self.sha256, self.split_name = name, arrays.sha256, arrays.split
+        self.transform = transform = transform or Transform()
+        total = len(arrays.train_images)
+        validation = round(validation * total) if 0 < validation < 1 else validation
+        if validation != int(validation):
+            raise InputError(f"data.validation must be a whole number or a fraction below 1, got {validation}")
+        validation = int(validation)
+        if not 0 <= validation < total:
+            raise InputError(
+                f"data.validation must be between 0 and {total - 1} ({name} has {total}), got {validation}"
+            )
+        order = np.random.default_rng(SPLIT_SEED).permutation(total)
+        held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
+        if train_images is not None:
+            if not 0 < train_images <= len(rest):
+                raise InputError(
+                    f"data.train_images must be between 1 and {len(rest)} ({name} without its {validation} validation "
+                    f"images), got {train_images}"
+                )
+            rest = rest[:train_images]
+        if arrays.test_images is None:
+            raise InputError(f"data set {name} came without test images: its source must name or cut a test part")
+
+        labelled = arrays.train_labels is not None and arrays.test_labels is not None
+        self.classes = 0
+        if arrays.train_labels is not None and arrays.test_labels is not None:
+            self.classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
+
+        def part(split: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Split:
+            pixels = torch.from_numpy(np.array(images if rows is None else images[rows])).to(device)
+            numbers = None
+            if labelled and labels is not None:
+                numbers = torch.from_numpy(np.array(labels if rows is None else labels[rows])).to(device)
+            drawn = transform.binarize == "fixed" or (transform.binarize == "dynamic" and split != "train")
+            if drawn:
+                _binarize_in_place(pixels, split)
+            return Split(split, pixels, numbers, self.classes, transform, drawn)
+
+        self.train = part("train", arrays.train_images, arrays.train_labels, rest)
+        self.validation = part("validation", arrays.train_images, arrays.train_labels, held_out)
+        self.test = part("test", arrays.test_images, arrays.test_labels, None)
+        self.mean, self.variance = self._moments()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.train.image_shape
+
+    @property
+    def dimensions(self) -> int:
+        """D = C H W."""
+        return int(np.prod(self.image_shape))
+
+    @property
+    def binary(self) -> bool:
+        """Whether every x is 0 or 1, as a Bernoulli likelihood needs."""
+        if self.transform.binarize != "none":
+            return True
+        pixels = self.train.images
+        return not self.transform.dequantize and bool(((pixels == 0) | (pixels == 255)).all())
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What must agree for two numbers to be comparable."""
+        t = self.transform
+        return {
+            "binarize": t.binarize,
+            "dequantize": t.dequantize,
+            "logit": t.logit,
+            "images": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
+            "split": self.split_name,
+            "data_sha256": self.sha256,
+        }
+
+    def _moments(self) -> tuple[Tensor, float]:
+        """Mean [C, H, W] of x over the training split, and the scalar mean over pixels of x's variance about it."""
+        closed = self.transform.moments(torch.zeros(1), torch.zeros(1)) is not None
+        first = torch.zeros(self.image_shape, dtype=torch.float64)
+        second = torch.zeros(self.image_shape, dtype=torch.float64)
+        for start in range(0, len(self.train), 4096):
+            stop = min(start + 4096, len(self.train))
+            x = self.train.images[start:stop] / 255 if closed else self.train.batch(start, stop).x
+            first += x.sum(0).cpu()
+            second += x.square().sum(0).cpu()
+        mean = first / len(self.train)
+        variance = second / len(self.train) - mean.square()
+        closed_form = self.transform.moments(mean, variance)
+        if closed_form is not None:
+            mean, variance = closed_form
+        # A constant data set has no variance to start from; 1e-6 is far below one grey level squared.
+        return mean.float().to(self.train.images.device), max(float(variance.mean()), 1e-6)
+
+
+def _binarize_in_place(pixels: Tensor, split: str) -> None:
+    """Replace uint8 grey values by 0 or 255, P(255) = grey / 255, drawn once for each image of the split."""
+    for start in range(0, len(pixels), 4096):
+        part = pixels[start : start + 4096]
+        noise = fixed_uniform(part.shape[1:], start, start + len(part), part.device, SPLIT_SEED, "binarize", split)
+        pixels[start : start + 4096] = (noise < part / 255).to(torch.uint8) * 255

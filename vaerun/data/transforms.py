@@ -1,0 +1,85 @@
+"""From stored pixels to what the model sees: binarisation, dequantisation, logit, each with its log|det|.
+
+Densities are with respect to pixels scaled to [0, 1]: log|det| is that of the map from there to the model's space, so
+log p(pixels) = log p(x) + log|det|. Without dequantisation x = pixel / 255; with it x = (pixel + u) / 256, u ~ U(0, 1)
+(Theis et al. 2016); the logit map is x -> logit(alpha + (1 - 2 alpha) x) (Dinh et al. 2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vaerun.errors import InputError
+
+BINARIZE = ("none", "dynamic", "fixed")
+ALPHA = 1e-6  # keeps the logit finite at 0 and 1
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What is done to every batch.
+
+    Attributes:
+        binarize: none; dynamic (training pixels are drawn anew each time, P(1) = grey value; validation and test are
+            drawn once); fixed (all drawn once).
+        dequantize: add uniform noise within each of the 256 levels.
+        logit: map [0, 1] to the real line; needs dequantize.
+    """
+
+    binarize: str = "none"
+    dequantize: bool = False
+    logit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.binarize not in BINARIZE:
+            raise InputError(f"unknown data.binarize '{self.binarize}': choose one of {', '.join(BINARIZE)}")
+        if self.dequantize and self.binarize != "none":
+            raise InputError("data.dequantize=true is for grey or colour pixels: set data.binarize=none")
+        if self.logit and not self.dequantize:
+            raise InputError("data.logit=true needs data.dequantize=true (the logit of an exact 0 or 255 is infinite)")
+
+    def __call__(self, pixels: Tensor, uniform: Callable[[], Tensor], drawn: bool) -> tuple[Tensor, Tensor]:
+        """uint8 [B, C, H, W] -> x float32 [B, C, H, W] and log|det| [B] in nats.
+
+        Arguments:
+            pixels: as stored.
+            uniform: gives U(0, 1) numbers of pixels' shape, asked for only where the transform is random.
+            drawn: pixels are binarised already (stored as 0 and 255).
+        """
+        log_det = torch.zeros(len(pixels), device=pixels.device)
+        if self.dequantize:
+            x = (pixels + uniform()) / 256
+            return self._logit(x) if self.logit else (x, log_det)
+        x = pixels / 255
+        if self.binarize != "none" and not drawn:
+            x = (uniform() < x).to(x.dtype)
+        return x, log_det
+
+    @staticmethod
+    def _logit(x: Tensor) -> tuple[Tensor, Tensor]:
+        # d/dx logit(s(x)) = (1 - 2 alpha) / (s (1 - s)), and -log s - log(1 - s) = softplus(-y) + softplus(y)
+        y = torch.logit(ALPHA + (1 - 2 * ALPHA) * x)
+        log_det = math.log(1 - 2 * ALPHA) + F.softplus(y) + F.softplus(-y)
+        return y, log_det.flatten(1).sum(1)
+
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Back to [0, 1] for pictures, any shape."""
+        if self.logit:
+            x = (torch.sigmoid(x) - ALPHA) / (1 - 2 * ALPHA)
+        return x.clamp(0, 1)
+
+    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Per-pixel mean and variance of x given those of pixel / 255; None where no closed form is known."""
+        if self.logit:
+            return None
+        if self.dequantize:
+            return (255 * mean + 0.5) / 256, variance * (255 / 256) ** 2 + 1 / (12 * 256**2)
+        if self.binarize == "dynamic":
+            return mean, mean * (1 - mean)
+        return mean, variance

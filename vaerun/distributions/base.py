@@ -1,0 +1,50 @@
+"""What every distribution over z offers beside torch.distributions' own methods."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+
+class LatentDistribution(Distribution):
+    """A distribution over z, batch shape [B], event shape [d], as the image of standard normal noise.
+
+    `transform(noise)` is the reparameterisation; `rsample` and `rsample_with_log_prob` follow from it.
+    It is a value: nothing is stored on the module that made it.
+    """
+
+    has_rsample = True
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch.distributions' own interface)
+    support = constraints.real_vector
+
+    def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard normal noise [K, B, d] -> z [K, B, d] and log q(z) [K, B] in nats, both differentiable."""
+        raise NotImplementedError
+
+    def held(self) -> Self:
+        """The same distribution with its parameters held fixed (no gradient reaches them)."""
+        raise NotImplementedError
+
+    def _like(self) -> Tensor:
+        """Any parameter, for its dtype and device."""
+        raise NotImplementedError
+
+    def rsample_with_log_prob(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """z [*sample_shape, B, d] and its log q [*sample_shape, B], without inverting the sample.
+
+        Arguments:
+            sample_shape: leading shape, usually (K,).
+            noise: standard normal numbers of z's shape to use; None draws them from torch's generator.
+        """
+        if noise is None:
+            like = self._like()
+            noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+        return self.transform(noise)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]
+        return self.rsample_with_log_prob(sample_shape)[0]

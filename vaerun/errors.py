@@ -1,0 +1,29 @@
+"""The two ways in which a run ends early for a reason that is not a bug of vaerun's."""
+
+from __future__ import annotations
+
+import signal
+
+
+class InputError(ValueError):
+    """The user's input cannot be used. The message is one line: what was wrong, where, what to do. Exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A run failed for a cause that can be named (a loss that is not finite, a full disk). One line. Exit code 1."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop; its state is saved where there is one.
+
+    A BaseException, like KeyboardInterrupt, so that a sweep does not take it for one job's failure and go on.
+    Exit code 130 for SIGINT, 75 ("try again") for SIGTERM and SIGUSR1: running the same command again goes on.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.signum == signal.SIGINT else 75

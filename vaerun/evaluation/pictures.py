@@ -1,0 +1,73 @@
+"""Pictures of a model: data and reconstructions, samples, a grid with one class a row, the 2-D latent manifold.
+
+Each is a grid [channels, height, width] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaerun.data.dataset import Split
+from vaerun.models import LatentModel
+from vaerun.randomness import ImageNoise, generator
+
+COLUMNS, ROWS, SEED = 10, 10, 0
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Images [N, C, H, W] in [0, 1], row by row."""
+    from torchvision.utils import make_grid  # takes over a second to import: after the first steps, not before
+
+    return make_grid(images.clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=0.5)
+
+
+def _noise(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=generator("cpu", SEED, "pictures")).to(device)
+
+
+def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
+    """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
+
+    data, reconstructions (E[x | z] at the posterior mean; same places as data), samples (E[x | z], z from the prior;
+    for a conditional model of at most 100 classes: classes, one a row), manifold (d = 2: z at normal quantiles).
+    """
+    to_unit = split.transform.to_unit
+    with torch.no_grad():
+        batch = split.batch(0, min(COLUMNS * 5, len(split)))
+        noise = ImageNoise(SEED, batch.rows.tolist(), model.latent_dim, model.mean)
+        joint = model.joint(batch.x, batch.c, noise)
+        found = {
+            "data": grid(to_unit(batch.x), COLUMNS),
+            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).mean, batch.c)), COLUMNS),
+        }
+        if not model.classes:
+            found["samples"] = grid(to_unit(model.sample(COLUMNS * ROWS, noise=_noise)), COLUMNS)
+        else:
+            classes = min(model.classes, 100)
+            c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
+            found["classes"] = grid(to_unit(model.sample(len(c), c, noise=_noise)), COLUMNS)
+        if model.latent_dim == 2 and not model.classes:
+            found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
+    return found
+
+
+def manifold(model: LatentModel, n: int) -> Tensor:
+    """E[x | z] [n * n, C, H, W] at the normal quantiles of a regular grid (Kingma & Welling 2014, figure 4)."""
+    quantiles = math.sqrt(2) * torch.erfinv(2 * (torch.arange(n) + 0.5) / n - 1)
+    z = torch.cartesian_prod(-quantiles, quantiles).flip(1)
+    return model.decode_mean(z.to(model.mean))
+
+
+def save_png(picture: Tensor) -> bytes:
+    """A grid [C, H, W] in [0, 1] as the bytes of a PNG file."""
+    import io
+
+    from PIL import Image
+
+    pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,35 @@
+"""Amortised inference: a diagonal Gaussian read off an encoder (Kingma & Welling 2014; Rezende et al. 2014)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from vaerun.distributions import DiagonalNormal
+from vaerun.models import Joint
+from vaerun.nets.init import linear
+
+
+class Amortised(nn.Module):
+    """q(z | x, c) = N(m(x, c), diag v(x, c)).
+
+    Arguments:
+        encoder: network x, c -> features [B, n] with an attribute `features` (n).
+        latent_dim: d.
+    """
+
+    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        features = cast(Any, encoder).features
+        self.mean, self.log_variance = linear(features, latent_dim), linear(features, latent_dim)
+
+    def parameters_of(self, joint: Joint) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [B, n], mean [B, d], log-variance [B, d]."""
+        h = self.encoder(joint.inputs, joint.c)
+        return h, self.mean(h), self.log_variance(h)
+
+    def forward(self, joint: Joint) -> DiagonalNormal:
+        _, mean, log_variance = self.parameters_of(joint)
+        return DiagonalNormal(mean, log_variance)

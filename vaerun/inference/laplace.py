@@ -1,0 +1,60 @@
+"""Variational Laplace inference (Park et al. 2019): mode search by local linearisation, then a Gaussian about it.
+
+At mu_t, with gradient s and Gauss-Newton precision L of the log-joint (models/joint.py), one step solves the locally
+linear model: mu_{t+1} = mu_t + a_t L^-1 s, a_t = 0.5 / (t + 1) (the paper's damping) or 1. After T steps
+q = N(mu_T, L(mu_T)^-1). Gradients flow through the whole search.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vaerun.distributions import PrecisionNormal
+from vaerun.errors import InputError
+from vaerun.inference.common import check_steps
+from vaerun.models import Joint
+from vaerun.nets.init import linear
+
+DAMPING = ("paper", "none")
+
+
+def cholesky(precision: Tensor) -> Tensor:
+    """Lower factors of [B, d, d] without a host sync; one that does not exist is NaN, which stops the run by name."""
+    factor, info = torch.linalg.cholesky_ex(precision)
+    return torch.where((info == 0)[:, None, None], factor, torch.nan)
+
+
+class Laplace(nn.Module):
+    """q(z | x, c) = N(mu_T, L(mu_T)^-1), L the posterior precision under local linearity.
+
+    Arguments:
+        encoder: as in Amortised; None starts the search at the prior's mean.
+        latent_dim: d.
+        steps: T, the number of mode-search steps (T + 1 linearisations).
+        damping: `paper` (a_t = 0.5 / (t + 1)) or `none` (a_t = 1, exact after one step on a linear decoder).
+    """
+
+    def __init__(self, encoder: nn.Module | None, latent_dim: int, *, steps: int, damping: str = "paper") -> None:
+        super().__init__()
+        if damping not in DAMPING:
+            raise InputError(f"unknown model.inference.damping '{damping}': choose one of {', '.join(DAMPING)}")
+        self.encoder, self.steps, self.damping = encoder, check_steps(steps), damping
+        self.mean = None if encoder is None else linear(cast(Any, encoder).features, latent_dim)
+
+    def rate(self, t: int) -> float:
+        """a_t."""
+        return 0.5 / (t + 1) if self.damping == "paper" else 1.0
+
+    def forward(self, joint: Joint) -> PrecisionNormal:
+        if self.encoder is None or self.mean is None:
+            mu = joint.prior.mean
+        else:
+            mu = self.mean(self.encoder(joint.inputs, joint.c))
+        for t in range(self.steps):
+            local = joint.linearise(mu)
+            step = torch.cholesky_solve(local.gradient.unsqueeze(-1), cholesky(local.precision)).squeeze(-1)
+            mu = mu + self.rate(t) * step
+        return PrecisionNormal(mu, cholesky(joint.linearise(mu).precision))

@@ -1,0 +1,91 @@
+"""Probabilistic PCA (Tipping & Bishop 1999): the linear-Gaussian model, whose posterior and likelihood are exact.
+
+p(x) = N(b, W W' + s2 I). The maximum-likelihood solution (section 3.2): b the mean, s2 the mean of the discarded
+eigenvalues of the data's covariance, W = U (Lambda - s2 I)^(1/2) on the leading d.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from vaerun.errors import InputError
+from vaerun.models.latent import LatentModel
+from vaerun.models.likelihoods import LOG_2PI, Gaussian
+from vaerun.nets import MLPDecoder
+
+
+def is_linear_gaussian(model: LatentModel) -> bool:
+    """Whether p(x) has a closed form: linear unconditional decoder, Gaussian likelihood, prior N(0, I)."""
+    decoder = model.decoder
+    return (
+        isinstance(decoder, MLPDecoder)
+        and not decoder.stack.layers
+        and isinstance(model.likelihood, Gaussian)
+        and not model.classes
+    )
+
+
+def _parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
+    decoder, likelihood = model.decoder, model.likelihood
+    if not is_linear_gaussian(model):
+        raise InputError(
+            "model.fit=closed_form needs a linear decoder, a Gaussian likelihood and no condition "
+            "(network=mlp model.decoder.hidden=[] model.likelihood=gaussian model.conditional=false)"
+        )
+    assert isinstance(decoder, MLPDecoder)
+    assert isinstance(likelihood, Gaussian)
+    return decoder, likelihood
+
+
+def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
+    """Set W, b and s2 to the maximum-likelihood solution, in place.
+
+    Arguments:
+        model: linear-Gaussian (is_linear_gaussian).
+        batches: the training images as x [B, C, H, W], read once.
+
+    Raises InputError when the model is not linear-Gaussian, or d is not below D and the number of images.
+    """
+    decoder, likelihood = _parts(model)
+    dims, d = model.mean.numel(), model.latent_dim
+    count, first = 0, torch.zeros(dims, dtype=torch.float64)
+    second = torch.zeros(dims, dims, dtype=torch.float64)
+    for x in batches:
+        centred = (x - model.mean).flatten(1).cpu()  # about the float32 mean first: no large squares cancel
+        count += len(centred)
+        first += centred.sum(0)
+        second += (centred.mT @ centred).double()
+    if d >= min(dims, count):
+        raise InputError(f"model.latent_dim={d} must be below the {dims} pixels and the {count} training images")
+    shift = first / count
+    values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # ascending
+    noise = values[:-d].mean().clamp(min=1e-12)
+    scale = (values[-d:] - noise).clamp(min=0).sqrt()
+    assert decoder.affine is not None
+    with torch.no_grad():
+        decoder.affine.weight.copy_((vectors[:, -d:] * scale).flip(1))
+        decoder.affine.bias.copy_(shift)
+        likelihood.log_variance.fill_(math.log(float(noise)))
+
+
+def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
+    """log p(x) = log N(x; b, W W' + s2 I): x [B, C, H, W] -> [B] nats (float64), by the d x d identities.
+
+    |C| = s2^D |I + W'W/s2| and C^-1 = (I - W (I + W'W/s2)^-1 W'/s2) / s2.
+    """
+    decoder, likelihood = _parts(model)
+    assert decoder.affine is not None
+    w = decoder.affine.weight.detach().double().cpu()
+    b = (decoder.affine.bias.detach() + model.offset.flatten()).double().cpu()
+    s2 = likelihood.log_variance.detach().double().cpu().exp()
+    r = x.flatten(1).double().cpu() - b
+    inner = torch.eye(w.shape[1], dtype=torch.float64) + w.mT @ w / s2
+    factor = torch.linalg.cholesky(inner)
+    projected = torch.linalg.solve_triangular(factor, (r @ w / s2).mT, upper=False).mT
+    distance = r.square().sum(1) / s2 - projected.square().sum(1)
+    log_det = 2 * factor.diagonal().log().sum()
+    return -0.5 * (distance + r.shape[1] * (LOG_2PI + s2.log()) + log_det)

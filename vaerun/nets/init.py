@@ -1,0 +1,61 @@
+"""Initialisation and activations that all networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vaerun.errors import InputError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "softplus": F.softplus,
+    "silu": F.silu,
+    "tanh": F.tanh,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name. Raises InputError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise InputError(f"unknown activation '{name}': choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def check_widths(what: str, widths: Sequence[int]) -> list[int]:
+    """Layer widths as a list; raises InputError unless each is a positive whole number."""
+    out = list(widths)
+    if any(not isinstance(w, int) or w < 1 for w in out):
+        raise InputError(f"{what} must be a list of positive whole numbers such as [500,500], got {out}")
+    return out
+
+
+def initialise(layer: nn.Module, activation: str = "linear") -> None:
+    """He et al. (2015) normal initialisation, fan-out mode, zero bias, in place.
+
+    The gain is that of the activation which follows the layer: sqrt(2) before a ReLU, 1 before nothing
+    (the protocol of Park et al. 2019: two ReLU layers and one linear layer).
+    """
+    assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    known = activation if activation in ("relu", "leaky_relu", "tanh", "linear") else "relu"
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity=known)  # type: ignore[arg-type]
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def linear(inputs: int, outputs: int, activation: str = "linear") -> nn.Linear:
+    """An initialised affine map [..., inputs] -> [..., outputs]."""
+    layer = nn.Linear(inputs, outputs)
+    initialise(layer, activation)
+    return layer
+
+
+def join(z: Tensor, c: Tensor | None) -> Tensor:
+    """z [..., B, n] with the context c [B, classes] appended: [..., B, n + classes]."""
+    if c is None:
+        return z
+    return torch.cat([z, c.to(z.dtype).expand(*z.shape[:-1], -1)], dim=-1)

@@ -1,0 +1,96 @@
+"""Where parts of a model may come from: vaerun itself, and packages that the user has named as trusted.
+
+A package is trusted when it is installed with an entry point in the group `vaerun.plugins`, or is named in the
+environment variable VAERUN_PLUGINS (comma-separated), or by `trust()` in code; never by a file of a run directory. A
+trusted package's `configs/` folder joins the search path of config groups.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vaerun.errors import InputError
+
+_trusted: set[str] = set()
+
+
+def trust(package: str) -> None:
+    """Let configurations name classes and functions of this top-level package."""
+    _trusted.add(package)
+
+
+@cache
+def _declared() -> frozenset[str]:
+    named = {e.value.split(":")[0].split(".")[0] for e in metadata.entry_points(group="vaerun.plugins")}
+    return frozenset(named | {n.strip() for n in os.environ.get("VAERUN_PLUGINS", "").split(",") if n.strip()})
+
+
+def trusted() -> set[str]:
+    """Top-level packages whose parts a configuration may name."""
+    return {"vaerun"} | _declared() | _trusted
+
+
+def config_folders() -> list[Path]:
+    """`configs/` folders of the trusted packages (vaerun's own left out), without importing them."""
+    found = []
+    for name in sorted(trusted() - {"vaerun"}):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise InputError(f"plugin package '{name}' (VAERUN_PLUGINS or an entry point) is not installed")
+        places = list(spec.submodule_search_locations or []) or [str(Path(spec.origin or ".").parent)]
+        found += [Path(p) / "configs" for p in places if (Path(p) / "configs").is_dir()]
+    return found
+
+
+def resolve(target: str) -> Any:
+    """The class or function of a dotted name. Raises InputError where there is none or its package is not trusted."""
+    module_name, _, attribute = str(target).rpartition(".")
+    if module_name.split(".")[0] not in trusted():
+        raise InputError(
+            f"_target_ '{target}' is outside vaerun and the trusted packages ({', '.join(sorted(trusted()))}): "
+            "name its package in VAERUN_PLUGINS to trust it"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise InputError(f"_target_ '{target}': cannot import {module_name} ({error})") from error
+    except AttributeError as error:
+        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}'") from error
+    # The name may be an alias: what counts is where the object itself lives.
+    home = getattr(found, "__module__", None) or ""
+    if not callable(found) or home.split(".")[0] not in trusted():
+        raise InputError(f"_target_ '{target}' is no class or function of a trusted package (it lives in '{home}')")
+    return found
+
+
+def build(spec: Mapping[str, Any], *args: Any, where: str, **defaults: Any) -> Any:
+    """Call `spec["_target_"]` with its other keys, the positional arguments, and those defaults that it takes.
+
+    Arguments:
+        spec: a mapping with `_target_`.
+        where: the configuration key, for messages.
+        defaults: offered by name; left out where the target has no such parameter.
+
+    Raises InputError for keys that the target does not take or misses.
+    """
+    if "_target_" not in spec:
+        raise InputError(f"{where} has no _target_")
+    target = resolve(spec["_target_"])
+    given = {k: v for k, v in spec.items() if k != "_target_"}
+    signature = inspect.signature(target)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    offered = {k: v for k, v in defaults.items() if open_ended or k in signature.parameters} | given
+    try:
+        signature.bind(*args, **offered)
+    except TypeError as error:
+        options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        raise InputError(f"{where} ({spec['_target_']}): {error}; its options: {', '.join(options)}") from error
+    return target(*args, **offered)

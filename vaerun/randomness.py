@@ -1,0 +1,71 @@
+"""Randomness as a function of position: what is drawn depends on where it is used, never on what was drawn before.
+
+So a resumed run draws what an uninterrupted one would have drawn, and an image's evaluation noise is the same whatever
+the chunk size and whichever images stand beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def mix(*position: int | str) -> int:
+    """A seed in [0, 2^63) that is a fixed function of the position, e.g. mix(seed, "step", 17)."""
+    digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(device: torch.device | str, *position: int | str) -> torch.Generator:
+    """A torch generator on that device, seeded by the position."""
+    return torch.Generator(device=device).manual_seed(mix(*position))
+
+
+def permutation(n: int, *position: int | str) -> Tensor:
+    """A permutation of 0..n-1 [n] on the CPU, the same on every device."""
+    return torch.randperm(n, generator=generator("cpu", *position))
+
+
+def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.device, *position: int | str) -> Tensor:
+    """Uniform numbers [stop - start, *shape] that belong to rows start..stop-1 of a fixed table of noise.
+
+    The table is drawn in blocks of 256 rows, each from its own position.
+    """
+    block = 256
+    parts = []
+    for b in range(start // block, -(-stop // block)):
+        table = torch.rand(block, *shape, generator=generator(device, *position, b), device=device)
+        parts.append(table[max(start - b * block, 0) : stop - b * block])
+    return torch.cat(parts)
+
+
+class ImageNoise:
+    """Standard normal noise [k, B, d] that depends on the seed, the image and the stream's name, and on nothing else.
+
+    Arguments:
+        seed: of the run.
+        images: the images' numbers within their split, length B.
+        latent_dim: d.
+        like: a tensor whose dtype and device are used.
+        keep: remember what was drawn (for validation, which asks for the same numbers every epoch).
+    """
+
+    def __init__(self, seed: int, images: Sequence[int], latent_dim: int, like: Tensor, keep: bool = False) -> None:
+        self.seed, self.images, self.latent_dim = seed, list(images), latent_dim
+        self.dtype, self.device = like.dtype, like.device
+        self._kept: dict[tuple[str, int], Tensor] | None = {} if keep else None
+
+    def __call__(self, stream: str, k: int) -> Tensor:
+        if self._kept is not None and (stream, k) in self._kept:
+            return self._kept[stream, k]
+        out = torch.empty(k, len(self.images), self.latent_dim, dtype=self.dtype, device=self.device)
+        source = torch.Generator(device=self.device)
+        for row, image in enumerate(self.images):
+            source.manual_seed(mix(self.seed, "image", image, stream))
+            out[:, row] = torch.randn(k, self.latent_dim, generator=source, dtype=self.dtype, device=self.device)
+        if self._kept is not None:
+            self._kept[stream, k] = out
+        return out

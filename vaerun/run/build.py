@@ -1,0 +1,116 @@
+"""From settings to parts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from vaerun.data import cache
+from vaerun.data.dataset import ImageData
+from vaerun.data.transforms import Transform
+from vaerun.errors import InputError
+from vaerun.models import Bernoulli, Gaussian, LatentModel
+from vaerun.objectives import Variational
+from vaerun.plugins import build, resolve
+from vaerun.settings import DataSettings, ModelSettings, Settings
+
+
+def device_named(name: str) -> torch.device:
+    """The device of trainer.device. Raises InputError where this machine has no such device."""
+    if name == "auto":
+        # Apple's GPUs only when asked for: they lack float64, which the log-likelihood is summed in.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"trainer.device={name} is no device: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"trainer.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use trainer.device=cpu"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("trainer.device=mps: this machine has no Apple GPU; use trainer.device=cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"trainer.device={name} is not supported: use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def build_data(settings: DataSettings, device: torch.device) -> ImageData:
+    """The data set on the device."""
+    transform = Transform(settings.binarize, settings.dequantize, settings.logit)
+    source = settings.source
+    options = {k: v for k, v in source.items() if k not in ("_target_", "path") and v is not None}
+    function = resolve(source.get("_target_", ""))
+    if settings.path is not None:
+        function = partial(function, path=settings.path)
+    arrays = cache.prepare(
+        settings.name,
+        function,
+        root=settings.root,
+        path=settings.path,
+        options=options,
+        cached=settings.name != "digits",
+    )
+    return ImageData(
+        settings.name,
+        arrays,
+        validation=settings.validation,
+        train_images=settings.train_images,
+        transform=transform,
+        device=device,
+    )
+
+
+def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
+    """The model for this data, its parameters drawn from torch's global generator.
+
+    Raises InputError for combinations that make no sense.
+    """
+    if settings.conditional and not data.classes:
+        raise InputError(
+            f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: give labels, "
+            "or choose an unconditional model (model.conditional=false)"
+        )
+    if settings.conditional_prior and not settings.conditional:
+        raise InputError("model.conditional_prior=true needs model.conditional=true")
+    if settings.likelihood == "bernoulli" and not data.binary:
+        raise InputError(
+            f"model.likelihood=bernoulli needs pixels that are 0 or 1, and {data.name} is grey or colour: set "
+            "data.binarize=dynamic (or fixed), or model.likelihood=gaussian"
+        )
+    classes = data.classes if settings.conditional else 0
+    likelihood = (
+        Bernoulli()
+        if settings.likelihood == "bernoulli"
+        else Gaussian(settings.fixed_variance or data.variance, learned=settings.fixed_variance is None)
+    )
+    shape, d = data.image_shape, settings.latent_dim
+    encoder = None
+    if settings.encoder is not None:
+        encoder = build(settings.encoder, shape, classes, where="model.encoder")
+    inference = build(settings.inference, encoder, d, where="model.inference")
+    return LatentModel(
+        build(settings.decoder, d, shape, classes, where="model.decoder"),
+        likelihood,
+        inference,
+        latent_dim=d,
+        mean=data.mean,
+        classes=classes,
+        conditional_prior=settings.conditional_prior,
+    ).to(data.mean.device)
+
+
+def build_objective(settings: Settings, model: LatentModel) -> Variational:
+    """The objective; the estimator is `estimator.function` with its options bound."""
+    function = resolve(settings.estimator.function.get("_target_", ""))
+    options = {k: v for k, v in settings.estimator.function.items() if k != "_target_"}
+    return Variational(model, partial(function, **options), settings.estimator.samples)
+
+
+def try_out(objective: Variational, data: ImageData) -> None:
+    """One loss on two images, so that a combination that cannot work is refused before anything is written."""
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        objective.loss("model", 0, data.train.batch(0, min(2, len(data.train))))
+    torch.set_rng_state(state)

@@ -1,0 +1,97 @@
+"""result.json and the table in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vaerun.errors import InputError
+from vaerun.files import write_atomically, write_json
+
+RESULT = "result.json"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The folder's result.json, or None where there is none. Raises InputError for one that cannot be read."""
+    path = folder / RESULT
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): move it away, or choose another output_dir") from error
+    if not isinstance(record, dict) or "fingerprint" not in record or "status" not in record:
+        raise InputError(f"{path} is no result of vaerun's: choose another output_dir")
+    return record
+
+
+def write_result(folder: Path, record: dict[str, Any]) -> None:
+    """Write result.json whole."""
+    write_json(folder / RESULT, record)
+
+
+def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
+    """`.hydra/` as Hydra writes it: config.yaml (all interpolations resolved), overrides.yaml, hydra.yaml."""
+    import yaml
+
+    target = folder / ".hydra"
+    target.mkdir(exist_ok=True)
+    write_atomically(target / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
+    write_atomically(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True).encode())
+    if hydra is not None:
+        write_atomically(target / "hydra.yaml", hydra.encode())
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions and hardware."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        **{p: metadata.version(p) for p in ("torch", "torchvision", "hydra-core", "numpy", "vaerun")},
+    }
+
+
+def table(record: dict[str, Any], folder: Path) -> str:
+    """The final numbers, each with what it is."""
+    protocol, metrics = record["protocol"], record["metrics"]
+    k, images = protocol["importance_samples"], protocol["evaluated_images"]
+    words = {
+        "val/elbo": f"validation ELBO at the selected epoch, 1 sample, {protocol['images']['validation']} images",
+        "test/elbo": f"ELBO, Monte Carlo over the same {k} samples",
+        "test/kl": "KL(q(z|x) || p(z)), Monte Carlo",
+        "test/reconstruction": "E_q log p(x|z)",
+        "test/log_likelihood": f"importance-weighted log p(x), K={k}",
+        "test/log_likelihood_exact": "exact log p(x) of this linear-Gaussian model",
+        "test/bits_per_dimension": "8 - log p(x) / (D log 2)",
+    }
+    rows = []
+    for name, text in words.items():
+        value = metrics.get(name)
+        if value is None:
+            continue
+        error = metrics.get(f"{name}_se")
+        number = f"{value:.4f}" if "bits" in name else f"{value:.2f}"
+        rows.append((name, number + (f" ± {error:.2f}" if error is not None else ""), text))
+    width = max(len(r[1]) for r in rows)
+    lines = [f"{name:<26} {number:>{width}}  {text}" for name, number, text in rows]
+    likelihood = protocol["likelihood"]
+    head = (
+        f"{record['model']} on {record['data']}: nats per image, mean over {images} test images (± standard error); "
+        f"{likelihood} likelihood, selected epoch {protocol['selected_epoch']:g}"
+    )
+    return "\n".join([head, *lines, f"recorded in {folder}"])
+
+
+def standard_error(values: Any) -> float | None:
+    """Of the mean of per-image values [N]; None for a single image."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None

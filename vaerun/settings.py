@@ -1,0 +1,234 @@
+"""The configuration's schema, its checks, and what identifies a run. No torch here: `--cfg` and completion stay quick."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from vaerun.errors import InputError
+
+NUMERICS = 1  # raised whenever the same settings give other numbers
+
+
+@dataclass
+class DataSettings:
+    """The group `data`."""
+
+    name: str = MISSING
+    source: dict[str, Any] = field(default_factory=dict)
+    root: str | None = None
+    path: str | None = None
+    image_size: Any = None
+    channels: int = 3
+    binarize: str = "none"
+    dequantize: bool = False
+    logit: bool = False
+    validation: float = 0.1
+    train_images: int | None = None
+
+
+@dataclass
+class ModelSettings:
+    """The groups `network` and `model`."""
+
+    name: str = MISSING
+    latent_dim: int = MISSING
+    likelihood: str = MISSING
+    fixed_variance: float | None = None
+    conditional: bool = False
+    conditional_prior: bool = False
+    fit: str = "gradient"
+    encoder: dict[str, Any] | None = None
+    decoder: dict[str, Any] = MISSING
+    inference: dict[str, Any] = MISSING
+
+
+@dataclass
+class EstimatorSettings:
+    """The group `estimator`."""
+
+    name: str = MISSING
+    function: dict[str, Any] = MISSING
+    samples: int = 1
+
+
+@dataclass
+class TrainerSettings:
+    """The group `trainer`."""
+
+    epochs: int = MISSING
+    max_steps: int | None = None
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    variance_learning_rate: float | None = None
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    early_stopping: int | None = None
+    device: str = "auto"
+    resume: str = "auto"
+    deterministic: bool = False
+    log_every: int = 50
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class EvaluationSettings:
+    """The group `evaluation`."""
+
+    samples: int = 5000
+    images: int | None = None
+    every: int = 1
+    pictures: int = 10
+    chunk: int | None = None
+
+
+@dataclass
+class Settings:
+    """A whole run."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    seed: int = 0
+    output_dir: str | None = None
+
+
+# Settings that cannot change a result: left out of the fingerprint.
+_NOT_IDENTITY = (
+    "output_dir",
+    "data.root",
+    "trainer.device",
+    "trainer.log_every",
+    "trainer.checkpoint_seconds",
+    "evaluation.chunk",
+    "evaluation.pictures",
+)
+
+# Smallest allowed value (None: any) and whether it itself is allowed.
+_LEAST: dict[str, tuple[float, bool]] = {
+    "data.validation": (0, True),
+    "model.latent_dim": (1, True),
+    "model.fixed_variance": (0, False),
+    "estimator.samples": (1, True),
+    "trainer.epochs": (0, True),
+    "trainer.max_steps": (0, True),
+    "trainer.batch_size": (1, True),
+    "trainer.learning_rate": (0, False),
+    "trainer.variance_learning_rate": (0, True),
+    "trainer.clip_norm": (0, False),
+    "trainer.early_stopping": (1, True),
+    "trainer.log_every": (1, True),
+    "trainer.checkpoint_seconds": (0, True),
+    "evaluation.samples": (1, True),
+    "evaluation.images": (1, True),
+    "evaluation.every": (1, True),
+    "evaluation.pictures": (0, True),
+    "evaluation.chunk": (1, True),
+}
+
+_CHOICES = {
+    "model.likelihood": ("gaussian", "bernoulli"),
+    "model.fit": ("gradient", "closed_form"),
+    "trainer.schedule": ("constant", "cosine", "step", "burda"),
+    "data.binarize": ("none", "dynamic", "fixed"),
+}
+
+
+def keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a configuration."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from keys(value, f"{prefix}{key}.")
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """' Did you mean X?' for the closest of the names, else ''."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:  # the right key under the wrong parent, or none at all
+        leaves = {n.rpartition(".")[2]: n for n in names}
+        leaf = difflib.get_close_matches(name.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+        close = [leaves[leaf[0]]] if leaf else []
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def check(cfg: DictConfig) -> Settings:
+    """The composed configuration as typed settings. Raises InputError in one line for what does not fit."""
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), plain)
+        settings = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        key = error.full_key or str(error).split(": ")[-1]
+        raise InputError(f"{key} must be given: {key}=VALUE") from error
+    except InterpolationKeyError as error:
+        raise InputError(f"configuration: {str(error).splitlines()[0]}") from error
+    except ConfigKeyError as error:
+        known = list(keys(OmegaConf.to_container(cfg)))
+        raise InputError(f"unknown key '{error.full_key}'.{nearest(str(error.full_key), known)}") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(settings, Settings)
+    _check_values(settings)
+    return settings
+
+
+def _check_values(settings: Settings) -> None:
+    for key, (least, itself) in _LEAST.items():
+        value = value_of(settings, key)
+        if value is not None and not (value >= least if itself else value > least):
+            raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value}")
+    for key, choices in _CHOICES.items():
+        value = value_of(settings, key)
+        if value not in choices:
+            raise InputError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(str(value), list(choices))}")
+    if not 0 <= settings.seed < 2**63:
+        raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """The value of a dotted key."""
+    found: Any = settings
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def identity(plain: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that can change a result."""
+    kept = {k: v for k, v in _flat(plain) if k not in _NOT_IDENTITY}
+    if kept.get("trainer.resume") in ("auto", "never"):
+        del kept["trainer.resume"]
+    return kept
+
+
+def fingerprint(plain: dict[str, Any], data_sha256: str) -> str:
+    """What makes two runs the same run: settings, data and the version of the numerics; 64 hex digits."""
+    kept = {k: v for k, v in identity(plain).items() if k not in ("data.path", "data.source.path")}
+    record = {"settings": kept, "data_sha256": data_sha256, "numerics": NUMERICS}
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def short_name(plain: dict[str, Any]) -> str:
+    """DATA/MODEL/ESTIMATOR-seedN-HASH: where the run of this configuration lives by default."""
+    digest = hashlib.sha256(json.dumps(identity(plain), sort_keys=True, default=str).encode()).hexdigest()[:10]
+    parts = [str(plain[group]["name"]) for group in ("data", "model", "estimator")]
+    data, model, estimator = ("".join(c if c.isalnum() or c in "-_." else "_" for c in p) for p in parts)
+    return f"{data}/{model}/{estimator}-seed{plain['seed']}-{digest}"
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,120 @@
+"""Checkpoints: a mapping from names to states, written whole or not at all, read without running code from the file.
+
+`last.pt` is where training goes on; the one before it stays as `previous.pt`, so a damaged file costs one interval.
+`best.pt` holds the parameters with the best validation ELBO so far.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaerun.errors import InputError
+from vaerun.files import write_atomically
+
+
+class Damaged(Exception):
+    """A checkpoint file cannot be read; the message is the cause."""
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors and plain values."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values only. Raises Damaged, also where a checksum does not fit."""
+    try:
+        # torch reads its zip members without looking at their checksums; zipfile does look.
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise Damaged(f"checksum of its part {bad} does not fit")
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
+        raise Damaged(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if not isinstance(state, dict):
+        raise Damaged("it holds no checkpoint of vaerun's")
+    return state
+
+
+class Store:
+    """The checkpoints of one run.
+
+    Arguments:
+        folder: `checkpoints/` of the run directory; made when first written to.
+        fingerprint: of the run; a file with another one is not this run's.
+        warn: called with one line when a damaged file is passed over.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, warn: Any) -> None:
+        self.folder, self.fingerprint, self.warn = folder, fingerprint, warn
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Make `state` the place to go on from, keeping the one before as previous.pt."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = self.folder / "last.pt"
+        if last.exists():
+            # A hard link, not a rename: there is no moment without a last.pt.
+            link = self.folder / ".previous.tmp"
+            link.unlink(missing_ok=True)
+            try:
+                os.link(last, link)
+                os.replace(link, self.folder / "previous.pt")
+            except OSError:  # file systems without links
+                os.replace(last, self.folder / "previous.pt")
+        save(last, state | {"fingerprint": self.fingerprint})
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write best.pt."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save(self.folder / "best.pt", state | {"fingerprint": self.fingerprint})
+
+    def load_last(self, device: torch.device | str) -> dict[str, Any] | None:
+        """The newest good state, or None when there is no checkpoint at all.
+
+        Raises InputError when there are files but none is good.
+        """
+        causes = []
+        for name in ("last.pt", "previous.pt"):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                state = load(path, device)
+                if state.get("fingerprint") != self.fingerprint:
+                    raise Damaged("it belongs to another configuration")
+            except Damaged as damage:
+                causes.append(f"{path}: {damage}")
+                continue
+            for cause in causes:
+                self.warn(f"passed over a damaged checkpoint ({cause}); going on from {name}")
+            return state
+        if causes:
+            raise InputError(
+                f"no good checkpoint to go on from ({'; '.join(causes)}): remove {self.folder} to start this run again"
+            )
+        return None
+
+
+def load_named(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """The checkpoint (or the last one of the run directory) that the user named. Raises InputError if it is no good."""
+    if path.is_dir():
+        path = path / "checkpoints" / "last.pt"
+    if not path.exists():
+        raise InputError(f"trainer.resume: there is no checkpoint {path}")
+    try:
+        state = load(path, device)
+    except Damaged as damage:
+        raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {damage}") from damage
+    if not {"objective", "optimisers", "progress"} <= state.keys():
+        raise InputError(f"trainer.resume: {path} is no training checkpoint (name a last.pt)")
+    return state

@@ -1,0 +1,127 @@
+"""One record feeds metrics.jsonl, TensorBoard and the progress line, so that they cannot disagree."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vaerun.errors import RunError
+
+
+class Log:
+    """Writes what happens during a run.
+
+    Arguments:
+        folder: the run directory.
+        position: where metrics.jsonl and TensorBoard go on after a resume (what `position()` gave), or None.
+        images_per_step: for the progress line, images/s.
+        total_steps: of the whole run.
+        show: print a progress line (on standard error; plain lines, rarely, when that is no terminal).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        position: dict[str, int] | None,
+        start_step: int,
+        total_steps: int,
+        images_per_step: float,
+        show: bool = True,
+    ) -> None:
+        self.folder, self.start_step = folder, start_step
+        self.total_steps, self.images_per_step, self.show = total_steps, images_per_step, show
+        self.path = folder / "metrics.jsonl"
+        try:
+            if position is not None and self.path.exists():
+                with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
+                    file.truncate(position["bytes"])
+            self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}") from error
+        self._writer: Any = None
+        self._bar: Any = None
+        self._started, self._printed = time.monotonic(), time.monotonic()
+        self._elbo: dict[str, float] = {}
+
+    @property
+    def writer(self) -> Any:
+        """TensorBoard's writer, opened when first needed: its import takes a while."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = self.start_step + 1 if self.start_step else None
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+        return self._writer
+
+    def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Scalars of one step, e.g. {"train/elbo": nats per image}."""
+        line = {"step": step, "epoch": round(epoch, 6)}
+        line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            for tag, value in values.items():
+                self.writer.add_scalar(tag, value, step)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.path}: {error.strerror}; run the same command again to go on"
+            ) from error
+        self._elbo |= {k: v for k, v in values.items() if k in ("train/elbo", "val/elbo")}
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """A picture [3 or 1, H, W] in [0, 1]."""
+        self.writer.add_image(tag, picture, step)
+
+    def position(self) -> dict[str, int]:
+        """What a checkpoint keeps so that after a resume each step stands once."""
+        self.file.flush()
+        return {"bytes": self.file.tell()}
+
+    def progress(self, step: int, epoch: int, epochs: int) -> None:
+        """Move the progress line to this step."""
+        if not self.show:
+            return
+        words = f"epoch {epoch}/{epochs}"
+        words += "".join(f"  {tag} {value:.1f}" for tag, value in sorted(self._elbo.items()))
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    total=round(self.total_steps * self.images_per_step),
+                    initial=round((step - 1) * self.images_per_step),
+                    unit=" images",
+                    unit_scale=True,
+                    dynamic_ncols=True,
+                    bar_format="{desc}  {percentage:3.0f}%|{bar}| {rate_fmt}  {remaining} left",
+                )
+            self._bar.set_description_str(words, refresh=False)
+            self._bar.update(round(step * self.images_per_step) - self._bar.n)
+        elif time.monotonic() - self._printed > 10 or step >= self.total_steps:
+            self._printed = time.monotonic()
+            rate = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
+            left = (self.total_steps - step) / max(rate, 1e-9)
+            print(
+                f"{words}  {rate * self.images_per_step:.0f} images/s  {left:.0f} s left", file=sys.stderr, flush=True
+            )
+
+    def end_progress(self) -> None:
+        """Close the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.end_progress()
+        self.file.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -1,0 +1,356 @@
+"""One linear training loop for every family of models.
+
+Everything random is a function of position: the permutation of (seed, epoch), the noise of (seed, step). Together with
+the states of objective and optimisers a checkpoint is therefore complete, and 10 + 10 steps give the bits of 20.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaerun.data.dataset import Split
+from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.objectives import Objective, Phase
+from vaerun.randomness import mix, permutation
+from vaerun.training.checkpoint import Store
+from vaerun.training.log import Log
+from vaerun.training.schedule import factor
+from vaerun.training.signals import Stop
+
+WARM_UP = 10  # steps left out of the measured speed: allocation and first-call costs
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes:
+        seed: of permutations and noise.
+        epochs: passes through the training split.
+        max_steps: stop after so many steps if that is sooner; None: no such limit.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        learning_rate: Adam's, for the networks.
+        variance_learning_rate: Adam's, for log s2; None: the same.
+        schedule: see training/schedule.py.
+        clip_norm: largest norm of a phase's whole gradient; None: no clipping.
+        early_stopping: validations without improvement after which training ends; None: never.
+        log_every: steps between records of training metrics.
+        validate_every: epochs between validations.
+        checkpoint_seconds: least time between checkpoints.
+    """
+
+    seed: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    max_steps: int | None = None
+    variance_learning_rate: float | None = None
+    schedule: str = "constant"
+    clip_norm: float | None = None
+    early_stopping: int | None = None
+    log_every: int = 50
+    validate_every: int = 1
+    checkpoint_seconds: float = 60.0
+
+    def total_steps(self, images: int) -> int:
+        """Steps of the whole run on so many training images. Raises InputError for a batch larger than the data."""
+        if self.batch_size > images:
+            raise InputError(
+                f"trainer.batch_size={self.batch_size} is larger than the training split ({images} images): "
+                f"set it to at most {images}"
+            )
+        steps = self.epochs * -(-images // self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; part of every checkpoint.
+
+    Attributes:
+        step: steps done.
+        best: best validation ELBO so far (nats per image) and, in best_epoch, after how many epochs.
+        stale: validations since then.
+        validation_due: the validation that follows this step has not been made yet.
+        finished: nothing is left to train.
+        seconds, timed_steps: training time without warm-up, validation and checkpoints, and the steps it covers.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_epoch: float = 0.0
+    stale: int = 0
+    validation_due: bool = False
+    finished: bool = False
+    seconds: float = 0.0
+    timed_steps: int = 0
+
+
+def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
+    """One Adam per phase; each group remembers its base rate."""
+    rates = {"network": settings.learning_rate}
+    rates["variance"] = (
+        settings.learning_rate if settings.variance_learning_rate is None else settings.variance_learning_rate
+    )
+    return {
+        name: torch.optim.Adam(
+            [{"params": p, "lr": rates[g], "base_lr": rates[g]} for g, p in phase.groups.items() if p], fused=True
+        )
+        for name, phase in phases.items()
+    }
+
+
+def train(
+    objective: Objective,
+    split: Split,
+    settings: TrainSettings,
+    *,
+    validate: Callable[[], dict[str, float]] | None,
+    after_validation: Callable[[int], None] | None = None,
+    log: Log,
+    store: Store,
+    stop: Stop,
+    resume: dict[str, Any] | None = None,
+) -> Progress:
+    """Train until the last step, early stopping, a signal or a loss that is not finite.
+
+    Arguments:
+        objective: what to optimise.
+        split: the training split.
+        settings: see TrainSettings.
+        validate: gives metrics of the validation split, `val/elbo` among them (nats per image, higher is better);
+            None: there is no such split, and the last parameters are the best.
+        after_validation: called with the step after each validation (pictures).
+        log, store, stop: records, checkpoints, signals.
+        resume: a checkpoint to go on from.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+        RunError: a loss or gradient was not finite; the saved state is the one before it.
+        InputError: the checkpoint does not fit this run's model.
+    """
+    optimisers = make_optimisers(objective.phases, settings)
+    progress, sums, count = Progress(), dict[str, Tensor](), 0
+    device = split.images.device
+    if resume is not None:
+        progress, sums, count = _restore(objective, optimisers, resume, device)
+    total = settings.total_steps(len(split))
+    per_epoch = -(-len(split) // settings.batch_size)
+    guard = _FiniteGuard(device)
+    saved_at = time.monotonic()
+    best_waiting: dict[str, Any] | None = None
+    order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+    clock = _Clock(device, progress.step)
+    progress.finished |= total == 0
+
+    def save() -> None:
+        nonlocal saved_at, best_waiting
+        if best_waiting is not None:
+            store.save_best({"objective": best_waiting, "epoch": progress.best_epoch})
+            best_waiting = None
+        state = {name: optimiser.state_dict() for name, optimiser in optimisers.items()}
+        kept = {"sums": {k: v.cpu() for k, v in sums.items()}, "count": count}
+        store.save_last(
+            {
+                "objective": objective.state_dict(),
+                "optimisers": state,
+                "progress": asdict(progress),
+                "metrics": kept,
+                "log": log.position(),
+            }
+        )
+        saved_at = time.monotonic()
+
+    objective.train()
+    while not progress.finished:
+        if not progress.validation_due:
+            # Place in the run: batch i of an epoch.
+            epoch, i = divmod(progress.step, per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = permutation(len(split), settings.seed, "epoch", epoch), epoch
+            rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+            scale = factor(settings.schedule, epoch, progress.step / total)
+
+            # One step: each phase in turn, its loss averaged over the batch here and nowhere else.
+            clock.begin(progress)
+            torch.manual_seed(mix(settings.seed, "step", progress.step))
+            batch = split.training_batch(rows)
+            for name, phase in objective.phases.items():
+                for _ in range(phase.repeats):
+                    loss, metrics = objective.loss(name, progress.step, batch)
+                    _update(optimisers[name], loss.mean(), metrics, scale, settings.clip_norm, guard, progress.step)
+                for key, value in metrics.items():
+                    sums[key] = sums[key] + value.sum() if key in sums else value.sum()
+            objective.after_step(progress.step)
+            progress.step += 1
+            count += len(rows)
+            last = progress.step >= total
+            progress.validation_due = last or (
+                progress.step % per_epoch == 0 and (epoch + 1) % settings.validate_every == 0
+            )
+
+            # Records of the training loss; the only place where the host waits for the device.
+            if progress.step % settings.log_every == 0 or last:
+                guard.check()
+                values = {f"train/{k}": float(v) / count for k, v in sums.items()}
+                values["train/learning_rate"] = settings.learning_rate * scale
+                log.record(progress.step, progress.step / per_epoch, values)
+                sums, count = {}, 0
+                log.progress(progress.step, epoch + 1, settings.epochs)
+
+        # Validation: selects the parameters that will be evaluated.
+        if progress.validation_due:
+            guard.check()
+            clock.pause(progress)
+            if validate is not None:
+                try:
+                    objective.train(False)
+                    found = validate()
+                except Interrupted:
+                    save()  # with the validation still due: a resumed run makes it first
+                    raise
+                finally:
+                    objective.train()
+                log.record(progress.step, progress.step / per_epoch, found)
+                if not math.isfinite(found["val/elbo"]):
+                    raise RunError(
+                        f"the validation ELBO is not finite after step {progress.step}: lower trainer.learning_rate or "
+                        "set trainer.clip_norm=100"
+                    )
+                if progress.best is None or found["val/elbo"] > progress.best:
+                    progress.best, progress.stale = found["val/elbo"], 0
+                    progress.best_epoch = progress.step / per_epoch
+                    best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
+                else:
+                    progress.stale += 1
+            if after_validation is not None:
+                after_validation(progress.step)
+            progress.validation_due = False
+            patience = settings.early_stopping
+            progress.finished = progress.step >= total or (patience is not None and progress.stale >= patience)
+
+        # Checkpoints and signals.
+        due = time.monotonic() - saved_at > settings.checkpoint_seconds
+        if stop.signum is not None or progress.finished or due:
+            guard.check()
+            clock.pause(progress)
+            if progress.finished and validate is None:
+                progress.best_epoch, best_waiting = progress.step / per_epoch, objective.state_dict()
+            save()
+            if not progress.finished:
+                stop.check()
+    log.end_progress()
+    return progress
+
+
+def _update(
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    metrics: dict[str, Tensor],
+    scale: float,
+    clip_norm: float | None,
+    guard: _FiniteGuard,
+    step: int,
+) -> None:
+    """One optimiser step, unless loss or gradient is not finite."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * scale
+    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+    guard.see(bad, step, metrics, norm)
+    if guard.on_device:
+        # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
+        optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
+    optimiser.step()
+
+
+class _FiniteGuard:
+    """Sees every loss and gradient norm. On a GPU the host learns of a bad one at the next `check`, elsewhere at once."""
+
+    CAUSES = {  # noqa: RUF012
+        "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
+        "reconstruction": "the decoder's output or the likelihood's variance diverged: lower trainer.learning_rate or "
+        "trainer.variance_learning_rate, or set trainer.clip_norm=100",
+        "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
+    }
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_device = device.type == "cuda"
+        self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
+        self.terms: dict[str, Tensor] = {}
+
+    def see(self, bad: Tensor, step: int, metrics: dict[str, Tensor], norm: Tensor) -> None:
+        """Raises RunError at once where looking costs no transfer."""
+        terms = {k: v for k, v in metrics.items() if k != "elbo"} | {"gradient": norm}
+        if self.on_device:
+            assert self.first is not None
+            new = bad & (self.first < 0)
+            self.first = torch.where(new, step, self.first)
+            for name, value in terms.items():
+                finite = torch.isfinite(value).all()
+                self.terms[name] = torch.where(new, finite, self.terms.get(name, torch.ones_like(finite)))
+        elif bool(bad):
+            self._raise(step, [name for name, value in terms.items() if not bool(torch.isfinite(value).all())])
+
+    def check(self) -> None:
+        """Raises RunError when a bad step has been seen on the device."""
+        if self.first is not None and int(self.first) >= 0:
+            self._raise(int(self.first), [name for name, finite in self.terms.items() if not bool(finite)])
+
+    def _raise(self, step: int, names: list[str]) -> None:
+        name = names[0] if names else "loss"
+        cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
+        raise RunError(
+            f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
+            "The update was not made"
+        )
+
+
+class _Clock:
+    """Training time without the first steps of a process, validation and checkpoints."""
+
+    def __init__(self, device: torch.device, first_step: int) -> None:
+        self.device, self.first_step = device, first_step
+        self.since: float | None = None
+        self.since_step = 0
+
+    def begin(self, progress: Progress) -> None:
+        """Go on measuring, once the warm-up is over."""
+        if self.since is None and progress.step >= self.first_step + WARM_UP:
+            self.since, self.since_step = time.perf_counter(), progress.step
+
+    def pause(self, progress: Progress) -> None:
+        """Add what has passed."""
+        if self.since is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            progress.seconds += time.perf_counter() - self.since
+            progress.timed_steps += progress.step - self.since_step
+            self.since = None
+
+
+def _restore(
+    objective: Objective, optimisers: dict[str, torch.optim.Optimizer], state: dict[str, Any], device: torch.device
+) -> tuple[Progress, dict[str, Tensor], int]:
+    try:
+        objective.load_state_dict(state["objective"])
+        for name, optimiser in optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error
+    sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
+    return Progress(**state["progress"]), sums, state["metrics"]["count"]

@@ -1,0 +1,59 @@
+"""Signals become a request that the loop answers at the next safe place."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from vaerun.errors import Interrupted
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+
+
+class Stop:
+    """Collects SIGINT, SIGTERM and SIGUSR1 while active; `check()` raises Interrupted once one has come.
+
+    Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal only sets the request;
+    elsewhere it raises at once. A second SIGINT always raises at once.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._depth = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = self.signum is not None and signum == signal.SIGINT
+        self.signum = signum
+        if again or self._depth == 0:
+            raise Interrupted(signum)
+
+    def deferred(self) -> _Deferred:
+        """A context in which signals wait for `check()`."""
+        return _Deferred(self)
+
+    def check(self) -> None:
+        """Raises Interrupted when a signal has come."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+
+class _Deferred:
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def __enter__(self) -> None:
+        self.stop._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop._depth -= 1
