@@ -1,4 +1,4 @@
-"""The configuration's schema, its checks, and what identifies a run. No torch here: `--cfg` and completion stay quick."""
+"""The configuration's schema, its checks, and what identifies a run. No torch here: `--cfg` stays quick."""
 
 from __future__ import annotations
 

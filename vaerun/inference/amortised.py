@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vaerun.distributions import DiagonalNormal
 from vaerun.models import Joint
-from vaerun.nets.init import linear
+from vaerun.nets.init import head
 
 
 class Amortised(nn.Module):
@@ -23,7 +23,7 @@ class Amortised(nn.Module):
         super().__init__()
         self.encoder = encoder
         features = cast(Any, encoder).features
-        self.mean, self.log_variance = linear(features, latent_dim), linear(features, latent_dim)
+        self.mean, self.log_variance = head(features, latent_dim), head(features, latent_dim)
 
     def parameters_of(self, joint: Joint) -> tuple[Tensor, Tensor, Tensor]:
         """Features [B, n], mean [B, d], log-variance [B, d]."""

@@ -15,7 +15,7 @@ from vaerun.distributions import DiagonalNormal, HouseholderNormal
 from vaerun.inference.amortised import Amortised
 from vaerun.inference.common import check_steps
 from vaerun.models import Joint
-from vaerun.nets.init import linear
+from vaerun.nets.init import head
 
 
 class Householder(nn.Module):
@@ -30,7 +30,7 @@ class Householder(nn.Module):
         super().__init__()
         self.base = Amortised(encoder, latent_dim)
         widths = [self.base.mean.in_features] + [latent_dim] * check_steps(steps)
-        self.vectors = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
+        self.vectors = nn.ModuleList(head(a, b) for a, b in pairwise(widths))
 
     def forward(self, joint: Joint) -> HouseholderNormal | DiagonalNormal:
         h, mean, log_variance = self.base.parameters_of(joint)

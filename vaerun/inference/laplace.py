@@ -16,7 +16,7 @@ from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError
 from vaerun.inference.common import check_steps
 from vaerun.models import Joint
-from vaerun.nets.init import linear
+from vaerun.nets.init import head
 
 DAMPING = ("paper", "none")
 
@@ -42,7 +42,7 @@ class Laplace(nn.Module):
         if damping not in DAMPING:
             raise InputError(f"unknown model.inference.damping '{damping}': choose one of {', '.join(DAMPING)}")
         self.encoder, self.steps, self.damping = encoder, check_steps(steps), damping
-        self.mean = None if encoder is None else linear(cast(Any, encoder).features, latent_dim)
+        self.mean = None if encoder is None else head(cast(Any, encoder).features, latent_dim)
 
     def rate(self, t: int) -> float:
         """a_t."""

@@ -1,8 +1,8 @@
 """Semi-amortised inference: the encoder's answer refined by T gradient steps per image (Kim et al. 2018, section 3).
 
 lambda_0 = encoder(x), lambda_{k+1} = lambda_k + a grad_lambda ELBO(lambda_k), lambda = (mean, log-variance). The
-gradient is of the SUM over the batch, so that each image's step is its own and does not shrink with the batch size; each part
-is clipped to norm 5 per image. In training the T steps stay in the graph and are differentiated through.
+gradient is of the SUM over the batch, so that each image's step is its own and does not shrink with the batch size;
+each part is clipped to norm 5 per image. In training the T steps stay in the graph and are differentiated through.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Variational(nn.Module):
         self.phases = {"model": Phase(model.parameter_groups())}
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """-surrogate [B]; metrics: elbo (the bound, the transform's log|det| included) and its terms, nats per image."""
+        """-surrogate [B]; metrics: elbo (the bound, with the transform's log|det|) and its terms, nats per image."""
         joint = self.model.joint(batch.x, batch.c)
         estimate = self.estimator(joint, self.model.infer(joint), self.samples)
         terms = {name: value.detach() for name, value in estimate.terms.items()}

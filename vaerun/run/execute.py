@@ -197,10 +197,8 @@ class _Run:
         )
         try:
             with self.stop.deferred():
-                if self.settings.model.fit == "closed_form":
-                    done = self._fit_closed_form()
-                else:
-                    done = self._train(log, state)
+                closed_form = self.settings.model.fit == "closed_form"
+                done = self._fit_closed_form() if closed_form else self._train(log, state)
                 self._select(done)
                 self._evaluate(log, done)
             self._finish(log, done)

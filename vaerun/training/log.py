@@ -62,7 +62,7 @@ class Log:
 
     def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Scalars of one step, e.g. {"train/elbo": nats per image}."""
-        line = {"step": step, "epoch": round(epoch, 6)}
+        line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         try:
             self.file.write(json.dumps(line) + "\n")

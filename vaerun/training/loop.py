@@ -278,7 +278,7 @@ def _update(
 
 
 class _FiniteGuard:
-    """Sees every loss and gradient norm. On a GPU the host learns of a bad one at the next `check`, elsewhere at once."""
+    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once."""
 
     CAUSES = {  # noqa: RUF012
         "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
