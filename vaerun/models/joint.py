@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.distributions import LatentDistribution, StandardNormal
+from vaerun.models.congruence import congruence
 
 
 class Likelihood(Protocol):
@@ -149,9 +150,10 @@ class Joint:
 
     def _linearise_gram(self, mu: Tensor) -> tuple[Tensor, Tensor]:
         gram, rho = self._gram()
-        h, m = value_and_jacobian(lambda z: self.decoder.trunk(z, self.c), mu)  # [B, H], [B, d, H]
+        own = getattr(self.decoder, "trunk_with_jacobian", None)  # a network may know a cheaper way than forward mode
+        h, m = own(mu, self.c) if own else value_and_jacobian(lambda z: self.decoder.trunk(z, self.c), mu)
         gradient = (m @ (rho - h @ gram).unsqueeze(-1)).squeeze(-1)
-        return gradient, (m.flatten(0, 1) @ gram).view_as(m) @ m.mT
+        return gradient, congruence(m.contiguous(), gram)
 
     # -- Gram path ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from vaerun.nets.init import activation as activation_named
@@ -26,6 +27,27 @@ class Stack(nn.Module):
         for layer in self.layers:
             h = self.activation(layer(h))
         return h
+
+    def with_jacobian(self, h: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+        """The output [B, H] and its derivative [B, d, H] with respect to the first d = `inputs` inputs; h is [B, n].
+
+        What forward mode over d unit tangents does, with two products fewer: the tangents enter the first layer as its
+        weights, and each activation's slope is taken once per unit instead of once per tangent.
+        """
+        if not self.layers:
+            return h, torch.eye(inputs, h.shape[-1], dtype=h.dtype, device=h.device).expand(len(h), -1, -1)
+        jacobian: Tensor | None = None
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            pre = layer(h)
+            h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
+            if jacobian is None:
+                pushed = layer.weight[:, :inputs].mT.expand(len(h), -1, -1)
+            else:
+                pushed = (jacobian.flatten(0, 1) @ layer.weight.mT).unflatten(0, jacobian.shape[:2])
+            jacobian = pushed * slope.unsqueeze(1)
+        assert jacobian is not None
+        return h, jacobian
 
 
 class MLPEncoder(nn.Module):
@@ -79,6 +101,10 @@ class MLPDecoder(nn.Module):
     def trunk(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """z [..., B, d] -> last hidden layer [..., B, H]."""
         return self.stack(join(z, c))
+
+    def trunk_with_jacobian(self, z: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z [B, d] -> last hidden layer [B, H] and its derivative [B, d, H] with respect to z."""
+        return self.stack.with_jacobian(join(z, c), z.shape[-1])
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         assert self.affine is not None

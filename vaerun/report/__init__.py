@@ -1,0 +1,1 @@
+"""Run directories to tables; reads files only (layer L6)."""

@@ -108,6 +108,8 @@ class _Run:
             checkpoint_seconds=t.checkpoint_seconds,
         )
         self.total_steps = self.train_settings.total_steps(len(data.train))
+        # The last batch of an epoch may be smaller: what a step covers on average.
+        self.images_per_step = len(data.train) / math.ceil(len(data.train) / t.batch_size)
         if settings.model.fit == "closed_form":
             self.total_steps = 0
         self.logger = logging.getLogger(f"vaerun.run.{id(self)}")
@@ -190,10 +192,7 @@ class _Run:
             position=state["log"] if state is not None else None,
             start_step=progress["step"],
             total_steps=self.total_steps,
-            images_per_step=min(
-                self.settings.trainer.batch_size,
-                len(self.data.train) / max(1, -(-len(self.data.train) // self.settings.trainer.batch_size)),
-            ),
+            images_per_step=self.images_per_step,
         )
         try:
             with self.stop.deferred():
@@ -265,7 +264,7 @@ class _Run:
             "train_seconds": round(seconds, 3),
             "train_steps": done.step,
             "steps_per_second": speed,
-            "images_per_second": speed * self.settings.trainer.batch_size if speed else None,
+            "images_per_second": speed * self.images_per_step if speed else None,
         }
 
     # -- evaluation ---------------------------------------------------------------------------------------------

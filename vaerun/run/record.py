@@ -65,14 +65,17 @@ def table(record: dict[str, Any], folder: Path) -> str:
     """The final numbers, each with what it is."""
     protocol, metrics = record["protocol"], record["metrics"]
     k, images = protocol["importance_samples"], protocol["evaluated_images"]
+    px, pxz, q, pz = "log p(x)", "log p(x|z)", "q(z|x)", "p(z)"
+    if protocol["conditional"]:
+        px, pxz, q, pz = "log p(x|label)", "log p(x|z,label)", "q(z|x,label)", "p(z|label)"
     words = {
         "val/elbo": f"validation ELBO at the selected epoch, 1 sample, {protocol['images']['validation']} images",
         "test/elbo": f"ELBO, Monte Carlo over the same {k} samples",
-        "test/kl": "KL(q(z|x) || p(z)), Monte Carlo",
-        "test/reconstruction": "E_q log p(x|z)",
-        "test/log_likelihood": f"importance-weighted log p(x), K={k}",
+        "test/kl": f"KL({q} || {pz}), Monte Carlo over the same samples",
+        "test/reconstruction": f"E_q {pxz}",
+        "test/log_likelihood": f"importance-weighted {px}, K={k}",
         "test/log_likelihood_exact": "exact log p(x) of this linear-Gaussian model",
-        "test/bits_per_dimension": "8 - log p(x) / (D log 2)",
+        "test/bits_per_dimension": f"bits: 8 - {px} / (D log 2)",
     }
     rows = []
     for name, text in words.items():

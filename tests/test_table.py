@@ -1,0 +1,58 @@
+"""The table of run directories is made from their files alone, whatever state they are in."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vaerun.cli.table import main
+
+
+def make_run(
+    folder: Path, model: str, seed: int, status: str = "ok", value: float | None = 1.5, t: int | None = 4
+) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    metrics = (
+        {} if value is None else {"test/log_likelihood": value, "test/log_likelihood_se": 0.25, "test/elbo": value - 1}
+    )
+    record = {
+        "fingerprint": "0", "status": status, "data": "digits", "model": model, "estimator": "elbo", "seed": seed,
+        "metrics": metrics, "protocol": {"selected_epoch": 3.0, "importance_samples": 5000},
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(record))
+    inference = {"_target_": "x"} | ({} if t is None else {"steps": t})
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"model": {"inference": inference}}))
+
+
+def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "c", "vlae", 0, value=-12.345)
+    make_run(tmp_path / "b", "vae", 1, t=None)
+    make_run(tmp_path / "a", "vae", 0, status="failed", value=None, t=None)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "result.json").write_text("{")
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    found = {row["folder"]: row for row in table}
+    assert [row["folder"] for row in table if row["model"]] == ["a", "b", "c"]
+    assert (found["c"]["T"], found["c"]["test/log_likelihood"], found["c"]["± se"], found["c"]["K"]) == (
+        "4", "-12.345", "0.25", "5000",
+    )  # fmt: skip
+    assert (found["a"]["status"], found["a"]["test/log_likelihood"], found["a"]["K"]) == ("failed", "", "")
+    assert "unreadable" in found["d"]["status"]
+
+
+def test_markdown_is_one_line_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "run", "a|b\n\x1b[31m", 0)
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "\x1b" not in lines[2]
+    assert "a\\|b" in lines[2]
+
+
+def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,35 @@
+"""`vaerun-table`: the runs below a folder, one row each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vaerun.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, or 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="vaerun-table",
+        description="One row for each run below a folder. Bounds and log-likelihoods are means over test (val: "
+        "validation) images in nats per image; K: importance samples; se: standard error over images.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with run directories, e.g. outputs")
+    parser.add_argument("--format", choices=("md", "csv"), default="md")
+    arguments = parser.parse_args(argv)
+    from vaerun.report import collect
+
+    try:
+        found = collect.rows(arguments.folder.expanduser())
+    except InputError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print(collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

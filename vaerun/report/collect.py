@@ -1,0 +1,74 @@
+"""One row for each run directory below a folder, from its result.json and .hydra/config.yaml alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vaerun.errors import InputError
+
+COLUMNS = (
+    "data", "model", "T", "estimator", "seed", "status", "epoch",
+    "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "folder",
+)  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The runs below `folder`, sorted by data, model, T, estimator and seed.
+
+    Raises InputError when there are none.
+    """
+    found = [_row(path, folder) for path in sorted(folder.rglob("result.json"))]
+    if not found:
+        raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
+    return sorted(found, key=lambda r: tuple((str(type(r[c])), r[c] or 0) for c in COLUMNS[:5]))
+
+
+def _row(path: Path, root: Path) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row["folder"] = str(path.parent.relative_to(root))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("data", "model", "estimator", "seed", "status"):
+            row[key] = record[key]
+        metrics, protocol = record["metrics"], record["protocol"]
+        row["epoch"] = protocol["selected_epoch"]
+        for key in ("val/elbo", "test/elbo", "test/log_likelihood"):
+            row[key] = metrics.get(key)
+        row["± se"] = metrics.get("test/log_likelihood_se")
+        row["K"] = protocol["importance_samples"] if row["test/log_likelihood"] is not None else None
+        config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        row["T"] = config["model"]["inference"].get("steps")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
+    return row
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return "".join(c for c in text if c.isprintable()).replace("|", "\\|")
+
+
+def markdown(found: list[dict[str, Any]]) -> str:
+    """A table in Markdown; nats per image."""
+    lines = [[*COLUMNS], *([_cell(r[c]) for c in COLUMNS] for r in found)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    text = ["| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(text)
+
+
+def comma_separated(found: list[dict[str, Any]]) -> str:
+    """The same as CSV, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return buffer.getvalue().rstrip("\n")
