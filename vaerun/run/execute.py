@@ -11,13 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import filelock
-import numpy as np
 import torch
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.evaluation import Validator, importance_sampling
+from vaerun.evaluation import Validator
 from vaerun.evaluation.pictures import pictures, save_png
 from vaerun.files import write_atomically
 from vaerun.models import LatentModel, ppca
@@ -25,6 +23,8 @@ from vaerun.objectives import Variational
 from vaerun.randomness import mix
 from vaerun.run import record as records
 from vaerun.run.build import build_data, build_model, build_objective, device_named, try_out
+from vaerun.run.evaluate import evaluate_test
+from vaerun.run.folder import claim, fresh
 from vaerun.settings import Settings, fingerprint
 from vaerun.training import Progress, TrainSettings, train
 from vaerun.training.checkpoint import Store, load_named
@@ -51,8 +51,8 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
         torch.use_deterministic_algorithms(settings.trainer.deterministic)
         torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
         if settings.trainer.resume == "never":
-            folder = _fresh(folder)
-        with _claim(folder):
+            folder = fresh(folder)
+        with claim(folder):
             data = build_data(settings.data, device)
             identity = fingerprint(plain, data.sha256)
             before = records.read_result(folder)
@@ -270,36 +270,16 @@ class _Run:
     # -- evaluation ---------------------------------------------------------------------------------------------
 
     def _evaluate(self, log: Log, done: Progress) -> None:
-        e, images = self.settings.evaluation, self.record["protocol"]["evaluated_images"]
-        started = time.perf_counter()
-        bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            bar = tqdm(total=images, desc=f"log-likelihood of test, K={e.samples}", unit=" images", leave=False)
-        try:
-            values = importance_sampling(
-                self.model,
-                self.data.test,
-                samples=e.samples,
-                seed=self.settings.seed,
-                images=e.images,
-                chunk=e.chunk,
-                stop=self.stop,
-                progress=bar.update if bar is not None else None,
-            )
-        finally:
-            if bar is not None:
-                bar.close()
-        if ppca.is_linear_gaussian(self.model):
-            parts = [
-                ppca.exact_log_likelihood(self.model, b.x) + b.log_det.cpu()
-                for b in self.data.test.batches(500, images)
-            ]
-            values["log_likelihood_exact"] = torch.cat(parts)
-        if self.data.transform.dequantize:
-            scale = self.data.dimensions * math.log(2)
-            values["bits_per_dimension"] = 8 - values["log_likelihood"] / scale
+        e, started = self.settings.evaluation, time.perf_counter()
+        values = evaluate_test(
+            self.model,
+            self.data,
+            samples=e.samples,
+            seed=self.settings.seed,
+            images=self.record["protocol"]["evaluated_images"],
+            chunk=e.chunk,
+            stop=self.stop,
+        )
         found: dict[str, float | None] = {}
         for name, value in values.items():
             found[f"test/{name}"] = float(value.mean())
@@ -309,13 +289,8 @@ class _Run:
         bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         if bad:
             raise RunError(f"test/{bad[0]} is not finite for some images: the model's parameters have diverged")
-        import io
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
-        write_atomically(self.folder / "per_example.npz", buffer.getvalue())
-        scalars = {k: v for k, v in found.items() if v is not None}
-        log.record(done.step, done.best_epoch, scalars)
+        records.write_arrays(self.folder / "per_example.npz", {name: v.numpy() for name, v in values.items()})
+        log.record(done.step, done.best_epoch, {k: v for k, v in found.items() if v is not None})
         self._pictures(log, done.step)
 
     def _pictures(self, log: Log, step: int) -> None:
@@ -329,8 +304,6 @@ class _Run:
         self.objective.train(training)
 
     def _finish(self, log: Log, done: Progress) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
         s = self.settings
         chosen: dict[str, Any] = {
             "data": s.data.name,
@@ -346,35 +319,9 @@ class _Run:
         if "steps" in s.model.inference:
             chosen["inference.steps"] = s.model.inference["steps"]
         metrics = {k: v for k, v in self.record["metrics"].items() if v is not None and not k.endswith("_se")}
-        # add_hparams would open a second events file: the same three summaries go into this run's own.
-        for summary in hparams(chosen, metrics):
-            log.writer.file_writer.add_summary(summary)
+        log.hyperparameters(chosen, metrics)
         self.record["status"] = "ok"
         records.write_result(self.folder, self.record)
         text = records.table(self.record, self.folder)
         self.logger.info("done\n%s", text)
         print(text)
-
-
-def _fresh(folder: Path) -> Path:
-    """The first of FOLDER, FOLDER-2, FOLDER-3, ... that holds nothing."""
-    n, candidate = 1, folder
-    while candidate.exists() and any(candidate.iterdir()):
-        n += 1
-        candidate = folder.with_name(f"{folder.name}-{n}")
-    return candidate
-
-
-def _claim(folder: Path) -> filelock.BaseFileLock:
-    """A held lock on the folder; the system releases it when the process ends, however it ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError(f"another run is working in {folder}: wait for it, or choose another output_dir") from error
-    except OSError as error:
-        raise InputError(
-            f"cannot write into {folder} ({error.strerror or error}): choose another output_dir"
-        ) from error
-    return lock

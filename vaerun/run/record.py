@@ -46,6 +46,17 @@ def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydr
         write_atomically(target / "hydra.yaml", hydra.encode())
 
 
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Arrays by name as a compressed npz."""
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
 def environment(device: Any) -> dict[str, Any]:
     """Versions and hardware."""
     import torch

@@ -1,5 +1,6 @@
 """The training loop, checkpoints, logs and signals; they know objectives and batches only (layer L5)."""
 
-from vaerun.training.loop import Progress, TrainSettings, train
+from vaerun.training.loop import TrainSettings, train
+from vaerun.training.progress import Progress
 
 __all__ = ["Progress", "TrainSettings", "train"]

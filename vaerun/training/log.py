@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vaerun.errors import RunError
 
+PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
+
 
 class Log:
     """Writes what happens during a run.
@@ -79,13 +81,21 @@ class Log:
         """A picture [3 or 1, H, W] in [0, 1]."""
         self.writer.add_image(tag, picture, step)
 
+    def hyperparameters(self, chosen: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Settings and final numbers for TensorBoard's HParams tab."""
+        from torch.utils.tensorboard.summary import hparams
+
+        # add_hparams would open a second events file: the same three summaries go into this run's own.
+        for summary in hparams(chosen, metrics):
+            self.writer.file_writer.add_summary(summary)
+
     def position(self) -> dict[str, int]:
         """What a checkpoint keeps so that after a resume each step stands once."""
         self.file.flush()
         return {"bytes": self.file.tell()}
 
-    def progress(self, step: int, epoch: int, epochs: int) -> None:
-        """Move the progress line to this step."""
+    def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
+        """Move the progress line to this step; where that is no terminal, print one if it is time, or the last one."""
         if not self.show:
             return
         words = f"epoch {epoch}/{epochs}"
@@ -104,7 +114,7 @@ class Log:
                 )
             self._bar.set_description_str(words, refresh=False)
             self._bar.update(round(step * self.images_per_step) - self._bar.n)
-        elif time.monotonic() - self._printed > 10 or step >= self.total_steps:
+        elif time.monotonic() - self._printed > PLAIN_SECONDS or (validated and step >= self.total_steps):
             self._printed = time.monotonic()
             rate = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
             left = (self.total_steps - step) / max(rate, 1e-9)
@@ -125,3 +135,39 @@ class Log:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+class Progression:
+    """A progress line for one long piece of work, on standard error; plain and rare when that is no terminal.
+
+    Arguments:
+        words: what is being done.
+        images: how many there are to do.
+    """
+
+    def __init__(self, words: str, images: int) -> None:
+        self.words, self.images, self.done = words, images, 0
+        self._bar: Any = None
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> Progression:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.images, desc=self.words, unit=" images", leave=False, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, images: int) -> None:
+        """So many more are done."""
+        self.done += images
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(images)
+        elif now - self._printed > PLAIN_SECONDS:
+            self._printed = now
+            left = (now - self._started) * (self.images / self.done - 1)
+            print(f"{self.words}: {self.done}/{self.images} images  {left:.0f} s left", file=sys.stderr, flush=True)

@@ -20,11 +20,11 @@ from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.objectives import Objective, Phase
 from vaerun.randomness import mix, permutation
 from vaerun.training.checkpoint import Store
+from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
+from vaerun.training.progress import Clock, Progress
 from vaerun.training.schedule import factor
 from vaerun.training.signals import Stop
-
-WARM_UP = 10  # steps left out of the measured speed: allocation and first-call costs
 
 
 @dataclass(frozen=True)
@@ -68,29 +68,6 @@ class TrainSettings:
             )
         steps = self.epochs * -(-images // self.batch_size)
         return steps if self.max_steps is None else min(steps, self.max_steps)
-
-
-@dataclass
-class Progress:
-    """Where a run stands; part of every checkpoint.
-
-    Attributes:
-        step: steps done.
-        best: best validation ELBO so far (nats per image) and, in best_epoch, after how many epochs.
-        stale: validations since then.
-        validation_due: the validation that follows this step has not been made yet.
-        finished: nothing is left to train.
-        seconds, timed_steps: training time without warm-up, validation and checkpoints, and the steps it covers.
-    """
-
-    step: int = 0
-    best: float | None = None
-    best_epoch: float = 0.0
-    stale: int = 0
-    validation_due: bool = False
-    finished: bool = False
-    seconds: float = 0.0
-    timed_steps: int = 0
 
 
 def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
@@ -143,11 +120,11 @@ def train(
         progress, sums, count = _restore(objective, optimisers, resume, device)
     total = settings.total_steps(len(split))
     per_epoch = -(-len(split) // settings.batch_size)
-    guard = _FiniteGuard(device)
+    guard = FiniteGuard(device)
     saved_at = time.monotonic()
     best_waiting: dict[str, Any] | None = None
     order, order_epoch = torch.empty(0, dtype=torch.int64), -1
-    clock = _Clock(device, progress.step)
+    clock = Clock(device, progress.step)
     progress.finished |= total == 0
 
     def save() -> None:
@@ -224,6 +201,7 @@ def train(
                         f"the validation ELBO is not finite after step {progress.step}: lower trainer.learning_rate or "
                         "set trainer.clip_norm=100"
                     )
+                log.progress(progress.step, math.ceil(progress.step / per_epoch), settings.epochs, validated=True)
                 if progress.best is None or found["val/elbo"] > progress.best:
                     progress.best, progress.stale = found["val/elbo"], 0
                     progress.best_epoch = progress.step / per_epoch
@@ -256,7 +234,7 @@ def _update(
     metrics: dict[str, Tensor],
     scale: float,
     clip_norm: float | None,
-    guard: _FiniteGuard,
+    guard: FiniteGuard,
     step: int,
 ) -> None:
     """One optimiser step, unless loss or gradient is not finite."""
@@ -275,71 +253,6 @@ def _update(
         # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
         optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
     optimiser.step()
-
-
-class _FiniteGuard:
-    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once."""
-
-    CAUSES = {  # noqa: RUF012
-        "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
-        "reconstruction": "the decoder's output or the likelihood's variance diverged: lower trainer.learning_rate or "
-        "trainer.variance_learning_rate, or set trainer.clip_norm=100",
-        "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
-    }
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_device = device.type == "cuda"
-        self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
-        self.terms: dict[str, Tensor] = {}
-
-    def see(self, bad: Tensor, step: int, metrics: dict[str, Tensor], norm: Tensor) -> None:
-        """Raises RunError at once where looking costs no transfer."""
-        terms = {k: v for k, v in metrics.items() if k != "elbo"} | {"gradient": norm}
-        if self.on_device:
-            assert self.first is not None
-            new = bad & (self.first < 0)
-            self.first = torch.where(new, step, self.first)
-            for name, value in terms.items():
-                finite = torch.isfinite(value).all()
-                self.terms[name] = torch.where(new, finite, self.terms.get(name, torch.ones_like(finite)))
-        elif bool(bad):
-            self._raise(step, [name for name, value in terms.items() if not bool(torch.isfinite(value).all())])
-
-    def check(self) -> None:
-        """Raises RunError when a bad step has been seen on the device."""
-        if self.first is not None and int(self.first) >= 0:
-            self._raise(int(self.first), [name for name, finite in self.terms.items() if not bool(finite)])
-
-    def _raise(self, step: int, names: list[str]) -> None:
-        name = names[0] if names else "loss"
-        cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
-        raise RunError(
-            f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
-            "The update was not made"
-        )
-
-
-class _Clock:
-    """Training time without the first steps of a process, validation and checkpoints."""
-
-    def __init__(self, device: torch.device, first_step: int) -> None:
-        self.device, self.first_step = device, first_step
-        self.since: float | None = None
-        self.since_step = 0
-
-    def begin(self, progress: Progress) -> None:
-        """Go on measuring, once the warm-up is over."""
-        if self.since is None and progress.step >= self.first_step + WARM_UP:
-            self.since, self.since_step = time.perf_counter(), progress.step
-
-    def pause(self, progress: Progress) -> None:
-        """Add what has passed."""
-        if self.since is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            progress.seconds += time.perf_counter() - self.since
-            progress.timed_steps += progress.step - self.since_step
-            self.since = None
 
 
 def _restore(

@@ -1,0 +1,41 @@
+"""Which folder a run works in, and that nobody else does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from vaerun.errors import InputError
+
+
+def fresh(folder: Path) -> Path:
+    """The first of FOLDER, FOLDER-2, FOLDER-3, ... that holds nothing."""
+    n, candidate = 1, folder
+    while candidate.exists() and any(candidate.iterdir()):
+        n += 1
+        candidate = folder.with_name(f"{folder.name}-{n}")
+    return candidate
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder; the system releases it when the process ends, however it ends.
+
+    Raises InputError where another process holds it, or the folder cannot be written into.
+    """
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(f"another run is working in {folder}: wait for it, or choose another output_dir") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"cannot write into {folder} ({why}): choose another output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()

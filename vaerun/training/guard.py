@@ -1,0 +1,52 @@
+"""The rule that a loss which is not finite never reaches the parameters."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vaerun.errors import RunError
+
+
+class FiniteGuard:
+    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once."""
+
+    CAUSES: ClassVar = {
+        "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
+        "reconstruction": "the decoder's output or the likelihood's variance diverged: lower trainer.learning_rate or "
+        "trainer.variance_learning_rate, or set trainer.clip_norm=100",
+        "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
+    }
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_device = device.type == "cuda"
+        self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
+        self.terms: dict[str, Tensor] = {}
+
+    def see(self, bad: Tensor, step: int, metrics: dict[str, Tensor], norm: Tensor) -> None:
+        """Raises RunError at once where looking costs no transfer."""
+        terms = {k: v for k, v in metrics.items() if k != "elbo"} | {"gradient": norm}
+        if self.on_device:
+            assert self.first is not None
+            new = bad & (self.first < 0)
+            self.first = torch.where(new, step, self.first)
+            for name, value in terms.items():
+                finite = torch.isfinite(value).all()
+                self.terms[name] = torch.where(new, finite, self.terms.get(name, torch.ones_like(finite)))
+        elif bool(bad):
+            self._raise(step, [name for name, value in terms.items() if not bool(torch.isfinite(value).all())])
+
+    def check(self) -> None:
+        """Raises RunError when a bad step has been seen on the device."""
+        if self.first is not None and int(self.first) >= 0:
+            self._raise(int(self.first), [name for name, finite in self.terms.items() if not bool(finite)])
+
+    def _raise(self, step: int, names: list[str]) -> None:
+        name = names[0] if names else "loss"
+        cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
+        raise RunError(
+            f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
+            "The update was not made"
+        )
