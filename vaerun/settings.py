@@ -5,12 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from vaerun.errors import InputError
 
@@ -167,19 +174,25 @@ def check(cfg: DictConfig) -> Settings:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         merged = OmegaConf.merge(OmegaConf.structured(Settings), plain)
         settings = OmegaConf.to_object(merged)
-    except MissingMandatoryValue as error:
-        key = error.full_key or str(error).split(": ")[-1]
-        raise InputError(f"{key} must be given: {key}=VALUE") from error
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        raise InputError(missing(error)) from error
     except InterpolationKeyError as error:
         raise InputError(f"configuration: {str(error).splitlines()[0]}") from error
     except ConfigKeyError as error:
-        known = list(keys(OmegaConf.to_container(cfg)))
+        known = list(keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
         raise InputError(f"unknown key '{error.full_key}'.{nearest(str(error.full_key), known)}") from error
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(settings, Settings)
     _check_values(settings)
     return settings
+
+
+def missing(error: OmegaConfBaseException) -> str:
+    """The line for a value that must be given and was not."""
+    found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", str(error))
+    key = found.group(1) if found else str(error.full_key)
+    return f"{key} must be given: {key}=VALUE"
 
 
 def _check_values(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.cli.main import GROUPS, choices, config_folder
 from vaerun.errors import InputError
 from vaerun.plugins import config_folders
-from vaerun.settings import keys, nearest, short_name
+from vaerun.settings import keys, missing, nearest, short_name
 
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
@@ -36,8 +36,15 @@ def _container(root: Any, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else root[key]
 
 
+absent: set[Path] = set()
+"""Folders that were not there before Hydra made the run's: what may be removed again when the run is refused."""
+
+
 def _run_dir(_root_: Any) -> str:
-    return str(_root_.output_dir or Path("outputs") / short_name(_plain(_root_)))
+    folder = Path(_root_.output_dir or Path("outputs") / short_name(_plain(_root_)))
+    place = folder.absolute()
+    absent.update(p for p in (place, *place.parents) if not p.exists())
+    return str(folder)
 
 
 def _job_dir(_root_: Any) -> str:
@@ -88,6 +95,10 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             known = [*GROUPS, *_known_keys(arguments)]
             return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
         return " ".join(text.split())
+    if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
+        return missing(error)
+    if isinstance(error, OSError) and error.filename is not None and Path(error.filename) in absent:
+        return f"cannot make the folder {error.filename} ({error.strerror}): choose another output_dir"
     if isinstance(error, OmegaConfBaseException):
         return " ".join(text.split())
     return None

@@ -6,10 +6,9 @@ Nothing heavy is imported before a run really starts.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vaerun.errors import InputError, Interrupted, RunError
 
@@ -137,22 +136,28 @@ def job(cfg: DictConfig) -> float | None:
         error.told = True  # type: ignore[attr-defined]
         raise
     finally:
-        _remove_if_empty(folder)
+        _remove_if_empty(folder, ours=hydra.mode == RunMode.MULTIRUN)
     value = result["metrics"].get("val/elbo")
     return None if value is None else float(value)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    """Hydra makes the folder before a run is checked: one that was refused leaves nothing."""
-    try:
-        contents: list[Any] = list(folder.iterdir())
-        if [p.name for p in contents] == [".lock"]:
-            contents[0].unlink()
-            contents = []
-        if not contents:
-            os.removedirs(folder)
-    except OSError:
-        pass
+def _remove_if_empty(folder: Path, ours: bool) -> None:
+    """Hydra makes the folder before a run is checked: one that was refused leaves nothing that was not there before.
+
+    A sweep's job (`ours`) has a folder of vaerun's naming inside the sweep's: that one alone goes.
+    """
+    from vaerun.cli.compose import absent
+
+    lock = folder / ".lock"
+    for place in (folder, *folder.parents):
+        if place not in absent and not (ours and place == folder):
+            return
+        try:
+            if place == folder and [p.name for p in place.iterdir()] == [lock.name]:
+                lock.unlink()
+            place.rmdir()
+        except OSError:  # not empty, or not there
+            return
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ def _noise(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=generator("cpu", SEED, "pictures")).to(device)
 
 
+def _noise_by_column(n: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same z down each column, so that down a column only the class differs."""
+    return _noise(COLUMNS, *shape, dtype=dtype, device=device).repeat(n // COLUMNS, *(1 for _ in shape))
+
+
 def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
 
@@ -48,7 +53,7 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
         else:
             classes = min(model.classes, 100)
             c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
-            found["classes"] = grid(to_unit(model.sample(len(c), c, noise=_noise)), COLUMNS)
+            found["classes"] = grid(to_unit(model.sample(len(c), c, noise=_noise_by_column)), COLUMNS)
         if model.latent_dim == 2 and not model.classes:
             found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
     return found

@@ -29,6 +29,14 @@ def is_linear_gaussian(model: LatentModel) -> bool:
     )
 
 
+def check(model: LatentModel, images: int) -> None:
+    """Raises InputError unless the closed form exists for this model on so many training images."""
+    _parts(model)
+    dims, d = model.mean.numel(), model.latent_dim
+    if d >= min(dims, images):
+        raise InputError(f"model.latent_dim={d} must be below the {dims} pixels and the {images} training images")
+
+
 def _parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
     decoder, likelihood = model.decoder, model.likelihood
     if not is_linear_gaussian(model):
@@ -59,8 +67,7 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
         count += len(centred)
         first += centred.sum(0)
         second += (centred.mT @ centred).double()
-    if d >= min(dims, count):
-        raise InputError(f"model.latent_dim={d} must be below the {dims} pixels and the {count} training images")
+    check(model, count)
     shift = first / count
     values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # ascending
     noise = values[:-d].mean().clamp(min=1e-12)

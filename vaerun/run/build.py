@@ -10,7 +10,7 @@ from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
-from vaerun.models import Bernoulli, Gaussian, LatentModel
+from vaerun.models import Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Variational
 from vaerun.plugins import build, resolve
 from vaerun.settings import DataSettings, ModelSettings, Settings
@@ -109,8 +109,10 @@ def build_objective(settings: Settings, model: LatentModel) -> Variational:
     return Variational(model, partial(function, **options), settings.estimator.samples)
 
 
-def try_out(objective: Variational, data: ImageData) -> None:
+def try_out(settings: ModelSettings, objective: Variational, data: ImageData) -> None:
     """One loss on two images, so that a combination that cannot work is refused before anything is written."""
+    if settings.fit == "closed_form":
+        ppca.check(objective.model, len(data.train))
     state = torch.get_rng_state()
     with torch.no_grad():
         objective.loss("model", 0, data.train.batch(0, min(2, len(data.train))))

@@ -70,7 +70,7 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
             torch.manual_seed(mix(settings.seed, "initialisation"))
             model = build_model(settings.model, data)
             objective = build_objective(settings, model)
-            try_out(objective, data)
+            try_out(settings.model, objective, data)
             run = _Run(settings, folder, stop, device, data, model, objective, identity)
             return run.recorded(overrides, plain, hydra)
 
