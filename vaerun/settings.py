@@ -15,7 +15,6 @@ from omegaconf.errors import (
     ConfigKeyError,
     InterpolationKeyError,
     InterpolationToMissingValueError,
-    MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
@@ -171,11 +170,14 @@ def nearest(name: str, names: list[str]) -> str:
 def check(cfg: DictConfig) -> Settings:
     """The composed configuration as typed settings. Raises InputError in one line for what does not fit."""
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(cfg, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(Settings), plain)
+        absent = sorted(OmegaConf.missing_keys(merged))
+        if absent:
+            raise InputError(f"{absent[0]} must be given: {absent[0]}=VALUE")
         settings = OmegaConf.to_object(merged)
-    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
-        raise InputError(missing(error)) from error
+    except InterpolationToMissingValueError as error:
+        raise InputError(missing(str(error))) from error
     except InterpolationKeyError as error:
         raise InputError(f"configuration: {str(error).splitlines()[0]}") from error
     except ConfigKeyError as error:
@@ -188,11 +190,10 @@ def check(cfg: DictConfig) -> Settings:
     return settings
 
 
-def missing(error: OmegaConfBaseException) -> str:
-    """The line for a value that must be given and was not."""
-    found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", str(error))
-    key = found.group(1) if found else str(error.full_key)
-    return f"{key} must be given: {key}=VALUE"
+def missing(text: str) -> str:
+    """The line for a value that must be given and was not, from OmegaConf's text."""
+    found = re.search(r"[Mm]issing mandatory value: ([\w.]+)", text)
+    return f"{found.group(1)} must be given: {found.group(1)}=VALUE" if found else " ".join(text.split())
 
 
 def _check_values(settings: Settings) -> None:

@@ -39,10 +39,13 @@ def _container(root: Any, key: str) -> Any:
 absent: set[Path] = set()
 """Folders that were not there before Hydra made the run's: what may be removed again when the run is refused."""
 
+_places: set[Path] = set()  # the run's folder and all above it
+
 
 def _run_dir(_root_: Any) -> str:
     folder = Path(_root_.output_dir or Path("outputs") / short_name(_plain(_root_)))
     place = folder.absolute()
+    _places.update((place, *place.parents))
     absent.update(p for p in (place, *place.parents) if not p.exists())
     return str(folder)
 
@@ -66,6 +69,8 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     for word in arguments:
         if word.startswith("-") and word.split("=")[0] not in FLAGS:
             raise InputError(f"unknown flag '{word}'.{nearest(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
+        if word.startswith("="):
+            raise InputError(f"cannot read the override '{word}': there is no key before the '='")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print several lines and exit 1
     OmegaConf.register_new_resolver("vaerun.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.job_dir", _job_dir, replace=True)
@@ -96,9 +101,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
             return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
         return " ".join(text.split())
     if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
-        return missing(error)
-    if isinstance(error, OSError) and error.filename is not None and Path(error.filename) in absent:
-        return f"cannot make the folder {error.filename} ({error.strerror}): choose another output_dir"
+        return missing(str(error))
+    if isinstance(error, OSError) and error.filename and Path(error.filename).absolute() in _places:
+        return f"cannot make the run's folder: {error.filename}: {error.strerror}; choose another output_dir"
     if isinstance(error, OmegaConfBaseException):
         return " ".join(text.split())
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ class ImageData:
         self.transform = transform = transform or Transform()
         total = len(arrays.train_images)
         validation = round(validation * total) if 0 < validation < 1 else validation
-        if validation != int(validation):
+        if not math.isfinite(validation) or validation != int(validation):
             raise InputError(f"data.validation must be a whole number or a fraction below 1, got {validation}")
         validation = int(validation)
         if not 0 <= validation < total:
@@ -144,10 +145,8 @@ class ImageData:
             self.classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
 
         def part(split: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Split:
-            pixels = torch.from_numpy(np.array(images if rows is None else images[rows])).to(device)
-            numbers = None
-            if labelled and labels is not None:
-                numbers = torch.from_numpy(np.array(labels if rows is None else labels[rows])).to(device)
+            pixels = _tensor(images, rows).to(device)
+            numbers = _tensor(labels, rows).to(device) if labelled and labels is not None else None
             drawn = transform.binarize == "fixed" or (transform.binarize == "dynamic" and split != "train")
             if drawn:
                 _binarize_in_place(pixels, split)
@@ -191,21 +190,26 @@ class ImageData:
 
     def _moments(self) -> tuple[Tensor, float]:
         """Mean [C, H, W] of x over the training split, and the scalar mean over pixels of x's variance about it."""
-        closed = self.transform.moments(torch.zeros(1), torch.zeros(1)) is not None
-        first = torch.zeros(self.image_shape, dtype=torch.float64)
-        second = torch.zeros(self.image_shape, dtype=torch.float64)
-        for start in range(0, len(self.train), 4096):
-            stop = min(start + 4096, len(self.train))
-            x = self.train.images[start:stop] / 255 if closed else self.train.batch(start, stop).x
-            first += x.sum(0).cpu()
-            second += x.square().sum(0).cpu()
-        mean = first / len(self.train)
-        variance = second / len(self.train) - mean.square()
-        closed_form = self.transform.moments(mean, variance)
-        if closed_form is not None:
-            mean, variance = closed_form
+        raw = not self.transform.logit  # moments of what is stored suffice: exact sums of whole numbers, and quick
+        first, second = torch.zeros(self.dimensions, dtype=torch.float64), 0.0
+        for start in range(0, len(self.train), 512):  # small enough for a CPU's caches
+            stop = min(start + 512, len(self.train))
+            pixels = self.train.images[start:stop].float() if raw else self.train.batch(start, stop).x
+            rows = pixels.flatten(1)
+            first += torch.mv(rows.T, torch.ones_like(rows[:, 0])).cpu().double()
+            second += float(torch.dot(rows.flatten(), rows.flatten()))
+        scale = 255 if raw else 1
+        mean = first / (len(self.train) * scale)
+        variance = second / (len(self.train) * self.dimensions * scale**2) - float(mean.square().mean())
+        if raw:
+            mean, variance = self.transform.moments(mean, variance)
         # A constant data set has no variance to start from; 1e-6 is far below one grey level squared.
-        return mean.float().to(self.train.images.device), max(float(variance.mean()), 1e-6)
+        return mean.view(self.image_shape).float().to(self.train.images.device), max(variance, 1e-6)
+
+
+def _tensor(array: np.ndarray, rows: np.ndarray | None) -> Tensor:
+    """The rows (None: all) as a tensor of its own memory; the array may be a read-only map of a file."""
+    return torch.from_numpy(np.array(array) if rows is None else np.asarray(array[rows]))
 
 
 def _binarize_in_place(pixels: Tensor, split: str) -> None:

@@ -74,12 +74,13 @@ class Transform:
             x = (torch.sigmoid(x) - ALPHA) / (1 - 2 * ALPHA)
         return x.clamp(0, 1)
 
-    def moments(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Per-pixel mean and variance of x given those of pixel / 255; None where no closed form is known."""
-        if self.logit:
-            return None
+    def moments(self, mean: Tensor, variance: float) -> tuple[Tensor, float]:
+        """Per-pixel mean of x, and the mean over pixels of its variance, from those of pixel / 255.
+
+        Not for the logit, which has no closed form.
+        """
         if self.dequantize:
             return (255 * mean + 0.5) / 256, variance * (255 / 256) ** 2 + 1 / (12 * 256**2)
         if self.binarize == "dynamic":
-            return mean, mean * (1 - mean)
+            return mean, float((mean * (1 - mean)).mean())
         return mean, variance

@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from vaerun.distributions import DiagonalNormal
+from vaerun.errors import InputError
 from vaerun.models import Joint
 from vaerun.nets.init import head
 
@@ -19,8 +20,10 @@ class Amortised(nn.Module):
         latent_dim: d.
     """
 
-    def __init__(self, encoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, encoder: nn.Module | None, latent_dim: int) -> None:
         super().__init__()
+        if encoder is None:
+            raise InputError("model.encoder must be given: amortised inference reads q off an encoder")
         self.encoder = encoder
         features = cast(Any, encoder).features
         self.mean, self.log_variance = head(features, latent_dim), head(features, latent_dim)

@@ -26,7 +26,7 @@ class Householder(nn.Module):
         steps: T, the number of reflections.
     """
 
-    def __init__(self, encoder: nn.Module, latent_dim: int, *, steps: int) -> None:
+    def __init__(self, encoder: nn.Module | None, latent_dim: int, *, steps: int) -> None:
         super().__init__()
         self.base = Amortised(encoder, latent_dim)
         widths = [self.base.mean.in_features] + [latent_dim] * check_steps(steps)

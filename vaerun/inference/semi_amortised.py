@@ -7,6 +7,8 @@ each part is clipped to norm 5 per image. In training the T steps stay in the gr
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -35,20 +37,19 @@ class SemiAmortised(nn.Module):
         step_size: a, the same for mean and log-variance.
     """
 
-    def __init__(self, encoder: nn.Module, latent_dim: int, *, steps: int, step_size: float) -> None:
+    def __init__(self, encoder: nn.Module | None, latent_dim: int, *, steps: int, step_size: float) -> None:
         super().__init__()
         self.base = Amortised(encoder, latent_dim)
         self.steps = check_steps(steps)
-        if not step_size > 0:
-            raise InputError(f"model.inference.step_size must be above 0, got {step_size}")
+        if not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
+            raise InputError(f"model.inference.step_size must be a number above 0, got {step_size}")
         self.step_size = step_size
 
     def forward(self, joint: Joint) -> DiagonalNormal:
         train = torch.is_grad_enabled()
         _, mean, log_variance = self.base.parameters_of(joint)
         with torch.enable_grad():  # an evaluation runs under no_grad, but the search itself needs gradients
-            if not mean.requires_grad:
-                mean, log_variance = mean.requires_grad_(), log_variance.requires_grad_()
+            mean, log_variance = (v if v.requires_grad else v.requires_grad_() for v in (mean, log_variance))
             for step in range(self.steps):
                 elbo = self.elbo(joint, DiagonalNormal(mean, log_variance), step)
                 gradients = torch.autograd.grad(elbo.sum(), (mean, log_variance), create_graph=train)

@@ -58,7 +58,7 @@ class LatentModel(nn.Module):
         """p(z | c) with batch shape [B], or None for N(0, I)."""
         if self.prior_head is None or c is None:
             return None
-        return DiagonalNormal(*self.prior_head(c).chunk(2, dim=-1))
+        return DiagonalNormal(*self.prior_head(c.to(self.mean.dtype)).chunk(2, dim=-1))
 
     def joint(self, x: Tensor, c: Tensor | None = None, noise: Noise | None = None) -> Joint:
         """log p(x, z | c) as a function of z.

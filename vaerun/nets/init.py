@@ -28,10 +28,10 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 def check_widths(what: str, widths: Sequence[int]) -> list[int]:
     """Layer widths as a list; raises InputError unless each is a positive whole number."""
-    out = list(widths)
-    if any(not isinstance(w, int) or w < 1 for w in out):
-        raise InputError(f"{what} must be a list of positive whole numbers such as [500,500], got {out}")
-    return out
+    listed = isinstance(widths, list | tuple)
+    if not listed or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
+        raise InputError(f"{what} must be a list of positive whole numbers such as [500,500], got {widths}")
+    return list(widths)
 
 
 def initialise(layer: nn.Module, activation: str = "linear") -> None:
@@ -42,7 +42,9 @@ def initialise(layer: nn.Module, activation: str = "linear") -> None:
     """
     assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     known = activation if activation in ("relu", "leaky_relu", "tanh", "linear") else "relu"
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity=known)  # type: ignore[arg-type]
+    # PyTorch counts a transposed convolution's fans the other way round.
+    mode = "fan_in" if isinstance(layer, nn.ConvTranspose2d) else "fan_out"
+    nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity=known)  # type: ignore[arg-type]
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 

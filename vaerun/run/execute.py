@@ -26,7 +26,7 @@ from vaerun.run.build import build_data, build_model, build_objective, device_na
 from vaerun.run.evaluate import evaluate_test
 from vaerun.run.folder import claim, fresh
 from vaerun.settings import Settings, fingerprint
-from vaerun.training import Progress, TrainSettings, train
+from vaerun.training import Progress, TrainSettings, make_optimisers, restore, train
 from vaerun.training.checkpoint import Store, load_named
 from vaerun.training.log import Log
 from vaerun.training.signals import Stop
@@ -112,13 +112,14 @@ class _Run:
         self.images_per_step = len(data.train) / math.ceil(len(data.train) / t.batch_size)
         if settings.model.fit == "closed_form":
             self.total_steps = 0
-        self.logger = logging.getLogger(f"vaerun.run.{id(self)}")
+        self.logger = logging.Logger("vaerun.run", logging.INFO)  # this run's own: no other handler sees it
+        self.warnings: list[str] = []
         self.record: dict[str, Any] = {}
 
     def warn(self, line: str) -> None:
         """One line on standard error and in run.log."""
         print(f"vaerun: warning: {line}", file=sys.stderr)
-        self.logger.warning(line)
+        self.warnings.append(line)  # run.log is opened once the run can no longer be refused
 
     def recorded(self, overrides: list[str], plain: dict[str, Any], hydra: str | None) -> dict[str, Any]:
         """Train and evaluate, with the status in result.json at every moment."""
@@ -130,9 +131,9 @@ class _Run:
         handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.logger.addHandler(handler)
-        self.logger.setLevel(logging.INFO)
-        self.logger.propagate = False
         self.logger.info("start: %s", " ".join(["vaerun", *overrides]))
+        for line in self.warnings:
+            self.logger.warning(line)
         try:
             self._train_and_evaluate(state)
         except BaseException as error:
@@ -179,10 +180,14 @@ class _Run:
         }
 
     def _state_to_resume(self) -> dict[str, Any] | None:
-        state = self.store.load_last(self.device)
+        state, best = self.store.load_last(self.device), None
         if state is None and self.settings.trainer.resume not in ("auto", "never"):
-            state = load_named(Path(self.settings.trainer.resume).expanduser(), self.device)
-            state["log"] = None  # the other run's records stay with it
+            state, best = load_named(Path(self.settings.trainer.resume).expanduser(), self.device)
+        if state is not None and self.settings.model.fit == "gradient":
+            optimisers = make_optimisers(self.objective.phases, self.train_settings)
+            restore(self.objective, optimisers, state, self.device)  # one that does not fit is refused here
+        if best is not None:
+            self.store.save_best({k: v for k, v in best.items() if k != "fingerprint"})
         return state
 
     def _train_and_evaluate(self, state: dict[str, Any] | None) -> None:

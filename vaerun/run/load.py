@@ -78,11 +78,15 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(plain, dict) or "${" in path.read_text(encoding="utf-8"):
+    if (
+        not isinstance(plain, dict)
+        or not isinstance(plain.get("data"), dict)
+        or "${" in path.read_text(encoding="utf-8")
+    ):
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
         raise InputError(f"{path} is no configuration that vaerun has written")
-    plain.get("data", {})["root"] = data_root
+    plain["data"]["root"] = data_root
     settings = check(OmegaConf.create(plain))
-    if fingerprint(plain, str(result["protocol"]["data_sha256"])) != result["fingerprint"]:
+    if fingerprint(plain, str(result["protocol"].get("data_sha256"))) != result["fingerprint"]:
         raise InputError(f"{path} is not the configuration that {folder / 'result.json'} was made with")
     return Run(folder, settings, result, device_named(device))

@@ -24,7 +24,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): move it away, or choose another output_dir") from error
-    if not isinstance(record, dict) or "fingerprint" not in record or "status" not in record:
+    kinds = {"fingerprint": str, "status": str, "metrics": dict, "protocol": dict}
+    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in kinds.items()):
         raise InputError(f"{path} is no result of vaerun's: choose another output_dir")
     return record
 

@@ -105,8 +105,14 @@ class Store:
         return None
 
 
-def load_named(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """The checkpoint (or the last one of the run directory) that the user named. Raises InputError if it is no good."""
+def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The checkpoint (or the last one of the run directory) that the user named, and the best.pt beside it if good.
+
+    What belongs to the other run alone is taken out: where its records stand, its patience, that it is finished.
+    Without a good best.pt the best so far is what stands in the checkpoint itself, so a validation is due first.
+
+    Raises InputError if it is no good.
+    """
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.exists():
@@ -115,6 +121,12 @@ def load_named(path: Path, device: torch.device | str) -> dict[str, Any]:
         state = load(path, device)
     except Damaged as damage:
         raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {damage}") from damage
-    if not {"objective", "optimisers", "progress"} <= state.keys():
+    if not {"objective", "optimisers", "progress"} <= state.keys() or not isinstance(state["progress"], dict):
         raise InputError(f"trainer.resume: {path} is no training checkpoint (name a last.pt)")
-    return state
+    best: dict[str, Any] | None = None
+    try:
+        best = load(path.with_name("best.pt"), device)
+    except Damaged:
+        state["progress"] |= {"best": None, "validation_due": True}
+    state["progress"] |= {"stale": 0, "finished": False}
+    return state | {"log": None}, best

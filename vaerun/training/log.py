@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -43,7 +45,10 @@ class Log:
         try:
             if position is not None and self.path.exists():
                 with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
-                    file.truncate(position["bytes"])
+                    file.truncate(min(position["bytes"], self.path.stat().st_size))
+            if position is None:  # a start that left no checkpoint: its records would stand beside this one's
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
             self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}") from error
@@ -72,9 +77,7 @@ class Log:
             for tag, value in values.items():
                 self.writer.add_scalar(tag, value, step)
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path}: {error.strerror}; run the same command again to go on"
-            ) from error
+            raise self._cannot_write(error) from error
         self._elbo |= {k: v for k, v in values.items() if k in ("train/elbo", "val/elbo")}
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
@@ -90,9 +93,19 @@ class Log:
             self.writer.file_writer.add_summary(summary)
 
     def position(self) -> dict[str, int]:
-        """What a checkpoint keeps so that after a resume each step stands once."""
-        self.file.flush()
+        """What a checkpoint keeps so that after a resume each step stands once; what it counts is on the disk."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            if self._writer is not None:
+                self._writer.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
         return {"bytes": self.file.tell()}
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        why = error.strerror or error
+        return RunError(f"cannot write into {self.folder}: {why}; run the same command again to go on")
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
         """Move the progress line to this step; where that is no terminal, print one if it is time, or the last one."""
@@ -131,10 +144,12 @@ class Log:
     def close(self) -> None:
         """Flush and close everything."""
         self.end_progress()
-        self.file.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        for file in (self.file, self._writer):
+            # A full disk has been told of by the write that met it; closing meets it again.
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+        self._writer = None
 
 
 class Progression:

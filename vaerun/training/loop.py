@@ -117,7 +117,7 @@ def train(
     progress, sums, count = Progress(), dict[str, Tensor](), 0
     device = split.images.device
     if resume is not None:
-        progress, sums, count = _restore(objective, optimisers, resume, device)
+        progress, sums, count = restore(objective, optimisers, resume, device)
     total = settings.total_steps(len(split))
     per_epoch = -(-len(split) // settings.batch_size)
     guard = FiniteGuard(device)
@@ -125,7 +125,7 @@ def train(
     best_waiting: dict[str, Any] | None = None
     order, order_epoch = torch.empty(0, dtype=torch.int64), -1
     clock = Clock(device, progress.step)
-    progress.finished |= total == 0
+    progress.finished |= progress.step >= total and not progress.validation_due
 
     def save() -> None:
         nonlocal saved_at, best_waiting
@@ -255,15 +255,22 @@ def _update(
     optimiser.step()
 
 
-def _restore(
+def restore(
     objective: Objective, optimisers: dict[str, torch.optim.Optimizer], state: dict[str, Any], device: torch.device
 ) -> tuple[Progress, dict[str, Tensor], int]:
+    """Put a checkpoint's state into objective and optimisers; returns progress, sums of metrics and their count.
+
+    Raises InputError when it does not fit.
+    """
     try:
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():
+            rates = [group["base_lr"] for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimisers"][name])
-    except (RuntimeError, KeyError, ValueError) as error:
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["base_lr"] = rate  # the settings' own: a run that starts from another's checkpoint may differ
+        sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
+        return Progress(**state["progress"]), sums, int(state["metrics"]["count"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error
-    sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
-    return Progress(**state["progress"]), sums, state["metrics"]["count"]
