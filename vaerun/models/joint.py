@@ -3,7 +3,7 @@
 Laplace inference linearises the decoder at mu: with J = d eta / dz [D, d], the gradient of the log-likelihood is J'r
 and its Gauss-Newton curvature J'FJ (r, F: likelihoods.py). Two ways to these numbers:
 
-* General: forward mode over d unit tangents gives J itself; any decoder, any likelihood.
+* General: J itself, by forward mode over d unit tangents; any decoder, any likelihood.
 * Gram path, where the decoder is eta(z) = W h(z) + b and F = 1/s2 is constant: with G = W'W/s2 [H, H] and
   rho = W'(x - b)/s2 [B, H], and M = dh/dz [B, H, d] by forward mode through the trunk only,
 
@@ -135,14 +135,21 @@ class Joint:
 
     def linearise(self, mu: Tensor) -> Linearisation:
         """Gradient and Gauss-Newton precision of log p(x, z | c) at z = mu [B, d]."""
-        gradient, curvature = (self._linearise_gram if self.has_gram else self._linearise_general)(mu)
+        # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
+        gram = self.has_gram and self.x[0].numel() > self._affine()[0].shape[1]
+        gradient, curvature = (self._linearise_gram if gram else self._linearise_general)(mu)
         prior_precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
         return Linearisation(
             gradient - prior_precision * (mu - self.prior.mean), curvature + torch.diag_embed(prior_precision)
         )
 
     def _linearise_general(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        eta, jacobian = value_and_jacobian(lambda z: self.decode(z).flatten(1), mu)  # [B, D], [B, d, D]
+        if self.decoder.affine is None:
+            eta, jacobian = value_and_jacobian(lambda z: self.decode(z).flatten(1), mu)  # [B, D], [B, d, D]
+        else:
+            h, m = self._trunk_and_jacobian(mu)
+            w, b = self._affine()
+            eta, jacobian = h @ w.mT + b, (m.flatten(0, 1) @ w.mT).unflatten(0, m.shape[:2])
         eta = eta.unflatten(1, self.x.shape[1:])
         score = self.likelihood.score(self.x, eta).flatten(1)
         weight = self.likelihood.fisher(eta).flatten(1)
@@ -150,10 +157,14 @@ class Joint:
 
     def _linearise_gram(self, mu: Tensor) -> tuple[Tensor, Tensor]:
         gram, rho = self._gram()
-        own = getattr(self.decoder, "trunk_with_jacobian", None)  # a network may know a cheaper way than forward mode
-        h, m = own(mu, self.c) if own else value_and_jacobian(lambda z: self.decoder.trunk(z, self.c), mu)
+        h, m = self._trunk_and_jacobian(mu)
         gradient = (m @ (rho - h @ gram).unsqueeze(-1)).squeeze(-1)
         return gradient, congruence(m.contiguous(), gram)
+
+    def _trunk_and_jacobian(self, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """h [B, H] and dh/dz [B, d, H] at mu."""
+        own = getattr(self.decoder, "trunk_with_jacobian", None)  # a network may know a cheaper way than forward mode
+        return own(mu, self.c) if own else value_and_jacobian(lambda z: self.decoder.trunk(z, self.c), mu)
 
     # -- Gram path ----------------------------------------------------------------------------------------------
 

@@ -119,7 +119,10 @@ class _Run:
     def warn(self, line: str) -> None:
         """One line on standard error and in run.log."""
         print(f"vaerun: warning: {line}", file=sys.stderr)
-        self.warnings.append(line)  # run.log is opened once the run can no longer be refused
+        if self.logger.handlers:
+            self.logger.warning(line)
+        else:
+            self.warnings.append(line)  # run.log is opened once the run can no longer be refused
 
     def recorded(self, overrides: list[str], plain: dict[str, Any], hydra: str | None) -> dict[str, Any]:
         """Train and evaluate, with the status in result.json at every moment."""

@@ -75,14 +75,11 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         raise InputError(f"{folder} holds no run (there is no result.json)")
     path = folder / ".hydra" / "config.yaml"
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        plain = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
-    if (
-        not isinstance(plain, dict)
-        or not isinstance(plain.get("data"), dict)
-        or "${" in path.read_text(encoding="utf-8")
-    ):
+    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or "${" in text:
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
         raise InputError(f"{path} is no configuration that vaerun has written")
     plain["data"]["root"] = data_root
