@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch.distributions import Distribution
+
+from vaerun.cli import main
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,3 +28,41 @@ def exact_arithmetic() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     Distribution.set_default_validate_args(checked)
+
+
+@pytest.fixture
+def single_precision() -> None:
+    """Real training is in float32."""
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    own = {"VAERUN_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | own
+
+
+@pytest.fixture
+def command_environment(single_precision: None, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    """What the command sees of its environment, the same as in a process of its own; put back after the test."""
+    monkeypatch.delenv("VAERUN_DATA", raising=False)
+    monkeypatch.setenv("VAERUN_CACHE", env["VAERUN_CACHE"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The same command in this process, which spares importing torch again."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(main, "_failure", None)
+        monkeypatch.setattr("sys.argv", ["vaerun", *words])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        return code, *capsys.readouterr()
+
+    return call

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from vaerun import plugins
-from vaerun.cli import main as command
 
 QUICK = """trainer.max_steps=2 trainer.device=cpu evaluation.samples=20 evaluation.images=20 evaluation.pictures=0"""
 TINY = "model=vae model.encoder.hidden=[4] model.decoder.hidden=[4] model.latent_dim=2 data.train_images=128"
@@ -73,21 +72,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def vaerun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command in this process; gives exit code, stdout and stderr."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(command, "_failure", None)
-        monkeypatch.setattr("sys.argv", ["vaerun", *shlex.split(QUICK), *words])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def vaerun(here: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process, with the quick settings before the words."""
+    return lambda *words: here(*shlex.split(QUICK), *words)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
+from support import SHORT, assert_same_scalars, records, shell, state, tensorboard
 
 import vaerun
 from vaerun.cli import main as command
 from vaerun.errors import InputError
 from vaerun.settings import fingerprint
 
-COMMAND = str(Path(sys.executable).with_name("vaerun"))
-TINY = """model.encoder.hidden=[8] model.decoder.hidden=[8] model.latent_dim=2 trainer.device=cpu evaluation.samples=20
-evaluation.images=20""".split()  # noqa: SIM905
-SHORT = [*TINY, "trainer.max_steps=25", "trainer.log_every=5"]
-LONG = ["model=vae", *TINY, "trainer.max_steps=400", "trainer.log_every=10", "trainer.checkpoint_seconds=0.05"]
-LONG += ["trainer.epochs=100", "evaluation.every=5", "evaluation.pictures=0"]
-
-
-@pytest.fixture(scope="module")
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    own = {"VAERUN_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
-    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | own
-
-
-@pytest.fixture(autouse=True)
-def single_precision(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Iterator[None]:
-    torch.set_default_dtype(torch.float32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.delenv("VAERUN_DATA", raising=False)
-    monkeypatch.setenv("VAERUN_CACHE", env["VAERUN_CACHE"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: put back after the test
-    yield
-    torch.set_num_threads(threads)
-
-
-def shell(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The same command in this process, which spares importing torch again."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        monkeypatch.setattr(command, "_failure", None)
-        monkeypatch.setattr("sys.argv", ["vaerun", *words])
-        code = 0
-        try:
-            command.main()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+pytestmark = pytest.mark.usefixtures("command_environment")
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +31,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> S
     assert done.returncode == 0, done.stderr
     (result,) = cwd.glob("outputs/digits/vlae/elbo-seed0-*/result.json")
     return SimpleNamespace(cwd=cwd, folder=result.parent, result=json.loads(result.read_text()), done=done)
-
-
-def state(folder: Path) -> dict[str, tuple[bytes, int]]:
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
-    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def tensorboard(folder: Path) -> Any:
-    """The events as TensorBoard itself reads them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    events.Reload()
-    return events
 
 
 # --- what a run leaves ---
@@ -151,14 +84,6 @@ def test_terminal_is_plain_and_quiet(finished: SimpleNamespace) -> None:
     assert f"{value:.2f} ± {error:.2f}" in row
     assert "K=20" in row
     assert str(finished.folder) in out.splitlines()[-1]
-
-
-def assert_same_scalars(events: Any, lines: list[dict[str, Any]]) -> None:
-    for tag in ("train/elbo", "train/kl", "train/reconstruction", "val/elbo", "test/elbo", "test/log_likelihood"):
-        expected = [(line["step"], line[tag]) for line in lines if tag in line]
-        found = [(e.step, e.value) for e in events.Scalars(tag)]
-        assert [s for s, _ in found] == [s for s, _ in expected] != []
-        np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-6)
 
 
 def test_metrics_and_tensorboard_agree(finished: SimpleNamespace) -> None:
@@ -257,95 +182,6 @@ def test_load_run_runs_nothing(attack: str, finished: SimpleNamespace, tmp_path:
     with pytest.raises(InputError):
         _ = vaerun.load_run(tmp_path).model
     assert not proof.exists()
-
-
-# --- stopping and going on ---
-
-
-def start(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    words = [COMMAND, *LONG, f"output_dir={folder}"]
-    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not (folder / "checkpoints" / "previous.pt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.002)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(folder, env)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75), ("SIGKILL", -signal.SIGKILL)]
-)
-def test_stopped_by_signal_goes_on(
-    name: str, code: int, tmp_path: Path, env: dict[str, str], here: Any, uninterrupted: Path
-) -> None:
-    folder = tmp_path / "run"
-    process = start(folder, env)
-    wait_for_checkpoint(folder, process)
-    process.send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert out == ""
-    killed = name == "SIGKILL"
-    assert [line for line in err.splitlines() if not line.startswith("epoch ")] == (
-        [] if killed else [f"vaerun: stopped by {name}"]
-    )
-    record = json.loads((folder / "result.json").read_text())
-    assert record["status"] == ("running" if killed else "interrupted")
-    assert 0 < torch.load(folder / "checkpoints" / "last.pt")["progress"]["step"] < 400
-    time.sleep(1.1)  # TensorBoard orders its files by the second; starting the command anew takes longer than that
-    code, _, err = here(*LONG, f"output_dir={folder}")
-    assert code == 0, err
-    first, second = (json.loads((f / "result.json").read_text()) for f in (folder, uninterrupted))
-    assert first["metrics"] == second["metrics"]
-    assert (folder / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
-    assert_same_scalars(tensorboard(folder), records(folder))  # each step stands once
-
-
-@pytest.mark.slow
-def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> None:
-    folder = tmp_path / "run"
-    process = start(folder, env)
-    try:
-        wait_for_checkpoint(folder, process)
-        process.send_signal(signal.SIGSTOP)  # so that it is surely still there
-        before = state(folder)
-        code, out, err = here(*LONG, f"output_dir={folder}")
-        assert (code, out) == (2, "")
-        assert f"another run is working in {folder}" in err
-        assert len(err.splitlines()) == 1
-        assert state(folder) == before
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-    assert process.returncode == 130
-
-
-def test_sweep(tmp_path: Path, here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["-m", *TINY, "trainer.max_steps=2", "evaluation.pictures=0"]
-    assert here(*words, "seed=0,1", "output_dir=both")[0] == 0
-    seeds = [json.loads(p.read_text())["seed"] for p in sorted(tmp_path.glob("both/**/result.json"))]
-    assert sorted(seeds) == [0, 1]
-    # One bad job does not stop the other; it is told once, with its own words.
-    code, _, err = here(*words, "model.inference.steps=-1,1", "output_dir=half")
-    assert code == 1
-    (line,) = [x for x in err.splitlines() if x.startswith("vaerun: error")]
-    assert "model.inference.steps=-1" in line
-    assert len(list(tmp_path.glob("half/**/result.json"))) == 1
 
 
 # --- help, without waiting for torch ---

@@ -1,0 +1,102 @@
+"""Runs that are stopped, killed or doubled, as real processes, and sweeps."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import COMMAND, LONG, TINY, assert_same_scalars, records, state, tensorboard
+
+pytestmark = pytest.mark.usefixtures("command_environment")
+
+
+def start(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    words = [COMMAND, *LONG, f"output_dir={folder}"]
+    return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not (folder / "checkpoints" / "previous.pt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(folder, env)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75), ("SIGKILL", -signal.SIGKILL)]
+)
+def test_stopped_by_signal_goes_on(
+    name: str, code: int, tmp_path: Path, env: dict[str, str], here: Any, uninterrupted: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, env)
+    wait_for_checkpoint(folder, process)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out == ""
+    killed = name == "SIGKILL"
+    assert [line for line in err.splitlines() if not line.startswith("epoch ")] == (
+        [] if killed else [f"vaerun: stopped by {name}"]
+    )
+    record = json.loads((folder / "result.json").read_text())
+    assert record["status"] == ("running" if killed else "interrupted")
+    assert 0 < torch.load(folder / "checkpoints" / "last.pt")["progress"]["step"] < 400
+    time.sleep(1.1)  # TensorBoard orders its files by the second; starting the command anew takes longer than that
+    code, _, err = here(*LONG, f"output_dir={folder}")
+    assert code == 0, err
+    first, second = (json.loads((f / "result.json").read_text()) for f in (folder, uninterrupted))
+    assert first["metrics"] == second["metrics"]
+    assert (folder / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
+    assert_same_scalars(tensorboard(folder), records(folder))  # each step stands once
+
+
+@pytest.mark.slow
+def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, env)
+    try:
+        wait_for_checkpoint(folder, process)
+        process.send_signal(signal.SIGSTOP)  # so that it is surely still there
+        before = state(folder)
+        code, out, err = here(*LONG, f"output_dir={folder}")
+        assert (code, out) == (2, "")
+        assert f"another run is working in {folder}" in err
+        assert len(err.splitlines()) == 1
+        assert state(folder) == before
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_sweep(tmp_path: Path, here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", *TINY, "trainer.max_steps=2", "evaluation.pictures=0"]
+    assert here(*words, "seed=0,1", "output_dir=both")[0] == 0
+    seeds = [json.loads(p.read_text())["seed"] for p in sorted(tmp_path.glob("both/**/result.json"))]
+    assert sorted(seeds) == [0, 1]
+    # One bad job does not stop the other; it is told once, with its own words.
+    code, _, err = here(*words, "model.inference.steps=-1,1", "output_dir=half")
+    assert code == 1
+    (line,) = [x for x in err.splitlines() if x.startswith("vaerun: error")]
+    assert "model.inference.steps=-1" in line
+    assert len(list(tmp_path.glob("half/**/result.json"))) == 1
