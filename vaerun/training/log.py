@@ -64,6 +64,12 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             purge = self.start_step + 1 if self.start_step else None
+            if purge is not None:
+                # Readers take the files in the order of their names, which begin with the second they were made in.
+                last = max((p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")), default="0")
+                until = time.monotonic() + 1.1
+                while str(int(time.time())) <= last and time.monotonic() < until:
+                    time.sleep(0.02)
             self._writer = SummaryWriter(str(self.folder), purge_step=purge)
         return self._writer
 
