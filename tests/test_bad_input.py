@@ -38,6 +38,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "five_channels": {"train_images": np.repeat(IMAGES, 5, 1)},
         "no_images": {"train_images": IMAGES[:0]},
         "one_image": {"train_images": IMAGES[:1]},
+        "grey_test": {"train_images": IMAGES // 128 * 255, "test_images": IMAGES},
+        "identifiers": {"train_images": IMAGES, "train_labels": LABELS + 3_000_000_000},
         "few_labels": {"train_images": IMAGES, "train_labels": LABELS[:59]},
         "float_labels": {"train_images": IMAGES, "train_labels": LABELS / 2},
         "negative_labels": {"train_images": IMAGES, "train_labels": LABELS - 1},
@@ -119,7 +121,7 @@ TABLE: dict[str, list[str]] = {
     "trainer.epochs=many": ["trainer.epochs", "'many'"],
     "trainer.epochs=1.5": ["trainer.epochs", "1.5"],
     "trainer.epochs=null": ["trainer.epochs"],
-    "trainer.epochs=-1": ["trainer.epochs must be at least 0"],
+    "trainer.epochs=-1": ["trainer.epochs must be at least 1"],
     "trainer.batch_size=0": ["trainer.batch_size must be at least 1"],
     "trainer.learning_rate=0": ["trainer.learning_rate must be above 0"],
     "trainer.learning_rate=nan": ["trainer.learning_rate must be above 0"],
@@ -170,6 +172,12 @@ TABLE: dict[str, list[str]] = {
     "data=npz data.path=FILES/text.npz": ["text.npz: not a readable .npz file"],
     "data=npz data.path=FILES/plain.npz": ["trainer.batch_size=128 is larger than the training split (49 images)"],
     # combinations
+    "data=npz data.path=FILES/grey_test.npz model.likelihood=bernoulli trainer.batch_size=8": [
+        "pixels that are 0 or 1"
+    ],
+    "model=cvae data=npz data.path=FILES/identifiers.npz trainer.batch_size=8": ["number at most 10000 classes"],
+    "+estimator.function.weight=2": ["got an unexpected keyword argument 'weight'"],
+    "estimator.function._target_=vaerun.files.write_json": ["choose one of vaerun.estimators"],
     "model=cvae data=npz data.path=FILES/plain.npz": ["model=cvae is conditional", "has no labels"],
     "model.conditional_prior=true": ["model.conditional_prior=true needs model.conditional=true"],
     "network=conv data=npz data.path=FILES/small.npz trainer.batch_size=8 model.encoder.channels=[4,4,4]": [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import COMMAND, LONG, TINY, assert_same_scalars, records, state, tensorboard
+from support import COMMAND, LONG, SHORT, TINY, assert_same_scalars, records, state, tensorboard
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -100,3 +100,16 @@ def test_sweep(tmp_path: Path, here: Any, monkeypatch: pytest.MonkeyPatch) -> No
     (line,) = [x for x in err.splitlines() if x.startswith("vaerun: error")]
     assert "model.inference.steps=-1" in line
     assert len(list(tmp_path.glob("half/**/result.json"))) == 1
+
+
+def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) -> None:
+    """Both start at once in one new folder: one runs to its end, the other is refused, nothing is taken away."""
+    words = [COMMAND, *SHORT, "output_dir=run"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(words, cwd=tmp_path, env=env, **pipes) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 2], [0, 0]), errors  # [0, 0]: the second came when the first had finished
+    if codes == [0, 2]:
+        assert any("another run is working" in error for error in errors)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -46,7 +47,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last", "best"):
         states = [load(folder, name) for folder in (one, other)]
         for state in states:
-            for timing in ("seconds", "timed_steps"):
+            for timing in ("seconds", "timed_seconds", "timed_steps"):
                 state.get("progress", {}).pop(timing, None)
         assert_same_bits(*states)
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
@@ -232,18 +233,27 @@ def test_finished_run_is_extended(whole: Callable[[str], Path], tmp_path: Path) 
     assert before == {p: p.read_bytes() for p in (tmp_path / "short").rglob("*") if p.is_file()}
 
 
-def test_best_of_the_named_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # After the checkpoint no validation is better: the best parameters are still those of the run gone on from.
-    scores = iter([-5.0, -4.0, -9.0, -9.0, -9.0])
-    monkeypatch.setattr(Validator, "__call__", lambda self: {"val/elbo": next(scores)})
+def test_named_run_is_judged_on_this_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parameters started from are validated here first; the other run's best may be of other data."""
     with monkeypatch.context() as patch:
+        patch.setattr(Validator, "__call__", lambda self: {"val/elbo": 1000.0})
         signal_at(patch, 10)
         with pytest.raises(Interrupted):
             run(tmp_path / "first")
-    record = run(tmp_path / "second", f"trainer.resume={tmp_path / 'first'}")
-    assert (record["metrics"]["val/elbo"], record["protocol"]["selected_epoch"]) == (-4.0, 2.0)
-    best = [load(tmp_path / name, "best")["objective"] for name in ("first", "second")]
-    assert_same_bits(*best)
+    scores = iter([-5.0, -9.0, -9.0, -9.0])
+    monkeypatch.setattr(Validator, "__call__", lambda self: {"val/elbo": next(scores)})
+    file = tmp_path / "first" / "checkpoints" / "last.pt"
+    record = run(tmp_path / "second", f"trainer.resume={file}", "data.validation=100")
+    assert (record["metrics"]["val/elbo"], record["protocol"]["selected_epoch"]) == (-5.0, 2.5)
+    assert_same_bits(load(tmp_path / "first")["objective"], load(tmp_path / "second", "best")["objective"])
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["protocol"]["started_from"] == {"path": str(file), "sha256": digest}
+
+
+def test_named_run_without_steps_left_is_refused(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has done 20 steps and this run has 12"):
+        run(tmp_path / "second", f"trainer.resume={whole('vae')}", "trainer.max_steps=12")
+    assert not (tmp_path / "second").exists()
 
 
 def test_records_pictures_and_checkpoints_change_no_bit(

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,15 @@ def config_folders() -> list[Path]:
     return found
 
 
-def resolve(target: str) -> Any:
-    """The class or function of a dotted name. Raises InputError where there is none or its package is not trusted."""
+def resolve(target: str, kind: str) -> Any:
+    """The class or function of a dotted name.
+
+    Arguments:
+        target: e.g. vaerun.inference.Laplace.
+        kind: the part of vaerun that such a part is from, e.g. vaerun.inference: what else vaerun has is no part.
+
+    Raises InputError where there is none, its package is not trusted, or it is of another kind.
+    """
     module_name, _, attribute = str(target).rpartition(".")
     if module_name.split(".")[0] not in trusted():
         raise InputError(
@@ -68,29 +75,46 @@ def resolve(target: str) -> Any:
     home = getattr(found, "__module__", None) or ""
     if not callable(found) or home.split(".")[0] not in trusted():
         raise InputError(f"_target_ '{target}' is no class or function of a trusted package (it lives in '{home}')")
+    if home.split(".")[0] == "vaerun" and not f"{home}.".startswith(f"{kind}."):
+        raise InputError(f"_target_ '{target}' is not of the kind that is needed here: choose one of {kind}")
     return found
 
 
-def build(spec: Mapping[str, Any], *args: Any, where: str, **defaults: Any) -> Any:
-    """Call `spec["_target_"]` with its other keys, the positional arguments, and those defaults that it takes.
+def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
+    """A function with the options of `spec` bound, or an instance of a class made with them.
+
+    Raises InputError for options that it does not take.
+    """
+    target = resolve(spec.get("_target_", ""), kind)
+    given = {k: v for k, v in spec.items() if k != "_target_"}
+    _check_options(target, where, spec, (), given, inspect.isclass(target))
+    return target(**given) if inspect.isclass(target) else partial(target, **given)
+
+
+def _check_options(
+    target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...], given: dict[str, Any], whole: bool
+) -> None:
+    signature = inspect.signature(target)
+    try:
+        (signature.bind if whole else signature.bind_partial)(*args, **given)
+    except TypeError as error:
+        options = ", ".join(p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY) or "none"
+        raise InputError(f"{where} ({spec['_target_']}): {error}; its options: {options}") from error
+
+
+def build(spec: Mapping[str, Any], *args: Any, kind: str, where: str) -> Any:
+    """Call `spec["_target_"]` with the positional arguments and its other keys.
 
     Arguments:
         spec: a mapping with `_target_`.
+        kind: see resolve.
         where: the configuration key, for messages.
-        defaults: offered by name; left out where the target has no such parameter.
 
     Raises InputError for keys that the target does not take or misses.
     """
     if "_target_" not in spec:
         raise InputError(f"{where} has no _target_")
-    target = resolve(spec["_target_"])
+    target = resolve(spec["_target_"], kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
-    signature = inspect.signature(target)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    offered = {k: v for k, v in defaults.items() if open_ended or k in signature.parameters} | given
-    try:
-        signature.bind(*args, **offered)
-    except TypeError as error:
-        options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-        raise InputError(f"{where} ({spec['_target_']}): {error}; its options: {', '.join(options)}") from error
-    return target(*args, **offered)
+    _check_options(target, where, spec, args, given, True)
+    return target(*args, **given)

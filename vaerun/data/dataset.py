@@ -26,15 +26,22 @@ class Batch:
 
     Attributes:
         x: [B, C, H, W] float32.
-        c: one-hot labels [B, classes] float32, or None when the data has none.
+        labels: [B] int64, or None when the data has none.
+        classes: number of classes.
         log_det: of the transform, [B] nats.
-        rows: numbers of the images within their split, [B] on the CPU.
+        rows: numbers of the images within their split, [B].
     """
 
     x: Tensor
-    c: Tensor | None
+    labels: Tensor | None
+    classes: int
     log_det: Tensor
     rows: Tensor
+
+    @property
+    def c(self) -> Tensor | None:
+        """One-hot labels [B, classes] float32, made when asked for; None when the data has none."""
+        return None if self.labels is None else F.one_hot(self.labels, self.classes).float()
 
 
 class Split:
@@ -68,10 +75,9 @@ class Split:
         return F.one_hot(labels, self.classes).float()
 
     def training_batch(self, rows: Tensor) -> Batch:
-        """The images of these rows [B], with fresh noise from torch's global generator."""
-        where = rows.to(self.images.device)
-        pixels = self.images[where]
-        return self._batch(pixels, where, rows, lambda: torch.rand(pixels.shape, device=pixels.device))
+        """The images of these rows [B] (on the device), with fresh noise from torch's global generator."""
+        pixels = self.images[rows]
+        return self._batch(pixels, rows, rows, lambda: torch.rand(pixels.shape, device=pixels.device))
 
     def batches(self, size: int, images: int | None = None) -> Iterator[Batch]:
         """The first `images` images (None: all) in order, `size` at a time, with the noise that belongs to each."""
@@ -87,8 +93,8 @@ class Split:
 
     def _batch(self, pixels: Tensor, where: Any, rows: Tensor, uniform: Any) -> Batch:
         x, log_det = self.transform(pixels, uniform, self.drawn)
-        c = None if self.labels is None else self.one_hot(self.labels[where])
-        return Batch(x, c, log_det, rows)
+        labels = None if self.labels is None else self.labels[where]
+        return Batch(x, labels, self.classes, log_det, rows)
 
 
 class ImageData:
@@ -127,7 +133,7 @@ class ImageData:
             raise InputError(
                 f"data.validation must be between 0 and {total - 1} ({name} has {total}), got {validation}"
             )
-        order = np.random.default_rng(SPLIT_SEED).permutation(total)
+        order = np.random.RandomState(SPLIT_SEED).permutation(total)
         held_out, rest = np.sort(order[:validation]), np.sort(order[validation:])
         if train_images is not None:
             if not 0 < train_images <= len(rest):
@@ -172,8 +178,10 @@ class ImageData:
         """Whether every x is 0 or 1, as a Bernoulli likelihood needs."""
         if self.transform.binarize != "none":
             return True
-        pixels = self.train.images
-        return not self.transform.dequantize and bool(((pixels == 0) | (pixels == 255)).all())
+        if self.transform.dequantize:
+            return False
+        parts = (split.images for split in (self.train, self.validation, self.test))
+        return all(bool(((pixels == 0) | (pixels == 255)).all()) for pixels in parts)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -185,12 +193,13 @@ class ImageData:
             "logit": t.logit,
             "images": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
             "split": self.split_name,
+            "validation_split": f"{len(self.validation)} training images by seed {SPLIT_SEED}",
             "data_sha256": self.sha256,
         }
 
     def _moments(self) -> tuple[Tensor, float]:
         """Mean [C, H, W] of x over the training split, and the scalar mean over pixels of x's variance about it."""
-        raw = not self.transform.logit  # moments of what is stored suffice: exact sums of whole numbers, and quick
+        raw = not self.transform.logit  # moments of what is stored suffice, and are quick
         first, second = torch.zeros(self.dimensions, dtype=torch.float64), 0.0
         for start in range(0, len(self.train), 512):  # small enough for a CPU's caches
             stop = min(start + 512, len(self.train))

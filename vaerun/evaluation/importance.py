@@ -90,7 +90,7 @@ def importance_sampling(
             if stop is not None:
                 stop.check()
             noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
-            values = weigh(model, model.joint(batch.x, batch.c, noise), samples)
+            values = weigh(model, model.joint(batch.x, batch.c if model.classes else None, noise), samples)
             values["log_likelihood"] += batch.log_det
             values["elbo"] += batch.log_det
             values["reconstruction"] += batch.log_det

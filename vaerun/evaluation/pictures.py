@@ -36,21 +36,24 @@ def _noise_by_column(n: int, *shape: int, dtype: torch.dtype, device: torch.devi
 def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
 
-    data, reconstructions (E[x | z] at the posterior mean; same places as data), samples (E[x | z], z from the prior;
-    for a conditional model of at most 100 classes: classes, one a row), manifold (d = 2: z at normal quantiles).
+    data, reconstructions (E[x | z] at the posterior mean; same places as data), samples (E[x | z], z from the prior),
+    classes (conditional models: one class a row, at most 100), manifold (d = 2: z at normal quantiles).
     """
     to_unit = split.transform.to_unit
     with torch.no_grad():
         batch = split.batch(0, min(COLUMNS * 5, len(split)))
         noise = ImageNoise(SEED, batch.rows.tolist(), model.latent_dim, model.mean)
-        joint = model.joint(batch.x, batch.c, noise)
+        labels = batch.c if model.classes else None
+        joint = model.joint(batch.x, labels, noise)
         found = {
             "data": grid(to_unit(batch.x), COLUMNS),
-            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).mean, batch.c)), COLUMNS),
+            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).mean, labels)), COLUMNS),
         }
-        if not model.classes:
-            found["samples"] = grid(to_unit(model.sample(COLUMNS * ROWS, noise=_noise)), COLUMNS)
-        else:
+        c = None
+        if model.classes:
+            c = split.one_hot(torch.arange(COLUMNS * ROWS, device=model.mean.device) * 7 % model.classes)  # mixed
+        found["samples"] = grid(to_unit(model.sample(COLUMNS * ROWS, c, noise=_noise)), COLUMNS)
+        if model.classes:
             classes = min(model.classes, 100)
             c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
             found["classes"] = grid(to_unit(model.sample(len(c), c, noise=_noise_by_column)), COLUMNS)

@@ -34,7 +34,7 @@ class Validator:
         with torch.no_grad():
             for batch in self.split.batches(self.batch_size):
                 self.stop.check()
-                joint = self.model.joint(batch.x, batch.c, self._noise_of(batch.rows))
+                joint = self.model.joint(batch.x, batch.c if self.model.classes else None, self._noise_of(batch.rows))
                 estimate = elbo_mc(joint, self.model.infer(joint), 1)
                 values = {"elbo": estimate.bound + batch.log_det, **estimate.terms}
                 values["reconstruction"] = values["reconstruction"] + batch.log_det

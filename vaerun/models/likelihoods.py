@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli as BernoulliDistribution
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 
-LOG_2PI = math.log(2 * math.pi)
+from vaerun.distributions.normal import LOG_2PI
 
 
 class Gaussian(nn.Module):
@@ -93,6 +93,3 @@ class Bernoulli(nn.Module):
     def mean(self, eta: Tensor) -> Tensor:
         """E[x | eta], shape of eta."""
         return torch.sigmoid(eta)
-
-
-LIKELIHOODS = {"gaussian": Gaussian, "bernoulli": Bernoulli}

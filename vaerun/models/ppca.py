@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vaerun.distributions.normal import LOG_2PI
 from vaerun.errors import InputError
 from vaerun.models.latent import LatentModel
-from vaerun.models.likelihoods import LOG_2PI, Gaussian
+from vaerun.models.likelihoods import Gaussian
 from vaerun.nets import MLPDecoder
 
 
@@ -86,10 +87,10 @@ def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
     """
     decoder, likelihood = _parts(model)
     assert decoder.affine is not None
-    w = decoder.affine.weight.detach().double().cpu()
-    b = (decoder.affine.bias.detach() + model.offset.flatten()).double().cpu()
-    s2 = likelihood.log_variance.detach().double().cpu().exp()
-    r = x.flatten(1).double().cpu() - b
+    w = decoder.affine.weight.detach().cpu().double()
+    b = (decoder.affine.bias.detach() + model.offset.flatten()).cpu().double()
+    s2 = likelihood.log_variance.detach().cpu().double().exp()
+    r = x.flatten(1).cpu().double() - b
     inner = torch.eye(w.shape[1], dtype=torch.float64) + w.mT @ w / s2
     factor = torch.linalg.cholesky(inner)
     projected = torch.linalg.solve_triangular(factor, (r @ w / s2).mT, upper=False).mT

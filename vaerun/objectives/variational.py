@@ -26,7 +26,7 @@ class Variational(nn.Module):
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """-surrogate [B]; metrics: elbo (the bound, with the transform's log|det|) and its terms, nats per image."""
-        joint = self.model.joint(batch.x, batch.c)
+        joint = self.model.joint(batch.x, batch.c if self.model.classes else None)
         estimate = self.estimator(joint, self.model.infer(joint), self.samples)
         terms = {name: value.detach() for name, value in estimate.terms.items()}
         if "reconstruction" in terms:

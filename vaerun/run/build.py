@@ -12,8 +12,10 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.models import Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Variational
-from vaerun.plugins import build, resolve
+from vaerun.plugins import bind, build, resolve
 from vaerun.settings import DataSettings, ModelSettings, Settings
+
+MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
 
 
 def device_named(name: str) -> torch.device:
@@ -41,7 +43,7 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     transform = Transform(settings.binarize, settings.dequantize, settings.logit)
     source = settings.source
     options = {k: v for k, v in source.items() if k not in ("_target_", "path") and v is not None}
-    function = resolve(source.get("_target_", ""))
+    function = resolve(source.get("_target_", ""), "vaerun.data.sources")
     if settings.path is not None:
         function = partial(function, path=settings.path)
     arrays = cache.prepare(
@@ -73,6 +75,11 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
             f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: give labels, "
             "or choose an unconditional model (model.conditional=false)"
         )
+    if settings.conditional and data.classes > MOST_CLASSES:
+        raise InputError(
+            f"model={settings.name} is conditional on the label, and the labels of {data.name} reach "
+            f"{data.classes - 1}: number at most {MOST_CLASSES} classes from 0"
+        )
     if settings.conditional_prior and not settings.conditional:
         raise InputError("model.conditional_prior=true needs model.conditional=true")
     if settings.likelihood == "bernoulli" and not data.binary:
@@ -89,10 +96,10 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
     shape, d = data.image_shape, settings.latent_dim
     encoder = None
     if settings.encoder is not None:
-        encoder = build(settings.encoder, shape, classes, where="model.encoder")
-    inference = build(settings.inference, encoder, d, where="model.inference")
+        encoder = build(settings.encoder, shape, classes, kind="vaerun.nets", where="model.encoder")
+    inference = build(settings.inference, encoder, d, kind="vaerun.inference", where="model.inference")
     return LatentModel(
-        build(settings.decoder, d, shape, classes, where="model.decoder"),
+        build(settings.decoder, d, shape, classes, kind="vaerun.nets", where="model.decoder"),
         likelihood,
         inference,
         latent_dim=d,
@@ -104,9 +111,8 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
 
 def build_objective(settings: Settings, model: LatentModel) -> Variational:
     """The objective; the estimator is `estimator.function` with its options bound."""
-    function = resolve(settings.estimator.function.get("_target_", ""))
-    options = {k: v for k, v in settings.estimator.function.items() if k != "_target_"}
-    return Variational(model, partial(function, **options), settings.estimator.samples)
+    estimator = bind(settings.estimator.function, "vaerun.estimators", "estimator.function")
+    return Variational(model, estimator, settings.estimator.samples)
 
 
 def try_out(settings: ModelSettings, objective: Variational, data: ImageData) -> None:
@@ -114,6 +120,9 @@ def try_out(settings: ModelSettings, objective: Variational, data: ImageData) ->
     if settings.fit == "closed_form":
         ppca.check(objective.model, len(data.train))
     state = torch.get_rng_state()
+    objective.eval()
     with torch.no_grad():
-        objective.loss("model", 0, data.train.batch(0, min(2, len(data.train))))
+        for phase in objective.phases:
+            objective.loss(phase, 0, data.train.batch(0, min(2, len(data.train))))
+    objective.train()
     torch.set_rng_state(state)

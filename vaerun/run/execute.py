@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 import traceback
@@ -48,31 +49,42 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
     plain = asdict(settings)
     with Stop() as stop:
         device = device_named(settings.trainer.device)
+        if settings.trainer.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
         torch.use_deterministic_algorithms(settings.trainer.deterministic)
         torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
         if settings.trainer.resume == "never":
             folder = fresh(folder)
+        data = build_data(settings.data, device)
+        identity = fingerprint(plain, data.sha256)
+        _look(folder, identity)
+        torch.manual_seed(mix(settings.seed, "initialisation"))
+        model = build_model(settings.model, data)
+        objective = build_objective(settings, model)
+        try_out(settings.model, objective, data)
+        run = _Run(settings, folder, stop, device, data, model, objective, identity)
+        run.start_from_named()
+        # Everything so far only read. The lock file is made by a run that cannot be refused any more, except for
+        # another one being at work here.
         with claim(folder):
-            data = build_data(settings.data, device)
-            identity = fingerprint(plain, data.sha256)
-            before = records.read_result(folder)
-            if before is not None and before["fingerprint"] != identity:
-                raise InputError(
-                    f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
-                    "trainer.resume=never for a folder of its own"
-                )
-            if before is None and any(not p.name.startswith(".") for p in folder.iterdir()):
-                raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
+            before = _look(folder, identity)
             if before is not None and before["status"] == "ok":
                 print(f"finished before: {folder}\n{records.table(before, folder)}")
                 return before
+            return run.recorded(before, overrides, plain, hydra)
 
-            torch.manual_seed(mix(settings.seed, "initialisation"))
-            model = build_model(settings.model, data)
-            objective = build_objective(settings, model)
-            try_out(settings.model, objective, data)
-            run = _Run(settings, folder, stop, device, data, model, objective, identity)
-            return run.recorded(overrides, plain, hydra)
+
+def _look(folder: Path, identity: str) -> dict[str, Any] | None:
+    """What result.json says, if there is one. Raises InputError where the folder is somebody else's."""
+    before = records.read_result(folder)
+    if before is not None and before["fingerprint"] != identity:
+        raise InputError(
+            f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
+            "trainer.resume=never for a folder of its own"
+        )
+    if before is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
+    return before
 
 
 class _Run:
@@ -109,12 +121,15 @@ class _Run:
         )
         self.total_steps = self.train_settings.total_steps(len(data.train))
         # The last batch of an epoch may be smaller: what a step covers on average.
-        self.images_per_step = len(data.train) / math.ceil(len(data.train) / t.batch_size)
+        self.steps_per_epoch = math.ceil(len(data.train) / t.batch_size)
+        self.images_per_step = len(data.train) / self.steps_per_epoch
         if settings.model.fit == "closed_form":
             self.total_steps = 0
         self.logger = logging.Logger("vaerun.run", logging.INFO)  # this run's own: no other handler sees it
         self.warnings: list[str] = []
         self.record: dict[str, Any] = {}
+        self.named: dict[str, Any] | None = None
+        self.started_from: dict[str, str] | None = None
 
     def warn(self, line: str) -> None:
         """One line on standard error and in run.log."""
@@ -124,11 +139,18 @@ class _Run:
         else:
             self.warnings.append(line)  # run.log is opened once the run can no longer be refused
 
-    def recorded(self, overrides: list[str], plain: dict[str, Any], hydra: str | None) -> dict[str, Any]:
-        """Train and evaluate, with the status in result.json at every moment."""
-        self.record = self._start_record(overrides)
-        # Everything that can be refused has been: from here on the folder is this run's.
-        state = self._state_to_resume()
+    def recorded(
+        self, before: dict[str, Any] | None, overrides: list[str], plain: dict[str, Any], hydra: str | None
+    ) -> dict[str, Any]:
+        """Train and evaluate, with the status in result.json at every moment; `before`: what it said until now."""
+        self.record = records.start(self.settings, self.data, self.device, self.identity, overrides, self.started_from)
+        own = self.store.load_last(self.device)
+        if own is not None and before is not None:
+            self.record["protocol"]["started_from"] = before["protocol"].get("started_from")
+        state = own or self.named
+        if state is not None:
+            optimisers = make_optimisers(self.objective.phases, self.train_settings)
+            restore(self.objective, optimisers, state, self.device)  # one that does not fit is refused here
         records.write_result(self.folder, self.record)
         records.write_config(self.folder, plain, overrides, hydra)
         handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
@@ -154,44 +176,21 @@ class _Run:
             handler.close()
         return self.record
 
-    def _start_record(self, overrides: list[str]) -> dict[str, Any]:
-        s = self.settings
-        images = len(self.data.test) if s.evaluation.images is None else min(s.evaluation.images, len(self.data.test))
-        return {
-            "schema": 1,
-            "status": "running",
-            "fingerprint": self.identity,
-            "command": ["vaerun", *overrides],
-            "model": s.model.name,
-            "data": s.data.name,
-            "estimator": s.estimator.name,
-            "seed": s.seed,
-            "metrics": {},
-            "protocol": {
-                "units": "nats per image",
-                "likelihood": s.model.likelihood,
-                **self.data.protocol,
-                "conditional": s.model.conditional,
-                "importance_samples": s.evaluation.samples,
-                "evaluated_images": images,
-                "selection": "best validation ELBO" if len(self.data.validation) else "last epoch",
-                "selected_epoch": None,
-            },
-            "timing": {},
-            "environment": records.environment(self.device),
-            "error": None,
-        }
-
-    def _state_to_resume(self) -> dict[str, Any] | None:
-        state, best = self.store.load_last(self.device), None
-        if state is None and self.settings.trainer.resume not in ("auto", "never"):
-            state, best = load_named(Path(self.settings.trainer.resume).expanduser(), self.device)
-        if state is not None and self.settings.model.fit == "gradient":
-            optimisers = make_optimisers(self.objective.phases, self.train_settings)
-            restore(self.objective, optimisers, state, self.device)  # one that does not fit is refused here
-        if best is not None:
-            self.store.save_best({k: v for k, v in best.items() if k != "fingerprint"})
-        return state
+    def start_from_named(self) -> None:
+        """Read the checkpoint of trainer.resume=PATH. Raises InputError where it cannot be gone on from."""
+        if self.settings.trainer.resume in ("auto", "never"):
+            return
+        if self.settings.model.fit == "closed_form":
+            raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
+        path = Path(self.settings.trainer.resume).expanduser()
+        self.named, self.started_from = load_named(path, self.device)
+        optimisers = make_optimisers(self.objective.phases, self.train_settings)
+        done = restore(self.objective, optimisers, self.named, self.device)[0]
+        if done.step >= self.total_steps:
+            raise InputError(
+                f"trainer.resume: {path} has done {done.step} steps and this run has {self.total_steps}: raise "
+                "trainer.epochs (or trainer.max_steps)"
+            )
 
     def _train_and_evaluate(self, state: dict[str, Any] | None) -> None:
         progress = state["progress"] if state is not None else {"step": 0}
@@ -205,7 +204,7 @@ class _Run:
         try:
             with self.stop.deferred():
                 closed_form = self.settings.model.fit == "closed_form"
-                done = self._fit_closed_form() if closed_form else self._train(log, state)
+                done = self._fit_closed_form(log) if closed_form else self._train(log, state)
                 self._select(done)
                 self._evaluate(log, done)
             self._finish(log, done)
@@ -242,14 +241,17 @@ class _Run:
             resume=state,
         )
 
-    def _fit_closed_form(self) -> Progress:
+    def _fit_closed_form(self, log: Log) -> Progress:
         started = time.perf_counter()
         ppca.fit_closed_form(self.model, (b.x for b in self.data.train.batches(4096)))
         self.objective.train(False)
         validate = self._validator()
-        best = validate()["val/elbo"] if validate is not None else None
+        seconds = time.perf_counter() - started
+        found = validate() if validate is not None else {}
+        if found:
+            log.record(0, 0.0, found)
         self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0})
-        return Progress(best=best, finished=True, seconds=time.perf_counter() - started)
+        return Progress(best=found.get("val/elbo"), finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
         from vaerun.training.checkpoint import Damaged, load
@@ -263,13 +265,12 @@ class _Run:
             ) from damage
         self.objective.load_state_dict(state["objective"])
         self.objective.train(False)
-        self.record["protocol"]["selected_epoch"] = done.best_epoch
+        self.record["protocol"]["selected_epoch"] = round(done.best_epoch, 6)
         if done.best is not None:
             self.record["metrics"]["val/elbo"] = done.best
-        steps, seconds = done.timed_steps, done.seconds
-        speed = steps / seconds if seconds and steps else None
+        speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
         self.record["timing"] = {
-            "train_seconds": round(seconds, 3),
+            "train_seconds": round(done.seconds, 3),
             "train_steps": done.step,
             "steps_per_second": speed,
             "images_per_second": speed * self.images_per_step if speed else None,
@@ -298,7 +299,7 @@ class _Run:
         if bad:
             raise RunError(f"test/{bad[0]} is not finite for some images: the model's parameters have diverged")
         records.write_arrays(self.folder / "per_example.npz", {name: v.numpy() for name, v in values.items()})
-        log.record(done.step, done.best_epoch, {k: v for k, v in found.items() if v is not None})
+        log.record(done.step, done.step / self.steps_per_epoch, {k: v for k, v in found.items() if v is not None})
         self._pictures(log, done.step)
 
     def _pictures(self, log: Log, step: int) -> None:
@@ -312,22 +313,8 @@ class _Run:
         self.objective.train(training)
 
     def _finish(self, log: Log, done: Progress) -> None:
-        s = self.settings
-        chosen: dict[str, Any] = {
-            "data": s.data.name,
-            "model": s.model.name,
-            "estimator": s.estimator.name,
-            "seed": s.seed,
-            "latent_dim": s.model.latent_dim,
-            "likelihood": s.model.likelihood,
-            "epochs": s.trainer.epochs,
-            "batch_size": s.trainer.batch_size,
-            "learning_rate": s.trainer.learning_rate,
-        }
-        if "steps" in s.model.inference:
-            chosen["inference.steps"] = s.model.inference["steps"]
         metrics = {k: v for k, v in self.record["metrics"].items() if v is not None and not k.endswith("_se")}
-        log.hyperparameters(chosen, metrics)
+        log.hyperparameters(records.hyperparameters(self.settings), metrics)
         self.record["status"] = "ok"
         records.write_result(self.folder, self.record)
         text = records.table(self.record, self.folder)

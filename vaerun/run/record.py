@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -9,8 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import yaml
+
+from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.files import write_atomically, write_json
+from vaerun.settings import Settings
 
 RESULT = "result.json"
 
@@ -37,8 +44,6 @@ def write_result(folder: Path, record: dict[str, Any]) -> None:
 
 def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
     """`.hydra/` as Hydra writes it: config.yaml (all interpolations resolved), overrides.yaml, hydra.yaml."""
-    import yaml
-
     target = folder / ".hydra"
     target.mkdir(exist_ok=True)
     write_atomically(target / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
@@ -49,19 +54,70 @@ def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydr
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Arrays by name as a compressed npz."""
-    import io
-
-    import numpy as np
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
-def environment(device: Any) -> dict[str, Any]:
-    """Versions and hardware."""
-    import torch
+def start(
+    settings: Settings,
+    data: ImageData,
+    device: torch.device,
+    identity: str,
+    overrides: list[str],
+    started_from: dict[str, str] | None,
+) -> dict[str, Any]:
+    """The record of a run that begins: everything but its results."""
+    images, most = len(data.test), settings.evaluation.images
+    closed_form = settings.model.fit == "closed_form"
+    selection = "best validation ELBO" if len(data.validation) else "last epoch"
+    return {
+        "schema": 1,
+        "status": "running",
+        "fingerprint": identity,
+        "command": ["vaerun", *overrides],
+        "model": settings.model.name,
+        "data": settings.data.name,
+        "estimator": settings.estimator.name,
+        "seed": settings.seed,
+        "metrics": {},
+        "protocol": {
+            "units": "nats per image",
+            "likelihood": settings.model.likelihood,
+            **data.protocol,
+            "conditional": settings.model.conditional,
+            "importance_samples": settings.evaluation.samples,
+            "evaluated_images": images if most is None else min(most, images),
+            "selection": "none: closed form" if closed_form else selection,
+            "started_from": started_from,
+            "selected_epoch": None,
+        },
+        "timing": {},
+        "environment": environment(device),
+        "error": None,
+    }
 
+
+def hyperparameters(settings: Settings) -> dict[str, Any]:
+    """What TensorBoard's HParams tab shows of a run."""
+    chosen: dict[str, Any] = {
+        "data": settings.data.name,
+        "model": settings.model.name,
+        "estimator": settings.estimator.name,
+        "seed": settings.seed,
+        "latent_dim": settings.model.latent_dim,
+        "likelihood": settings.model.likelihood,
+        "epochs": settings.trainer.epochs,
+        "batch_size": settings.trainer.batch_size,
+        "learning_rate": settings.trainer.learning_rate,
+    }
+    if "steps" in settings.model.inference:
+        chosen["inference.steps"] = settings.model.inference["steps"]
+    return chosen
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -95,8 +151,9 @@ def table(record: dict[str, Any], folder: Path) -> str:
         if value is None:
             continue
         error = metrics.get(f"{name}_se")
-        number = f"{value:.4f}" if "bits" in name else f"{value:.2f}"
-        rows.append((name, number + (f" ± {error:.2f}" if error is not None else ""), text))
+        digits = 4 if "bits" in name else 2
+        number = f"{value:.{digits}f}"
+        rows.append((name, number + (f" ± {error:.{digits}f}" if error is not None else ""), text))
     width = max(len(r[1]) for r in rows)
     lines = [f"{name:<26} {number:>{width}}  {text}" for name, number, text in rows]
     likelihood = protocol["likelihood"]

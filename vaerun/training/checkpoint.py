@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -105,11 +106,11 @@ class Store:
         return None
 
 
-def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The checkpoint (or the last one of the run directory) that the user named, and the best.pt beside it if good.
+def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The checkpoint (or the last one of the run directory) that the user named, and what to record of it.
 
-    What belongs to the other run alone is taken out: where its records stand, its patience, that it is finished.
-    Without a good best.pt the best so far is what stands in the checkpoint itself, so a validation is due first.
+    What belongs to the other run alone is taken out: its records, its best validation ELBO (of its data, perhaps), its
+    patience, its time. A validation is due first, so that the parameters started from can be this run's best too.
 
     Raises InputError if it is no good.
     """
@@ -121,12 +122,9 @@ def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], 
         state = load(path, device)
     except Damaged as damage:
         raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {damage}") from damage
-    if not {"objective", "optimisers", "progress"} <= state.keys() or not isinstance(state["progress"], dict):
+    progress = state.get("progress")
+    if not {"objective", "optimisers"} <= state.keys() or not isinstance(progress, dict) or "step" not in progress:
         raise InputError(f"trainer.resume: {path} is no training checkpoint (name a last.pt)")
-    best: dict[str, Any] | None = None
-    try:
-        best = load(path.with_name("best.pt"), device)
-    except Damaged:
-        state["progress"] |= {"best": None, "validation_due": True}
-    state["progress"] |= {"stale": 0, "finished": False}
-    return state | {"log": None}, best
+    state |= {"progress": {"step": progress["step"], "validation_due": True}, "log": None}
+    state["metrics"] = {"sums": {}, "count": 0}
+    return state, {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -151,7 +151,7 @@ def train(
             # Place in the run: batch i of an epoch.
             epoch, i = divmod(progress.step, per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = permutation(len(split), settings.seed, "epoch", epoch), epoch
+                order, order_epoch = permutation(len(split), settings.seed, "epoch", epoch).to(device), epoch
             rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
             scale = factor(settings.schedule, epoch, progress.step / total)
 

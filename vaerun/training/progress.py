@@ -20,7 +20,8 @@ class Progress:
         stale: validations since then.
         validation_due: the validation that follows this step has not been made yet.
         finished: nothing is left to train.
-        seconds, timed_steps: training time without warm-up, validation and checkpoints, and the steps it covers.
+        seconds: training time, validation and checkpoints left out.
+        timed_seconds, timed_steps: the same without the first steps of each process, and the steps it covers.
     """
 
     step: int = 0
@@ -30,27 +31,35 @@ class Progress:
     validation_due: bool = False
     finished: bool = False
     seconds: float = 0.0
+    timed_seconds: float = 0.0
     timed_steps: int = 0
 
 
 class Clock:
-    """Training time without the first steps of a process, validation and checkpoints."""
+    """Training time: all of it, and that after the first steps of a process."""
 
     def __init__(self, device: torch.device, first_step: int) -> None:
-        self.device, self.first_step = device, first_step
+        self.device, self.warm_step = device, first_step + WARM_UP
         self.since: float | None = None
-        self.since_step = 0
+        self.warm_since: tuple[float, int] | None = None
 
     def begin(self, progress: Progress) -> None:
-        """Go on measuring, once the warm-up is over."""
-        if self.since is None and progress.step >= self.first_step + WARM_UP:
-            self.since, self.since_step = time.perf_counter(), progress.step
+        """A step begins."""
+        now = time.perf_counter()
+        if self.since is None:
+            self.since = now
+        if self.warm_since is None and progress.step >= self.warm_step:
+            self.warm_since = now, progress.step
 
     def pause(self, progress: Progress) -> None:
         """Add what has passed."""
-        if self.since is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            progress.seconds += time.perf_counter() - self.since
-            progress.timed_steps += progress.step - self.since_step
-            self.since = None
+        if self.since is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        progress.seconds += now - self.since
+        if self.warm_since is not None:
+            progress.timed_seconds += now - self.warm_since[0]
+            progress.timed_steps += progress.step - self.warm_since[1]
+        self.since = self.warm_since = None
