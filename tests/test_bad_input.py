@@ -124,7 +124,7 @@ TABLE: dict[str, list[str]] = {
     "trainer.epochs=-1": ["trainer.epochs must be at least 1"],
     "trainer.batch_size=0": ["trainer.batch_size must be at least 1"],
     "trainer.learning_rate=0": ["trainer.learning_rate must be above 0"],
-    "trainer.learning_rate=nan": ["trainer.learning_rate must be above 0"],
+    "trainer.learning_rate=nan": ["trainer.learning_rate must be a finite number"],
     "trainer.clip_norm=0": ["trainer.clip_norm must be above 0"],
     "trainer.early_stopping=0": ["trainer.early_stopping must be at least 1"],
     "trainer.schedule=cosin": ["trainer.schedule=cosin", "Did you mean cosine?"],
@@ -176,6 +176,10 @@ TABLE: dict[str, list[str]] = {
         "pixels that are 0 or 1"
     ],
     "model=cvae data=npz data.path=FILES/identifiers.npz trainer.batch_size=8": ["number at most 10000 classes"],
+    "trainer.learning_rate=inf": ["trainer.learning_rate must be a finite number"],
+    "~model": ["must be given: model."],
+    f"output_dir={'a' * 300}": ["File name too long"],
+    "output_dir=a=b": ["quote a value"],
     "+estimator.function.weight=2": ["got an unexpected keyword argument 'weight'"],
     "estimator.function._target_=vaerun.files.write_json": ["choose one of vaerun.estimators"],
     "model=cvae data=npz data.path=FILES/plain.npz": ["model=cvae is conditional", "has no labels"],
@@ -196,7 +200,7 @@ TABLE: dict[str, list[str]] = {
     # devices, checkpoints, folders
     "trainer.device=nonsense": ["trainer.device=nonsense is no device"],
     "trainer.device=meta": ["trainer.device=meta is not supported"],
-    "trainer.resume=none.pt": ["trainer.resume: there is no checkpoint none.pt"],
+    "trainer.resume=none.pt": ["trainer.resume is auto, never or a path", "no checkpoint none.pt"],
     "trainer.resume=FILES/text.pt": ["trainer.resume: cannot read the checkpoint", "text.pt"],
     "output_dir=mine.txt": ["mine.txt"],
     "output_dir=mine.txt/below": ["mine.txt/below"],
@@ -224,7 +228,7 @@ def test_plugin_not_installed(vaerun: Any, work: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VAERUN_PLUGINS", "no_such_package")
     plugins._declared.cache_clear()
     try:
-        assert_refused(vaerun, work, [], "plugin package 'no_such_package'", "not installed")
+        assert_refused(vaerun, work, [], "plugin package 'no_such_package'", "cannot be found")
     finally:
         plugins._declared.cache_clear()
 

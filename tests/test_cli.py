@@ -113,7 +113,7 @@ def test_files_of_the_run(finished: SimpleNamespace) -> None:
         deviation = arrays["log_likelihood"].std(ddof=1)
         assert metrics["test/log_likelihood_se"] == pytest.approx(deviation / np.sqrt(20))
     # Grids of 8x8 images, a pixel between them: 10 columns of 5 or 10 rows; the manifold is 20x20.
-    sizes = {"data": (91, 46), "reconstructions": (91, 46), "samples": (91, 91), "manifold": (181, 181)}
+    sizes = {"data": (331, 166), "reconstructions": (331, 166), "samples": (331, 331), "manifold": (661, 661)}
     assert {p.stem for p in (folder / "figures").iterdir()} == sizes.keys()
     for name, size in sizes.items():
         with Image.open(folder / "figures" / f"{name}.png") as image:

@@ -20,11 +20,17 @@ def make_run(
     )
     record = {
         "fingerprint": "0", "status": status, "data": "digits", "model": model, "estimator": "elbo", "seed": seed,
-        "metrics": metrics, "protocol": {"selected_epoch": 3.0, "importance_samples": 5000},
+        "metrics": metrics,
+        "protocol": {
+            "selected_epoch": 3.0, "importance_samples": 5000, "evaluated_images": 7, "likelihood": "gaussian",
+            "binarize": "none", "dequantize": model == "vlae", "logit": False,
+        },
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record))
     inference = {"_target_": "x"} | ({} if t is None else {"steps": t})
-    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"model": {"inference": inference}}))
+    (folder / ".hydra" / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"inference": inference, "latent_dim": 16}})
+    )
 
 
 def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,6 +43,8 @@ def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     found = {row["folder"]: row for row in table}
     assert [row["folder"] for row in table if row["model"]] == ["a", "b", "c"]
+    assert [row["pixels"] for row in table if row["model"]] == ["as stored", "as stored", "dequantised"]
+    assert (found["c"]["images"], found["c"]["d"], found["c"]["likelihood"]) == ("7", "16", "gaussian")
     assert (found["c"]["T"], found["c"]["test/log_likelihood"], found["c"]["± se"], found["c"]["K"]) == (
         "4", "-12.345", "0.25", "5000",
     )  # fmt: skip

@@ -17,11 +17,11 @@ class Interrupted(BaseException):
     """A signal asked the run to stop; its state is saved where there is one.
 
     A BaseException, like KeyboardInterrupt, so that a sweep does not take it for one job's failure and go on.
-    Exit code 130 for SIGINT, 75 ("try again") for SIGTERM and SIGUSR1: running the same command again goes on.
+    Exit code 130 for SIGINT, 75 ("try again") for SIGTERM, SIGUSR1 and SIGHUP: running the same command again goes on.
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on")
         self.signum = signum
 
     @property

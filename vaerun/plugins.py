@@ -44,7 +44,10 @@ def config_folders() -> list[Path]:
     for name in sorted(trusted() - {"vaerun"}):
         spec = importlib.util.find_spec(name)
         if spec is None:
-            raise InputError(f"plugin package '{name}' (VAERUN_PLUGINS or an entry point) is not installed")
+            raise InputError(
+                f"plugin package '{name}' (VAERUN_PLUGINS or an entry point) cannot be found: "
+                "install it, or add the folder that it is in to PYTHONPATH"
+            )
         places = list(spec.submodule_search_locations or []) or [str(Path(spec.origin or ".").parent)]
         found += [Path(p) / "configs" for p in places if (Path(p) / "configs").is_dir()]
     return found
@@ -66,11 +69,15 @@ def resolve(target: str, kind: str) -> Any:
             "name its package in VAERUN_PLUGINS to trust it"
         )
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(f"_target_ '{target}': cannot import {module_name} ({error})") from error
-    except AttributeError as error:
-        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}'") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if module_name.split(".")[0] == "vaerun" and not isinstance(error, ImportError):
+            raise  # a bug of ours
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"_target_ '{target}': cannot import {module_name} ({why})") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}'")
+    found = getattr(module, attribute)
     # The name may be an alias: what counts is where the object itself lives.
     home = getattr(found, "__module__", None) or ""
     if not callable(found) or home.split(".")[0] not in trusted():

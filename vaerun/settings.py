@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -199,6 +200,8 @@ def missing(text: str) -> str:
 def _check_values(settings: Settings) -> None:
     for key, (least, itself) in _LEAST.items():
         value = value_of(settings, key)
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{key} must be a finite number, got {value}")
         if value is not None and not (value >= least if itself else value > least):
             raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value}")
     for key, choices in _CHOICES.items():
@@ -235,9 +238,10 @@ def fingerprint(plain: dict[str, Any], data_sha256: str) -> str:
 def short_name(plain: dict[str, Any]) -> str:
     """DATA/MODEL/ESTIMATOR-seedN-HASH: where the run of this configuration lives by default."""
     digest = hashlib.sha256(json.dumps(identity(plain), sort_keys=True, default=str).encode()).hexdigest()[:10]
-    parts = [str(plain[group]["name"]) for group in ("data", "model", "estimator")]
+    groups = [plain.get(group) for group in ("data", "model", "estimator")]
+    parts = [str(group.get("name") if isinstance(group, dict) else group) for group in groups]
     data, model, estimator = ("".join(c if c.isalnum() or c in "-_." else "_" for c in p) for p in parts)
-    return f"{data}/{model}/{estimator}-seed{plain['seed']}-{digest}"
+    return f"{data}/{model}/{estimator}-seed{plain.get('seed')}-{digest}"
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

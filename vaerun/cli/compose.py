@@ -42,11 +42,19 @@ absent: set[Path] = set()
 _places: set[Path] = set()  # the run's folder and all above it
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the file system: making it will say so
+        return False
+
+
 def _run_dir(_root_: Any) -> str:
-    folder = Path(_root_.output_dir or Path("outputs") / short_name(_plain(_root_)))
+    given = _root_.output_dir
+    folder = Path("outputs") / short_name(_plain(_root_)) if given is None else Path(str(given))
     place = folder.absolute()
     _places.update((place, *place.parents))
-    absent.update(p for p in (place, *place.parents) if not p.exists())
+    absent.update(p for p in (place, *place.parents) if not _exists(p))
     return str(folder)
 
 
@@ -59,7 +67,8 @@ def _sweep_dir(arguments: list[str]) -> Callable[[Any], str]:
     words = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()[:10]
 
     def resolver(_root_: Any) -> str:
-        return str(_root_.output_dir or Path("outputs") / "sweeps" / words)
+        given = _root_.output_dir
+        return str(Path("outputs") / "sweeps" / words if given is None else given)
 
     return resolver
 
@@ -85,7 +94,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     """One line for what the user got wrong, with the closest valid name; None for anything else."""
     text = str(error)
     if isinstance(error, hydra_errors.OverrideParseException):
-        return f"cannot read the override '{error.override}': {text.splitlines()[0]}"
+        hint = """; quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
+        return f"cannot read the override '{error.override}': {text.splitlines()[0]}{hint}"
     if isinstance(error, hydra_errors.MissingConfigException):
         found = re.search(r"Could not find '([^']+)'", text)
         group, _, choice = (found.group(1) if found else "").rpartition("/")

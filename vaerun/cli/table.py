@@ -6,16 +6,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from vaerun.errors import InputError
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and error; exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vaerun-table",
-        description="One row for each run below a folder. Bounds and log-likelihoods are means over test (val: "
-        "validation) images in nats per image; K: importance samples; se: standard error over images.",
+        description="One row for each run below a folder. Bounds and log-likelihoods are means over test "
+        "(val: validation) images in nats per image; K: importance samples; se: standard error over images. Rows whose "
+        "pixels, likelihood or conditioning differ are of different densities.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with run directories, e.g. outputs")
     parser.add_argument("--format", choices=("md", "csv"), default="md")

@@ -28,13 +28,15 @@ def default_chunk(device: torch.device) -> int:
     return 4_000 if device.type == "cpu" else 100_000
 
 
-def weigh(model: LatentModel, joint: Joint, samples: int) -> dict[str, Tensor]:
+def weigh(model: LatentModel, joint: Joint, samples: int, stop: Stop | None = None) -> dict[str, Tensor]:
     """Per image [B], nats: importance-weighted log-likelihood; ELBO and its two terms from the same samples."""
     q = model.infer(joint)
     accumulator = torch.float32 if joint.x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     log_sum = torch.full((len(joint.x),), -math.inf, device=joint.x.device, dtype=accumulator)
     kl, reconstruction = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     for block, start in enumerate(range(0, samples, BLOCK)):
+        if stop is not None:
+            stop.check()
         noise = joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)]
         z, log_q = q.transform(noise)
         log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
@@ -76,7 +78,7 @@ def importance_sampling(
         seed: of the noise.
         images: only the first so many; None: all.
         chunk: latent samples evaluated at once (memory grows with it); None: by device.
-        stop: looked at between chunks.
+        stop: looked at between blocks of samples.
         progress: called with the number of images done.
 
     Returns per image [N] (float64, CPU, nats): log_likelihood (K samples), elbo, kl, reconstruction (means over the
@@ -87,10 +89,8 @@ def importance_sampling(
     found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     with torch.no_grad():
         for batch in split.batches(size, images):
-            if stop is not None:
-                stop.check()
             noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
-            values = weigh(model, model.joint(batch.x, batch.c if model.classes else None, noise), samples)
+            values = weigh(model, model.joint(batch.x, batch.c if model.classes else None, noise), samples, stop)
             values["log_likelihood"] += batch.log_det
             values["elbo"] += batch.log_det
             values["reconstruction"] += batch.log_det

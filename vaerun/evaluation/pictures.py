@@ -15,13 +15,16 @@ from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise, generator
 
 COLUMNS, ROWS, SEED = 10, 10, 0
+LEAST = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1], row by row."""
     from torchvision.utils import make_grid  # takes over a second to import: after the first steps, not before
 
-    return make_grid(images.clamp(0, 1).cpu(), nrow=columns, padding=1, pad_value=0.5)
+    scale = max(1, LEAST // max(images.shape[-2:]))
+    larger = images.clamp(0, 1).cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    return make_grid(larger, nrow=columns, padding=1, pad_value=0.5)
 
 
 def _noise(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -43,7 +43,8 @@ def _parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
     if not is_linear_gaussian(model):
         raise InputError(
             "model.fit=closed_form needs a linear decoder, a Gaussian likelihood and no condition "
-            "(network=mlp model.decoder.hidden=[] model.likelihood=gaussian model.conditional=false)"
+            "(network=mlp model.decoder.hidden=[] model.likelihood=gaussian model.conditional=false); else use "
+            "model.fit=gradient"
         )
     assert isinstance(decoder, MLPDecoder)
     assert isinstance(likelihood, Gaussian)

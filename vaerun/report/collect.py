@@ -13,20 +13,24 @@ import yaml
 from vaerun.errors import InputError
 
 COLUMNS = (
-    "data", "model", "T", "estimator", "seed", "status", "epoch",
-    "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "folder",
+    "data", "pixels", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
+    "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "images", "folder",
 )  # fmt: skip
+
+SORT = ("data", "pixels", "model", "T", "estimator", "seed", "folder")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The runs below `folder`, sorted by data, model, T, estimator and seed.
+    """The runs below `folder`, sorted by data, pixels, model, T, estimator and seed.
 
     Raises InputError when there are none.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name one with run directories, e.g. outputs")
     found = [_row(path, folder) for path in sorted(folder.rglob("result.json"))]
     if not found:
         raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
-    return sorted(found, key=lambda r: tuple((str(type(r[c])), r[c] or 0) for c in COLUMNS[:5]))
+    return sorted(found, key=lambda r: tuple((str(type(r[c])), r[c] or 0) for c in SORT))
 
 
 def _row(path: Path, root: Path) -> dict[str, Any]:
@@ -41,12 +45,23 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         for key in ("val/elbo", "test/elbo", "test/log_likelihood"):
             row[key] = metrics.get(key)
         row["± se"] = metrics.get("test/log_likelihood_se")
-        row["K"] = protocol["importance_samples"] if row["test/log_likelihood"] is not None else None
+        if row["test/log_likelihood"] is not None:
+            row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
+        row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
         config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-        row["T"] = config["model"]["inference"].get("steps")
+        row["T"], row["d"] = config["model"]["inference"].get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
     return row
+
+
+def pixels(protocol: dict[str, Any]) -> str:
+    """In which space a density is: numbers of different ones do not compare."""
+    if protocol["logit"]:
+        return "logit"
+    if protocol["dequantize"]:
+        return "dequantised"
+    return "as stored" if protocol["binarize"] == "none" else f"binarised ({protocol['binarize']})"
 
 
 def _cell(value: Any) -> str:

@@ -59,7 +59,14 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
         identity = fingerprint(plain, data.sha256)
         _look(folder, identity)
         torch.manual_seed(mix(settings.seed, "initialisation"))
-        model = build_model(settings.model, data)
+        try:
+            model = build_model(settings.model, data)
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error) and not isinstance(error, MemoryError):
+                raise
+            raise InputError(
+                "the model does not fit into memory: lower model.latent_dim or the layers' widths"
+            ) from error
         objective = build_objective(settings, model)
         try_out(settings.model, objective, data)
         run = _Run(settings, folder, stop, device, data, model, objective, identity)
@@ -208,6 +215,8 @@ class _Run:
                 self._select(done)
                 self._evaluate(log, done)
             self._finish(log, done)
+        except OSError as error:  # the folder has gone, the disk is full: not to be met by any check beforehand
+            raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to go on") from error
         finally:
             log.close()
 

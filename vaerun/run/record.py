@@ -17,6 +17,7 @@ import yaml
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.files import write_atomically, write_json
+from vaerun.report.collect import pixels
 from vaerun.settings import Settings
 
 RESULT = "result.json"
@@ -130,7 +131,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any], folder: Path) -> str:
-    """The final numbers, each with what it is."""
+    """The final numbers, each with what it is. Raises InputError for a record that does not hold them."""
+    try:
+        return _table(record, folder)
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder / RESULT} is damaged ({why}): move it away, or choose another output_dir") from error
+
+
+def _table(record: dict[str, Any], folder: Path) -> str:
     protocol, metrics = record["protocol"], record["metrics"]
     k, images = protocol["importance_samples"], protocol["evaluated_images"]
     px, pxz, q, pz = "log p(x)", "log p(x|z)", "q(z|x)", "p(z)"
@@ -156,10 +165,12 @@ def table(record: dict[str, Any], folder: Path) -> str:
         rows.append((name, number + (f" ± {error:.{digits}f}" if error is not None else ""), text))
     width = max(len(r[1]) for r in rows)
     lines = [f"{name:<26} {number:>{width}}  {text}" for name, number, text in rows]
-    likelihood = protocol["likelihood"]
+    epoch = f"selected epoch {protocol['selected_epoch']:.4g}"
+    if protocol["selection"].startswith("none"):
+        epoch = "closed form"
     head = (
-        f"{record['model']} on {record['data']}: nats per image, mean over {images} test images (± standard error); "
-        f"{likelihood} likelihood, selected epoch {protocol['selected_epoch']:g}"
+        f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} test "
+        f"images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
     )
     return "\n".join([head, *lines, f"recorded in {folder}"])
 

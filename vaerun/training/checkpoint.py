@@ -117,7 +117,7 @@ def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], 
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.exists():
-        raise InputError(f"trainer.resume: there is no checkpoint {path}")
+        raise InputError(f"trainer.resume is auto, never or a path, and there is no checkpoint {path}")
     try:
         state = load(path, device)
     except Damaged as damage:

@@ -8,11 +8,12 @@ from types import FrameType
 
 from vaerun.errors import Interrupted
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last: the terminal was closed
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Stop:
-    """Collects SIGINT, SIGTERM and SIGUSR1 while active; `check()` raises Interrupted once one has come.
+    """Collects SIGINT, SIGTERM, SIGUSR1 and SIGHUP while active; `check()` raises Interrupted once one has come.
 
     Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal only sets the request;
     elsewhere it raises at once. A second SIGINT always raises at once.
