@@ -14,6 +14,7 @@ from vaerun.models import Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Variational
 from vaerun.plugins import bind, build, resolve
 from vaerun.settings import DataSettings, ModelSettings, Settings
+from vaerun.training import TrainSettings
 
 MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
 
@@ -113,6 +114,25 @@ def build_objective(settings: Settings, model: LatentModel) -> Variational:
     """The objective; the estimator is `estimator.function` with its options bound."""
     estimator = bind(settings.estimator.function, "vaerun.estimators", "estimator.function")
     return Variational(model, estimator, settings.estimator.samples)
+
+
+def train_settings(settings: Settings) -> TrainSettings:
+    """How to train."""
+    t = settings.trainer
+    return TrainSettings(
+        seed=settings.seed,
+        epochs=t.epochs,
+        batch_size=t.batch_size,
+        learning_rate=t.learning_rate,
+        max_steps=t.max_steps,
+        variance_learning_rate=t.variance_learning_rate,
+        schedule=t.schedule,
+        clip_norm=t.clip_norm,
+        early_stopping=t.early_stopping,
+        log_every=t.log_every,
+        validate_every=settings.evaluation.every,
+        checkpoint_seconds=t.checkpoint_seconds,
+    )
 
 
 def try_out(settings: ModelSettings, objective: Variational, data: ImageData) -> None:

@@ -23,12 +23,12 @@ from vaerun.models import LatentModel, ppca
 from vaerun.objectives import Variational
 from vaerun.randomness import mix
 from vaerun.run import record as records
-from vaerun.run.build import build_data, build_model, build_objective, device_named, try_out
+from vaerun.run.build import build_data, build_model, build_objective, device_named, train_settings, try_out
 from vaerun.run.evaluate import evaluate_test
 from vaerun.run.folder import claim, fresh
 from vaerun.settings import Settings, fingerprint
-from vaerun.training import Progress, TrainSettings, make_optimisers, restore, train
-from vaerun.training.checkpoint import Store, load_named
+from vaerun.training import Progress, make_optimisers, restore, train
+from vaerun.training.checkpoint import Damaged, Store, load, load_named
 from vaerun.training.log import Log
 from vaerun.training.signals import Stop
 
@@ -57,7 +57,7 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
             folder = fresh(folder)
         data = build_data(settings.data, device)
         identity = fingerprint(plain, data.sha256)
-        _look(folder, identity)
+        records.look(folder, identity)
         torch.manual_seed(mix(settings.seed, "initialisation"))
         try:
             model = build_model(settings.model, data)
@@ -74,24 +74,11 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
         # Everything so far only read. The lock file is made by a run that cannot be refused any more, except for
         # another one being at work here.
         with claim(folder):
-            before = _look(folder, identity)
+            before = records.look(folder, identity)
             if before is not None and before["status"] == "ok":
                 print(f"finished before: {folder}\n{records.table(before, folder)}")
                 return before
             return run.recorded(before, overrides, plain, hydra)
-
-
-def _look(folder: Path, identity: str) -> dict[str, Any] | None:
-    """What result.json says, if there is one. Raises InputError where the folder is somebody else's."""
-    before = records.read_result(folder)
-    if before is not None and before["fingerprint"] != identity:
-        raise InputError(
-            f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
-            "trainer.resume=never for a folder of its own"
-        )
-    if before is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
-    return before
 
 
 class _Run:
@@ -111,24 +98,10 @@ class _Run:
         self.settings, self.folder, self.stop, self.device = settings, folder, stop, device
         self.data, self.model, self.objective, self.identity = data, model, objective, identity
         self.store = Store(folder / "checkpoints", identity, self.warn)
-        t = settings.trainer
-        self.train_settings = TrainSettings(
-            seed=settings.seed,
-            epochs=t.epochs,
-            batch_size=t.batch_size,
-            learning_rate=t.learning_rate,
-            max_steps=t.max_steps,
-            variance_learning_rate=t.variance_learning_rate,
-            schedule=t.schedule,
-            clip_norm=t.clip_norm,
-            early_stopping=t.early_stopping,
-            log_every=t.log_every,
-            validate_every=settings.evaluation.every,
-            checkpoint_seconds=t.checkpoint_seconds,
-        )
+        self.train_settings = train_settings(settings)
         self.total_steps = self.train_settings.total_steps(len(data.train))
         # The last batch of an epoch may be smaller: what a step covers on average.
-        self.steps_per_epoch = math.ceil(len(data.train) / t.batch_size)
+        self.steps_per_epoch = math.ceil(len(data.train) / settings.trainer.batch_size)
         self.images_per_step = len(data.train) / self.steps_per_epoch
         if settings.model.fit == "closed_form":
             self.total_steps = 0
@@ -155,9 +128,6 @@ class _Run:
         if own is not None and before is not None:
             self.record["protocol"]["started_from"] = before["protocol"].get("started_from")
         state = own or self.named
-        if state is not None:
-            optimisers = make_optimisers(self.objective.phases, self.train_settings)
-            restore(self.objective, optimisers, state, self.device)  # one that does not fit is refused here
         records.write_result(self.folder, self.record)
         records.write_config(self.folder, plain, overrides, hydra)
         handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
@@ -263,8 +233,6 @@ class _Run:
         return Progress(best=found.get("val/elbo"), finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
-        from vaerun.training.checkpoint import Damaged, load
-
         path = self.store.folder / "best.pt"
         try:
             state = load(path, self.device)

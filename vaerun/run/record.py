@@ -38,6 +38,19 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def look(folder: Path, identity: str) -> dict[str, Any] | None:
+    """What result.json says, if there is one. Raises InputError where the folder is somebody else's."""
+    before = read_result(folder)
+    if before is not None and before["fingerprint"] != identity:
+        raise InputError(
+            f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
+            "trainer.resume=never for a folder of its own"
+        )
+    if before is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
+    return before
+
+
 def write_result(folder: Path, record: dict[str, Any]) -> None:
     """Write result.json whole."""
     write_json(folder / RESULT, record)
