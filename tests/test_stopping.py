@@ -40,7 +40,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str])
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75), ("SIGKILL", -signal.SIGKILL)]
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGKILL", -signal.SIGKILL)]
 )
 def test_stopped_by_signal_goes_on(
     name: str, code: int, tmp_path: Path, env: dict[str, str], here: Any, uninterrupted: Path

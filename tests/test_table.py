@@ -23,7 +23,7 @@ def make_run(
         "metrics": metrics,
         "protocol": {
             "selected_epoch": 3.0, "importance_samples": 5000, "evaluated_images": 7, "likelihood": "gaussian",
-            "binarize": "none", "dequantize": model == "vlae", "logit": False,
+            "binarize": "none", "dequantize": model == "vlae", "logit": False, "conditional": seed == 1,
         },
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(record))
@@ -44,6 +44,7 @@ def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = {row["folder"]: row for row in table}
     assert [row["folder"] for row in table if row["model"]] == ["a", "b", "c"]
     assert [row["pixels"] for row in table if row["model"]] == ["as stored", "as stored", "dequantised"]
+    assert [row["given"] for row in table if row["model"]] == ["", "label", ""]
     assert (found["c"]["images"], found["c"]["d"], found["c"]["likelihood"]) == ("7", "16", "gaussian")
     assert (found["c"]["T"], found["c"]["test/log_likelihood"], found["c"]["± se"], found["c"]["K"]) == (
         "4", "-12.345", "0.25", "5000",

@@ -13,11 +13,11 @@ import yaml
 from vaerun.errors import InputError
 
 COLUMNS = (
-    "data", "pixels", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
+    "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
     "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "images", "folder",
 )  # fmt: skip
 
-SORT = ("data", "pixels", "model", "T", "estimator", "seed", "folder")
+SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -48,6 +48,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         if row["test/log_likelihood"] is not None:
             row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
         row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
+        row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
         config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
         row["T"], row["d"] = config["model"]["inference"].get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
