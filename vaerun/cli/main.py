@@ -148,13 +148,10 @@ def _remove_if_empty(folder: Path, ours: bool) -> None:
     """
     from vaerun.cli.compose import absent
 
-    lock = folder / ".lock"
     for place in (folder, *folder.parents):
         if place not in absent and not (ours and place == folder):
             return
         try:
-            if place == folder and [p.name for p in place.iterdir()] == [lock.name]:
-                lock.unlink()
             place.rmdir()
         except OSError:  # not empty, or not there
             return
