@@ -250,6 +250,22 @@ def test_named_run_is_judged_on_this_data(tmp_path: Path, monkeypatch: pytest.Mo
     assert record["protocol"]["started_from"] == {"path": str(file), "sha256": digest}
 
 
+def test_begun_from_a_named_run_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again: its own checkpoint counts, and the one it started from may be gone."""
+    run(tmp_path / "first", "trainer.max_steps=10")
+    named = f"trainer.resume={tmp_path / 'first'}"
+    whole = run(tmp_path / "whole", named)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 14)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "second", named)
+    (tmp_path / "first").rename(tmp_path / "gone")
+    again = run(tmp_path / "second", named)
+    assert again["metrics"] == whole["metrics"]
+    assert again["protocol"] == whole["protocol"]  # started_from among it
+    assert run(tmp_path / "second", named) == again  # finished: shown, not made again
+
+
 def test_named_run_without_steps_left_is_refused(whole: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has done 20 steps and this run has 12"):
         run(tmp_path / "second", f"trainer.resume={whole('vae')}", "trainer.max_steps=12")

@@ -157,6 +157,8 @@ class _Run:
         """Read the checkpoint of trainer.resume=PATH. Raises InputError where it cannot be gone on from."""
         if self.settings.trainer.resume in ("auto", "never"):
             return
+        if (self.store.folder / "last.pt").exists():
+            return  # this run has begun: it goes on from its own, and the other's may be gone
         if self.settings.model.fit == "closed_form":
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = Path(self.settings.trainer.resume).expanduser()
@@ -200,12 +202,12 @@ class _Run:
         )
 
     def _train(self, log: Log, state: dict[str, Any] | None) -> Progress:
-        every, seen = self.settings.evaluation.pictures, 0
+        every = self.settings.evaluation.pictures
+        steps_between = self.steps_per_epoch * self.settings.evaluation.every
 
         def after_validation(step: int) -> None:
-            nonlocal seen
-            seen += 1
-            if every and (seen - 1) % every == 0:
+            # The validation's number follows from the step, so that a resumed run has the same pictures.
+            if every and (math.ceil(step / steps_between) - 1) % every == 0:
                 self._pictures(log, step)
 
         return train(

@@ -110,7 +110,7 @@ def train(
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        RunError: a loss or gradient was not finite; the saved state is the one before it.
+        RunError: a loss or gradient was not finite; its update was not made, and last.pt is from before it.
         InputError: the checkpoint does not fit this run's model.
     """
     optimisers = make_optimisers(objective.phases, settings)
