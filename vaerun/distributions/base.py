@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -17,6 +18,8 @@ class LatentDistribution(Distribution):
     """
 
     has_rsample = True
+    exact_moments = True
+    """Whether `mean` and `variance` are known in closed form; where not, they are estimated from samples."""
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch.distributions' own interface)
     support = constraints.real_vector
 
@@ -27,6 +30,20 @@ class LatentDistribution(Distribution):
     def held(self) -> Self:
         """The same distribution with its parameters held fixed (no gradient reaches them)."""
         raise NotImplementedError
+
+    def free(self) -> tuple[list[Tensor], Callable[[], Self]]:
+        """The same family with parameters of its own for each image, starting from this distribution's.
+
+        Returns leaf tensors [B, ...] that require gradients, and a function that makes the distribution of them.
+        """
+        raise NotImplementedError
+
+    @property
+    def centre(self) -> Tensor:
+        """The image of zero noise [B, d]: the mean where q is Gaussian, one typical point where it is not."""
+        like = self._like()
+        zero = torch.zeros(1, *self.batch_shape, *self.event_shape, dtype=like.dtype, device=like.device)
+        return self.transform(zero)[0].squeeze(0)
 
     def _like(self) -> Tensor:
         """Any parameter, for its dtype and device."""
@@ -48,3 +65,8 @@ class LatentDistribution(Distribution):
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]
         return self.rsample_with_log_prob(sample_shape)[0]
+
+
+def leaf(value: Tensor) -> Tensor:
+    """A copy of the value that gradients end at."""
+    return value.detach().clone().requires_grad_()

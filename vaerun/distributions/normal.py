@@ -7,13 +7,14 @@ Precision: N(m, L^-1) given a Cholesky factor of L, so that no covariance is eve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import register_kl
 from torch.nn import functional as F
 
-from vaerun.distributions.base import LatentDistribution
+from vaerun.distributions.base import LatentDistribution, leaf
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -31,6 +32,10 @@ class StandardNormal(LatentDistribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """[..., B, d] -> [..., B] nats."""
         return -0.5 * (z.square().sum(-1) + z.shape[-1] * LOG_2PI)
+
+    def log_prob_by_dimension(self, z: Tensor) -> Tensor:
+        """[..., B, d] -> [..., B, d] nats, of which log_prob is the sum."""
+        return -0.5 * (z.square() + LOG_2PI)
 
     def held(self) -> StandardNormal:
         return self
@@ -64,11 +69,19 @@ class DiagonalNormal(LatentDistribution):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """[..., B, d] -> [..., B] nats."""
+        return self.log_prob_by_dimension(z).sum(-1)
+
+    def log_prob_by_dimension(self, z: Tensor) -> Tensor:
+        """[..., B, d] -> [..., B, d] nats, of which log_prob is the sum."""
         scaled = (z - self._mean).square() * torch.exp(-self.log_variance)
-        return -0.5 * (scaled + self.log_variance + LOG_2PI).sum(-1)
+        return -0.5 * (scaled + self.log_variance + LOG_2PI)
 
     def held(self) -> DiagonalNormal:
         return DiagonalNormal(self._mean.detach(), self.log_variance.detach())
+
+    def free(self) -> tuple[list[Tensor], Callable[[], DiagonalNormal]]:
+        mean, log_variance = leaf(self._mean), leaf(self.log_variance)
+        return [mean, log_variance], lambda: DiagonalNormal(mean, log_variance)
 
     def _like(self) -> Tensor:
         return self._mean
@@ -120,6 +133,11 @@ class HouseholderNormal(LatentDistribution):
 
     def held(self) -> HouseholderNormal:
         return HouseholderNormal(self.base.mean.detach(), self.base.log_variance.detach(), self.vectors.detach())
+
+    def free(self) -> tuple[list[Tensor], Callable[[], HouseholderNormal]]:
+        mean, log_variance = leaf(self.base.mean), leaf(self.base.log_variance)
+        vectors = leaf(self.vectors.movedim(0, 1))
+        return [mean, log_variance, vectors], lambda: HouseholderNormal(mean, log_variance, vectors.movedim(1, 0))
 
     def _like(self) -> Tensor:
         return self.base.mean
@@ -174,6 +192,18 @@ class PrecisionNormal(LatentDistribution):
 
     def held(self) -> PrecisionNormal:
         return PrecisionNormal(self._mean.detach(), self.cholesky.detach())
+
+    def free(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
+        # Below the diagonal in units of it: sharp and flat posteriors then take the same steps.
+        diagonal = torch.diagonal(self.cholesky, dim1=-2, dim2=-1)
+        mean, log_diagonal = leaf(self._mean), leaf(diagonal.log())
+        lower = leaf((self.cholesky / diagonal.unsqueeze(-2)).tril(-1))
+
+        def build() -> PrecisionNormal:
+            eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+            return PrecisionNormal(mean, (lower.tril(-1) + eye) * log_diagonal.exp().unsqueeze(-2))
+
+        return [mean, log_diagonal, lower], build
 
     def _like(self) -> Tensor:
         return self._mean

@@ -16,14 +16,15 @@ and its Gauss-Newton curvature J'FJ (r, F: likelihoods.py). Two ways to these nu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from vaerun.distributions import LatentDistribution, StandardNormal
+from vaerun.distributions import LatentDistribution, StandardNormal, held_module
 from vaerun.models.congruence import congruence
 
 
@@ -114,6 +115,15 @@ class Joint:
 
     def _global_noise(self, stream: str, k: int) -> Tensor:
         return torch.randn(k, len(self.x), self.latent_dim, dtype=self.x.dtype, device=self.x.device)
+
+    def held(self) -> Joint:
+        """The same function of z with the model's parameters held fixed: gradients reach z alone."""
+        view = copy.copy(self)
+        view.decoder = cast(Decoder, held_module(cast(nn.Module, self.decoder)))
+        view.likelihood = cast(Any, held_module(cast(nn.Module, self.likelihood)))
+        view.prior = self.prior.held()
+        view._gram_cache = {}
+        return view
 
     # -- densities ----------------------------------------------------------------------------------------------
 
