@@ -21,8 +21,18 @@ from vaerun.distributions import (
     PrecisionNormal,
     StandardNormal,
 )
-from vaerun.estimators import Estimator, elbo, elbo_mc
-from vaerun.inference import Amortised, Householder, Laplace, SemiAmortised
+from vaerun.estimators import (
+    Estimator,
+    ScoreFunction,
+    dreg,
+    elbo,
+    elbo_mc,
+    iwae,
+    renyi,
+    stl,
+    wake_sleep,
+)
+from vaerun.inference import Amortised, FullCovariance, Householder, InverseAutoregressive, Laplace, SemiAmortised
 from vaerun.models import Bernoulli, Gaussian, LatentModel
 from vaerun.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from vaerun.randomness import ImageNoise
@@ -35,6 +45,7 @@ class Posterior:
     make: Callable[..., nn.Module]
     encoder: bool = True  # takes an encoder
     rotated: bool = False  # closed-form KL to N(0, I) only
+    closed_kl: bool = True  # False: to no prior at all
 
 
 POSTERIORS = {
@@ -42,6 +53,9 @@ POSTERIORS = {
     "householder0": Posterior(partial(Householder, steps=0)),
     "householder1": Posterior(partial(Householder, steps=1), rotated=True),
     "householder3": Posterior(partial(Householder, steps=3), rotated=True),
+    "full": Posterior(FullCovariance),
+    "iaf0": Posterior(partial(InverseAutoregressive, steps=0, hidden=[8], context=4)),
+    "iaf2": Posterior(partial(InverseAutoregressive, steps=2, hidden=[8], context=4), closed_kl=False),
     "semi0": Posterior(partial(SemiAmortised, steps=0, step_size=0.1)),
     "semi2": Posterior(partial(SemiAmortised, steps=2, step_size=0.1)),
     "laplace0": Posterior(partial(Laplace, steps=0)),
@@ -96,18 +110,49 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One estimator of a bound."""
+    """One estimator: how it is made (anew: some remember), which Renyi bound it reports (1: the ELBO, 0: IWAE)."""
 
-    function: Estimator
+    make: Callable[[], Estimator]
+    alpha: float = 1.0
+    name: str = "elbo"  # of the bound, in records
     closed_kl: bool = False  # needs KL(q || p) in closed form
-    pathwise: bool = True  # the surrogate is the bound itself
+    least: int = 1  # K
+    derivative: bool = False  # the surrogate is the bound itself
+    unbiased: bool = True  # the surrogate's gradient is the bound's, in the mean
+    path: bool = True  # needs z as a differentiable function of noise
+    kl_options: bool = False  # takes kl_weight and free_bits
 
 
-ESTIMATORS = {"elbo": Method(elbo, closed_kl=True), "elbo_mc": Method(elbo_mc)}
+ESTIMATORS = {
+    "elbo": Method(lambda: elbo, closed_kl=True, derivative=True, kl_options=True),
+    "elbo_mc": Method(lambda: elbo_mc, derivative=True, kl_options=True),
+    "stl": Method(lambda: stl, kl_options=True),
+    "score_none": Method(partial(ScoreFunction, "none"), path=False),
+    "score_mean": Method(partial(ScoreFunction, "mean"), path=False),
+    "score_leave_one_out": Method(partial(ScoreFunction, "leave_one_out"), path=False, least=2),
+    "iwae": Method(lambda: iwae, 0.0, "iwae", derivative=True),
+    "dreg": Method(lambda: dreg, 0.0, "iwae"),
+    "renyi_half": Method(lambda: partial(renyi, alpha=0.5), 0.5, "renyi", derivative=True),
+    "renyi_three": Method(lambda: partial(renyi, alpha=3.0), 3.0, "renyi", derivative=True),
+    "renyi_negative": Method(lambda: partial(renyi, alpha=-1.0), -1.0, "renyi_no_lower_bound", derivative=True),
+    "wake_sleep": Method(lambda: wake_sleep, 0.0, "iwae", unbiased=False, path=False),
+}
+
+
+def make_estimator(name: str) -> Estimator:
+    """Ready for comparison with others: a running mean stands at -20 nats and moves no more."""
+    made = ESTIMATORS[name].make()
+    if isinstance(made, ScoreFunction):
+        made.eval()
+        if made.control_variate == "mean":
+            made.weighted_sum.fill_(-2.0)
+            made.weight.fill_(0.1)
+    return made
 
 
 def has_closed_kl(posterior: str, context: str) -> bool:
-    return not (POSTERIORS[posterior].rotated and CONTEXTS[context][1])
+    chosen = POSTERIORS[posterior]
+    return chosen.closed_kl and not (chosen.rotated and CONTEXTS[context][1])
 
 
 def make_model(

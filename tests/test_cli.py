@@ -18,6 +18,7 @@ from support import SHORT, assert_same_scalars, records, shell, state, tensorboa
 import vaerun
 from vaerun.cli import main as command
 from vaerun.errors import InputError
+from vaerun.plugins import own_config_folder
 from vaerun.settings import fingerprint
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -202,7 +203,7 @@ def test_help_lists_all_choices(tmp_path: Path, env: dict[str, str]) -> None:
     lines = light(["--help"], tmp_path, env).splitlines()
     for group in command.GROUPS:
         at = lines.index(f"{group}=") + 1
-        for path in sorted((command.config_folder() / group).glob("*.yaml")):
+        for path in sorted((own_config_folder() / group).glob("*.yaml")):
             name, text = lines[at].split(maxsplit=1)
             assert lines[at].startswith("  ")
             assert name == path.stem

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from vaerun.cli.main import GROUPS, choices, config_folder
+from vaerun.cli.main import GROUPS, choices
 from vaerun.errors import InputError
+from vaerun.plugins import own_config_folder
 from vaerun.run.build import build_data, build_model, build_objective
 from vaerun.run.execute import execute
 from vaerun.settings import Settings, check
 
-FILES = sorted(p for group in GROUPS for p in (config_folder() / group).glob("*.yaml"))
+FILES = sorted(p for group in GROUPS for p in (own_config_folder() / group).glob("*.yaml"))
 SHAPES = {
     "mnist": (1, 28, 28),
     "fashion_mnist": (1, 28, 28),
@@ -68,7 +69,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def compose(*overrides: str) -> Settings:
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         return check(hydra.compose("config", list(overrides)))
 
 
@@ -79,7 +80,7 @@ def data_overrides(name: str, root: Path) -> list[str]:
 
 
 def names(group: str) -> list[str]:
-    return sorted(choices(group, [config_folder()]))
+    return sorted(choices(group, [own_config_folder()]))
 
 
 def assert_ran(folder: Path, result: dict[str, Any]) -> None:
@@ -96,6 +97,7 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
     words = data_overrides(name, prepared) if group == "data" else [f"{group}={name}"]
     if group == "experiment":
         words += ["data.validation=20", "data.train_images=100"]
+    words += {"reconstruction": ["model=ae"], "draw": ["model=draw"]}.get(name, [])  # they go with that model alone
     settings = compose(*words)
     if group in ("data", "model", "estimator"):
         assert getattr(settings, group).name == name
@@ -107,13 +109,13 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
     if group == "experiment":  # the networks are those that the file names
         assert settings.model.latent_dim != compose().model.latent_dim or settings.trainer != compose().trainer
     model = build_model(settings.model, data)
-    loss, metrics = build_objective(settings, model).loss("model", 0, data.train.batch(0, 3))
-    assert loss.shape == metrics["elbo"].shape == (3,)
+    loss, metrics = build_objective(settings, model, len(data.train)).loss("model", 0, data.train.batch(0, 3))
+    assert loss.shape == metrics["elbo" if model.has_density else "reconstruction"].shape == (3,)
     assert bool(torch.isfinite(loss).all())
 
 
 def test_every_group_is_listed() -> None:
-    folders = {p.name for p in config_folder().iterdir() if p.is_dir() and any(p.glob("*.yaml"))}
+    folders = {p.name for p in own_config_folder().iterdir() if p.is_dir() and any(p.glob("*.yaml"))}
     assert folders == set(GROUPS)
     assert {p.parent.name for p in FILES} == set(GROUPS)
 
@@ -125,14 +127,14 @@ def test_first_comment_is_a_help_line(path: Path) -> None:
         first = rest[0]
     assert first.startswith("# ")
     assert len(first) > 12
-    assert choices(path.parent.name, [config_folder()])[path.stem] == first[2:]
+    assert choices(path.parent.name, [own_config_folder()])[path.stem] == first[2:]
     assert not any(line.startswith("# @package") for line in rest)
 
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_experiment_opens_with_commands_that_run(name: str, prepared: Path, tmp_path: Path) -> None:
     header = []
-    for line in (config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (own_config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         header.append(line.lstrip("# "))

@@ -24,6 +24,7 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.estimators import elbo_mc
 from vaerun.evaluation import Validator, importance_sampling, log_likelihood
+from vaerun.evaluation.pareto import pareto_k, tail_length
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.models.ppca import exact_log_likelihood, fit_closed_form, is_linear_gaussian
@@ -45,10 +46,10 @@ def whole(split: Split) -> tuple[Tensor, Tensor]:
 
 
 def check_equal(a: dict[str, Tensor], b: dict[str, Tensor], rows: slice = slice(None)) -> None:
-    assert set(a) == set(b) == {"log_likelihood", "elbo", "kl", "reconstruction"}
+    assert set(a) == set(b) == {"log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k"}
     for name in a:
         assert a[name].dtype == torch.float64
-        torch.testing.assert_close(a[name], b[name][rows], atol=1e-9, rtol=0)
+        torch.testing.assert_close(a[name], b[name][rows], atol=1e-9, rtol=1e-9, equal_nan=True)
 
 
 # -- importance sampling ----------------------------------------------------------------------------------------------
@@ -158,15 +159,19 @@ def test_the_estimate_is_spelled_out(samples, transform):
         z, _ = q.transform(torch.cat([noise(f"importance/{block}", 500) for block in range(3)])[:samples])
         reconstruction = joint.likelihood.log_prob(x, joint.decode(z)) + log_det
         kl = q.log_prob(z) - joint.prior.log_prob(z)
+    weights = torch.softmax(reconstruction - kl, 0)
+    largest = torch.topk(reconstruction - kl, tail_length(samples) + 1, dim=0).values
     expected = {
         "log_likelihood": torch.logsumexp(reconstruction - kl, 0) - math.log(samples),
         "elbo": (reconstruction - kl).mean(0),
         "kl": kl.mean(0),
         "reconstruction": reconstruction.mean(0),
+        "effective_sample_size": 1 / weights.square().sum(0),
+        "pareto_k": pareto_k(largest, samples),
     }
     found = importance_sampling(model, split, samples=samples, seed=9)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-9)
+    check_equal(found, expected)
+    assert found["pareto_k"].isfinite().all() == (samples > 20)
 
 
 def test_another_seed_gives_other_noise_and_samples_are_checked():

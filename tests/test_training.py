@@ -20,11 +20,11 @@ from support import assert_same_bits, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from vaerun.cli.main import config_folder
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import Validator
 from vaerun.objectives import Variational
+from vaerun.plugins import own_config_folder
 from vaerun.run.execute import execute
 from vaerun.settings import check
 
@@ -38,7 +38,7 @@ MODELS = ["vae", "vae_hf", "sa_vae", "vlae", "cvae"]
 
 def run(folder: Path, *overrides: str, model: str = "vae") -> dict[str, Any]:
     words = [w for w in TINY.split() if model not in ("vae", "cvae") or "inference" not in w]
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         settings = check(hydra.compose("config", [f"model={model}", *words, *overrides]))
     return execute(settings, folder, list(overrides))
 

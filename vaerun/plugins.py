@@ -7,12 +7,13 @@ trusted package's `configs/` folder joins the search path of config groups.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
 import os
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache, partial, update_wrapper
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,26 @@ def _declared() -> frozenset[str]:
 def trusted() -> set[str]:
     """Top-level packages whose parts a configuration may name."""
     return {"vaerun"} | _declared() | _trusted
+
+
+def own_config_folder() -> Path:
+    """Where vaerun's own config groups are: inside the installed package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def group_file(group: str, name: str) -> Path:
+    """The file of a group's choice. Raises InputError where there is none."""
+    folders = [own_config_folder(), *config_folders()]
+    for folder in folders:
+        path = folder / group / f"{name}.yaml"
+        if path.name == f"{name}.yaml" and path.is_file():
+            return path
+    known = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise InputError(f"there is no {group}={name}.{hint} Choices: {', '.join(known)}")
 
 
 def config_folders() -> list[Path]:
@@ -95,7 +116,9 @@ def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
     target = resolve(spec.get("_target_", ""), kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
     _check_options(target, where, spec, (), given, inspect.isclass(target))
-    return target(**given) if inspect.isclass(target) else partial(target, **given)
+    if inspect.isclass(target):
+        return target(**given)
+    return update_wrapper(partial(target, **given), target)  # with what the function says of itself
 
 
 def _check_options(

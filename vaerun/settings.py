@@ -64,6 +64,11 @@ class EstimatorSettings:
     name: str = MISSING
     function: dict[str, Any] = MISSING
     samples: int = 1
+    alpha: float | None = None
+    control_variate: str | None = None
+    kl_weight: float | None = None
+    kl_warmup_epochs: float | None = None
+    free_bits: float | None = None
 
 
 @dataclass
@@ -86,14 +91,61 @@ class TrainerSettings:
 
 
 @dataclass
+class AnnealingSettings:
+    """`evaluation.annealing`: of AIS and BDMC."""
+
+    temperatures: int = 500
+    chains: int = 16
+    leapfrog_steps: int = 10
+    step_size: float = 0.1
+    acceptance: float = 0.65
+    adapt: bool = True
+    images: int = 100
+
+
+@dataclass
+class GapSettings:
+    """`evaluation.gap`: of the inference gaps."""
+
+    samples: int = 16
+    learning_rate: float = 0.01
+    window: int = 50
+    tolerance: float = 0.01
+    patience: int = 3
+    max_steps: int = 5000
+    images: int = 100
+
+
+@dataclass
+class NoiseSettings:
+    """`evaluation.noise`: of the gradient noise."""
+
+    estimators: list[str] = field(default_factory=list)
+    samples: int = 5
+    draws: int = 200
+    images: int = 100
+
+
+@dataclass
 class EvaluationSettings:
     """The group `evaluation`."""
 
     samples: int = 5000
     images: int | None = None
+    split: str = "test"
     every: int = 1
     pictures: int = 10
     chunk: int | None = None
+    latent: bool = True
+    ais: bool = False
+    bdmc: bool = False
+    gaps: bool = False
+    probe: bool = False
+    gradient_noise: bool = False
+    arrays: bool = False
+    annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
+    gap: GapSettings = field(default_factory=GapSettings)
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
 
 
 @dataclass
@@ -126,6 +178,9 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "model.latent_dim": (1, True),
     "model.fixed_variance": (0, False),
     "estimator.samples": (1, True),
+    "estimator.kl_weight": (0, True),
+    "estimator.kl_warmup_epochs": (0, True),
+    "estimator.free_bits": (0, True),
     "trainer.epochs": (1, True),
     "trainer.max_steps": (1, True),
     "trainer.batch_size": (1, True),
@@ -140,6 +195,11 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.every": (1, True),
     "evaluation.pictures": (0, True),
     "evaluation.chunk": (1, True),
+    "evaluation.annealing.images": (1, True),
+    "evaluation.gap.images": (1, True),
+    "evaluation.noise.samples": (1, True),
+    "evaluation.noise.draws": (3, True),
+    "evaluation.noise.images": (1, True),
 }
 
 _CHOICES = {
@@ -147,6 +207,7 @@ _CHOICES = {
     "model.fit": ("gradient", "closed_form"),
     "trainer.schedule": ("constant", "cosine", "step", "burda"),
     "data.binarize": ("none", "dynamic", "fixed"),
+    "evaluation.split": ("test", "validation", "train"),
 }
 
 

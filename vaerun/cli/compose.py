@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import errors as hydra_errors
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vaerun.cli.main import GROUPS, choices, config_folder
+from vaerun.cli.main import GROUPS, choices
 from vaerun.errors import InputError
-from vaerun.plugins import config_folders
+from vaerun.plugins import config_folders, own_config_folder
 from vaerun.settings import keys, missing, nearest, short_name
 
 FLAGS = {
@@ -87,7 +88,7 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     extra = [f"file://{p}" for p in config_folders()]
     if extra and not any(a.startswith("hydra.searchpath") for a in arguments):
         sys.argv = [sys.argv[0], *arguments, f"hydra.searchpath=[{','.join(extra)}]"]
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
+    hydra.main(version_base="1.3", config_path=str(own_config_folder()), config_name="config")(job)()
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
@@ -99,7 +100,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, hydra_errors.MissingConfigException):
         found = re.search(r"Could not find '([^']+)'", text)
         group, _, choice = (found.group(1) if found else "").rpartition("/")
-        options = choices(group, [config_folder(), *config_folders()])
+        options = choices(group, [own_config_folder(), *config_folders()])
         if options:
             return f"there is no {group}={choice}.{nearest(choice, list(options))} Choices: {', '.join(options)}"
         return " ".join(text.split())
@@ -107,6 +108,10 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         found = re.search(r"Could not (?:override|append to|delete|find) '([^'=]+)", text)
         if found:
             name = found.group(1)
+            elsewhere = _choices_with(name)
+            if elsewhere:
+                group = name.split(".")[0]
+                return f"{name} is no setting of the {group} chosen here; {', '.join(elsewhere)} would have it"
             known = [*GROUPS, *_known_keys(arguments)]
             return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
         return " ".join(text.split())
@@ -119,6 +124,17 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     return None
 
 
+def _choices_with(name: str) -> list[str]:
+    """The choices GROUP=CHOICE, of the key's own group, whose files have this key: it is right, and out of place."""
+    group, _, rest = name.partition(".")
+    found = []
+    for folder in (own_config_folder(), *config_folders()):
+        for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
+            if rest in keys(yaml.safe_load(path.read_text(encoding="utf-8"))):
+                found.append(f"{group}={path.stem}")
+    return found
+
+
 def _known_keys(arguments: list[str]) -> list[str]:
     """Keys of the configuration that the command's group choices alone would compose."""
     from hydra.core.global_hydra import GlobalHydra
@@ -127,7 +143,7 @@ def _known_keys(arguments: list[str]) -> list[str]:
     for overrides in (chosen, []):
         try:
             GlobalHydra.instance().clear()
-            with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
                 cfg = hydra.compose("config", overrides)
             return list(keys(OmegaConf.to_container(cfg)))
         except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here

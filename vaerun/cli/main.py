@@ -31,13 +31,6 @@ The same command again goes on where it stopped. Exit codes: 0 done, 1 failed, 2
 """
 
 
-def config_folder() -> Path:
-    """Where the config groups are: inside the installed package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
 def choices(group: str, folders: list[Path]) -> dict[str, str]:
     """Options of a group with the first comment line of each file."""
     found: dict[str, str] = {}
@@ -50,9 +43,9 @@ def choices(group: str, folders: list[Path]) -> dict[str, str]:
 
 def help_text() -> str:
     """All groups, their choices with a line each."""
-    from vaerun.plugins import config_folders
+    from vaerun.plugins import config_folders, own_config_folder
 
-    folders = [config_folder(), *config_folders()]
+    folders = [own_config_folder(), *config_folders()]
     lines = [HELP.format(default="the VLAE on scikit-learn's digits (no download, under a minute)")]
     for group in GROUPS:
         lines.append(f"{group}=")
@@ -107,7 +100,7 @@ _failure: BaseException | None = None  # of a single run: raised through Hydra i
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One run of Hydra's; returns the validation ELBO for optimising sweepers."""
+    """One run of Hydra's; returns the validation metric for optimising sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -137,7 +130,7 @@ def job(cfg: DictConfig) -> float | None:
         raise
     finally:
         _remove_if_empty(folder, ours=hydra.mode == RunMode.MULTIRUN)
-    value = result["metrics"].get("val/elbo")
+    value = result["metrics"].get("val/elbo", result["metrics"].get("val/reconstruction"))
     return None if value is None else float(value)
 
 

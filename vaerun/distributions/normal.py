@@ -237,10 +237,16 @@ def _kl_normal(mean: Tensor, variance: Tensor, log_det: Tensor, p: StandardNorma
     return 0.5 * ((scaled - 1 + p.log_variance).sum(-1) - log_det)
 
 
+def kl_by_dimension(q: DiagonalNormal, p: StandardNormal | DiagonalNormal) -> Tensor:
+    """KL(q_j || p_j) of each dimension, [B, d] nats, for distributions whose dimensions are independent."""
+    scaled = (q.variance + (q.mean - p.mean).square()) * torch.exp(-p.log_variance)
+    return 0.5 * (scaled - 1 + p.log_variance - q.log_variance)
+
+
 @register_kl(DiagonalNormal, StandardNormal)
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal(q: DiagonalNormal, p: StandardNormal | DiagonalNormal) -> Tensor:
-    return _kl_normal(q.mean, q.variance, q.log_variance.sum(-1), p)
+    return kl_by_dimension(q, p).sum(-1)
 
 
 @register_kl(HouseholderNormal, StandardNormal)

@@ -1,6 +1,23 @@
 """Estimators: (joint, q, K) -> what to report and what to differentiate (layer L3)."""
 
-from vaerun.estimators.base import Estimate, Estimator
-from vaerun.estimators.elbo import elbo, elbo_mc
+from vaerun.estimators.base import Estimate, Estimator, estimate
+from vaerun.estimators.elbo import elbo, elbo_mc, stl
+from vaerun.estimators.multisample import dreg, iwae, renyi
+from vaerun.estimators.reconstruction import reconstruction
+from vaerun.estimators.score_function import ScoreFunction
+from vaerun.estimators.wake_sleep import wake_sleep
 
-__all__ = ["Estimate", "Estimator", "elbo", "elbo_mc"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "ScoreFunction",
+    "dreg",
+    "elbo",
+    "elbo_mc",
+    "estimate",
+    "iwae",
+    "reconstruction",
+    "renyi",
+    "stl",
+    "wake_sleep",
+]

@@ -1,13 +1,16 @@
-"""The contract of every estimator."""
+"""The contract of every estimator, and what they share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vaerun.distributions import LatentDistribution
+from vaerun.errors import InputError
 from vaerun.models import Joint
 
 
@@ -18,15 +21,90 @@ class Estimate:
     Attributes:
         bound: [B] nats, to report.
         surrogate: [B], to ascend; its value means nothing unless it is the bound itself.
-        terms: named parts of the bound, each [B] nats.
+        terms: [B] nats each: `reconstruction` and `kl`, whose difference is the ELBO (every weight 1).
+        name: of the bound, in records.
     """
 
     bound: Tensor
     surrogate: Tensor
     terms: dict[str, Tensor]
+    name: str = "elbo"
 
 
 class Estimator(Protocol):
-    """A function of a joint, a distribution over z and the number of samples K."""
+    """A function (joint, q, K) of a joint, a distribution over z and the number of samples.
 
-    def __call__(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate: ...
+    Options that change during training (`kl_weight`) are keyword arguments of those that have them. An estimator with
+    the attribute `holds_joint` must be given a q that was inferred from `joint.held()`.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Estimate: ...
+
+
+def estimate(
+    estimator: Estimator, infer: Callable[[Joint], LatentDistribution], joint: Joint, samples: int, **options: Any
+) -> Estimate:
+    """Infer q and estimate: the one way to use an estimator that is right for all of them."""
+    holds = getattr(estimator, "holds_joint", False)
+    return estimator(joint, infer(joint.held() if holds else joint), samples, **options)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """K samples of q and their log-densities.
+
+    Attributes:
+        z: [K, B, d].
+        log_q: log q(z | x), [K, B] nats.
+        log_likelihood: log p(x | z), [K, B] nats.
+        log_prior: log p(z), [K, B] nats.
+    """
+
+    z: Tensor
+    log_q: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+
+    @property
+    def log_p(self) -> Tensor:
+        """log p(x, z), [K, B] nats."""
+        return self.log_likelihood + self.log_prior
+
+    @property
+    def log_w(self) -> Tensor:
+        """log w = log p(x, z) - log q(z | x), [K, B] nats."""
+        return self.log_p - self.log_q
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The two parts of mean_K log w, [B] nats each."""
+        return {"reconstruction": self.log_likelihood.mean(0), "kl": (self.log_q - self.log_prior).mean(0)}
+
+
+def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = False) -> Draw:
+    """K reparameterised samples.
+
+    Arguments:
+        joint, q: log p(x, z) and q(z | x).
+        samples: K.
+        held: evaluate log q with its parameters held: its gradient then flows through z alone.
+
+    Raises InputError where z is no differentiable function of q's parameters.
+    """
+    if not q.has_rsample:
+        raise InputError(
+            f"{type(q).__name__} cannot be reparameterised, so its gradient cannot take the path through z: use "
+            "estimator=score_function or estimator=wake_sleep"
+        )
+    z, log_q = q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
+    if held:
+        z = z.view_as(z)  # an alias: a hook on it sees the gradient of this use of z alone
+        log_q = q.held().log_prob(z)
+    return Draw(z, log_q, joint.log_likelihood(z), joint.prior.log_prob(z))
+
+
+def at_held_samples(joint: Joint, q: LatentDistribution, samples: int) -> Draw:
+    """K samples that carry no gradient; log p(x, z) and log q(z | x) are functions of their parameters alone."""
+    with torch.no_grad():
+        z = q.transform(joint.noise("posterior", samples))[0]
+    return Draw(z, q.log_prob(z), joint.log_likelihood(z), joint.prior.log_prob(z))

@@ -1,20 +1,50 @@
-"""The evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x) (Kingma & Welling 2014, eq. 2 and 3)."""
+"""The evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x) (Kingma & Welling 2014, eq. 2 and 3).
+
+With log w = log p(x, z) - log q(z | x), the bound is E_q[log w]. Its three estimators report the same number in the
+mean and differ in what they know in closed form and in how they differentiate. All take two options for training,
+which change the surrogate alone (the reported bound has weight 1 and no free bits):
+
+* kl_weight: surrogate = reconstruction - kl_weight * KL.
+* free_bits: lambda nats for each dimension, surrogate KL = sum_j max(lambda, mean over the batch of KL_j) (Kingma et
+  al. 2016, eq. 15): no gradient reaches a dimension while its KL is below lambda. It needs a q and a prior whose
+  dimensions are independent.
+"""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from torch.distributions import kl_divergence
 
-from vaerun.distributions import LatentDistribution
+from vaerun.distributions import DiagonalNormal, LatentDistribution, StandardNormal, kl_by_dimension
 from vaerun.errors import InputError
-from vaerun.estimators.base import Estimate
+from vaerun.estimators.base import Estimate, pathwise
 from vaerun.models import Joint
 
 
-def elbo(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
+def _with_free_bits(by_dimension: Tensor, free_bits: float) -> Tensor:
+    """KL by dimension [B, d] -> KL with free bits [B], whose mean over the batch is sum_j max(lambda, mean KL_j)."""
+    used = by_dimension.mean(0) > free_bits
+    return torch.where(used, by_dimension, free_bits).sum(-1)
+
+
+def _check_factorised(q: LatentDistribution, prior: LatentDistribution) -> tuple[DiagonalNormal, DiagonalNormal]:
+    if not isinstance(q, DiagonalNormal) or not isinstance(prior, StandardNormal | DiagonalNormal):
+        raise InputError(
+            f"estimator.free_bits needs a posterior with independent dimensions, and {type(q).__name__}'s are not: "
+            "set estimator.free_bits=0, or choose model=vae, cvae or sa_vae"
+        )
+    return q, prior  # type: ignore[return-value]
+
+
+def elbo(
+    joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
+) -> Estimate:
     """mean_K log p(x | z_k) - KL(q || p), KL in closed form (eq. 3); differentiated pathwise.
 
     Raises InputError where no closed form is known for this posterior and prior.
     """
+    draw = pathwise(joint, q, samples)
     try:
         kl = kl_divergence(q, joint.prior)
     except NotImplementedError as error:
@@ -22,16 +52,42 @@ def elbo(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
             f"estimator=elbo needs KL({type(q).__name__} || {type(joint.prior).__name__}) in closed form, and there is "
             "none: use estimator=elbo_mc"
         ) from error
-    z, _ = q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
-    reconstruction = joint.log_likelihood(z).mean(0)
-    bound = reconstruction - kl
-    return Estimate(bound, bound, {"reconstruction": reconstruction, "kl": kl})
+    reconstruction = draw.log_likelihood.mean(0)
+    if free_bits:
+        weighted = kl_weight * _with_free_bits(kl_by_dimension(*_check_factorised(q, joint.prior)), free_bits)
+    else:
+        weighted = kl_weight * kl
+    return Estimate(reconstruction - kl, reconstruction - weighted, {"reconstruction": reconstruction, "kl": kl})
 
 
-def elbo_mc(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-    """mean_K log w_k, log w = log p(x, z) - log q(z | x) (eq. 2); differentiated pathwise; for every posterior."""
-    z, log_q = q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
-    reconstruction = joint.log_likelihood(z).mean(0)
-    kl = (log_q - joint.prior.log_prob(z)).mean(0)
-    bound = reconstruction - kl
-    return Estimate(bound, bound, {"reconstruction": reconstruction, "kl": kl})
+def _monte_carlo(
+    joint: Joint, q: LatentDistribution, samples: int, kl_weight: float, free_bits: float, held: bool
+) -> Estimate:
+    draw = pathwise(joint, q, samples, held)
+    terms = draw.terms
+    if free_bits:
+        first, prior = _check_factorised(q.held() if held else q, joint.prior)
+        log_ratio = first.log_prob_by_dimension(draw.z) - prior.log_prob_by_dimension(draw.z)
+        weighted = kl_weight * _with_free_bits(log_ratio.mean(0), free_bits)
+    else:
+        weighted = kl_weight * terms["kl"]
+    reconstruction = terms["reconstruction"]
+    return Estimate(reconstruction - terms["kl"], reconstruction - weighted, terms)
+
+
+def elbo_mc(
+    joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
+) -> Estimate:
+    """mean_K log w_k (eq. 2), KL by Monte Carlo; differentiated pathwise; for every reparameterised posterior."""
+    return _monte_carlo(joint, q, samples, kl_weight, free_bits, held=False)
+
+
+def stl(
+    joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
+) -> Estimate:
+    """mean_K log w_k, "sticking the landing": log q with its parameters held (Roeder et al. 2017, eq. 8).
+
+    The score term that is left out has mean zero; without it the gradient's variance vanishes where q is the exact
+    posterior.
+    """
+    return _monte_carlo(joint, q, samples, kl_weight, free_bits, held=True)

@@ -3,6 +3,10 @@
 A lower bound of log p(x) in expectation for every K, tight as K grows (Burda et al. 2016, theorem 1). The posterior is
 inferred once per image; the samples are drawn in blocks of fixed size, each from its own position of (seed, image,
 block), and joined by a running logaddexp, so that neither the chunk size nor the other images change a result.
+
+Two numbers say how far an image's estimate can be trusted. The effective sample size (sum w)^2 / sum w^2, from 1 to K,
+is how many equal weights would have its variance; it sees only the weights that were drawn. Pareto k-hat (pareto.py) is
+how heavy their tail is: above 0.7 rare large weights that were not drawn may carry what is missing.
 """
 
 from __future__ import annotations
@@ -15,12 +19,16 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
+from vaerun.evaluation.pareto import keep_largest, pareto_k, tail_length
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.training.signals import Stop
 
 BLOCK = 500  # samples per block of noise
-NAMES = ("log_likelihood", "elbo", "kl", "reconstruction")
+NAMES = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
+DENSITIES = ("log_likelihood", "elbo", "reconstruction")  # those that a transform's log|det| belongs to
+LIMIT = 0.7  # of k-hat (Vehtari et al. 2024, section 3.2.4)
+ROUNDING = 8  # in units of eps (|log p(x | z)| + D); log-weights of exact posteriors spread over up to 3 in float32
 
 
 def default_chunk(device: torch.device) -> int:
@@ -29,10 +37,15 @@ def default_chunk(device: torch.device) -> int:
 
 
 def weigh(model: LatentModel, joint: Joint, samples: int, stop: Stop | None = None) -> dict[str, Tensor]:
-    """Per image [B], nats: importance-weighted log-likelihood; ELBO and its two terms from the same samples."""
+    """Per image [B]: importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size, k-hat.
+
+    All from the same samples, of which only the largest weights are kept. k-hat is as pareto.pareto_k says: NaN where
+    K <= 20, -inf where the weights are equal up to the rounding of log p(x | z), as with an exact posterior.
+    """
     q = model.infer(joint)
     accumulator = torch.float32 if joint.x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     log_sum = torch.full((len(joint.x),), -math.inf, device=joint.x.device, dtype=accumulator)
+    log_squares, largest = log_sum, log_sum.new_empty(0, len(log_sum))
     kl, reconstruction = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     for block, start in enumerate(range(0, samples, BLOCK)):
         if stop is not None:
@@ -40,15 +53,29 @@ def weigh(model: LatentModel, joint: Joint, samples: int, stop: Stop | None = No
         noise = joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)]
         z, log_q = q.transform(noise)
         log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_likelihood + log_prior - log_q, 0))
+        log_w = log_likelihood + log_prior - log_q
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 0))
+        log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 0))
+        largest = keep_largest(largest, log_w, tail_length(samples) + 1)
         kl += (log_q - log_prior).sum(0)
         reconstruction += log_likelihood.sum(0)
+    # About one nat a pixel is summed up, even where the sum comes out near zero.
+    size = (reconstruction / samples).abs() + joint.x[0].numel()
+    rounding = ROUNDING * torch.finfo(joint.x.dtype).eps * size
     return {
         "log_likelihood": log_sum - math.log(samples),
         "elbo": (reconstruction - kl) / samples,
         "kl": kl / samples,
         "reconstruction": reconstruction / samples,
+        "effective_sample_size": torch.exp(2 * log_sum - log_squares),
+        "pareto_k": pareto_k(largest, samples, rounding),
     }
+
+
+def unreliable(pareto_k: Tensor) -> float:
+    """Share of images whose k-hat [N] is above 0.7, in [0, 1], of those that have one; NaN where none has (K <= 20)."""
+    judged = pareto_k[~pareto_k.isnan()]
+    return float((judged > LIMIT).double().mean()) if len(judged) else math.nan
 
 
 def check_samples(samples: int) -> int:
@@ -81,8 +108,8 @@ def importance_sampling(
         stop: looked at between blocks of samples.
         progress: called with the number of images done.
 
-    Returns per image [N] (float64, CPU, nats): log_likelihood (K samples), elbo, kl, reconstruction (means over the
-    same samples; kl is the Monte Carlo estimate).
+    Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
+    same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
     """
     check_samples(samples)
     size = max(1, (chunk or default_chunk(split.images.device)) // min(BLOCK, samples))
@@ -91,9 +118,8 @@ def importance_sampling(
         for batch in split.batches(size, images):
             noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
             values = weigh(model, model.joint(batch.x, batch.c if model.classes else None, noise), samples, stop)
-            values["log_likelihood"] += batch.log_det
-            values["elbo"] += batch.log_det
-            values["reconstruction"] += batch.log_det
+            for name in DENSITIES:
+                values[name] += batch.log_det
             for name in NAMES:
                 found[name].append(values[name].cpu().double())
             if progress is not None:

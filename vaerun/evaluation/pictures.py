@@ -39,8 +39,9 @@ def _noise_by_column(n: int, *shape: int, dtype: torch.dtype, device: torch.devi
 def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
 
-    data, reconstructions (E[x | z] at the posterior mean; same places as data), samples (E[x | z], z from the prior),
-    classes (conditional models: one class a row, at most 100), manifold (d = 2: z at normal quantiles).
+    data, reconstructions (E[x | z] at the posterior's centre; same places as data), samples (E[x | z], z from the
+    prior), classes (conditional models: one class a row, at most 100), manifold (d = 2: z at normal quantiles). Of a
+    plain autoencoder, which has no prior, the first two.
     """
     to_unit = split.transform.to_unit
     with torch.no_grad():
@@ -50,12 +51,11 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
         joint = model.joint(batch.x, labels, noise)
         found = {
             "data": grid(to_unit(batch.x), COLUMNS),
-            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).mean, labels)), COLUMNS),
+            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).centre, labels)), COLUMNS),
         }
-        c = None
-        if model.classes:
-            c = split.one_hot(torch.arange(COLUMNS * ROWS, device=model.mean.device) * 7 % model.classes)  # mixed
-        found["samples"] = grid(to_unit(model.sample(COLUMNS * ROWS, c, noise=_noise)), COLUMNS)
+        if not model.has_density:  # no prior to draw from
+            return found
+        found["samples"] = grid(to_unit(samples(model, split)), COLUMNS)
         if model.classes:
             classes = min(model.classes, 100)
             c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
@@ -63,6 +63,17 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
         if model.latent_dim == 2 and not model.classes:
             found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
     return found
+
+
+def samples(model: LatentModel, split: Split) -> Tensor:
+    """E[x | z] [COLUMNS * ROWS, C, H, W] at draws of z from the prior, always the same.
+
+    A conditional model's labels are mixed.
+    """
+    c = None
+    if model.classes:
+        c = split.one_hot(torch.arange(COLUMNS * ROWS, device=model.mean.device) * 7 % model.classes)
+    return model.sample(COLUMNS * ROWS, c, noise=_noise)
 
 
 def manifold(model: LatentModel, n: int) -> Tensor:

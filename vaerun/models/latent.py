@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vaerun.distributions import DiagonalNormal, LatentDistribution
+from vaerun.distributions import NO_DENSITY, DiagonalNormal, LatentDistribution
+from vaerun.errors import InputError
 from vaerun.models.joint import Decoder, Joint, Likelihood, Noise
 from vaerun.nets.init import linear
 
@@ -48,6 +49,11 @@ class LatentModel(nn.Module):
         if conditional_prior:
             self.prior_head = linear(classes, 2 * latent_dim)
             nn.init.zeros_(self.prior_head.weight)  # starts as N(0, I) for every class
+
+    @property
+    def has_density(self) -> bool:
+        """Whether there is a likelihood p(x): not so for a plain autoencoder."""
+        return getattr(self.inference, "has_density", True)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -91,7 +97,12 @@ class LatentModel(nn.Module):
         return cast(Likelihood, self.likelihood).mean(self.decoder(z, c if self.classes else None) + self.offset)
 
     def sample(self, n: int, c: Tensor | None = None, noise: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """E[x | z, c] at n draws of z from the prior: [n, C, H, W]; c: [n, classes] when conditional."""
+        """E[x | z, c] at n draws of z from the prior: [n, C, H, W]; c: [n, classes] when conditional.
+
+        Raises InputError for a plain autoencoder, which has no prior.
+        """
+        if not self.has_density:
+            raise InputError(NO_DENSITY)
         z = noise(n, self.latent_dim, dtype=self.mean.dtype, device=self.mean.device)
         prior = self.prior(c)
         if prior is not None:

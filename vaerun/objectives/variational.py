@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from vaerun.data.dataset import Batch
-from vaerun.estimators import Estimator
+from vaerun.estimators import Estimator, estimate
 from vaerun.models import LatentModel
 from vaerun.objectives.base import Phase
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A weight of the KL that grows linearly from 0 to `weight` over the first `steps` training steps."""
+
+    weight: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """The weight at this step (steps done so far)."""
+        return self.weight * min(1.0, step / self.steps)
 
 
 class Variational(nn.Module):
@@ -17,21 +33,31 @@ class Variational(nn.Module):
         model: the latent-variable model.
         estimator: see vaerun.estimators.
         samples: K.
+        warm_up: the KL's weight by step, for estimators that take `kl_weight`; None: theirs.
     """
 
-    def __init__(self, model: LatentModel, estimator: Estimator, samples: int) -> None:
+    def __init__(self, model: LatentModel, estimator: Estimator, samples: int, warm_up: WarmUp | None = None) -> None:
         super().__init__()
-        self.model, self.estimator, self.samples = model, estimator, samples
+        self.model, self.estimator, self.samples, self.warm_up = model, estimator, samples, warm_up
         self.phases = {"model": Phase(model.parameter_groups())}
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """-surrogate [B]; metrics: elbo (the bound, with the transform's log|det|) and its terms, nats per image."""
+        """-surrogate [B]; metrics: elbo (weight 1, with the transform's log|det|) and its terms, nats per image.
+
+        An estimator of another bound has that one too, by its name.
+        """
         joint = self.model.joint(batch.x, batch.c if self.model.classes else None)
-        estimate = self.estimator(joint, self.model.infer(joint), self.samples)
-        terms = {name: value.detach() for name, value in estimate.terms.items()}
-        if "reconstruction" in terms:
-            terms["reconstruction"] = terms["reconstruction"] + batch.log_det
-        return -estimate.surrogate, {"elbo": estimate.bound.detach() + batch.log_det, **terms}
+        options: dict[str, Any] = {} if self.warm_up is None else {"kl_weight": self.warm_up(step)}
+        found = estimate(self.estimator, self.model.infer, joint, self.samples, **options)
+        metrics = {name: value.detach() for name, value in found.terms.items()}
+        if {"reconstruction", "kl"} <= metrics.keys():
+            metrics["elbo"] = metrics["reconstruction"] - metrics["kl"] + batch.log_det
+        if "reconstruction" in metrics:
+            metrics["reconstruction"] = metrics["reconstruction"] + batch.log_det
+        metrics[found.name] = found.bound.detach() + batch.log_det
+        if self.warm_up is not None:
+            metrics["kl_weight"] = torch.full_like(metrics[found.name], options["kl_weight"])
+        return -found.surrogate, metrics
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""

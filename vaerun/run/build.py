@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
+import yaml
 
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
+from vaerun.estimators import Estimator
 from vaerun.models import Bernoulli, Gaussian, LatentModel, ppca
-from vaerun.objectives import Variational
-from vaerun.plugins import bind, build, resolve
-from vaerun.settings import DataSettings, ModelSettings, Settings
+from vaerun.objectives import Variational, WarmUp
+from vaerun.plugins import bind, build, group_file, resolve
+from vaerun.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.training import TrainSettings
 
 MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
@@ -110,10 +113,56 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
     ).to(data.mean.device)
 
 
-def build_objective(settings: Settings, model: LatentModel) -> Variational:
-    """The objective; the estimator is `estimator.function` with its options bound."""
-    estimator = bind(settings.estimator.function, "vaerun.estimators", "estimator.function")
-    return Variational(model, estimator, settings.estimator.samples)
+def build_objective(settings: Settings, model: LatentModel, images: int) -> Variational:
+    """The objective; the estimator is `estimator.function` with its options bound.
+
+    Arguments:
+        settings: the run's.
+        model: to train.
+        images: of the training split, for what is counted in epochs.
+    """
+    e = settings.estimator
+    estimator = build_estimator(e)
+    warm_up = None
+    if e.kl_warmup_epochs:
+        if e.kl_weight is None:
+            raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} takes no KL weight")
+        steps = math.ceil(e.kl_warmup_epochs * math.ceil(images / settings.trainer.batch_size))
+        warm_up = WarmUp(e.kl_weight, steps)
+    return Variational(model, estimator, e.samples, warm_up)
+
+
+def build_estimator(settings: EstimatorSettings) -> Estimator:
+    """The estimator with its options bound. Raises InputError for options that it does not take."""
+    options = {k: getattr(settings, k) for k in ("alpha", "control_variate", "kl_weight", "free_bits")}
+    given = {k: v for k, v in options.items() if v is not None}
+    return bind(dict(settings.function) | given, "vaerun.estimators", f"estimator={settings.name}")
+
+
+def named_estimators(names: list[str]) -> dict[str, Estimator]:
+    """Estimators by name as the group `estimator` makes them; NAME/VALUE sets a choice's one option.
+
+    The option is alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for what there is not.
+    """
+    if not names:
+        raise InputError("evaluation.noise.estimators names no estimator: give some, such as [elbo_mc,score_function]")
+    found = {}
+    for entry in names:
+        name, _, value = entry.partition("/")
+        plain = yaml.safe_load(group_file("estimator", name).read_text(encoding="utf-8"))
+        option = next((k for k in ("alpha", "control_variate") if k in plain), None)
+        if value and option is None:
+            raise InputError(f"evaluation.noise.estimators: {entry}: estimator={name} has no option to set")
+        try:
+            settings = EstimatorSettings(**plain)
+            if value and option == "alpha":
+                settings.alpha = float(value)
+            elif value:
+                settings.control_variate = value
+        except (TypeError, ValueError) as error:
+            raise InputError(f"evaluation.noise.estimators: {entry}: {error}") from error
+        found[entry] = build_estimator(settings)
+    return found
 
 
 def train_settings(settings: Settings) -> TrainSettings:

@@ -1,42 +1,312 @@
-"""The final evaluation of a likelihood model on test."""
+"""Everything that is evaluated of a model on a split: numbers, values per image, pictures, warnings."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaerun.data.dataset import ImageData
+from vaerun.data.dataset import ImageData, Split
+from vaerun.distributions import NO_DENSITY
+from vaerun.errors import InputError
 from vaerun.evaluation import importance_sampling
+from vaerun.evaluation.annealed import Annealing, annealed_importance_sampling, bidirectional
+from vaerun.evaluation.charts import bar_chart
+from vaerun.evaluation.gaps import Refinement, inference_gaps
+from vaerun.evaluation.gradient_noise import gradient_noise, table
+from vaerun.evaluation.importance import DENSITIES, LIMIT, unreliable
+from vaerun.evaluation.latent import LatentStatistics, latent_pictures, latent_statistics
+from vaerun.evaluation.pictures import samples
+from vaerun.evaluation.probe import probe_latents
 from vaerun.models import LatentModel, ppca
+from vaerun.run.build import named_estimators
+from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
 from vaerun.training.signals import Stop
 
+BATCH = 500  # images at a time where no samples multiply them
+TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
+DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
 
-def evaluate_test(
-    model: LatentModel, data: ImageData, *, samples: int, seed: int, images: int, chunk: int | None, stop: Stop
-) -> dict[str, Tensor]:
-    """Per-image values [N] (float64, nats) by name, of the first N = `images` test images.
 
-    log_likelihood (K = samples), elbo, kl, reconstruction; log_likelihood_exact where the model has it;
-    bits_per_dimension (bits) where the data was dequantised.
+@dataclass
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None: a single image).
+        per_image: [N] by name.
+        arrays: larger arrays for an npz of their own.
+        pictures: [3, H, W] in [0, 1] by name.
+        texts: tables to print.
+        warnings: a line each.
+        diverged: a density that is not finite for some images, or None.
     """
-    with Progression(f"log-likelihood of test, K={samples}", images) as progression:
-        values = importance_sampling(
-            model,
-            data.test,
-            samples=samples,
-            seed=seed,
-            images=images,
-            chunk=chunk,
-            stop=stop,
-            progress=progression.advance,
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    per_image: dict[str, Tensor] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    diverged: str | None = None
+
+    def mean(self, name: str, values: Tensor) -> None:
+        """Keep values [N] per image, their mean and its standard error."""
+        self.per_image[name] = values
+        self.metrics[name] = float(values.mean())
+        self.metrics[f"{name}_se"] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: ImageData) -> None:
+    """Raises InputError, before any work, for what cannot be evaluated of this model on this data."""
+    for name in DENSITY_ONLY:
+        if getattr(settings, name) and not model.has_density:
+            raise InputError(f"evaluation.{name}=true: {NO_DENSITY}")
+    if settings.probe and not data.classes:
+        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
+    if settings.probe and model.classes:
+        raise InputError(
+            "evaluation.probe=true: a linear probe of a conditional model says nothing: its encoder is given the label"
         )
-    if ppca.is_linear_gaussian(model):
-        batches = data.test.batches(500, images)
-        exact = [ppca.exact_log_likelihood(model, b.x) + b.log_det.cpu() for b in batches]
-        values["log_likelihood_exact"] = torch.cat(exact)
-    if data.transform.dequantize:
-        values["bits_per_dimension"] = 8 - values["log_likelihood"] / (data.dimensions * math.log(2))
-    return values
+    if not len(getattr(data, settings.split)):
+        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
+    _annealing(settings), _refinement(settings)
+    if settings.gradient_noise:
+        named_estimators(settings.noise.estimators)
+
+
+def _options(settings: Any) -> dict[str, Any]:
+    return {k: v for k, v in asdict(settings).items() if k != "images"}
+
+
+def _annealing(settings: EvaluationSettings) -> Annealing:
+    return Annealing(**_options(settings.annealing))
+
+
+def _refinement(settings: EvaluationSettings) -> Refinement:
+    return Refinement(**_options(settings.gap))
+
+
+def evaluate(model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop) -> Evaluation:
+    """Evaluate the first `settings.images` images of `settings.split`, in nats per image.
+
+    Arguments:
+        model: in evaluation mode.
+        data: whose splits are used; the linear probe is fitted to its training split.
+        settings: what to do.
+        seed: of all noise.
+        stop: looked at between pieces of work.
+    """
+    return _Evaluator(model, data, settings, seed, stop).run()
+
+
+class _Evaluator:
+    """One evaluation, piece by piece; each adds to `found`."""
+
+    def __init__(
+        self, model: LatentModel, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop
+    ) -> None:
+        self.model, self.data, self.settings, self.seed, self.stop = model, data, settings, seed, stop
+        self.split: Split = getattr(data, settings.split)
+        self.images = min(settings.images or len(self.split), len(self.split))
+        self.found = Evaluation()
+
+    def run(self) -> Evaluation:
+        s = self.settings
+        if self.model.has_density:
+            self.importance()
+        else:
+            self.found.mean("reconstruction_error", self.reconstruction_error())
+        for wanted, piece in ((s.ais, self.annealed), (s.bdmc, self.bidirectional), (s.gaps, self.gaps)):
+            if wanted:
+                piece()
+        if (s.latent and self.model.has_density) or s.probe or s.arrays:
+            statistics = latent_statistics(
+                self.model, self.split, seed=self.seed, images=self.images, batch=BATCH, stop=self.stop
+            )
+            if s.latent and self.model.has_density:
+                self.latent(statistics)
+            if s.probe:
+                self.probe(statistics)
+            if s.arrays:
+                self.arrays(statistics)
+        if s.gradient_noise:
+            self.gradient_noise()
+        return self.found
+
+    def importance(self) -> None:
+        found, s = self.found, self.settings
+        with Progression(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as progression:
+            values = importance_sampling(
+                self.model,
+                self.split,
+                samples=s.samples,
+                seed=self.seed,
+                images=self.images,
+                chunk=s.chunk,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        tail = values.pop("pareto_k")
+        for name, value in values.items():
+            found.mean(name, value)
+        found.per_image["pareto_k"] = tail
+        if ppca.is_linear_gaussian(self.model):
+            batches = self.split.batches(BATCH, self.images)
+            exact = [ppca.exact_log_likelihood(self.model, b.x) + b.log_det.cpu() for b in batches]
+            found.mean("log_likelihood_exact", torch.cat(exact))
+        if self.data.transform.dequantize:
+            found.mean("bits_per_dimension", 8 - values["log_likelihood"] / (self.data.dimensions * math.log(2)))
+        share = unreliable(tail)
+        if not math.isnan(share):  # else too few samples to say
+            found.metrics["pareto_k_unreliable"] = share
+        if share > TOLERATED:
+            found.warnings.append(
+                f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images: Pareto k-hat is above "
+                f"{LIMIT}, for q misses part of the posterior; compare with more evaluation.samples or evaluation.ais=true"
+            )
+        found.diverged = next((n for n in DENSITIES if not bool(torch.isfinite(values[n]).all())), None)
+
+    def reconstruction_error(self) -> Tensor:
+        """|x - E[x | z]|^2 at the encoder's z, [N]: a plain autoencoder's only number."""
+        errors = []
+        with torch.no_grad():
+            for batch in self.split.batches(BATCH, self.images):
+                c = batch.c if self.model.classes else None
+                z = self.model.infer(self.model.joint(batch.x, c)).centre
+                errors.append((batch.x - self.model.decode_mean(z, c)).flatten(1).square().sum(1).cpu().double())
+        return torch.cat(errors)
+
+    def annealed(self) -> None:
+        n = min(self.images, self.settings.annealing.images)
+        with Progression(f"annealed importance sampling of {self.split.name}", n) as progression:
+            values = annealed_importance_sampling(
+                self.model,
+                self.split,
+                _annealing(self.settings),
+                seed=self.seed,
+                images=n,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        for name, value in values.items():
+            self.found.mean(name, value)
+        # On the same images, so that the two can be compared.
+        self.found.mean("ais_minus_is", values["ais"] - self.found.per_image["log_likelihood"][:n])
+
+    def bidirectional(self) -> None:
+        n = self.settings.annealing.images
+        with Progression("bidirectional Monte Carlo on simulated images", n) as progression:
+            values = bidirectional(
+                self.model,
+                _annealing(self.settings),
+                images=n,
+                seed=self.seed,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        for name, value in values.items():
+            self.found.mean(name, value)
+        self.found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+
+    def gaps(self) -> None:
+        s, found = self.settings, self.found
+        n = min(self.images, s.gap.images)
+        with Progression(f"inference gaps of {self.split.name}", n) as progression:
+            values = inference_gaps(
+                self.model,
+                self.split,
+                _refinement(s),
+                importance_samples=s.samples,
+                elbo_samples=s.samples,
+                seed=self.seed,
+                images=n,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        for name, value in values.items():
+            found.mean(name if name.startswith("gap_") else f"gap_{name}", value.double())
+        unfinished = 1 - float(values["gap_converged"].double().mean())
+        if unfinished:
+            found.warnings.append(
+                f"{unfinished:.0%} of the images were still gaining at evaluation.gap.max_steps={s.gap.max_steps}: "
+                "their amortisation gap is at least what is given, their approximation gap at most"
+            )
+        parts = {part: float(values[f"gap_{part}"].mean()) for part in ("approximation", "amortisation")}
+        title = f"Inference gap, mean over {n} {self.split.name} images"
+        found.pictures["gaps"] = bar_chart({"gap": parts}, ylabel="nats per image", title=title)
+
+    def latent(self, statistics: LatentStatistics) -> None:
+        found = self.found
+        found.metrics["active_units"] = float(statistics.active_units)
+        found.arrays["kl_by_dimension"] = statistics.kl.numpy()
+        found.pictures |= latent_pictures(statistics)
+        if not statistics.active_units:
+            found.warnings.append(
+                f"posterior collapse: no latent dimension is active on {self.split.name} (over images the variance of "
+                "q's mean is below 0.01 in every one)"
+            )
+
+    def probe(self, statistics: LatentStatistics) -> None:
+        probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, stop=self.stop)
+        self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
+        if probe.note:
+            self.found.warnings.append(f"linear probe: {probe.note}")
+
+    def arrays(self, statistics: LatentStatistics) -> None:
+        n, split, model = len(statistics.means), self.split, self.model
+        to_unit = split.transform.to_unit
+        reconstructions = []
+        with torch.no_grad():
+            for batch in split.batches(BATCH, n):
+                c = batch.c if model.classes else None
+                z = statistics.means[batch.rows[0] : batch.rows[-1] + 1].to(model.mean)
+                reconstructions.append(to_unit(model.decode_mean(z, c)).float().cpu())
+            if model.has_density:
+                self.found.arrays["samples"] = to_unit(samples(model, split)).float().cpu().numpy()
+        self.found.arrays |= {
+            "posterior_mean": statistics.means.numpy(),
+            "posterior_variance": statistics.variances.numpy(),
+            "reconstructions": torch.cat(reconstructions).numpy(),
+        }
+        if split.labels is not None:
+            self.found.arrays["labels"] = split.labels[:n].cpu().numpy()
+
+    def gradient_noise(self) -> None:
+        noise = self.settings.noise
+        batch = self.split.batch(0, min(noise.images, len(self.split)))
+        names = named_estimators(noise.estimators)
+        with Progression("gradient noise", len(names), unit="estimators") as progression:
+            found = gradient_noise(
+                self.model,
+                batch.x,
+                batch.c if self.model.classes else None,
+                names,
+                samples=noise.samples,
+                draws=noise.draws,
+                seed=self.seed,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        title = (
+            f"Gradient of the mean over {len(batch.x)} {self.split.name} images, K={noise.samples}, {noise.draws} draws"
+        )
+        self.found.texts.append(f"{title}\n{table(found)}")
+        measured = {name: groups for name, groups in found.items() if not isinstance(groups, str)}
+        for name, groups in measured.items():
+            for group, one in groups.items():
+                for what in ("variance", "variance_error", "norm", "snr"):
+                    value = getattr(one, what)
+                    self.found.metrics[f"gradient_noise/{name}/{group}/{what}"] = (
+                        value if math.isfinite(value) else None
+                    )
+        for what, ylabel in (("variance", "variance, mean over parameters"), ("snr", "signal-to-noise ratio")):
+            bars = {
+                name: {group: getattr(one, what) for group, one in groups.items()} for name, groups in measured.items()
+            }
+            if bars:
+                self.found.pictures[f"gradient_{what}"] = bar_chart(bars, ylabel=ylabel, title=title, log=True)

@@ -24,8 +24,9 @@ from vaerun.objectives import Variational
 from vaerun.randomness import mix
 from vaerun.run import record as records
 from vaerun.run.build import build_data, build_model, build_objective, device_named, train_settings, try_out
-from vaerun.run.evaluate import evaluate_test
+from vaerun.run.evaluate import check_evaluation, evaluate
 from vaerun.run.folder import claim, fresh
+from vaerun.run.keep import keep, named
 from vaerun.settings import Settings, fingerprint
 from vaerun.training import Progress, make_optimisers, restore, train
 from vaerun.training.checkpoint import Damaged, Store, load, load_named
@@ -67,7 +68,8 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
             raise InputError(
                 "the model does not fit into memory: lower model.latent_dim or the layers' widths"
             ) from error
-        objective = build_objective(settings, model)
+        objective = build_objective(settings, model, len(data.train))
+        check_evaluation(settings.evaluation, model, data)
         try_out(settings.model, objective, data)
         run = _Run(settings, folder, stop, device, data, model, objective, identity)
         run.start_from_named()
@@ -108,6 +110,7 @@ class _Run:
         self.logger = logging.Logger("vaerun.run", logging.INFO)  # this run's own: no other handler sees it
         self.warnings: list[str] = []
         self.record: dict[str, Any] = {}
+        self.texts: list[str] = []
         self.named: dict[str, Any] | None = None
         self.started_from: dict[str, str] | None = None
 
@@ -123,7 +126,9 @@ class _Run:
         self, before: dict[str, Any] | None, overrides: list[str], plain: dict[str, Any], hydra: str | None
     ) -> dict[str, Any]:
         """Train and evaluate, with the status in result.json at every moment; `before`: what it said until now."""
-        self.record = records.start(self.settings, self.data, self.device, self.identity, overrides, self.started_from)
+        self.record = records.start(
+            self.settings, self.data, self.device, self.identity, overrides, self.started_from, self.model.has_density
+        )
         own = self.store.load_last(self.device)
         if own is not None and before is not None:
             self.record["protocol"]["started_from"] = before["protocol"].get("started_from")
@@ -215,6 +220,7 @@ class _Run:
             self.data.train,
             self.train_settings,
             validate=self._validator(),
+            selection=Validator.selection_of(self.model),
             after_validation=after_validation,
             log=log,
             store=self.store,
@@ -232,7 +238,7 @@ class _Run:
         if found:
             log.record(0, 0.0, found)
         self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0})
-        return Progress(best=found.get("val/elbo"), finished=True, seconds=seconds)
+        return Progress(best=found.get(Validator.selection_of(self.model)), finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
         path = self.store.folder / "best.pt"
@@ -246,7 +252,7 @@ class _Run:
         self.objective.train(False)
         self.record["protocol"]["selected_epoch"] = round(done.best_epoch, 6)
         if done.best is not None:
-            self.record["metrics"]["val/elbo"] = done.best
+            self.record["metrics"][Validator.selection_of(self.model)] = done.best
         speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
         self.record["timing"] = {
             "train_seconds": round(done.seconds, 3),
@@ -259,27 +265,16 @@ class _Run:
 
     def _evaluate(self, log: Log, done: Progress) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
-        values = evaluate_test(
-            self.model,
-            self.data,
-            samples=e.samples,
-            seed=self.settings.seed,
-            images=self.record["protocol"]["evaluated_images"],
-            chunk=e.chunk,
-            stop=self.stop,
-        )
-        found: dict[str, float | None] = {}
-        for name, value in values.items():
-            found[f"test/{name}"] = float(value.mean())
-            found[f"test/{name}_se"] = records.standard_error(value)
-        self.record["metrics"] |= found
+        found = evaluate(self.model, self.data, e, seed=self.settings.seed, stop=self.stop)
+        self.record["metrics"] |= named(found, e.split)
         self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
-        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
-        if bad:
-            raise RunError(f"test/{bad[0]} is not finite for some images: the model's parameters have diverged")
-        records.write_arrays(self.folder / "per_example.npz", {name: v.numpy() for name, v in values.items()})
-        log.record(done.step, done.step / self.steps_per_epoch, {k: v for k, v in found.items() if v is not None})
+        for line in found.warnings:
+            self.warn(line)
+        if found.diverged:
+            raise RunError(f"{e.split}/{found.diverged} is not finite for some images: the parameters have diverged")
+        keep(self.folder, found, e.split, log, done.step, done.step / self.steps_per_epoch)
         self._pictures(log, done.step)
+        self.texts = found.texts
 
     def _pictures(self, log: Log, step: int) -> None:
         training = self.objective.training
@@ -296,6 +291,6 @@ class _Run:
         log.hyperparameters(records.hyperparameters(self.settings), metrics)
         self.record["status"] = "ok"
         records.write_result(self.folder, self.record)
-        text = records.table(self.record, self.folder)
+        text = "\n".join([*self.texts, records.table(self.record, self.folder)])
         self.logger.info("done\n%s", text)
         print(text)

@@ -50,7 +50,7 @@ class Run:
     def model(self) -> LatentModel:
         """Its model with the parameters of best.pt, in evaluation mode."""
         model = build_model(self.config.model, self.data)
-        objective = build_objective(self.config, model)
+        objective = build_objective(self.config, model, len(self.data.train))
         path = self.folder / "checkpoints" / "best.pt"
         try:
             objective.load_state_dict(load(path, self.device)["objective"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -18,7 +16,8 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.files import write_atomically, write_json
 from vaerun.report.collect import pixels
-from vaerun.settings import Settings
+from vaerun.run.words import lines, rows
+from vaerun.settings import EvaluationSettings, Settings
 
 RESULT = "result.json"
 
@@ -66,13 +65,6 @@ def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydr
         write_atomically(target / "hydra.yaml", hydra.encode())
 
 
-def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Arrays by name as a compressed npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
 def start(
     settings: Settings,
     data: ImageData,
@@ -80,11 +72,12 @@ def start(
     identity: str,
     overrides: list[str],
     started_from: dict[str, str] | None,
+    has_density: bool,
 ) -> dict[str, Any]:
     """The record of a run that begins: everything but its results."""
-    images, most = len(data.test), settings.evaluation.images
     closed_form = settings.model.fit == "closed_form"
-    selection = "best validation ELBO" if len(data.validation) else "last epoch"
+    metric = "ELBO" if has_density else "reconstruction"
+    selection = f"best validation {metric}" if len(data.validation) else "last epoch"
     return {
         "schema": 1,
         "status": "running",
@@ -96,12 +89,11 @@ def start(
         "seed": settings.seed,
         "metrics": {},
         "protocol": {
-            "units": "nats per image",
+            "units": "nats per image" if has_density else "squared error per image: no likelihood",
             "likelihood": settings.model.likelihood,
             **data.protocol,
             "conditional": settings.model.conditional,
-            "importance_samples": settings.evaluation.samples,
-            "evaluated_images": images if most is None else min(most, images),
+            **evaluation_protocol(settings.evaluation, data, has_density),
             "selection": "none: closed form" if closed_form else selection,
             "started_from": started_from,
             "selected_epoch": None,
@@ -110,6 +102,24 @@ def start(
         "environment": environment(device),
         "error": None,
     }
+
+
+def evaluation_protocol(settings: EvaluationSettings, data: ImageData, has_density: bool) -> dict[str, Any]:
+    """What was evaluated, and how: what must agree for two evaluations to be comparable."""
+    images = len(getattr(data, settings.split))
+    n = images if settings.images is None else min(settings.images, images)
+    found: dict[str, Any] = {
+        "importance_samples": settings.samples if has_density else None,
+        "evaluated_split": settings.split,
+        "evaluated_images": n,
+    }
+    if settings.ais or settings.bdmc:
+        found["annealing"] = asdict(settings.annealing)
+    if settings.gaps:
+        found["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
+    if settings.gradient_noise:
+        found["noise"] = asdict(settings.noise)
+    return found
 
 
 def hyperparameters(settings: Settings) -> dict[str, Any]:
@@ -154,40 +164,24 @@ def table(record: dict[str, Any], folder: Path) -> str:
 
 def _table(record: dict[str, Any], folder: Path) -> str:
     protocol, metrics = record["protocol"], record["metrics"]
-    k, images = protocol["importance_samples"], protocol["evaluated_images"]
-    px, pxz, q, pz = "log p(x)", "log p(x|z)", "q(z|x)", "p(z)"
-    if protocol["conditional"]:
-        px, pxz, q, pz = "log p(x|label)", "log p(x|z,label)", "q(z|x,label)", "p(z|label)"
-    words = {
-        "val/elbo": f"validation ELBO at the selected epoch, 1 sample, {protocol['images']['validation']} images",
-        "test/elbo": f"ELBO, Monte Carlo over the same {k} samples",
-        "test/kl": f"KL({q} || {pz}), Monte Carlo over the same samples",
-        "test/reconstruction": f"E_q {pxz}",
-        "test/log_likelihood": f"importance-weighted {px}, K={k}",
-        "test/log_likelihood_exact": "exact log p(x) of this linear-Gaussian model",
-        "test/bits_per_dimension": f"bits: 8 - {px} / (D log 2)",
-    }
-    rows = []
-    for name, text in words.items():
-        value = metrics.get(name)
-        if value is None:
-            continue
-        error = metrics.get(f"{name}_se")
-        digits = 4 if "bits" in name else 2
-        number = f"{value:.{digits}f}"
-        rows.append((name, number + (f" ± {error:.{digits}f}" if error is not None else ""), text))
-    width = max(len(r[1]) for r in rows)
-    lines = [f"{name:<26} {number:>{width}}  {text}" for name, number, text in rows]
-    epoch = f"selected epoch {protocol['selected_epoch']:.4g}"
+    images, epoch = protocol["evaluated_images"], f"selected epoch {protocol['selected_epoch']:.4g}"
+    split = protocol.get("evaluated_split", "test")
     if protocol["selection"].startswith("none"):
         epoch = "closed form"
-    head = (
-        f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} test "
-        f"images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
-    )
-    return "\n".join([head, *lines, f"recorded in {folder}"])
-
-
-def standard_error(values: Any) -> float | None:
-    """Of the mean of per-image values [N]; None for a single image."""
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    if protocol["importance_samples"] is None:
+        head = (
+            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): no likelihood, a plain autoencoder; "
+            f"means over {images} {split} images (± standard error over them), {epoch}"
+        )
+    else:
+        head = (
+            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} "
+            f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
+        )
+    validation = f"1 sample, {protocol['images']['validation']} images"
+    selected = {
+        "val/elbo": f"validation ELBO at the selected epoch, {validation}",
+        "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
+    }
+    own = [(name, f"{metrics[name]:.2f}", text) for name, text in selected.items() if metrics.get(name) is not None]
+    return "\n".join([head, *lines(own + rows(metrics, protocol, split)), f"recorded in {folder}"])

@@ -55,7 +55,7 @@ class Log:
         self._writer: Any = None
         self._bar: Any = None
         self._started, self._printed = time.monotonic(), time.monotonic()
-        self._elbo: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
 
     @property
     def writer(self) -> Any:
@@ -84,7 +84,8 @@ class Log:
                 self.writer.add_scalar(tag, value, step)
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._elbo |= {k: v for k, v in values.items() if k in ("train/elbo", "val/elbo")}
+        shown = "elbo" if "train/elbo" in values or "val/elbo" in values else "reconstruction"
+        self._shown |= {k: v for k, v in values.items() if k in (f"train/{shown}", f"val/{shown}")}
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """A picture [3 or 1, H, W] in [0, 1]."""
@@ -118,7 +119,7 @@ class Log:
         if not self.show:
             return
         words = f"epoch {epoch}/{epochs}"
-        words += "".join(f"  {tag} {value:.1f}" for tag, value in sorted(self._elbo.items()))
+        words += "".join(f"  {tag} {value:.1f}" for tag, value in sorted(self._shown.items()))
         if sys.stderr.isatty():
             if self._bar is None:
                 from tqdm import tqdm
@@ -164,10 +165,11 @@ class Progression:
     Arguments:
         words: what is being done.
         images: how many there are to do.
+        unit: of what, if not images.
     """
 
-    def __init__(self, words: str, images: int) -> None:
-        self.words, self.images, self.done = words, images, 0
+    def __init__(self, words: str, images: int, unit: str = "images") -> None:
+        self.words, self.images, self.unit, self.done = words, images, unit, 0
         self._bar: Any = None
         self._started = self._printed = time.monotonic()
 
@@ -175,7 +177,7 @@ class Progression:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.images, desc=self.words, unit=" images", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -191,4 +193,6 @@ class Progression:
         elif now - self._printed > PLAIN_SECONDS:
             self._printed = now
             left = (now - self._started) * (self.images / self.done - 1)
-            print(f"{self.words}: {self.done}/{self.images} images  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.words}: {self.done}/{self.images} {self.unit}  {left:.0f} s left", file=sys.stderr, flush=True
+            )

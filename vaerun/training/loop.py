@@ -90,6 +90,7 @@ def train(
     settings: TrainSettings,
     *,
     validate: Callable[[], dict[str, float]] | None,
+    selection: str = "val/elbo",
     after_validation: Callable[[int], None] | None = None,
     log: Log,
     store: Store,
@@ -102,8 +103,9 @@ def train(
         objective: what to optimise.
         split: the training split.
         settings: see TrainSettings.
-        validate: gives metrics of the validation split, `val/elbo` among them (nats per image, higher is better);
-            None: there is no such split, and the last parameters are the best.
+        validate: gives metrics of the validation split; None: there is no such split, and the last parameters are the
+            best.
+        selection: the one of them that the best parameters are chosen by (higher is better).
         after_validation: called with the step after each validation (pictures).
         log, store, stop: records, checkpoints, signals.
         resume: a checkpoint to go on from.
@@ -202,8 +204,8 @@ def train(
                         "set trainer.clip_norm=100"
                     )
                 log.progress(progress.step, math.ceil(progress.step / per_epoch), settings.epochs, validated=True)
-                if progress.best is None or found["val/elbo"] > progress.best:
-                    progress.best, progress.stale = found["val/elbo"], 0
+                if progress.best is None or found[selection] > progress.best:
+                    progress.best, progress.stale = found[selection], 0
                     progress.best_epoch = progress.step / per_epoch
                     best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
                 else:

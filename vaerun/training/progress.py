@@ -16,7 +16,7 @@ class Progress:
 
     Attributes:
         step: steps done.
-        best: best validation ELBO so far (nats per image) and, in best_epoch, after how many epochs.
+        best: best validation metric so far (ELBO, nats per image) and, in best_epoch, after how many epochs.
         stale: validations since then.
         validation_due: the validation that follows this step has not been made yet.
         finished: nothing is left to train.

@@ -1,0 +1,67 @@
+"""`vaerun-eval`: evaluates a finished run again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vaerun.errors import InputError, Interrupted, RunError
+
+HELP = """vaerun-eval: evaluate a finished run again
+
+  vaerun-eval run=DIR evaluation.samples=50000            more importance samples
+  vaerun-eval run=DIR evaluation.ais=true                 annealed importance sampling
+  vaerun-eval run=DIR evaluation.bdmc=true                log-likelihood bracketed on simulated data
+  vaerun-eval run=DIR evaluation.gaps=true                approximation and amortisation gap
+  vaerun-eval run=DIR data=fashion_mnist                  another data set of the same shape
+  vaerun-eval run=DIR evaluation.split=validation         another split
+
+It takes the keys of `data`, `evaluation`, `seed` and `trainer.device`; what is not given stays as the run had it. The
+numbers go into the run's result.json (`evaluations`), the values per image into its per_example.npz, the figures into
+its figures/ and TensorBoard, under a name of their own: nothing of the run is replaced.
+
+Keys of `evaluation`, with what they are for and the value of a run that sets none:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 1 failed, 2 unusable input, 130 or 75 stopped."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or "--help" in words or "-h" in words:
+        from vaerun.plugins import group_file
+
+        print(HELP + group_file("evaluation", "default").read_text(encoding="utf-8").partition("\n")[2], end="")
+        return 0 if words else 2
+    try:
+        folders = [w.partition("=")[2] for w in words if w.startswith("run=")]
+        flags = [w for w in words if w.startswith("-")]
+        if flags:
+            raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
+        if len(folders) != 1 or not folders[0]:
+            raise InputError("name one run directory: vaerun-eval run=DIR")
+        import warnings
+
+        # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+        from vaerun.run.again import evaluate_again
+
+        evaluate_again(Path(folders[0]).expanduser(), [w for w in words if not w.startswith("run=")])
+    except InputError as error:
+        return _tell(2, f"error: {error}")
+    except RunError as error:
+        return _tell(1, f"error: {error}")
+    except Interrupted as error:
+        return _tell(error.exit_code, str(error))
+    except KeyboardInterrupt:
+        return _tell(130, "interrupted")
+    return 0
+
+
+def _tell(code: int, line: str) -> int:
+    print(f"vaerun-eval: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

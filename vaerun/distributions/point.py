@@ -1,0 +1,52 @@
+"""A point: what a plain autoencoder has in place of a posterior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import register_kl
+
+from vaerun.distributions.base import LatentDistribution
+from vaerun.errors import InputError
+
+NO_DENSITY = (
+    "a plain autoencoder (model=ae) has no posterior, no prior and no likelihood, only its reconstruction: use "
+    "estimator=reconstruction, or a model with a posterior such as model=vae"
+)
+
+
+class Point(LatentDistribution):
+    """All mass on one value [B, d]; it has no density, and every use that needs one is refused."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        super().__init__(value.shape[:-1], value.shape[-1:], validate_args=False)
+
+    def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        raise InputError(NO_DENSITY)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        raise InputError(NO_DENSITY)
+
+    def held(self) -> Point:
+        return Point(self.value.detach())
+
+    def _like(self) -> Tensor:
+        return self.value
+
+    @property
+    def centre(self) -> Tensor:
+        return self.value
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.zeros_like(self.value)
+
+
+@register_kl(Point, LatentDistribution)
+def _kl_point(q: Point, p: LatentDistribution) -> Tensor:
+    raise InputError(NO_DENSITY)

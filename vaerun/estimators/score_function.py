@@ -1,0 +1,69 @@
+"""The score-function (REINFORCE) estimator of the ELBO's gradient (Mnih & Gregor 2014; Williams 1992).
+
+With z ~ q held fixed, grad E_q[log w] = E_q[grad log p(x, z) + (log w - b) grad log q(z | x)] for every b that does not
+depend on z: nothing is differentiated through the sample, so q need not be reparameterised, at the price of variance.
+b, the control variate, takes most of that away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vaerun.distributions import LatentDistribution
+from vaerun.errors import InputError
+from vaerun.estimators.base import Estimate, at_held_samples
+from vaerun.models import Joint
+
+CONTROL_VARIATES = ("none", "mean", "leave_one_out")
+DECAY = 0.9  # of the running mean, per training step
+
+
+class ScoreFunction(nn.Module):
+    """mean_K log w_k; differentiated by the score function.
+
+    Arguments:
+        control_variate: b. `none`: 0. `mean`: running mean of log w over earlier steps (one number for all images, in
+            the checkpoint). `leave_one_out`: for sample k the mean over the other K - 1 samples of the same image
+            (Mnih & Rezende 2016, eq. 6 with the arithmetic mean).
+
+    Raises InputError for an unknown control variate, and when called with K = 1 for leave_one_out.
+    """
+
+    weighted_sum: Tensor
+    weight: Tensor
+
+    def __init__(self, control_variate: str = "leave_one_out") -> None:
+        super().__init__()
+        if control_variate not in CONTROL_VARIATES:
+            raise InputError(
+                f"unknown estimator.control_variate '{control_variate}': choose one of {', '.join(CONTROL_VARIATES)}"
+            )
+        self.control_variate = control_variate
+        if control_variate == "mean":
+            self.register_buffer("weighted_sum", torch.zeros((), dtype=torch.float32))
+            self.register_buffer("weight", torch.zeros((), dtype=torch.float32))
+
+    def forward(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
+        draw = at_held_samples(joint, q, samples)
+        signal = draw.log_w.detach()
+        score = draw.log_q * (signal - self.baseline(signal))
+        if self.training and self.control_variate == "mean":
+            # After its use: a baseline that had seen this step's samples would bias the gradient.
+            self.weighted_sum.mul_(DECAY).add_((1 - DECAY) * signal.mean())
+            self.weight.mul_(DECAY).add_(1 - DECAY)
+        return Estimate(signal.mean(0), (draw.log_p + score).mean(0), draw.terms)
+
+    def baseline(self, signal: Tensor) -> Tensor:
+        """b for learning signals [K, B], broadcastable to them."""
+        if self.control_variate == "mean":
+            # Divided by the weights so far, so that the mean is not drawn towards the zero that it starts from.
+            return torch.where(self.weight > 0, self.weighted_sum / self.weight.clamp(min=1e-12), 0.0)
+        if self.control_variate == "leave_one_out":
+            if len(signal) < 2:
+                raise InputError(
+                    "estimator.control_variate=leave_one_out compares the samples of an image: set estimator.samples "
+                    "to at least 2, or estimator.control_variate=mean"
+                )
+            return (signal.sum(0) - signal) / (len(signal) - 1)
+        return torch.zeros_like(signal)

@@ -1,0 +1,98 @@
+"""Pareto k-hat of importance weights: how heavy their tail is (Vehtari, Simpson, Gelman, Yao & Gabry 2024).
+
+By the Pickands-Balkema-de Haan theorem the exceedances x = w - u of the weights over a high threshold u follow a
+generalised Pareto distribution, P(x > t) = (1 + k t / sigma)^(-1/k); moments of w of order 1/k and above do not exist.
+So k > 1/2 means that the weights' variance is infinite, and above 0.7 the number of samples that an estimate needs is
+out of reach in practice (their section 3.2.4). u is the (M+1)-th largest of K weights, M = min(K / 5, 3 sqrt(K))
+rounded up.
+
+k and sigma are those of Zhang & Stephens (2009), an empirical Bayes estimate. With b = -k / sigma the likelihood is
+maximal in k at k(b) = mean_i log(1 - b x_i), which leaves the profile l(b) = M [log(-b / k(b)) - k(b) - 1]. On a grid
+
+    b_j = 1 / x_M - c_j / x_q,   c_j = (sqrt(m / (j - 1/2)) - 1) / 3,   j = 1..m,   m = 30 + floor(sqrt(M)),
+
+(x_M the largest exceedance, x_q their first quartile), b is the mean of the b_j weighted by exp(l(b_j)), and k = k(b).
+A prior worth 10 exceedances at k = 1/2 steadies small M: (M k + 5) / (M + 10) (Vehtari et al. 2024, appendix G).
+
+High-dimensional weights differ by thousands of nats, so nothing here leaves log space: as c_j > 0, both parts of
+1 - b_j x = (1 - x / x_M) + c_j x / x_q are positive, and the larger of 1 and x / x_q is taken out of the logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaerun.errors import InputError
+
+LEAST = 5  # exceedances that a fit needs
+PRIOR, PRIOR_WEIGHT = 0.5, 10  # the prior's k, and how many exceedances it is worth
+
+
+def tail_length(samples: int) -> int:
+    """M, the number of the K = `samples` largest weights that are fitted; 0 where they are fewer than 5 (K <= 20)."""
+    tail = math.ceil(min(samples / 5, 3 * math.sqrt(samples)))
+    return tail if tail >= LEAST else 0
+
+
+def keep_largest(kept: Tensor, fresh: Tensor, count: int) -> Tensor:
+    """The `count` largest of two sets for each image, unordered: [m, B] and [n, B] -> [min(m + n, count), B]."""
+    both = torch.cat([kept, fresh])
+    if len(both) <= count:
+        return both
+    rows = both.mT.contiguous()  # ten times as quick on a CPU as along the first dimension
+    return torch.topk(rows, count, sorted=False).values.mT
+
+
+def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> Tensor:
+    """k-hat [B] (float64) of each image's importance weights.
+
+    Arguments:
+        largest: the M + 1 largest log-weights of each image, M = tail_length(samples), in any order: [M + 1, B] nats.
+            A constant added to an image's log-weights changes nothing.
+        samples: K, of how many weights these are the largest.
+        rounding: nats, [B] or one number: log-weights that differ by no more count as equal.
+
+    Its standard error is about (1 + k) / sqrt(M). NaN where K is too small for a fit (M < 5) or a weight is NaN; -inf
+    where the largest weights are all equal, as with an exact posterior: there is no tail. inf where all but fewer than
+    5 of them are equal and these stand above: no fit, and nothing to rely on.
+
+    Raises InputError when `largest` has other than M + 1 rows.
+    """
+    tail = tail_length(samples)
+    if largest.device.type == "mps":  # Apple's GPUs have no float64
+        largest, rounding = largest.cpu(), torch.as_tensor(rounding).cpu()
+    if not tail:
+        return largest.new_full(largest.shape[1:], math.nan, dtype=torch.float64)
+    if len(largest) != tail + 1:
+        raise InputError(
+            f"pareto_k: of {samples} samples the {tail + 1} largest log-weights are needed, not {len(largest)}"
+        )
+    ordered = largest.double().sort(0).values
+    threshold, weights = ordered[0], ordered[1:]
+    log_x = torch.where(weights == threshold, -math.inf, weights + torch.log(-torch.expm1(threshold - weights)))
+    top = log_x[-1]
+    # Ties with the threshold exceed nothing: the fit is to the other n.
+    n = (log_x != -math.inf).sum(0)
+    quartile = (tail - n + (n / 4 + 0.5).long() - 1).clamp(0, tail - 1)
+    scale = log_x.gather(0, quartile[None])[0]
+
+    log_y = log_x - scale
+    taken_out = log_y.clamp(min=0)
+    below_top, y = -torch.expm1(log_x - top) * torch.exp(-taken_out), torch.exp(log_y - taken_out)
+    m = 30 + int(math.sqrt(tail))
+    c = (torch.sqrt(m / (torch.arange(m, dtype=torch.float64, device=top.device) + 0.5)) - 1) / 3
+
+    # A tie adds log 1 = 0 to every sum.
+    k = (torch.log(below_top + c[:, None, None] * y).sum(1) + taken_out.sum(0)) / n  # [m, B]
+    minus_b = c[:, None] - torch.exp(scale - top)  # in units of the scale
+    # At b = 0 (an exponential tail) k vanishes too, and -b / k is one over the mean.
+    ratio = torch.where(minus_b.abs() < 1e-8, n / log_y.exp().sum(0), minus_b / k)
+    weight = torch.softmax(n * (ratio.log() - k), 0)
+
+    fitted = (torch.log(below_top + (weight * c[:, None]).sum(0) * y).sum(0) + taken_out.sum(0)) / n
+    steadied = torch.where(n < LEAST, math.inf, (n * fitted + PRIOR_WEIGHT * PRIOR) / (n + PRIOR_WEIGHT))
+    equal = weights[-1] - threshold <= rounding
+    return torch.where(equal | (top == -math.inf), -math.inf, steadied)

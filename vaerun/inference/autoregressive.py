@@ -1,0 +1,96 @@
+"""Inverse autoregressive flow over an amortised Gaussian (Kingma et al. 2016, section 3 and algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zuko.nn import MaskedMLP
+
+from vaerun.distributions import AutoregressiveFlow, DiagonalNormal
+from vaerun.errors import InputError
+from vaerun.inference.amortised import Amortised
+from vaerun.inference.common import check_steps
+from vaerun.models import Joint
+from vaerun.nets.init import check_widths, head
+
+
+class MaskedNetwork(nn.Module):
+    """z [..., B, d], context [B, n] -> m, s [..., B, d]; entry i sees z_1 ... z_{i-1} and the whole context.
+
+    A masked network in the manner of MADE (Germain et al. 2015) with ELUs.
+
+    Arguments:
+        latent_dim: d.
+        context: n, at least 1.
+        hidden: widths of the hidden layers, each at least d: narrower, some entries would not be seen.
+        backwards: entry i sees z_{i+1} ... z_d instead.
+    """
+
+    def __init__(self, latent_dim: int, context: int, hidden: Sequence[int], *, backwards: bool = False) -> None:
+        super().__init__()
+        self.latent_dim, self.backwards = latent_dim, backwards
+        full = torch.ones(latent_dim, latent_dim, dtype=torch.bool)
+        earlier = full.triu(1) if backwards else full.tril(-1)
+        sees = torch.cat([earlier, torch.ones(latent_dim, context, dtype=torch.bool)], dim=1)
+        self.masked = MaskedMLP(sees.repeat(2, 1), hidden, nn.ELU)
+
+    def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        # The first layer is masked(cat(z, context)), with the context's part computed once for all samples of an image.
+        first, *rest = cast(Any, self.masked)
+        of_z, of_context = (first.mask * first.weight).split([self.latent_dim, context.shape[-1]], dim=1)
+        h = F.linear(z, of_z) + F.linear(context, of_context, first.bias)
+        for layer in rest:
+            h = layer(h)
+        m, s = h.chunk(2, dim=-1)
+        return m, s
+
+
+class InverseAutoregressive(nn.Module):
+    """q(z | x, c): N(m(x, c), diag v(x, c)) followed by T autoregressive steps; T = 0 is the amortised Gaussian.
+
+    The order of the dimensions is reversed from each step to the next.
+
+    Arguments:
+        encoder, latent_dim: as in Amortised.
+        steps: T.
+        hidden: widths of the hidden layers of each step's network, each at least d.
+        context: number of features that the steps see, a linear map of the encoder's; None: as many as the encoder's.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None,
+        latent_dim: int,
+        *,
+        steps: int,
+        hidden: Sequence[int] = (256,),
+        context: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.base = Amortised(encoder, latent_dim)
+        check_steps(steps)
+        widths = check_widths("model.inference.hidden", hidden)
+        if any(width < latent_dim for width in widths):
+            raise InputError(
+                f"model.inference.hidden={widths} has a layer of fewer than model.latent_dim={latent_dim} units, "
+                "through which the flow cannot see all dimensions: make it wider"
+            )
+        features = self.base.mean.in_features
+        if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
+            raise InputError(f"model.inference.context must be a whole number of at least 1 or null, got {context}")
+        n = features if context is None else context
+        self.context = head(features, n) if steps else None
+        self.networks = nn.ModuleList(
+            MaskedNetwork(latent_dim, n, widths, backwards=step % 2 == 1) for step in range(steps)
+        )
+
+    def forward(self, joint: Joint) -> AutoregressiveFlow | DiagonalNormal:
+        h, mean, log_variance = self.base.parameters_of(joint)
+        base = DiagonalNormal(mean, log_variance)
+        if self.context is None:
+            return base
+        return AutoregressiveFlow(base, self.context(h), [cast(MaskedNetwork, n) for n in self.networks])

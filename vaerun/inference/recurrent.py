@@ -1,0 +1,89 @@
+"""DRAW's inference (Gregor et al. 2015): each piece of z is inferred from what the canvas still lacks.
+
+q(z_t | x, z_<t) = N(m(h_enc_t), diag v(h_enc_t)), where h_enc_t has read the image x and the error image
+x - E[x | c_{t-1}] through the window that h_dec_{t-1} places. The canvas c_{t-1} and h_dec_{t-1} are the model's own
+decoder after z_1 ... z_{t-1}, so that q depends on the decoder's parameters too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vaerun.distributions import RecurrentNormal, held_module
+from vaerun.errors import InputError
+from vaerun.models import Joint
+from vaerun.nets.draw import DecoderState, DrawDecoder, DrawEncoder, EncoderState, piece_size
+from vaerun.nets.init import head
+
+State = tuple[EncoderState, DecoderState]
+
+
+class ReadAndWrite:
+    """The recurrence behind q: encoder, heads and decoder on one batch.
+
+    Arguments:
+        encoder: reads.
+        mean, log_variance: heads, encoder's h [..., hidden] -> [..., n].
+        joint: image, label, and the decoder that writes; raises InputError unless it is a DrawDecoder.
+    """
+
+    def __init__(self, encoder: DrawEncoder, mean: nn.Linear, log_variance: nn.Linear, joint: Joint) -> None:
+        if not isinstance(joint.decoder, DrawDecoder):
+            raise InputError(f"model=draw needs network=draw: its decoder cannot be {type(joint.decoder).__name__}")
+        self.encoder, self.mean, self.log_variance = encoder, mean, log_variance
+        self.joint, self.decoder = joint, joint.decoder
+
+    def initial(self, *rows: int) -> State:
+        return self.encoder.initial(*rows), self.decoder.initial(*rows)
+
+    def parameters(self, state: State) -> tuple[Tensor, Tensor, State]:
+        reader, writer = state
+        joint = self.joint
+        error = joint.x - joint.likelihood.mean(writer.canvas + joint.offset)
+        reader = self.encoder.advance(reader, joint.inputs, error, writer.h, joint.c)
+        return self.mean(reader.h), self.log_variance(reader.h), (reader, writer)
+
+    def advance(self, state: State, z: Tensor) -> State:
+        reader, writer = state
+        return reader, self.decoder.advance(writer, z, self.joint.c)
+
+    def held(self) -> ReadAndWrite:
+        encoder, mean, log_variance = (held_module(m) for m in (self.encoder, self.mean, self.log_variance))
+        return ReadAndWrite(encoder, mean, log_variance, self.joint.held())  # type: ignore[arg-type]
+
+
+class Recurrent(nn.Module):
+    """q(z | x, c) = prod_t N(z_t; m_t, diag v_t), (m_t, v_t) from x, c and z_<t.
+
+    Arguments:
+        encoder: a DrawEncoder; raises InputError for any other.
+        latent_dim: d, a multiple of `steps`; raises InputError otherwise.
+        steps: T, the decoder's.
+    """
+
+    def __init__(self, encoder: nn.Module | None, latent_dim: int, *, steps: int) -> None:
+        super().__init__()
+        if not isinstance(encoder, DrawEncoder):
+            name = "null" if encoder is None else type(encoder).__name__
+            raise InputError(f"model=draw needs network=draw: its encoder cannot be {name}")
+        self.encoder, self.steps, self.piece = encoder, steps, piece_size(latent_dim, steps)
+        self.mean, self.log_variance = (head(encoder.features, self.piece) for _ in range(2))
+
+    def forward(self, joint: Joint) -> RecurrentNormal:
+        recurrence = ReadAndWrite(self.encoder, self.mean, self.log_variance, joint)
+        decoder = recurrence.decoder
+        if decoder.steps != self.steps:
+            raise InputError(
+                f"model.inference.steps={self.steps} must be model.decoder.steps={decoder.steps}: "
+                "give model.decoder.steps alone"
+            )
+        if decoder.hidden != self.encoder.decoder_hidden:
+            raise InputError(
+                f"model.encoder.decoder_hidden={self.encoder.decoder_hidden} must be "
+                f"model.decoder.hidden={decoder.hidden}: give model.decoder.hidden alone"
+            )
+        mean_shift, log_variance_shift = torch.zeros(
+            2, len(joint.x), self.steps, self.piece, dtype=joint.x.dtype, device=joint.x.device
+        )
+        return RecurrentNormal(recurrence, mean_shift, log_variance_shift)

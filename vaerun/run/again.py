@@ -1,0 +1,172 @@
+"""A finished run evaluated again: more samples, other quantities, another data set of the same shape."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vaerun.data.dataset import ImageData
+from vaerun.errors import InputError, RunError
+from vaerun.plugins import group_file
+from vaerun.run import record as records
+from vaerun.run.build import build_data, device_named
+from vaerun.run.evaluate import Evaluation, check_evaluation, evaluate
+from vaerun.run.folder import claim
+from vaerun.run.keep import described, keep, named
+from vaerun.run.load import Run, load_run
+from vaerun.run.words import lines
+from vaerun.settings import Settings, check, identity
+from vaerun.training.checkpoint import load
+from vaerun.training.log import Log
+from vaerun.training.signals import Stop
+
+CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
+PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
+
+
+def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Evaluate the run in this folder and return the record that was added to its result.json.
+
+    Arguments:
+        folder: a finished run's directory.
+        overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME chooses data.
+
+    Raises InputError, RunError, Interrupted (errors.py).
+    """
+    with Stop() as stop:
+        torch.distributions.Distribution.set_default_validate_args(False)
+        given = _parse(overrides)
+        where = given.get("data", {})
+        run = load_run(
+            folder,
+            given.get("trainer", {}).get("device", "auto"),
+            data_root=where.get("root") if isinstance(where, dict) else None,
+        )
+        if run.result["status"] != "ok":
+            raise InputError(
+                f"{folder} is not finished (status: {run.result['status']}): give its command again to finish it first"
+            )
+        settings = _settings(run, given)
+        data = _data(run, settings)
+        check_evaluation(settings.evaluation, run.model, data)
+        with claim(run.folder), stop.deferred():
+            started = time.perf_counter()
+            found = evaluate(run.model, data, settings.evaluation, seed=settings.seed, stop=stop)
+            for line in found.warnings:
+                print(f"vaerun-eval: warning: {line}", file=sys.stderr)
+            return _record(run, settings, data, found, overrides, time.perf_counter() - started)
+
+
+def _parse(overrides: list[str]) -> dict[str, Any]:
+    """KEY=VALUE words as a nested mapping; `data=NAME` gives {"data": {"name": NAME, ...}}, the file's keys."""
+    found = OmegaConf.create()
+    for word in sorted(overrides, key=lambda w: not w.startswith("data=")):  # the choice first, then its keys
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"cannot read '{word}': write KEY=VALUE, such as evaluation.samples=20000")
+        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":
+            raise InputError(
+                f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys"
+            )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"cannot read the value of '{word}': {' '.join(str(error).split())}") from error
+        if key == "data":
+            parsed = yaml.safe_load(group_file("data", value).read_text(encoding="utf-8"))
+        try:
+            OmegaConf.update(found, key, parsed, merge=True)
+        except (OmegaConfBaseException, AttributeError, ValueError) as error:
+            raise InputError(f"cannot set '{word}': {' '.join(str(error).split())}") from error
+    container = OmegaConf.to_container(found, resolve=False)
+    assert isinstance(container, dict)
+    return {str(k): v for k, v in container.items()}
+
+
+def _settings(run: Run, given: dict[str, Any]) -> Settings:
+    """The run's settings with these changed. Raises InputError for what does not fit."""
+    plain: dict[str, Any] = asdict(run.config)
+    data = given.get("data", {})
+    if "name" in data:  # another data set's own keys, and the run's pixels
+        plain["data"] = {k: plain["data"][k] for k in PIXELS}
+        data = {k: v for k, v in data.items() if k not in PIXELS}
+    elif any(data.get(k, plain["data"][k]) != plain["data"][k] for k in PIXELS):
+        raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
+    changed = {**given, "data": data}
+    return check(OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed)))  # type: ignore[arg-type]
+
+
+def _data(run: Run, settings: Settings) -> ImageData:
+    """What is evaluated. Raises InputError where the model cannot take its images."""
+    before, after = asdict(run.config.data) | {"root": None}, asdict(settings.data) | {"root": None}
+    if before == after:
+        return run.data
+    data, model = build_data(settings.data, device_named(str(run.device))), run.model
+    if data.image_shape != model.image_shape:
+        shapes = ["x".join(map(str, shape)) for shape in (data.image_shape, model.image_shape)]
+        raise InputError(f"data set {data.name} has images of {shapes[0]}, and the run's model takes {shapes[1]}")
+    if model.classes and data.classes != model.classes:
+        raise InputError(
+            f"the run's model is conditional on {model.classes} classes, and data set {data.name} has {data.classes}"
+        )
+    if run.config.model.likelihood == "bernoulli" and not data.binary:
+        raise InputError(f"the run's model needs pixels that are 0 or 1, and data set {data.name} has others")
+    return data
+
+
+def _record(
+    run: Run, settings: Settings, data: ImageData, found: Evaluation, overrides: list[str], seconds: float
+) -> dict[str, Any]:
+    e, model = settings.evaluation, run.model
+    chosen = {k: v for k, v in identity(asdict(settings)).items() if k.startswith(("evaluation.", "data.", "seed"))}
+    digest = hashlib.sha256(json.dumps([chosen, data.sha256], sort_keys=True, default=str).encode()).hexdigest()[:8]
+    label = f"{data.name}-{e.split}-{digest}"
+    record: dict[str, Any] = {
+        "command": ["vaerun-eval", f"run={run.folder}", *overrides],
+        "metrics": named(found, e.split),
+        "protocol": {
+            "data": data.name,
+            "units": run.result["protocol"]["units"],
+            "likelihood": settings.model.likelihood,
+            "conditional": settings.model.conditional,
+            "seed": settings.seed,
+            **data.protocol,
+            **records.evaluation_protocol(e, data, model.has_density),
+        },
+        "timing": {"evaluation_seconds": round(seconds, 3)},
+        "environment": records.environment(run.device),
+    }
+    if found.diverged:
+        raise RunError(f"{e.split}/{found.diverged} is not finite for some images of {data.name}")
+    best = load(run.folder / "checkpoints" / "best.pt")
+    step = int(run.result["timing"].get("train_steps") or 0)
+    log = Log(
+        run.folder, position={"bytes": sys.maxsize}, start_step=step, total_steps=step, images_per_step=1, show=False
+    )
+    try:
+        keep(run.folder, found, f"{label}/{e.split}", log, step, float(best.get("epoch", 0.0)), label)
+        # Read anew under the lock: another evaluation may have ended since this one began.
+        whole = records.read_result(run.folder) or run.result
+        records.write_result(run.folder, whole | {"evaluations": whole.get("evaluations", {}) | {label: record}})
+    except OSError as error:
+        raise RunError(f"cannot write into {run.folder}: {error}") from error
+    finally:
+        log.close()
+    protocol = record["protocol"]
+    head = (
+        f"{run.result['model']} trained on {run.result['data']}, evaluated on {data.name}: mean over "
+        f"{protocol['evaluated_images']} {e.split} images (± standard error over them), {protocol['units']}"
+    )
+    rows = described(found, protocol, e.split)
+    print("\n".join([*found.texts, head, *lines(rows), f"recorded in {run.folder} as {label}"]))
+    return record
