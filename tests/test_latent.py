@@ -164,6 +164,8 @@ def test_noise_of_sampled_moments_wakes_nobody():
     assert found.active_units == 0
     error = 0.02 * (2 / 400) ** 0.5
     assert (found.mean_variances.abs() < 5 * error).all()
+    few = latent_statistics(model, make_split(model, 400), seed=0, samples=10)  # the variances have no bias
+    assert few.variances.mean() == pytest.approx(1, abs=5 * (2 / 9 / 1200) ** 0.5)
     # What is left is the bias of log v, 1 / (2 S).
     torch.testing.assert_close(found.kl, torch.full((3,), 0.01), atol=5 * 0.5 * (2 / 49 / 400) ** 0.5 / 2, rtol=0)
 

@@ -163,7 +163,7 @@ def test_validations_come_when_due(every: int, expected: list[int], tmp_path: Pa
 
 
 def test_validation_that_is_not_finite_stops(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="validation ELBO is not finite after step 4"):
+    with pytest.raises(RunError, match="val/elbo is not finite after step 4"):
         toy(tmp_path, scores=[1.0, math.nan])
 
 

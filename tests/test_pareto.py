@@ -265,3 +265,11 @@ def test_rounding_in_float32_is_no_tail(single_precision, d):
         found = importance_sampling(model, split, samples=2000, seed=0)
         assert (found["pareto_k"] == -math.inf).all()
         assert (found["effective_sample_size"] > 1999.9).all()
+
+
+def test_rounding_grows_with_the_pixels_even_where_the_density_is_near_one():
+    # log p(x | z) near 0 of 64 pixels: a sum of terms of about a nat each, known in float32 to 6e-5.
+    noise = torch.linspace(-1, 1, 100)[torch.randperm(100)]
+    joint = Prescribed(torch.stack([1e-5 * noise, 1e-3 * noise], 1))
+    joint.x = torch.zeros(2, 1, 8, 8, dtype=torch.float32)
+    assert weigh(joint, joint, 100)["pareto_k"].isinf().tolist() == [True, False]

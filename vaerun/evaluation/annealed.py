@@ -44,6 +44,7 @@ PILOT_CHAINS = 4  # an acceptance averaged over 4 chains is known to about 0.15,
 PILOT_SEARCH = 30  # transitions at the first temperature: enough to change the step size by a factor of 10^4
 PILOT_TRANSITIONS = 200  # at least, over all temperatures: where these are few, several at each
 PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
+PILOT_GRID = 0.1  # of log step size: on a grid, rounding errors are not fed back and grow into other step sizes
 
 
 def _whole(key: str, value: Any) -> None:
@@ -117,9 +118,9 @@ def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: Stop | Non
     for t, numbers in zip(visits, transition_noise(noise, "pilot", PILOT_CHAINS, len(visits)), strict=True):
         if stop is not None:
             stop.check()
-        state, accepted = transition(target, state, numbers, temperatures[t], log_step.exp(), annealing.leapfrog_steps)
+        found[t] = (log_step / PILOT_GRID).round() * PILOT_GRID
+        state, accepted = transition(target, state, numbers, temperatures[t], found[t].exp(), annealing.leapfrog_steps)
         log_step = log_step + PILOT_GAIN * (accepted.mean(0) - annealing.acceptance)
-        found[t] = log_step
     return found.exp()
 
 

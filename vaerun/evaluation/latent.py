@@ -171,13 +171,13 @@ def kl_chart(statistics: LatentStatistics) -> Tensor:
     kl, active = statistics.kl, statistics.active.tolist()
     order = torch.argsort(kl, descending=True).tolist()
     bars = {str(i): {"active" if active[i] else "inactive": float(kl[i])} for i in order}
-    of = f"{statistics.active_units} of {len(order)} units active, KL {float(kl.sum()):.2f} nats in all"
+    of = f"{statistics.active_units} of {len(order)} units active, sum {float(kl.sum()):.2f} nats"
     how = f", moments from {statistics.samples} samples" if statistics.samples else ""
     return bar_chart(
         bars,
         xlabel="latent dimension, sorted by KL",
         ylabel="nats",
-        title=f"KL(q || p) by dimension, mean over {len(statistics.means)} images{how}: {of}",
+        title=f"KL by dimension, mean over {len(statistics.means)} images{how}: {of}",
         stacked=True,
     )
 

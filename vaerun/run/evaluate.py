@@ -166,8 +166,8 @@ class _Evaluator:
             found.metrics["pareto_k_unreliable"] = share
         if share > TOLERATED:
             found.warnings.append(
-                f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images: Pareto k-hat is above "
-                f"{LIMIT}, for q misses part of the posterior; compare with more evaluation.samples or evaluation.ais=true"
+                f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
+                f"{LIMIT}: q misses part of the posterior); compare with more evaluation.samples or evaluation.ais=true"
             )
         found.diverged = next((n for n in DENSITIES if not bool(torch.isfinite(values[n]).all())), None)
 
@@ -238,7 +238,9 @@ class _Evaluator:
             )
         parts = {part: float(values[f"gap_{part}"].mean()) for part in ("approximation", "amortisation")}
         title = f"Inference gap, mean over {n} {self.split.name} images"
-        found.pictures["gaps"] = bar_chart({"gap": parts}, ylabel="nats per image", title=title)
+        found.pictures["gaps"] = bar_chart(
+            {"log p(x) - ELBO": parts}, ylabel="nats per image", title=title, stacked=True
+        )
 
     def latent(self, statistics: LatentStatistics) -> None:
         found = self.found

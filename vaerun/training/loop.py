@@ -198,9 +198,9 @@ def train(
                 finally:
                     objective.train()
                 log.record(progress.step, progress.step / per_epoch, found)
-                if not math.isfinite(found["val/elbo"]):
+                if not math.isfinite(found[selection]):
                     raise RunError(
-                        f"the validation ELBO is not finite after step {progress.step}: lower trainer.learning_rate or "
+                        f"{selection} is not finite after step {progress.step}: lower trainer.learning_rate or "
                         "set trainer.clip_norm=100"
                     )
                 log.progress(progress.step, math.ceil(progress.step / per_epoch), settings.epochs, validated=True)
