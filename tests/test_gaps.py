@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from members import (
-    POSTERIORS,
-    TRANSFORMS,
-    Posterior,
-    exact_marginal,
-    image_noise,
-    make_model,
-)
+from members import POSTERIORS, TRANSFORMS, Posterior, exact_marginal, image_noise, make_model
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -32,6 +25,7 @@ from vaerun.training.signals import Stop
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 FULL = ["laplace0", "laplace2", "laplace2_alone", "full"]
 QUICK = Refinement(samples=4, learning_rate=0.05, window=10, max_steps=60)
+SAMPLES = ("importance_samples", "elbo_samples")
 DENSITIES = {"elbo", "elbo_optimal", "log_likelihood"}
 
 
@@ -83,7 +77,7 @@ def test_a_family_that_holds_the_posterior_finds_it(posterior, context):
     exact, p = exact_marginal(model, c, 5).log_prob(x.flatten(1)).detach(), exact_posterior(model, x, c)
     optimum = optimise(model, x, c, torch.arange(5), Refinement(), seed=0)
     assert optimum.converged.all()
-    assert (kl_divergence(normal(optimum.q), p) < 0.02).all()
+    assert (kl_divergence(normal(optimum.q), p) < 0.01).all()
     found = inference_gaps(model, split, Refinement(), importance_samples=500, elbo_samples=4000, seed=0)
     assert found["gap_converged"].all()
     torch.testing.assert_close(found["log_likelihood"], exact, atol=0.01, rtol=0)
@@ -109,7 +103,7 @@ def test_a_diagonal_family_finds_its_best_member(posterior, context):
     excess = kl_divergence(normal(optimum.q), p) - best
     assert optimum.converged.all()
     assert (excess > -1e-12).all()
-    assert (excess < 0.02).all()
+    assert (excess < 0.01).all()
     found = inference_gaps(model, split, Refinement(), importance_samples=4000, elbo_samples=4000, seed=0)
     with torch.no_grad():
         z = optimum.q.sample((4000,))
@@ -232,13 +226,13 @@ def test_a_search_that_is_cut_short_is_flagged(steps):
     assert (found["gap_amortisation"] > 0).all()
 
 
-@pytest.mark.parametrize("rate", [1e6, 1e200])
-def test_steps_that_are_far_too_long_change_nothing(rate):
+@pytest.mark.parametrize(("rate", "steps"), [(20.0, 2), (1e6, 50), (1e200, 50)])
+def test_steps_that_are_far_too_long_change_nothing(rate, steps):
     model = make_model("amortised")
-    search = Refinement(learning_rate=rate, window=2, max_steps=50)
+    search = Refinement(learning_rate=rate, window=2, max_steps=steps)
     found = inference_gaps(model, make_split(model), search, importance_samples=5, elbo_samples=5, seed=0)
     assert torch.equal(found["elbo_optimal"], found["elbo"])
-    assert not found["gap_converged"].any()  # a search that ends in overflow has not
+    assert not found["gap_converged"].any()  # what ends in overflow has not
 
 
 def test_an_image_that_has_no_posterior_harms_no_other():
@@ -269,7 +263,7 @@ def test_the_learning_rate_falls():
     optimum = optimise(model, x, None, torch.arange(5), Refinement(learning_rate=0.5), seed=0)
     variance = 1 / torch.diagonal(p.precision_matrix, dim1=-2, dim2=-1)
     best = kl_divergence(MultivariateNormal(p.mean, torch.diag_embed(variance)), p)
-    assert (kl_divergence(normal(optimum.q), p) - best < 0.02).all()
+    assert (kl_divergence(normal(optimum.q), p) - best < 0.01).all()
 
 
 def test_input_is_checked():
@@ -282,11 +276,9 @@ def test_input_is_checked():
             with pytest.raises(InputError, match=rf"evaluation\.gap\.{name} "):
                 Refinement(**{name: value})
     model = make_model("amortised")
-    for name in ("importance_samples", "elbo_samples"):
+    for name in SAMPLES:
         with pytest.raises(InputError, match=name):
-            inference_gaps(
-                model, make_split(model), QUICK, seed=0, **{"importance_samples": 1, "elbo_samples": 1, name: 0}
-            )
+            inference_gaps(model, make_split(model), QUICK, seed=0, **(dict.fromkeys(SAMPLES, 1) | {name: 0}))
 
 
 def test_it_stops_when_asked_and_tells_how_far_it_is():

@@ -217,6 +217,19 @@ def test_what_is_changed_is_put_back_after_an_error_too():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_an_estimator_that_holds_the_joint_gets_such_a_posterior():
+    class Holding:
+        def __init__(self, holds_joint: bool) -> None:
+            self.holds_joint = holds_joint
+
+        def __call__(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
+            assert q.mean.requires_grad != self.holds_joint  # Laplace's mode search runs through the decoder
+            return elbo_mc(joint, q, samples)
+
+    found = measure(make_model("laplace2_alone"), {"yes": Holding(True), "no": Holding(False)}, draws=3)
+    assert found["yes"]["decoder"].norm != found["no"]["decoder"].norm
+
+
 def test_a_refusal_is_told_with_its_reason():
     model = make_model("householder1", context="label_prior")
     estimators = {"elbo": elbo, "mc": elbo_mc, "leave_one_out": ScoreFunction("leave_one_out")}

@@ -27,7 +27,7 @@ from quadrature import D, Gradient, NodeNoise, by_part, check, distance, mean_gr
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vaerun.distributions import LatentDistribution
+from vaerun.distributions import DiagonalNormal, LatentDistribution
 from vaerun.estimators import Estimate, Estimator, ScoreFunction, dreg, elbo, elbo_mc, estimate, iwae, stl
 from vaerun.estimators.base import at_held_samples, pathwise
 from vaerun.models import Joint, LatentModel
@@ -182,6 +182,30 @@ def test_held_gradients_are_the_published_sums(estimator, posterior, context):
     expected = by_part(model, (z * slope * on_path.unsqueeze(-1)).sum() + (v * joint.log_prob(z.detach())).sum())
     found = by_part(model, make_estimator(estimator)(*fresh(), 4).surrogate.sum())
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+class Particles(DiagonalNormal):
+    """Its samples are a parameter themselves."""
+
+    def __init__(self, particles: Tensor) -> None:
+        super().__init__(torch.zeros_like(particles[0]), torch.zeros_like(particles[0]))
+        self.particles = particles
+
+    def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.particles, self.log_prob(self.particles)
+
+
+def test_dreg_leaves_nothing_behind_on_a_sample():
+    model = make_model("amortised")
+    joint = model.joint(*make_data(model, 3))
+    particles = torch.randn(4, 3, 3).requires_grad_()
+    first, second = (
+        torch.autograd.grad(dreg(joint, Particles(particles), 4).surrogate.sum(), particles)[0] for _ in "12"
+    )
+    torch.testing.assert_close(first, second)
+    log_w = joint.log_prob(particles) - Particles(particles).log_prob(particles)
+    slope = torch.autograd.grad(log_w.sum(), particles)[0]
+    torch.testing.assert_close(first, torch.softmax(log_w.detach(), 0).square().unsqueeze(-1) * slope)
 
 
 @contexts

@@ -103,24 +103,27 @@ def prior_sample(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> T
 def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: Stop | None = None) -> Tensor:
     """Step sizes [T - 1, B], one for each transition and image, by a pilot run from the prior.
 
-    At each temperature log step size += gain (acceptance - target), acceptance averaged over the pilot's chains. They
-    depend on x and the pilot's noise, on nothing that the reported runs draw.
+    After each transition log step size += gain (acceptance - target), acceptance averaged over the pilot's chains.
+    The result depends on x and the pilot's noise, on nothing that the reported runs draw.
     """
     temperatures = annealing.betas[1:-1]
     log_step = torch.full((len(joint.x),), math.log(annealing.step_size), dtype=noise.dtype, device=noise.device)
-    found = log_step.expand(len(temperatures), -1).clone()
+    found = log_step.repeat(len(temperatures), 1)
     if not annealing.adapt or not temperatures:
         return found.exp()
     each = math.ceil(PILOT_TRANSITIONS / len(temperatures))
-    visits = [0] * PILOT_SEARCH + [t for t in range(len(temperatures)) for _ in range(each)]
+    numbers = transition_noise(noise, "pilot", PILOT_CHAINS, PILOT_SEARCH + each * len(temperatures))
     target = Target(joint)
     state = target(prior_sample(joint, noise, "pilot", PILOT_CHAINS))
-    for t, numbers in zip(visits, transition_noise(noise, "pilot", PILOT_CHAINS, len(visits)), strict=True):
-        if stop is not None:
-            stop.check()
-        found[t] = (log_step / PILOT_GRID).round() * PILOT_GRID
-        state, accepted = transition(target, state, numbers, temperatures[t], found[t].exp(), annealing.leapfrog_steps)
-        log_step = log_step + PILOT_GAIN * (accepted.mean(0) - annealing.acceptance)
+    for t, beta in enumerate(temperatures):
+        used = []
+        for _ in range(each if t else PILOT_SEARCH + each):
+            if stop is not None:
+                stop.check()
+            used.append((log_step / PILOT_GRID).round() * PILOT_GRID)
+            state, accepted = transition(target, state, next(numbers), beta, used[-1].exp(), annealing.leapfrog_steps)
+            log_step = log_step + PILOT_GAIN * (accepted.mean(0) - annealing.acceptance)
+        found[t] = torch.stack(used[-math.ceil(each / 2) :]).mean(0)  # the first half still comes from elsewhere
     return found.exp()
 
 
@@ -144,11 +147,10 @@ def anneal(
     """
     chains, temperatures = annealing.chains, annealing.betas[1:-1]
     increments = [b - a for a, b in pairwise(annealing.betas)]
-    stream = "forward" if posterior is None else "reverse"
     if posterior is None:
-        start = prior_sample(joint, noise, stream, chains)
+        stream, start = "forward", prior_sample(joint, noise, "forward", chains)
     else:
-        start = posterior.expand(chains, -1, -1)
+        stream, start = "reverse", posterior.expand(chains, -1, -1)
         increments, temperatures, step_sizes = increments[::-1], temperatures[::-1], step_sizes.flip(0)
     accumulator = torch.float32 if start.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     target = Target(joint)
@@ -175,13 +177,14 @@ def effective_chains(log_weight: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).nan_to_num(nan=0)
 
 
-def _batch_size(batch: int | None, annealing: Annealing, device: torch.device) -> int:
-    if batch is not None:
-        _whole("batch", batch)
+def _batch_size(images: int | None, batch: int | None, annealing: Annealing, device: torch.device) -> int:
+    for key, value in (("evaluation.images", images), ("batch", batch)):
+        if value is not None:
+            _whole(key, value)
     return batch or max(1, default_chunk(device) // annealing.chains)
 
 
-def _noise(model: LatentModel, seed: int, images: list[int]) -> ImageNoise:
+def annealing_noise(model: LatentModel, seed: int, images: list[int]) -> ImageNoise:
     return ImageNoise(mix(seed, "annealing"), images, model.latent_dim + LOG_UNIFORM, model.mean)
 
 
@@ -208,20 +211,19 @@ def annealed_importance_sampling(
         annealing: how.
         seed: of the noise; an image's noise depends on (seed, image) alone.
         images: only the first so many; None: all.
-        batch: images at a time (memory grows with it times the chains); None: by device. It changes no result.
+        batch: images at a time (memory grows with it times the chains); None: by device. It changes rounding alone,
+            which many long trajectories may amplify into another draw of the same estimate.
         stop: looked at between transitions.
         progress: called with the number of images done.
 
     Returns per image [N] (float64, CPU): ais (nats: log of the mean of w over chains), ais_ess (effective number of
     chains, 1 to K), ais_acceptance (mean over chains and transitions; 1 where T = 1 leaves nothing to accept).
     """
-    if images is not None:
-        _whole("evaluation.images", images)
     found = []
     with torch.no_grad():
-        for part in split.batches(_batch_size(batch, annealing, split.images.device), images):
+        for part in split.batches(_batch_size(images, batch, annealing, split.images.device), images):
             joint = model.joint(part.x, part.c if model.classes else None)
-            noise = _noise(model, seed, part.rows.tolist())
+            noise = annealing_noise(model, seed, part.rows.tolist())
             log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing, stop), stop=stop)
             ais = log_mean_exp(log_weight) + part.log_det
             found.append({"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance})
@@ -236,10 +238,8 @@ def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, 
     The label of image i is i modulo the number of classes.
     """
     with torch.no_grad():
-        c = None
-        if model.classes:
-            labels = torch.tensor(images, device=model.mean.device) % model.classes
-            c = F.one_hot(labels, model.classes).to(model.mean.dtype)
+        labels = torch.tensor(images, device=model.mean.device)
+        c = F.one_hot(labels % model.classes, model.classes).to(model.mean.dtype) if model.classes else None
         joint = model.joint(model.mean.expand(len(images), *model.image_shape), c)
         noise = ImageNoise(mix(seed, "simulated"), images, model.latent_dim, model.mean)
         z = joint.prior.transform(noise("latent", 1)[0])[0]
@@ -265,8 +265,7 @@ def bidirectional(
 ) -> dict[str, Tensor]:
     """Bounds of log p(x | c) from both sides on images drawn from the model (Grosse et al. 2015; Wu et al. 2017).
 
-    The gap bounds the error of annealed importance sampling with these settings on such images, in expectation; for
-    real images it is evidence, no proof.
+    The gap bounds the mean error of the lower bound on such images; for real images it is evidence, no proof.
 
     Arguments:
         model: in evaluation mode.
@@ -278,14 +277,12 @@ def bidirectional(
     acceptance of either direction, bdmc_acceptance_forward and bdmc_acceptance_reverse. Means over images satisfy
     lower <= log p(x | c) <= upper in expectation.
     """
-    _whole("images", images)
-    size = _batch_size(batch, annealing, model.mean.device)
-    found = []
+    size, found = _batch_size(images, batch, annealing, model.mean.device), []
     with torch.no_grad():
         for first in range(0, images, size):
             numbers = list(range(first, min(first + size, images)))
             x, z, c = simulate(model, numbers, seed)
-            joint, noise = model.joint(x, c), _noise(model, seed, numbers)
+            joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
             step_sizes = tune(joint, noise, annealing, stop)
             forward, accepted = anneal(joint, noise, annealing, step_sizes, stop=stop)
             reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, stop=stop)

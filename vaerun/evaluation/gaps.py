@@ -7,10 +7,10 @@ family's best member). q* is the same family with parameters of its own for each
 inside a distribution stay shared and count as the family), found by Adam on that image's ELBO from q on, the model held
 fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* nears the posterior.
 
-Every `window` steps an image's ELBO is judged on noise of its own, the same at each judging, and the best parameters so
-far are remembered. Where `patience` windows together gain no more than `tolerance` the search goes back to the best
-parameters with a tenth of the learning rate; where that happens at the smallest rate, the image has converged and
-leaves the batch. No decision looks at another image.
+Every `window` steps an image's ELBO is judged on noise of its own, the same at each judging. Kept are the last
+parameters within `tolerance` of the best value: the very best have fitted that noise. Where `patience` windows together
+gain no more than `tolerance` the search goes back to those kept with a tenth of the learning rate; where that happens
+at the smallest rate, the image has converged and leaves the batch. No decision looks at another image.
 
 log p(x) is the importance-weighted estimate with q* as the proposal: it is nearer to the posterior than q, so the same
 K gives a tighter bound. It and both ELBOs come from the same noise, which neither search nor judging has seen, so the
@@ -38,7 +38,7 @@ from vaerun.training.signals import Stop
 NAMES = ("elbo", "elbo_optimal", "log_likelihood", "gap_approximation", "gap_amortisation", "gap_inference")
 CUTS = 2  # times that the learning rate falls to a tenth before a search may end
 LATENTS = 4_000  # samples of one step, over all images at a time: their graph is kept
-JUDGED = 200  # samples of the fixed noise: a selection among parameters must not fit it
+JUDGED = 200  # samples of the fixed noise: their error in a difference of close q is about the default tolerance
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class Adam:
             second.lerp_(gradient.square(), 1 - b)
             leaf += rate * (first / (1 - a**count)) / ((second / (1 - b**count)).sqrt() + self.EPSILON)
 
-    def restart(self, rows: Tensor, best: list[Tensor]) -> None:
-        """Put these rows (a mask [B]) back to `best` [rows, ...] with a tenth of the learning rate and no memory."""
+    def restart(self, rows: Tensor, values: list[Tensor]) -> None:
+        """Put these rows (a mask [B]) to `values` [rows, ...] with a tenth of the learning rate and no memory."""
         self.rate[rows] /= 10
         self.count[rows] = 0
-        for leaf, value, *moments in zip(self.leaves, best, self.first, self.second, strict=True):
+        for leaf, value, *moments in zip(self.leaves, values, self.first, self.second, strict=True):
             leaf[rows] = value
             for moment in moments:
                 moment[rows] = 0
@@ -177,7 +177,7 @@ def optimise(
         judging = joint.noise("gap/judging", JUDGED)
         value = judged(joint, q, judging)
         reached, mark = value.clone(), value.clone()  # the best so far; the same when progress was last seen
-        best, build_best = q.free()
+        kept, build_kept = q.free()
         leaves, build = q.free()
         adam = Adam(leaves, torch.full_like(x[:, 0, 0, 0], refinement.learning_rate))
         stalled, cuts, steps = (torch.zeros_like(active) for _ in range(3))
@@ -194,10 +194,10 @@ def optimise(
             steps[active] = min(start + window, refinement.max_steps)
 
             value = judged(joint, build(), judging[:, active])
-            better = value > reached[active]
-            reached[active[better]] = value[better]
-            for row, leaf in zip(best, leaves, strict=True):
-                row[active[better]] = leaf[better]
+            good = value > reached[active] - refinement.tolerance
+            reached[active[good]] = torch.maximum(reached[active[good]], value[good])
+            for row, leaf in zip(kept, leaves, strict=True):
+                row[active[good]] = leaf[good]
             progress = reached[active] > mark[active] + refinement.tolerance
             stalled[active] = torch.where(progress, 0, stalled[active] + 1)
             stuck = stalled[active] >= refinement.patience
@@ -206,7 +206,7 @@ def optimise(
             converged[active[done]] = value[done].isfinite()
             cuts[active[cut]] += 1
             stalled[active[cut]] = 0
-            adam.restart(cut, [row[active[cut]] for row in best])
+            adam.restart(cut, [row[active[cut]] for row in kept])
             if done.any():
                 active = active[~done]
                 if not len(active):
@@ -214,7 +214,7 @@ def optimise(
                 joint, q = restricted(active)
                 leaves, build = q.free()
                 adam.keep(~done, leaves)
-        return Optimum(build_best().held(), steps, converged)
+        return Optimum(build_kept().held(), steps, converged)
 
 
 def _compare(

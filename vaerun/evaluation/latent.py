@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
-from vaerun.distributions import LatentDistribution
+from vaerun.distributions import LatentDistribution, Point
 from vaerun.errors import InputError
 from vaerun.evaluation.charts import Ellipse, bar_chart, scatter
 from vaerun.models import Joint, LatentModel
@@ -137,7 +137,8 @@ def latent_statistics(
 
 
 def _moments(joint: Joint, q: LatentDistribution) -> tuple[Tensor, Tensor, Tensor]:
-    return q.mean, q.variance, q.transform(joint.noise("latent", 1))[0][0]
+    draw = q.value if isinstance(q, Point) else q.transform(joint.noise("latent", 1))[0][0]
+    return q.mean, q.variance, draw
 
 
 def _sampled_moments(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -178,9 +178,9 @@ def _table(record: dict[str, Any], folder: Path) -> str:
             f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} "
             f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
         )
-    validation = f"1 sample, {protocol['images']['validation']} images"
+    validation = f"{protocol['images']['validation']} images"
     selected = {
-        "val/elbo": f"validation ELBO at the selected epoch, {validation}",
+        "val/elbo": f"validation ELBO at the selected epoch, 1 sample, {validation}",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
     own = [(name, f"{metrics[name]:.2f}", text) for name, text in selected.items() if metrics.get(name) is not None]

@@ -1,0 +1,290 @@
+"""`vaerun-eval` and the evaluations of a run: what is recorded, where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import TINY, records, state, tensorboard
+
+from vaerun.cli import evaluate as command
+
+SMALL = [*TINY, "evaluation.samples=30", "evaluation.images=12", "trainer.max_steps=20"]
+CHEAP = """evaluation.annealing.temperatures=4 evaluation.annealing.chains=3 evaluation.annealing.leapfrog_steps=2
+evaluation.annealing.images=5 evaluation.gap.window=5 evaluation.gap.max_steps=10 evaluation.gap.images=4
+evaluation.noise.draws=3 evaluation.noise.images=6 evaluation.noise.samples=2""".split()  # noqa: SIM905
+EVERYTHING = [f"evaluation.{k}=true" for k in ("ais", "bdmc", "gaps", "probe", "gradient_noise", "arrays")] + CHEAP
+
+Evaluate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def evaluate(command_environment: None, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return command.main([str(w) for w in words]), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path) -> Path:
+    """A finished run: a VAE with two latent dimensions on digits."""
+    code, _, _ = here("model=vae", *SMALL, f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    return tmp_path / "run"
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evaluate) -> None:
+    before, arrays = result(run), dict(np.load(run / "per_example.npz"))
+    kept = {p: v for p, v in state(run).items() if "checkpoints" in p or "figures" in p}
+    code, out, _ = evaluate(f"run={run}", *EVERYTHING)
+    assert code == 0
+    after = result(run)
+    (label,) = after["evaluations"]
+    assert {k: v for k, v in after.items() if k != "evaluations"} == before
+    assert {p: v for p, v in state(run).items() if p in kept} == kept
+
+    found = after["evaluations"][label]
+    metrics = found["metrics"]
+    expected = {"log_likelihood", "effective_sample_size", "ais", "bdmc_lower", "bdmc_upper", "gap_approximation"}
+    expected |= {"gap_amortisation", "active_units", "probe_accuracy", "gradient_noise/elbo_mc/encoder/variance"}
+    assert {f"test/{name}" for name in expected} <= metrics.keys()
+    assert found["command"][:2] == ["vaerun-eval", f"run={run}"]
+    assert found["protocol"]["importance_samples"] == 30
+    assert found["protocol"]["annealing"]["temperatures"] == 4
+    # The same samples as the run's own evaluation: the same number.
+    assert metrics["test/log_likelihood"] == before["metrics"]["test/log_likelihood"]
+    assert metrics["test/gap_inference"] == pytest.approx(
+        metrics["test/gap_approximation"] + metrics["test/gap_amortisation"]
+    )
+
+    # Values per image stand beside the run's, and the numbers are their means.
+    own = dict(np.load(run / "per_example.npz"))
+    assert all(np.array_equal(own[name], value, equal_nan=True) for name, value in arrays.items())
+    assert own[f"{label}/ais"].shape == own[f"{label}/bdmc_upper"].shape == (5,)
+    assert own[f"{label}/gap_amortisation"].shape == (4,)
+    assert own[f"{label}/pareto_k"].shape == (12,)
+    assert metrics["test/ais"] == pytest.approx(own[f"{label}/ais"].mean())
+    spread = own[f"{label}/ais"].std(ddof=1) / 5**0.5
+    assert metrics["test/ais_se"] == pytest.approx(spread)
+
+    # The npz of the split: what the model gives for it.
+    kept_arrays = dict(np.load(run / f"arrays-{label}.npz"))
+    assert kept_arrays["posterior_mean"].shape == kept_arrays["posterior_variance"].shape == (12, 2)
+    assert kept_arrays["reconstructions"].shape == (12, 1, 8, 8)
+    assert kept_arrays["samples"].shape[1:] == (1, 8, 8)
+    assert kept_arrays["labels"].shape == (12,)
+    assert (kept_arrays["posterior_variance"] > 0).all()
+
+    # Figures, TensorBoard and metrics.jsonl.
+    names = {"gaps", "gradient_variance", "gradient_snr", "kl_by_dimension", "aggregate_posterior", "posterior_means"}
+    assert {p.stem for p in (run / "figures" / label).glob("*.png")} == names
+    events = tensorboard(run)
+    assert {f"images/{label}/{name}" for name in names} <= set(events.Tags()["images"])
+    (scalar,) = events.Scalars(f"{label}/test/ais")
+    assert scalar.value == pytest.approx(metrics["test/ais"], rel=1e-6)
+    assert scalar.step == before["timing"]["train_steps"]
+    assert records(run)[-1][f"{label}/test/ais"] == metrics["test/ais"]
+    (again,) = events.Scalars("test/log_likelihood")  # the run's own is still there
+    assert again.value == pytest.approx(before["metrics"]["test/log_likelihood"], rel=1e-6)
+
+    # Every printed number says what it is.
+    for line in out.splitlines():
+        if line.startswith("test/"):
+            assert len(line.split(maxsplit=2)[2]) > 10
+    assert "signal-to-noise" in out
+    assert label in out
+
+
+def test_the_same_command_gives_the_same_record(run: Path, evaluate: Evaluate) -> None:
+    words = [f"run={run}", "evaluation.ais=true", *CHEAP]
+    records_found = []
+    for _ in range(2):
+        assert evaluate(*words)[0] == 0
+        (record,) = result(run)["evaluations"].values()
+        records_found.append(record)
+    assert records_found[0]["metrics"] == records_found[1]["metrics"]
+    assert evaluate(*words, "seed=7")[0] == 0
+    one, other = result(run)["evaluations"].values()
+    assert one["metrics"]["test/ais"] != other["metrics"]["test/ais"]
+    assert one["protocol"]["seed"] == 0
+    assert other["protocol"]["seed"] == 7
+
+
+def test_another_split_and_more_samples(run: Path, evaluate: Evaluate) -> None:
+    assert evaluate(f"run={run}", "evaluation.split=validation", "evaluation.samples=60")[0] == 0
+    ((label, found),) = result(run)["evaluations"].items()
+    assert label.startswith("digits-validation-")
+    assert found["protocol"]["importance_samples"] == 60
+    assert "validation/log_likelihood" in found["metrics"]
+    assert not any(name.startswith("test/") for name in found["metrics"])
+
+
+def save(path: Path, shape: tuple[int, ...], labels: bool = True) -> Path:
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (60, *shape)).astype(np.uint8)
+    arrays = {"train_images": images[:40], "test_images": images[40:]}
+    if labels:
+        arrays |= {"train_labels": np.arange(40) % 3, "test_labels": np.arange(20) % 3}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    path = save(tmp_path / "noise.npz", (1, 8, 8))
+    words = ["data=npz", f"data.path={path}", "data.validation=5"]
+    code, out, _ = evaluate(f"run={run}", *words)
+    assert code == 0
+    ((label, found),) = result(run)["evaluations"].items()
+    assert label.startswith("npz-test-")
+    assert found["protocol"]["data"] == "npz"
+    assert found["protocol"]["images"] == {"train": 35, "validation": 5, "test": 20}
+    assert "trained on digits, evaluated on npz" in out
+    # Noise is no digit.
+    assert found["metrics"]["test/log_likelihood"] < result(run)["metrics"]["test/log_likelihood"] - 10
+    path = save(tmp_path / "large.npz", (1, 9, 8))
+    code, _, err = evaluate(f"run={run}", "data=npz", f"data.path={path}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1x9x8" in err
+    assert "1x8x8" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluation.sample=5"], "Did you mean evaluation.samples"),
+        (["evaluation.samples=0"], "evaluation.samples must be at least 1"),
+        (["evaluation.samples=many"], "evaluation.samples"),
+        (["evaluation.split=tests"], "Did you mean test"),
+        (["model.latent_dim=5"], "vaerun-eval cannot set 'model.latent_dim'"),
+        (["evaluation"], "KEY=VALUE"),
+        (["evaluation=default"], "cannot set 'evaluation'"),
+        (["evaluation.ais=[1"], "cannot read the value"),
+        (["data=digit"], "Did you mean digits"),
+        (["data=../model/vae"], "there is no data="),
+        (["data.binarize=fixed"], "train anew"),
+        (["--samples=5"], "unknown flag"),
+        (["run=elsewhere"], "name one run directory"),
+        (["trainer.device=quantum"], "is no device"),
+        (["evaluation.annealing.temperatures=0", "evaluation.ais=true"], "evaluation.annealing.temperatures"),
+        (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[stl/3]"], "has no option"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[]"], "names no estimator"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[score_function/x]"], "control_variate"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[renyi/x]"], "renyi/x"),
+    ],
+)
+def test_bad_input_is_one_line(run: Path, evaluate: Evaluate, words: list[str], said: str) -> None:
+    before = state(run)
+    code, out, err = evaluate(f"run={run}", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert state(run) == before
+
+
+def test_a_folder_that_holds_no_finished_run(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
+    for folder, said in ((tmp_path / "absent", "holds no run"), (tmp_path, "holds no run")):
+        code, _, err = evaluate(f"run={folder}")
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
+    record = result(run) | {"status": "interrupted"}
+    (run / "result.json").write_text(json.dumps(record))
+    code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not finished" in err
+    assert evaluate() == (2, evaluate()[1], "")
+    assert "evaluation.samples" in evaluate("--help")[1]
+
+
+def test_a_damaged_file_is_told_of_and_kept(run: Path, evaluate: Evaluate) -> None:
+    (run / "per_example.npz").write_bytes(b"no archive")
+    code, _, err = evaluate(f"run={run}")
+    assert code == 2
+    assert "per_example.npz" in err.splitlines()[-1]
+    assert (run / "per_example.npz").read_bytes() == b"no archive"
+    assert "evaluations" not in result(run)
+
+
+def test_a_run_evaluates_what_it_is_told(
+    here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path
+) -> None:
+    code, out, _ = here("model=vlae", *SMALL, *EVERYTHING, f"output_dir={tmp_path / 'all'}")
+    assert code == 0
+    found = result(tmp_path / "all")
+    arrays = dict(np.load(tmp_path / "all" / "per_example.npz"))
+    for name in ("ais", "bdmc_lower", "gap_amortisation", "log_likelihood"):
+        assert found["metrics"][f"test/{name}"] == pytest.approx(arrays[name].mean())
+        assert f"test/{name} " in out
+    assert found["metrics"]["test/gradient_noise/stl/decoder/variance"] > 0
+    assert (tmp_path / "all" / "figures" / "gaps.png").exists()
+    assert {"posterior_mean", "kl_by_dimension"} <= np.load(tmp_path / "all" / "arrays.npz").keys()
+
+
+def test_what_a_model_cannot_have_is_refused_before_training(
+    here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path
+) -> None:
+    unlabelled = save(tmp_path / "plain.npz", (1, 8, 8), labels=False)
+    for words, said in (
+        (["model=ae", "evaluation.ais=true"], "no likelihood"),
+        (["model=ae", "evaluation.gradient_noise=true"], "no likelihood"),
+        (["model=cvae", "evaluation.probe=true"], "given the label"),
+        (["data=npz", f"data.path={unlabelled}", "evaluation.probe=true"], "needs labels"),
+        (["data.validation=0", "evaluation.split=validation"], "no such images"),
+    ):
+        code, out, err = here(*words, *SMALL, f"output_dir={tmp_path / 'run'}")
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert said in err
+        assert not (tmp_path / "run").exists() or not [p for p in (tmp_path / "run").iterdir() if p.name != ".lock"]
+
+
+def test_a_plain_autoencoder_has_its_reconstruction_alone(
+    here: Callable[..., tuple[int, str, str]], evaluate: Evaluate, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ae"
+    code, out, _ = here("model=ae", *SMALL, f"output_dir={folder}")
+    assert code == 0
+    assert "no likelihood" in out
+    found = result(folder)
+    assert found["protocol"]["units"].endswith("no likelihood")
+    assert found["protocol"]["importance_samples"] is None
+    assert found["metrics"]["test/reconstruction_error"] > 0
+    assert evaluate(f"run={folder}", "evaluation.probe=true", "evaluation.arrays=true")[0] == 0
+    ((label, again),) = result(folder)["evaluations"].items()
+    assert 0 <= again["metrics"]["test/probe_accuracy"] <= 1
+    arrays = dict(np.load(folder / f"arrays-{label}.npz"))
+    assert "samples" not in arrays
+    code, _, err = evaluate(f"run={folder}", "evaluation.bdmc=true")
+    assert code == 2
+    assert "no likelihood" in err
+
+
+def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaerun.run import evaluate as module
+
+    monkeypatch.setattr(module, "unreliable", lambda tail: 0.06)
+    _, _, err = evaluate(f"run={run}", "evaluation.samples=100")
+    assert "not reliable for 6% of the images" in err
+    monkeypatch.setattr(module, "unreliable", lambda tail: 0.05)
+    assert "not reliable" not in evaluate(f"run={run}", "evaluation.samples=101")[2]
+
+
+def test_a_stranger_in_the_way_is_waited_for(run: Path, evaluate: Evaluate) -> None:
+    from vaerun.run.folder import claim
+
+    with claim(run):
+        code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "another run is working" in err
+    shutil.rmtree(run / "figures")
+    assert evaluate(f"run={run}")[0] == 0
