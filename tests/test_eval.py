@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from support import TINY, records, state, tensorboard
 
 from vaerun.cli import evaluate as command
+from vaerun.evaluation.annealed import Annealing
+from vaerun.evaluation.gaps import Refinement
+from vaerun.plugins import group_file
+from vaerun.run.build import named_estimators
+from vaerun.settings import EvaluationSettings
 
 SMALL = [*TINY, "evaluation.samples=30", "evaluation.images=12", "trainer.max_steps=20"]
 CHEAP = """evaluation.annealing.temperatures=4 evaluation.annealing.chains=3 evaluation.annealing.leapfrog_steps=2
@@ -288,3 +295,16 @@ def test_a_stranger_in_the_way_is_waited_for(run: Path, evaluate: Evaluate) -> N
     assert "another run is working" in err
     shutil.rmtree(run / "figures")
     assert evaluate(f"run={run}")[0] == 0
+
+
+def test_the_settings_defaults_are_those_of_the_functions() -> None:
+    plain = yaml.safe_load(group_file("evaluation", "default").read_text())
+    for key, own in (("annealing", Annealing()), ("gap", Refinement())):
+        in_file, in_schema = dict(plain[key]), asdict(getattr(EvaluationSettings(), key))
+        assert in_file == in_schema
+        assert asdict(own) == {k: v for k, v in in_file.items() if k != "images"}
+    names = plain["noise"].pop("estimators")
+    assert named_estimators(names).keys() == set(names)
+    assert {k: v for k, v in plain.items() if k != "noise"} == {
+        k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"
+    }

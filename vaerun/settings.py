@@ -107,11 +107,11 @@ class AnnealingSettings:
 class GapSettings:
     """`evaluation.gap`: of the inference gaps."""
 
-    samples: int = 16
+    samples: int = 8
     learning_rate: float = 0.01
     window: int = 50
     tolerance: float = 0.01
-    patience: int = 3
+    patience: int = 2
     max_steps: int = 5000
     images: int = 100
 
