@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from members import make_data, make_model
+from members import Network, Posterior, make_data, make_model
 from torch import Tensor
 
 from vaerun.estimators import Estimator, estimate
@@ -62,7 +62,7 @@ def mean_gradient(model: LatentModel, estimator: Estimator, samples: int, nodes:
 
 
 def smooth_model(
-    posterior: str, likelihood: str = "gaussian", context: str = "plain", network: str = "mlp"
+    posterior: str | Posterior, likelihood: str = "gaussian", context: str = "plain", network: str | Network = "mlp"
 ) -> tuple[LatentModel, Tensor | None]:
     """A model whose log-weights vary by a few nats, and its label: integrands that few nodes resolve."""
     model = make_model(posterior, likelihood, network, context, d=D)

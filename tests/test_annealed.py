@@ -98,6 +98,9 @@ def test_the_score_is_the_gradient_and_parameters_get_none(network, likelihood):
         torch.testing.assert_close(state.log_density(beta), log_density.detach(), atol=1e-9, rtol=0)
         torch.testing.assert_close(state.score(beta), score, atol=1e-9, rtol=0)
     assert not any(value.requires_grad for value in vars(state).values())
+    held = Target(joint).joint
+    assert not any(p.requires_grad for p in held.decoder.parameters())
+    assert not held.prior.mean.requires_grad
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -215,9 +218,10 @@ def test_what_is_not_finite_is_never_moved_to():
     found = annealed_importance_sampling(model, make_split(model, 3), QUICK, seed=0)
     assert all(value.isfinite().all() for value in found.values())
     # A chain that diverges leaves the others alone, though the Gram path expands about the mean over chains.
-    model = make_model(d=1)
+    model = make_model(network="relu", d=1)
     target = Target(model.joint(x))
     z = torch.randn(200, 2, 1)
+    assert target.joint._gram_pays(z)
     alone = target(z).log_likelihood
     z[7] = math.inf
     torch.testing.assert_close(target(z).log_likelihood[:7], alone[:7], atol=1e-9, rtol=0)

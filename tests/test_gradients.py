@@ -7,7 +7,7 @@ that of the bound's own derivative on small networks. Monte Carlo covers models 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from members import (
     ESTIMATORS,
     LIKELIHOODS,
     POSTERIORS,
+    Network,
+    Posterior,
     exact_marginal,
     has_closed_kl,
     image_noise,
@@ -30,7 +32,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from vaerun.distributions import DiagonalNormal, LatentDistribution
 from vaerun.estimators import Estimate, Estimator, ScoreFunction, dreg, elbo, elbo_mc, estimate, iwae, stl
 from vaerun.estimators.base import at_held_samples, pathwise
+from vaerun.inference import Recurrent
 from vaerun.models import Joint, LatentModel
+from vaerun.nets import DrawDecoder, DrawEncoder
 
 posteriors = pytest.mark.parametrize("posterior", POSTERIORS)
 contexts = pytest.mark.parametrize("context", CONTEXTS)
@@ -97,6 +101,27 @@ def test_gradients_of_two_samples_agree(posterior, context, network):
     model, c = smooth_model(posterior, context=context, network=network)
     check(mean_gradient(model, dreg, 2, 10, c), truth_of(model, c, "iwae"), PRECISION[2])
     check(mean_gradient(model, ScoreFunction(), 2, 10, c), truth_of(model, c, "elbo"), PRECISION[2])
+
+
+RECURRENT = Posterior(partial(Recurrent, steps=2))
+"""DRAW: the decoder runs inside q."""
+READ_AND_WRITE = Network(
+    (1, 3, 4),
+    partial(DrawEncoder, hidden=5, decoder_hidden=4, read_size=None),
+    partial(DrawDecoder, steps=2, hidden=4, write_size=None),
+)
+
+
+@contexts
+def test_gradients_of_a_recurrent_posterior_agree(context):
+    model, c = smooth_model(RECURRENT, context=context, network=READ_AND_WRITE)
+    truth = truth_of(model, c, "elbo")
+    for name in ("stl", "score_none", "score_mean"):
+        check(mean_gradient(model, make_estimator(name), 1, 24, c), truth, 1e-4)
+    check(mean_gradient(model, ScoreFunction(), 2, 10, c), truth, 1e-4)
+    check(mean_gradient(model, dreg, 2, 10, c), truth_of(model, c, "iwae"), 1e-4)
+    if context == "plain":  # the guard: what the decoder does to q does count
+        assert distance(mean_gradient(model, score(holds_joint=True), 1, 24, c), truth)["p"] > 1e-3
 
 
 def surrogate(function: Callable[[Joint, LatentDistribution, int], Tensor], **attributes: bool) -> Estimator:
@@ -216,8 +241,6 @@ def test_sticking_the_landing(context):
     joint = model.joint(*make_data(model, 4))
     leaves, build = model.infer(joint).free()
     for samples in (1, 5):
-        noise = {}
-        joint.noise = lambda stream, k, noise=noise: noise.setdefault(stream, torch.randn(k, 4, 3))
         size = {}
         for estimator in (stl, dreg, elbo, elbo_mc, iwae):
             value = estimator(joint, build(), samples).surrogate.sum()
@@ -231,9 +254,8 @@ def test_a_posterior_that_stays_exact_has_no_variance(context):
     # An undamped step makes q exact whatever the decoder is, so that log w = log p(x) as a function of all parameters:
     # here elbo_mc's whole gradient is that of log p(x), in every sample, and STL's is so in the mean alone.
     model, c = smooth_model("laplace2_undamped", context=context, network="linear")
-    x, _ = make_data(model, 1)
+    x, spread = make_data(model, 1)[0], {}
     exact = by_part(model, exact_marginal(model, c, 1).log_prob(x.flatten(1)).sum())
-    spread = {}
     for estimator in (elbo_mc, stl):
         found = [
             by_part(model, estimate(estimator, model.infer, model.joint(x, c), 1).surrogate.sum()) for _ in range(5)

@@ -180,7 +180,7 @@ def gradient_noise(
     """
     for name, value, least in (("samples", samples, 1), ("draws", draws, 3), ("warm_up", warm_up, 0)):
         if value < least:
-            raise InputError(f"evaluation.gradients.{name} must be at least {least}, got {value}")
+            raise InputError(f"evaluation.noise.{name} must be at least {least}, got {value}")
     found: dict[str, dict[str, Noise] | str] = {}
     with _as_in_training(model):
         for name, estimator in estimators.items():

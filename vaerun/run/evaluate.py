@@ -15,7 +15,7 @@ from vaerun.errors import InputError
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.charts import bar_chart
-from vaerun.evaluation.gaps import Refinement, inference_gaps
+from vaerun.evaluation.gaps import Refinement, inference_gaps, unconverged
 from vaerun.evaluation.gradient_noise import gradient_noise, table
 from vaerun.evaluation.importance import DENSITIES, LIMIT, unreliable
 from vaerun.evaluation.latent import LatentStatistics, latent_pictures, latent_statistics
@@ -230,7 +230,7 @@ class _Evaluator:
             )
         for name, value in values.items():
             found.mean(name if name.startswith("gap_") else f"gap_{name}", value.double())
-        unfinished = 1 - float(values["gap_converged"].double().mean())
+        unfinished = unconverged(values["gap_converged"])
         if unfinished:
             found.warnings.append(
                 f"{unfinished:.0%} of the images were still gaining at evaluation.gap.max_steps={s.gap.max_steps}: "
