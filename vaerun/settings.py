@@ -94,11 +94,11 @@ class TrainerSettings:
 class AnnealingSettings:
     """`evaluation.annealing`: of AIS and BDMC."""
 
-    temperatures: int = 500
+    temperatures: int = 2500
     chains: int = 16
-    leapfrog_steps: int = 10
+    leapfrog_steps: int = 2
     step_size: float = 0.1
-    acceptance: float = 0.65
+    acceptance: float = 0.8
     adapt: bool = True
     images: int = 100
 
