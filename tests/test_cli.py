@@ -95,7 +95,8 @@ def test_metrics_and_tensorboard_agree(finished: SimpleNamespace) -> None:
     assert [x["step"] for x in lines if "val/elbo" in x] == [11, 22, 25]
     events = tensorboard(finished.folder)
     assert_same_scalars(events, lines)
-    images = {"images/data", "images/reconstructions", "images/samples", "images/manifold"}
+    names = ("data", "reconstructions", "samples", "manifold", "posterior_means", "aggregate_posterior")
+    images = {f"images/{name}" for name in (*names, "kl_by_dimension")}
     assert set(events.Tags()["images"]) == images
     hparams = events.summary_metadata
     assert {t for t in hparams if hparams[t].plugin_data.plugin_name == "hparams"} >= {
@@ -115,7 +116,8 @@ def test_files_of_the_run(finished: SimpleNamespace) -> None:
         assert metrics["test/log_likelihood_se"] == pytest.approx(deviation / np.sqrt(20))
     # Grids of 8x8 images, a pixel between them: 10 columns of 5 or 10 rows; the manifold is 20x20.
     sizes = {"data": (331, 166), "reconstructions": (331, 166), "samples": (331, 331), "manifold": (661, 661)}
-    assert {p.stem for p in (folder / "figures").iterdir()} == sizes.keys()
+    charts = {"kl_by_dimension", "posterior_means", "aggregate_posterior"}
+    assert {p.stem for p in (folder / "figures").iterdir()} == sizes.keys() | charts
     for name, size in sizes.items():
         with Image.open(folder / "figures" / f"{name}.png") as image:
             assert (image.format, image.size) == ("PNG", size)

@@ -19,7 +19,7 @@ from vaerun.evaluation.annealed import Annealing
 from vaerun.evaluation.gaps import Refinement
 from vaerun.plugins import group_file
 from vaerun.run.build import named_estimators
-from vaerun.settings import EvaluationSettings
+from vaerun.settings import EvaluationSettings, fingerprint
 
 SMALL = [*TINY, "evaluation.samples=30", "evaluation.images=12", "trainer.max_steps=20"]
 CHEAP = """evaluation.annealing.temperatures=4 evaluation.annealing.chains=3 evaluation.annealing.leapfrog_steps=2
@@ -95,6 +95,8 @@ def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evalua
 
     # Figures, TensorBoard and metrics.jsonl.
     names = {"gaps", "gradient_variance", "gradient_snr", "kl_by_dimension", "aggregate_posterior", "posterior_means"}
+    names |= {"data", "reconstructions"}
+    assert len(found["details"]["kl_by_dimension"]) == 2
     assert {p.stem for p in (run / "figures" / label).glob("*.png")} == names
     events = tensorboard(run)
     assert {f"images/{label}/{name}" for name in names} <= set(events.Tags()["images"])
@@ -183,6 +185,15 @@ def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_p
         (["--samples=5"], "unknown flag"),
         (["run=elsewhere"], "name one run directory"),
         (["trainer.device=quantum"], "is no device"),
+        (["trainer.device.x=1"], "trainer.device"),
+        (["trainer.device=[cpu]"], "trainer.device"),
+        (["evaluation.split=2001-99-99"], "cannot read the value"),
+        (["data.source.x=1"], "data.source is no key"),
+        (["data.path=x"], "data.path is no key of data=digits"),
+        (["data.image_size=3"], "data.image_size is no key"),
+        (["data=digits", "data.binarize=fixed"], "train anew"),
+        (["evaluation.noise.estimators=elbo"], "write a list"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[score_function/]"], "needs a value"),
         (["evaluation.annealing.temperatures=0", "evaluation.ais=true"], "evaluation.annealing.temperatures"),
         (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
@@ -235,7 +246,7 @@ def test_a_run_evaluates_what_it_is_told(
         assert f"test/{name} " in out
     assert found["metrics"]["test/gradient_noise/stl/decoder/variance"] > 0
     assert (tmp_path / "all" / "figures" / "gaps.png").exists()
-    assert {"posterior_mean", "kl_by_dimension"} <= np.load(tmp_path / "all" / "arrays.npz").keys()
+    assert {"posterior_mean", "samples"} <= np.load(tmp_path / "all" / "arrays.npz").keys()
 
 
 def test_what_a_model_cannot_have_is_refused_before_training(
@@ -243,8 +254,11 @@ def test_what_a_model_cannot_have_is_refused_before_training(
 ) -> None:
     unlabelled = save(tmp_path / "plain.npz", (1, 8, 8), labels=False)
     for words, said in (
-        (["model=ae", "evaluation.ais=true"], "no likelihood"),
-        (["model=ae", "evaluation.gradient_noise=true"], "no likelihood"),
+        (["model=ae", "evaluation.ais=true"], "needs a likelihood"),
+        (["model=ae", "evaluation.gradient_noise=true"], "needs a likelihood"),
+        (["evaluation.probe=true", "evaluation.split=train"], "fits to the training split"),
+        (["model=vae_iaf", "evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbo]"], "elbo_mc"),
+        (["evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
         (["model=cvae", "evaluation.probe=true"], "given the label"),
         (["data=npz", f"data.path={unlabelled}", "evaluation.probe=true"], "needs labels"),
         (["data.validation=0", "evaluation.split=validation"], "no such images"),
@@ -273,7 +287,7 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
     assert "samples" not in arrays
     code, _, err = evaluate(f"run={folder}", "evaluation.bdmc=true")
     assert code == 2
-    assert "no likelihood" in err
+    assert "needs a likelihood" in err
 
 
 def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,3 +322,82 @@ def test_the_settings_defaults_are_those_of_the_functions() -> None:
     assert {k: v for k, v in plain.items() if k != "noise"} == {
         k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"
     }
+
+
+@pytest.mark.parametrize("name", ["figures", "metrics.jsonl", ".lock", "per_example.npz"])
+def test_nothing_is_written_through_a_link(run: Path, evaluate: Evaluate, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    place = run / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+    place.symlink_to(outside if name == "figures" else outside / "file")
+    before = state(outside)
+    code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a link" in err
+    assert state(outside) == before
+
+
+def with_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A stranger's configuration, with the fingerprint that belongs to it."""
+    path = run / ".hydra" / "config.yaml"
+    plain = yaml.safe_load(path.read_text())
+    change(plain)
+    path.write_text(yaml.safe_dump(plain))
+    plain["data"]["root"] = None
+    record = result(run)
+    record["fingerprint"] = fingerprint(plain, record["protocol"]["data_sha256"])
+    (run / "result.json").write_text(json.dumps(record))
+
+
+def test_a_name_leads_nowhere(run: Path, evaluate: Evaluate) -> None:
+    with_config(run, lambda plain: plain["data"].update(name="../../outside"))
+    code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "name '../../outside'" in err
+
+
+def test_no_interpolation_is_resolved(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hush")
+    path = run / ".hydra" / "config.yaml"
+    # The escape hides the dollar from whoever looks at the text alone.
+    path.write_text(path.read_text().replace("name: digits", 'name: "digits\\x24{oc.env:SECRET}"'))
+    code, out, err = evaluate(f"run={run}")
+    assert code == 2
+    assert "no configuration that vaerun has written" in err
+    assert "hush" not in out + err
+
+
+@pytest.mark.parametrize("damage", ["timing", "units"])
+def test_a_damaged_record_is_told_of_before_the_work(run: Path, evaluate: Evaluate, damage: str) -> None:
+    record = result(run)
+    if damage == "timing":
+        record["timing"] = {"train_steps": "many"}
+    else:
+        del record["protocol"]["units"]
+    (run / "result.json").write_text(json.dumps(record))
+    code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is damaged" in err
+
+
+def test_a_single_image_says_nothing_of_collapse(run: Path, evaluate: Evaluate) -> None:
+    code, _, err = evaluate(f"run={run}", "evaluation.images=1")
+    assert code == 0
+    assert "collapse" not in err
+    (found,) = result(run)["evaluations"].values()
+    assert "test/active_units" not in found["metrics"]
+
+
+def test_counts_are_those_of_the_images(run: Path, evaluate: Evaluate) -> None:
+    code, out, _ = evaluate(f"run={run}", "evaluation.ais=true", "evaluation.bdmc=true", *CHEAP, "evaluation.images=3")
+    assert code == 0
+    ((label, found),) = result(run)["evaluations"].items()
+    arrays = np.load(run / "per_example.npz")
+    assert arrays[f"{label}/ais"].shape == arrays[f"{label}/bdmc_lower"].shape == (3,)
+    assert found["protocol"]["annealing"]["images"] == 3
+    assert "3 chains, 3 images" in out

@@ -22,7 +22,7 @@ from torch.distributions import MultivariateNormal
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.estimators import elbo_mc
+from vaerun.estimators import elbo_mc, iwae, renyi
 from vaerun.evaluation import Validator, importance_sampling, log_likelihood
 from vaerun.evaluation.pareto import pareto_k, tail_length
 from vaerun.inference import Laplace
@@ -275,8 +275,30 @@ def test_validation_is_the_mean_over_all_images(posterior, transform):
         "val/reconstruction": float((terms["reconstruction"] + batch.log_det).mean()),
     }
     for size in (1, 3, 5, 7, 100):  # 3 and 5 leave a ragged last batch
-        validator = Validator(model, split, seed=5, batch_size=size, stop=Stop())
+        validator = Validator(model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size, stop=Stop())
         found = validator()
         assert found == pytest.approx(expected, rel=1e-10)
         assert validator() == found
-    assert Validator(model, split, seed=6, batch_size=7, stop=Stop())()["val/elbo"] != pytest.approx(found["val/elbo"])
+    other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7, stop=Stop())
+    assert other.selection == "val/elbo"
+    assert other()["val/elbo"] != pytest.approx(found["val/elbo"])
+
+
+@pytest.mark.parametrize("name", ["iwae", "renyi", "renyi_no_lower_bound"])
+def test_validation_is_by_the_bound_that_is_trained(name):
+    # ... of the same K samples; the ELBO of these stands beside it.
+    alpha = {"renyi": 0.5, "renyi_no_lower_bound": -0.5}.get(name)
+    estimator = iwae if alpha is None else partial(renyi, alpha=alpha)
+    model = make_model("amortised")
+    split = make_split(model, 7, "logit")
+    batch = split.batch(0, 7)
+    with torch.no_grad():
+        joint = model.joint(batch.x, None, image_noise(model, range(7), seed=5))
+        expected = estimator(joint, model.infer(joint), 4)
+    for size in (2, 9, 100):
+        validator = Validator(model, split, estimator=estimator, samples=4, seed=5, batch_size=size, stop=Stop())
+        found = validator()
+        assert validator.selection == ("val/elbo" if name == "renyi_no_lower_bound" else f"val/{name}")
+        assert found[f"val/{name}"] == pytest.approx(float((expected.bound + batch.log_det).mean()))
+        elbo = expected.terms["reconstruction"] - expected.terms["kl"] + batch.log_det
+        assert found["val/elbo"] == pytest.approx(float(elbo.mean()))

@@ -202,7 +202,7 @@ def test_weights_are_counted_and_their_tail_is_known(samples):
     one[samples // 2], some[: samples // 10] = -2e3, 5e3
     tail = 0.9 * torch.distributions.Exponential(torch.tensor(1.0)).sample((samples,)) - 800
     joint = Prescribed(torch.stack([equal, one, some, tail], 1))
-    found = weigh(joint, joint, samples)
+    found = weigh(joint, joint.infer(joint), samples)
     expected = torch.tensor([samples, 1.0, samples // 10, torch.softmax(tail, 0).square().sum().reciprocal()])
     torch.testing.assert_close(found["effective_sample_size"], expected, atol=0, rtol=1e-9)
     mass = torch.tensor([-3e3, -2e3 - math.log(samples), 5e3 - math.log(10), torch.logsumexp(tail, 0)])
@@ -272,4 +272,4 @@ def test_rounding_grows_with_the_pixels_even_where_the_density_is_near_one():
     noise = torch.linspace(-1, 1, 100)[torch.randperm(100)]
     joint = Prescribed(torch.stack([1e-5 * noise, 1e-3 * noise], 1))
     joint.x = torch.zeros(2, 1, 8, 8, dtype=torch.float32)
-    assert weigh(joint, joint, 100)["pareto_k"].isinf().tolist() == [True, False]
+    assert weigh(joint, joint.infer(joint), 100)["pareto_k"].isinf().tolist() == [True, False]

@@ -246,7 +246,10 @@ def check(cfg: DictConfig) -> Settings:
         known = list(keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
         raise InputError(f"unknown key '{error.full_key}'.{nearest(str(error.full_key), known)}") from error
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        text = str(error).splitlines()[0]
+        if "is not a ListConfig" in text:
+            text = "write a list, such as [a,b]"
+        raise InputError(f"{error.full_key}: {text}") from error
     assert isinstance(settings, Settings)
     _check_values(settings)
     return settings
@@ -269,8 +272,15 @@ def _check_values(settings: Settings) -> None:
         value = value_of(settings, key)
         if value not in choices:
             raise InputError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(str(value), list(choices))}")
+    for group in (settings.data, settings.model, settings.estimator):
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", group.name):  # folders and files are named after them
+            raise InputError(f"name '{_printable(group.name)}': use letters, digits, '_', '-' and '.' (not first) only")
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def value_of(settings: Settings, key: str) -> Any:

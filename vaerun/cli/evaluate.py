@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,9 @@ HELP = """vaerun-eval: evaluate a finished run again
   vaerun-eval run=DIR data=fashion_mnist                  another data set of the same shape
   vaerun-eval run=DIR evaluation.split=validation         another split
 
-It takes the keys of `data`, `evaluation`, `seed` and `trainer.device`; what is not given stays as the run had it. The
-numbers go into the run's result.json (`evaluations`), the values per image into its per_example.npz, the figures into
-its figures/ and TensorBoard, under a name of their own: nothing of the run is replaced.
+It takes the keys of `data`, `evaluation`, `seed` and `trainer.device`; what is not given stays as the run had it (the
+device: auto). The numbers go into the run's result.json (`evaluations`), the values per image into its per_example.npz,
+the figures into its figures/ and TensorBoard, under a name of their own: none of the run's own is replaced.
 
 Keys of `evaluation`, with what they are for and the value of a run that sets none:
 """
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _tell(1, f"error: {error}")
     except Interrupted as error:
-        return _tell(error.exit_code, str(error))
+        name = signal.Signals(error.signum).name
+        return _tell(error.exit_code, f"stopped by {name}; nothing was recorded: the same command starts it anew")
     except KeyboardInterrupt:
         return _tell(130, "interrupted")
     return 0

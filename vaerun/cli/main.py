@@ -130,7 +130,7 @@ def job(cfg: DictConfig) -> float | None:
         raise
     finally:
         _remove_if_empty(folder, ours=hydra.mode == RunMode.MULTIRUN)
-    value = result["metrics"].get("val/elbo", result["metrics"].get("val/reconstruction"))
+    value = next((v for name, v in result["metrics"].items() if name.startswith("val/")), None)
     return None if value is None else float(value)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
+from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.pareto import keep_largest, pareto_k, tail_length
 from vaerun.models import Joint, LatentModel
@@ -36,29 +37,32 @@ def default_chunk(device: torch.device) -> int:
     return 4_000 if device.type == "cpu" else 100_000
 
 
-def weigh(model: LatentModel, joint: Joint, samples: int, stop: Stop | None = None) -> dict[str, Tensor]:
+def weigh(
+    joint: Joint, q: LatentDistribution, samples: int, stop: Stop | None = None, chunk: int | None = None
+) -> dict[str, Tensor]:
     """Per image [B]: importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size, k-hat.
 
-    All from the same samples, of which only the largest weights are kept. k-hat is as pareto.pareto_k says: NaN where
-    K <= 20, -inf where the weights are equal up to the rounding of log p(x | z), as with an exact posterior.
+    All from the same samples of q, `chunk` latent samples at a time (None: by device), of which only the largest
+    weights are kept. k-hat is as pareto.pareto_k says: NaN where K <= 20, -inf where the weights are equal up to the
+    rounding of log p(x | z), as with an exact posterior.
     """
-    q = model.infer(joint)
     accumulator = torch.float32 if joint.x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     log_sum = torch.full((len(joint.x),), -math.inf, device=joint.x.device, dtype=accumulator)
     log_squares, largest = log_sum, log_sum.new_empty(0, len(log_sum))
     kl, reconstruction = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+    piece = max(1, (chunk or default_chunk(joint.x.device)) // len(joint.x))
     for block, start in enumerate(range(0, samples, BLOCK)):
-        if stop is not None:
-            stop.check()
-        noise = joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)]
-        z, log_q = q.transform(noise)
-        log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
-        log_w = log_likelihood + log_prior - log_q
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 0))
-        log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 0))
-        largest = keep_largest(largest, log_w, tail_length(samples) + 1)
-        kl += (log_q - log_prior).sum(0)
-        reconstruction += log_likelihood.sum(0)
+        for noise in joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)].split(piece):
+            if stop is not None:
+                stop.check()
+            z, log_q = q.transform(noise)
+            log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
+            log_w = log_likelihood + log_prior - log_q
+            log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 0))
+            log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 0))
+            largest = keep_largest(largest, log_w, tail_length(samples) + 1)
+            kl += (log_q - log_prior).sum(0)
+            reconstruction += log_likelihood.sum(0)
     # About one nat a pixel is summed up, even where the sum comes out near zero.
     size = (reconstruction / samples).abs() + joint.x[0].numel()
     rounding = ROUNDING * torch.finfo(joint.x.dtype).eps * size
@@ -117,7 +121,8 @@ def importance_sampling(
     with torch.no_grad():
         for batch in split.batches(size, images):
             noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
-            values = weigh(model, model.joint(batch.x, batch.c if model.classes else None, noise), samples, stop)
+            joint = model.joint(batch.x, batch.c if model.classes else None, noise)
+            values = weigh(joint, model.infer(joint), samples, stop, chunk)
             for name in DENSITIES:
                 values[name] += batch.log_det
             for name in NAMES:
@@ -146,5 +151,5 @@ def log_likelihood(
             part = x[start : start + size]
             noise = ImageNoise(seed, range(start, start + len(part)), model.latent_dim, model.mean)
             joint = model.joint(part, None if c is None else c[start : start + size], noise)
-            found.append(weigh(model, joint, samples)["log_likelihood"])
+            found.append(weigh(joint, model.infer(joint), samples)["log_likelihood"])
     return torch.cat(found)

@@ -7,7 +7,8 @@ factorises, their sum is KL(q || p) less the dependence between dimensions withi
 and equals it where q is diagonal.
 
 Where moments are known from S samples only, the mean's own noise v / S is taken out of Var_x and of (m - prior mean)^2,
-so that a unit that sleeps does not seem active. What is left in a KL is the bias of log v, 1 / (2 S) nats a dimension.
+so that a unit that sleeps does not seem active; and the bias of log v, which for normal z is digamma((S - 1) / 2) -
+log((S - 1) / 2), out of the KL.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ class LatentStatistics:
         """Mean over images of KL(N(m_i, v_i) || p_i) [d] nats."""
         distance = (self.means - self.prior_means).square() - self._noise
         ratio = self.variances / self.prior_variances
-        return 0.5 * (ratio + distance / self.prior_variances - 1 - ratio.log()).mean(0)
+        log_ratio = ratio.log()
+        if self.samples:  # E[log of a sample variance] of normal z; DRAW's KL of thousandths of a nat would be all bias
+            half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64)
+            log_ratio = log_ratio - (torch.digamma(half) - half.log())
+        return 0.5 * (ratio + distance / self.prior_variances - 1 - log_ratio).mean(0)
 
 
 def latent_statistics(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vaerun.data.dataset import Split
-from vaerun.estimators import Estimator, elbo_mc, reconstruction
+from vaerun.data.dataset import Batch, Split
+from vaerun.estimators import Estimate, Estimator, elbo_mc, estimate
 from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.training.signals import Stop
@@ -16,28 +16,49 @@ KEPT = 2**25  # noise numbers (128 MiB of float32) that are remembered from one 
 class Validator:
     """Mean ELBO of the validation split, one Monte Carlo sample per image, valid for every posterior.
 
-    A plain autoencoder has none: there it is log p(x | z) at the encoder's z.
+    Where the estimator trains another bound, that one (of the same K samples) stands beside the ELBO and decides which
+    parameters are the best: an importance-weighted bound may rise while the ELBO falls. A plain autoencoder has
+    neither; there it is log p(x | z) at the encoder's z.
 
     Arguments:
         model: to evaluate.
         split: on which images.
+        estimator, samples: what is trained, and its K.
         seed: of the noise.
         batch_size: images at a time; it does not change the result beyond rounding.
         stop: looked at between batches.
+
+    Attributes:
+        selection: the metric that the best parameters are chosen by; higher is better.
     """
 
-    def __init__(self, model: LatentModel, split: Split, *, seed: int, batch_size: int, stop: Stop) -> None:
-        self.model, self.split, self.seed, self.batch_size, self.stop = model, split, seed, batch_size, stop
-        self.estimator: Estimator = elbo_mc if model.has_density else reconstruction
+    def __init__(
+        self,
+        model: LatentModel,
+        split: Split,
+        *,
+        estimator: Estimator,
+        samples: int,
+        seed: int,
+        batch_size: int,
+        stop: Stop,
+    ) -> None:
+        self.model, self.split, self.seed, self.stop = model, split, seed, stop
         self._noise: dict[int, ImageNoise] = {}
+        self.estimator, self.samples, self.batch_size = estimator, samples, max(1, batch_size // samples)
+        with torch.no_grad():
+            name = self._estimate(split.batch(0, 1)).name
+        self.selection = "val/elbo" if name.endswith("no_lower_bound") else f"val/{name}"
+        if name == "elbo":  # KL weights and closed forms are for training: one way for all
+            self.estimator, self.samples, self.batch_size = elbo_mc, 1, batch_size
+        self._noise.clear()
 
-    @staticmethod
-    def selection_of(model: LatentModel) -> str:
-        """The metric that the best parameters of this model are chosen by; higher is better."""
-        return "val/elbo" if model.has_density else "val/reconstruction"
+    def _estimate(self, batch: Batch) -> Estimate:
+        joint = self.model.joint(batch.x, batch.c if self.model.classes else None, self._noise_of(batch.rows))
+        return estimate(self.estimator, self.model.infer, joint, self.samples)
 
     def __call__(self) -> dict[str, float]:
-        """{val/elbo, val/kl, val/reconstruction}, nats per image, means over all images of the split.
+        """Means over all images of the split, nats per image: val/elbo, val/kl, val/reconstruction, val/BOUND.
 
         Of a plain autoencoder only val/reconstruction.
         """
@@ -45,9 +66,10 @@ class Validator:
         with torch.no_grad():
             for batch in self.split.batches(self.batch_size):
                 self.stop.check()
-                joint = self.model.joint(batch.x, batch.c if self.model.classes else None, self._noise_of(batch.rows))
-                found = self.estimator(joint, self.model.infer(joint), 1)
+                found = self._estimate(batch)
                 values = {**found.terms, found.name: found.bound + batch.log_det}
+                if {"reconstruction", "kl"} <= values.keys():
+                    values["elbo"] = found.terms["reconstruction"] - found.terms["kl"] + batch.log_det
                 values["reconstruction"] = found.terms["reconstruction"] + batch.log_det
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value.cpu().double().sum().item()
@@ -56,7 +78,7 @@ class Validator:
     def _noise_of(self, rows: torch.Tensor) -> ImageNoise:
         start = int(rows[0])
         if start not in self._noise:
-            keep = len(self.split) * self.model.latent_dim <= KEPT
+            keep = len(self.split) * self.model.latent_dim * self.samples <= KEPT
             noise = ImageNoise(self.seed, rows.tolist(), self.model.latent_dim, self.model.mean, keep)
             if not keep:
                 return noise

@@ -17,12 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
+from vaerun.evaluation.pictures import pictures
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.evaluate import Evaluation, check_evaluation, evaluate
 from vaerun.run.folder import claim
-from vaerun.run.keep import described, keep, named
+from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run
 from vaerun.run.words import lines
 from vaerun.settings import Settings, check, identity
@@ -47,6 +48,7 @@ def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
         torch.distributions.Distribution.set_default_validate_args(False)
         given = _parse(overrides)
         where = given.get("data", {})
+        _check_folder(folder)
         run = load_run(
             folder,
             given.get("trainer", {}).get("device", "auto"),
@@ -57,14 +59,41 @@ def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
                 f"{folder} is not finished (status: {run.result['status']}): give its command again to finish it first"
             )
         settings = _settings(run, given)
-        data = _data(run, settings)
+        data, facts = _data(run, settings), _facts(run)
         check_evaluation(settings.evaluation, run.model, data)
-        with claim(run.folder), stop.deferred():
+        with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
+            before = read_arrays(run.folder / "per_example.npz")  # told of before the work, not after it
+            if not before:
+                print(f"vaerun-eval: warning: {run.folder} has no per_example.npz any more", file=sys.stderr)
             found = evaluate(run.model, data, settings.evaluation, seed=settings.seed, stop=stop)
+            split = getattr(data, settings.evaluation.split)
+            shown = pictures(run.model, split)
+            found.pictures |= {name: shown[name] for name in ("data", "reconstructions")}
             for line in found.warnings:
                 print(f"vaerun-eval: warning: {line}", file=sys.stderr)
-            return _record(run, settings, data, found, overrides, time.perf_counter() - started)
+            return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises InputError where what is written to would lead out of the folder: it may come from a stranger."""
+    names = (".lock", "metrics.jsonl", "figures", "checkpoints", ".hydra", "per_example.npz", "result.json")
+    for path in (folder / name for name in names):
+        if path.is_symlink():
+            raise InputError(f"{path} is a link: put the file itself in its place to evaluate this run")
+
+
+def _facts(run: Run) -> tuple[int, float]:
+    """Steps and epochs of the parameters. Raises InputError for a record that does not hold what it should."""
+    try:
+        best = load(run.folder / "checkpoints" / "best.pt")
+        steps, epoch = int(run.result["timing"].get("train_steps") or 0), float(best.get("epoch", 0.0))
+        str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
+        dict(run.result.get("evaluations", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{run.folder / 'result.json'} is damaged ({why}): train the run again") from error
+    return steps, epoch
 
 
 def _parse(overrides: list[str]) -> dict[str, Any]:
@@ -80,8 +109,10 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
             )
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise InputError(f"cannot read the value of '{word}': {' '.join(str(error).split())}") from error
+        if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(parsed, str)):
+            raise InputError(f"cannot set '{word}': of `trainer` only trainer.device=auto, cpu, cuda, cuda:N or mps")
         if key == "data":
             parsed = yaml.safe_load(group_file("data", value).read_text(encoding="utf-8"))
         try:
@@ -97,10 +128,15 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
     """The run's settings with these changed. Raises InputError for what does not fit."""
     plain: dict[str, Any] = asdict(run.config)
     data = given.get("data", {})
+    before = plain["data"]
+    known = yaml.safe_load(group_file("data", data.get("name", before["name"])).read_text(encoding="utf-8"))
+    for key in data:
+        if key not in known or (key == "source" and "name" not in data):
+            raise InputError(f"data.{key} is no key of data={known['name']} that can be set")
     if "name" in data:  # another data set's own keys, and the run's pixels
-        plain["data"] = {k: plain["data"][k] for k in PIXELS}
-        data = {k: v for k, v in data.items() if k not in PIXELS}
-    elif any(data.get(k, plain["data"][k]) != plain["data"][k] for k in PIXELS):
+        plain["data"] = {k: before[k] for k in PIXELS}
+        data = {k: v for k, v in data.items() if k not in PIXELS or v != known[k]}
+    if any(data.get(k, before[k]) != before[k] for k in PIXELS):
         raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
     changed = {**given, "data": data}
     return check(OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed)))  # type: ignore[arg-type]
@@ -125,7 +161,13 @@ def _data(run: Run, settings: Settings) -> ImageData:
 
 
 def _record(
-    run: Run, settings: Settings, data: ImageData, found: Evaluation, overrides: list[str], seconds: float
+    run: Run,
+    settings: Settings,
+    data: ImageData,
+    found: Evaluation,
+    overrides: list[str],
+    facts: tuple[int, float],
+    seconds: float,
 ) -> dict[str, Any]:
     e, model = settings.evaluation, run.model
     chosen = {k: v for k, v in identity(asdict(settings)).items() if k.startswith(("evaluation.", "data.", "seed"))}
@@ -134,6 +176,7 @@ def _record(
     record: dict[str, Any] = {
         "command": ["vaerun-eval", f"run={run.folder}", *overrides],
         "metrics": named(found, e.split),
+        "details": found.details,
         "protocol": {
             "data": data.name,
             "units": run.result["protocol"]["units"],
@@ -148,13 +191,12 @@ def _record(
     }
     if found.diverged:
         raise RunError(f"{e.split}/{found.diverged} is not finite for some images of {data.name}")
-    best = load(run.folder / "checkpoints" / "best.pt")
-    step = int(run.result["timing"].get("train_steps") or 0)
+    step, epoch = facts
     log = Log(
         run.folder, position={"bytes": sys.maxsize}, start_step=step, total_steps=step, images_per_step=1, show=False
     )
     try:
-        keep(run.folder, found, f"{label}/{e.split}", log, step, float(best.get("epoch", 0.0)), label)
+        keep(run.folder, found, f"{label}/{e.split}", log, step, epoch, label)
         # Read anew under the lock: another evaluation may have ended since this one began.
         whole = records.read_result(run.folder) or run.result
         records.write_result(run.folder, whole | {"evaluations": whole.get("evaluations", {}) | {label: record}})
@@ -168,5 +210,6 @@ def _record(
         f"{protocol['evaluated_images']} {e.split} images (± standard error over them), {protocol['units']}"
     )
     rows = described(found, protocol, e.split)
-    print("\n".join([*found.texts, head, *lines(rows), f"recorded in {run.folder} as {label}"]))
+    text = "\n".join([*found.texts, head, *lines(rows), f"recorded in {run.folder} as {label}"])
+    print("".join(c for c in text if c.isprintable() or c == "\n"))  # a stranger's record may hold control codes
     return record

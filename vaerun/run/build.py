@@ -148,20 +148,21 @@ def named_estimators(names: list[str]) -> dict[str, Estimator]:
         raise InputError("evaluation.noise.estimators names no estimator: give some, such as [elbo_mc,score_function]")
     found = {}
     for entry in names:
-        name, _, value = entry.partition("/")
+        name, slash, value = entry.partition("/")
         plain = yaml.safe_load(group_file("estimator", name).read_text(encoding="utf-8"))
         option = next((k for k in ("alpha", "control_variate") if k in plain), None)
-        if value and option is None:
-            raise InputError(f"evaluation.noise.estimators: {entry}: estimator={name} has no option to set")
+        if slash and (option is None or not value):
+            why = "has no option to set" if option is None else f"needs a value of {option} after the slash"
+            raise InputError(f"evaluation.noise.estimators: {entry}: estimator={name} {why}")
         try:
             settings = EstimatorSettings(**plain)
             if value and option == "alpha":
                 settings.alpha = float(value)
             elif value:
                 settings.control_variate = value
-        except (TypeError, ValueError) as error:
+            found[entry] = build_estimator(settings)
+        except (TypeError, ValueError) as error:  # an InputError is a ValueError
             raise InputError(f"evaluation.noise.estimators: {entry}: {error}") from error
-        found[entry] = build_estimator(settings)
     return found
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import ImageData, Split
-from vaerun.distributions import NO_DENSITY
 from vaerun.errors import InputError
+from vaerun.estimators import estimate
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.charts import bar_chart
@@ -28,6 +28,7 @@ from vaerun.training.log import Progression
 from vaerun.training.signals import Stop
 
 BATCH = 500  # images at a time where no samples multiply them
+COLLAPSED = 0.1  # nats of KL(q || p)
 TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
 DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
 
@@ -40,6 +41,7 @@ class Evaluation:
         metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None: a single image).
         per_image: [N] by name.
         arrays: larger arrays for an npz of their own.
+        details: what is no single number, for the record.
         pictures: [3, H, W] in [0, 1] by name.
         texts: tables to print.
         warnings: a line each.
@@ -49,6 +51,7 @@ class Evaluation:
     metrics: dict[str, float | None] = field(default_factory=dict)
     per_image: dict[str, Tensor] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -57,6 +60,11 @@ class Evaluation:
     def mean(self, name: str, values: Tensor) -> None:
         """Keep values [N] per image, their mean and its standard error."""
         self.per_image[name] = values
+        lost = int((~values.isfinite()).sum())
+        if lost:
+            self.metrics[name] = self.metrics[f"{name}_se"] = None
+            self.warnings.append(f"{name} is not finite for {lost} of {len(values)} images: there is no mean")
+            return
         self.metrics[name] = float(values.mean())
         self.metrics[f"{name}_se"] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
 
@@ -65,18 +73,33 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
     """Raises InputError, before any work, for what cannot be evaluated of this model on this data."""
     for name in DENSITY_ONLY:
         if getattr(settings, name) and not model.has_density:
-            raise InputError(f"evaluation.{name}=true: {NO_DENSITY}")
+            raise InputError(
+                f"evaluation.{name}=true needs a likelihood, and a plain autoencoder (model=ae) has none: leave it out"
+            )
     if settings.probe and not data.classes:
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
     if settings.probe and model.classes:
         raise InputError(
             "evaluation.probe=true: a linear probe of a conditional model says nothing: its encoder is given the label"
         )
+    if settings.probe and settings.split == "train":
+        raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
+    if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
+        raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one")
     if not len(getattr(data, settings.split)):
         raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
     _annealing(settings), _refinement(settings)
+    if settings.noise.estimators or settings.gradient_noise:
+        chosen = named_estimators(settings.noise.estimators)
     if settings.gradient_noise:
-        named_estimators(settings.noise.estimators)
+        batch = data.train.batch(0, min(2, len(data.train)))
+        joint = model.joint(batch.x, batch.c if model.classes else None)
+        for name, estimator in chosen.items():
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    estimate(estimator, model.infer, joint, settings.noise.samples)
+            except InputError as refusal:
+                raise InputError(f"evaluation.noise.estimators: {name}: {refusal}") from refusal
 
 
 def _options(settings: Any) -> dict[str, Any]:
@@ -199,7 +222,7 @@ class _Evaluator:
         self.found.mean("ais_minus_is", values["ais"] - self.found.per_image["log_likelihood"][:n])
 
     def bidirectional(self) -> None:
-        n = self.settings.annealing.images
+        n = min(self.images, self.settings.annealing.images)
         with Progression("bidirectional Monte Carlo on simulated images", n) as progression:
             values = bidirectional(
                 self.model,
@@ -228,6 +251,10 @@ class _Evaluator:
                 stop=self.stop,
                 progress=progression.advance,
             )
+        tail = values.pop("gap_pareto_k")
+        found.per_image["gap_pareto_k"] = tail
+        if not math.isnan(share := unreliable(tail)):
+            found.metrics["gap_pareto_k_unreliable"] = share
         for name, value in values.items():
             found.mean(name if name.startswith("gap_") else f"gap_{name}", value.double())
         unfinished = unconverged(values["gap_converged"])
@@ -244,13 +271,15 @@ class _Evaluator:
 
     def latent(self, statistics: LatentStatistics) -> None:
         found = self.found
-        found.metrics["active_units"] = float(statistics.active_units)
-        found.arrays["kl_by_dimension"] = statistics.kl.numpy()
+        found.details["kl_by_dimension"] = statistics.kl.tolist()
         found.pictures |= latent_pictures(statistics)
-        if not statistics.active_units:
+        if len(statistics.means) < 2:
+            return  # a single image varies in nothing
+        found.metrics["active_units"] = float(statistics.active_units)
+        if not statistics.active_units and (found.metrics["kl"] or 0.0) < COLLAPSED:
             found.warnings.append(
-                f"posterior collapse: no latent dimension is active on {self.split.name} (over images the variance of "
-                "q's mean is below 0.01 in every one)"
+                f"posterior collapse: q hardly differs from the prior on {self.split.name} (no active unit, KL below "
+                f"{COLLAPSED} nats): the decoder ignores z"
             )
 
     def probe(self, statistics: LatentStatistics) -> None:
@@ -311,4 +340,11 @@ class _Evaluator:
                 name: {group: getattr(one, what) for group, one in groups.items()} for name, groups in measured.items()
             }
             if bars:
-                self.found.pictures[f"gradient_{what}"] = bar_chart(bars, ylabel=ylabel, title=title, log=True)
+                errors = None
+                if what == "variance":
+                    errors = {
+                        name: {g: one.variance_error for g, one in groups.items()} for name, groups in measured.items()
+                    }
+                self.found.pictures[f"gradient_{what}"] = bar_chart(
+                    bars, ylabel=ylabel, title=title, log=True, errors=errors
+                )

@@ -203,7 +203,13 @@ class _Run:
         if not len(self.data.validation):
             return None
         return Validator(
-            self.model, self.data.validation, seed=self.settings.seed, batch_size=EVALUATION_BATCH, stop=self.stop
+            self.model,
+            self.data.validation,
+            estimator=self.objective.estimator,
+            samples=self.objective.samples,
+            seed=self.settings.seed,
+            batch_size=EVALUATION_BATCH,
+            stop=self.stop,
         )
 
     def _train(self, log: Log, state: dict[str, Any] | None) -> Progress:
@@ -215,12 +221,15 @@ class _Run:
             if every and (math.ceil(step / steps_between) - 1) % every == 0:
                 self._pictures(log, step)
 
+        validate = self._validator()
+        if validate is not None:
+            self.record["protocol"]["selection"] = f"best {validate.selection}"
         return train(
             self.objective,
             self.data.train,
             self.train_settings,
-            validate=self._validator(),
-            selection=Validator.selection_of(self.model),
+            validate=validate,
+            selection=validate.selection if validate is not None else "",
             after_validation=after_validation,
             log=log,
             store=self.store,
@@ -237,8 +246,10 @@ class _Run:
         found = validate() if validate is not None else {}
         if found:
             log.record(0, 0.0, found)
-        self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0})
-        return Progress(best=found.get(Validator.selection_of(self.model)), finished=True, seconds=seconds)
+        selection = validate.selection if validate is not None else ""
+        self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0, "selection": selection})
+        best = found[validate.selection] if validate is not None else None
+        return Progress(best=best, finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
         path = self.store.folder / "best.pt"
@@ -252,7 +263,11 @@ class _Run:
         self.objective.train(False)
         self.record["protocol"]["selected_epoch"] = round(done.best_epoch, 6)
         if done.best is not None:
-            self.record["metrics"][Validator.selection_of(self.model)] = done.best
+            selection = state.get("selection", "val/elbo")
+            self.record["metrics"][selection] = done.best
+            validate = self._validator()
+            if selection not in ("val/elbo", "val/reconstruction") and validate is not None:
+                self.record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the parameters that were selected
         speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
         self.record["timing"] = {
             "train_seconds": round(done.seconds, 3),
@@ -267,6 +282,7 @@ class _Run:
         e, started = self.settings.evaluation, time.perf_counter()
         found = evaluate(self.model, self.data, e, seed=self.settings.seed, stop=self.stop)
         self.record["metrics"] |= named(found, e.split)
+        self.record["details"] = found.details
         self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
         for line in found.warnings:
             self.warn(line)

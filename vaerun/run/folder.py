@@ -21,8 +21,12 @@ def fresh(folder: Path) -> Path:
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
     """Hold a lock on the folder; the system releases it when the process ends, however it ends.
+
+    Arguments:
+        folder: to work in.
+        otherwise: what else the user can do where that is not possible.
 
     Raises InputError where another process holds it, or the folder cannot be written into.
     """
@@ -31,10 +35,10 @@ def claim(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise InputError(f"another run is working in {folder}: wait for it, or choose another output_dir") from error
+        raise InputError(f"another run is working in {folder}: wait for it, or {otherwise}") from error
     except OSError as error:
         why = error.strerror or error
-        raise InputError(f"cannot write into {folder} ({why}): choose another output_dir") from error
+        raise InputError(f"cannot write into {folder} ({why}): {otherwise}") from error
     try:
         yield
     finally:

@@ -55,8 +55,16 @@ class Run:
         try:
             objective.load_state_dict(load(path, self.device)["objective"])
         except (Damaged, KeyError, RuntimeError) as error:
-            raise InputError(f"cannot use {path}: {' '.join(str(error).split())[:200]}") from error
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot use {path} ({why}): bring back the file, or train the run again") from error
         return model.eval().requires_grad_(False)
+
+
+def _interpolates(value: Any) -> bool:
+    """Whether a parsed configuration holds an interpolation; in the file's text an escape could hide it."""
+    if isinstance(value, dict):
+        return any(_interpolates(v) for pair in value.items() for v in pair)
+    return any(map(_interpolates, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
 
 
 def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None = None) -> Run:
@@ -70,6 +78,8 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     Raises InputError for a directory that holds no run, or names parts outside vaerun and the trusted packages.
     """
     folder = Path(folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no directory: name the run's directory")
     result = read_result(folder)
     if result is None:
         raise InputError(f"{folder} holds no run (there is no result.json)")
@@ -78,8 +88,9 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         text = path.read_text(encoding="utf-8")
         plain = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or "${" in text:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read {path} ({why}): bring back the file, or train the run again") from error
+    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or _interpolates(plain):
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
         raise InputError(f"{path} is no configuration that vaerun has written")
     plain["data"]["root"] = data_root

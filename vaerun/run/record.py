@@ -76,8 +76,6 @@ def start(
 ) -> dict[str, Any]:
     """The record of a run that begins: everything but its results."""
     closed_form = settings.model.fit == "closed_form"
-    metric = "ELBO" if has_density else "reconstruction"
-    selection = f"best validation {metric}" if len(data.validation) else "last epoch"
     return {
         "schema": 1,
         "status": "running",
@@ -88,13 +86,15 @@ def start(
         "estimator": settings.estimator.name,
         "seed": settings.seed,
         "metrics": {},
+        "details": {},
         "protocol": {
             "units": "nats per image" if has_density else "squared error per image: no likelihood",
             "likelihood": settings.model.likelihood,
             **data.protocol,
             "conditional": settings.model.conditional,
+            "training_samples": settings.estimator.samples,
             **evaluation_protocol(settings.evaluation, data, has_density),
-            "selection": "none: closed form" if closed_form else selection,
+            "selection": "none: closed form" if closed_form else "last epoch",
             "started_from": started_from,
             "selected_epoch": None,
         },
@@ -114,7 +114,7 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, has_densi
         "evaluated_images": n,
     }
     if settings.ais or settings.bdmc:
-        found["annealing"] = asdict(settings.annealing)
+        found["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
     if settings.gaps:
         found["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
     if settings.gradient_noise:
@@ -178,9 +178,13 @@ def _table(record: dict[str, Any], folder: Path) -> str:
             f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} "
             f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
         )
-    validation = f"{protocol['images']['validation']} images"
+    other = any(name in metrics for name in ("val/iwae", "val/renyi"))
+    elbo_samples = f"mean over {protocol.get('training_samples')} samples" if other else "1 sample"
+    validation, samples = f"{protocol['images']['validation']} images", f"K={protocol.get('training_samples')}"
     selected = {
-        "val/elbo": f"validation ELBO at the selected epoch, 1 sample, {validation}",
+        "val/elbo": f"validation ELBO at the selected epoch, {elbo_samples}, {validation}",
+        "val/iwae": f"validation importance-weighted bound at the selected epoch, {samples}, {validation}",
+        "val/renyi": f"validation Renyi bound at the selected epoch, {samples}, {validation}",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
     own = [(name, f"{metrics[name]:.2f}", text) for name, text in selected.items() if metrics.get(name) is not None]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
+DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
+
 
 def words(protocol: dict[str, Any]) -> dict[str, str]:
     """Metric (without its split) -> what it is, for a record's or an evaluation's protocol."""
@@ -22,8 +25,8 @@ def words(protocol: dict[str, Any]) -> dict[str, str]:
         "pareto_k_unreliable": "share of images whose Pareto k-hat is above 0.7: their log-likelihood is not reliable",
         "reconstruction_error": "|x - E[x|z]|^2 at the encoder's z, summed over pixels: no likelihood",
         "active_units": "latent dimensions whose posterior mean varies over images by more than 0.01 (variance)",
-        "probe_accuracy": "accuracy of a linear classifier on posterior means",
-        "probe_majority": "accuracy of always answering the most frequent label",
+        "probe_accuracy": "accuracy of a linear classifier on posterior means, fitted to the training split",
+        "probe_majority": "accuracy of always answering the training split's most frequent label",
     }
     annealing, gap = protocol.get("annealing"), protocol.get("gap")
     if annealing is not None:
@@ -47,6 +50,7 @@ def words(protocol: dict[str, Any]) -> dict[str, str]:
             "gap_log_likelihood": "log p(x) by importance sampling with q* as the proposal",
             "gap_elbo": "ELBO(q) of these images",
             "gap_elbo_optimal": "ELBO(q*) of these images",
+            "gap_pareto_k_unreliable": "share of images whose k-hat is above 0.7 with q* as the proposal",
             "gap_steps": "optimisation steps, mean over images",
             "gap_converged": f"share whose ELBO had stood still for {gap['patience']} x {gap['window']} steps",
         }
@@ -60,7 +64,7 @@ def rows(metrics: dict[str, float | None], protocol: dict[str, Any], prefix: str
         value, error = metrics.get(f"{prefix}/{name}"), metrics.get(f"{prefix}/{name}_se")
         if value is None:
             continue
-        digits = 4 if name in ("bits_per_dimension", "pareto_k_unreliable", "probe_accuracy", "probe_majority") else 2
+        digits = DIGITS.get(name, 2)
         number = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
         found.append((f"{prefix}/{name}", number, text))
     return found

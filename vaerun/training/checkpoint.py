@@ -1,7 +1,7 @@
 """Checkpoints: a mapping from names to states, written whole or not at all, read without running code from the file.
 
 `last.pt` is where training goes on; the one before it stays as `previous.pt`, so a damaged file costs one interval.
-`best.pt` holds the parameters with the best validation ELBO so far.
+`best.pt` holds the parameters with the best validation bound so far.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Store:
 def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
     """The checkpoint (or the last one of the run directory) that the user named, and what to record of it.
 
-    What belongs to the other run alone is taken out: its records, its best validation ELBO (of its data, perhaps), its
+    What belongs to the other run alone is taken out: its records, its best validation bound (of its data, perhaps), its
     patience, its time. A validation is due first, so that the parameters started from can be this run's best too.
 
     Raises InputError if it is no good.

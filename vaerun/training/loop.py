@@ -132,7 +132,7 @@ def train(
     def save() -> None:
         nonlocal saved_at, best_waiting
         if best_waiting is not None:
-            store.save_best({"objective": best_waiting, "epoch": progress.best_epoch})
+            store.save_best({"objective": best_waiting, "epoch": progress.best_epoch, "selection": selection})
             best_waiting = None
         state = {name: optimiser.state_dict() for name, optimiser in optimisers.items()}
         kept = {"sums": {k: v.cpu() for k, v in sums.items()}, "count": count}
