@@ -13,6 +13,10 @@ import pytest
 import torch
 from support import COMMAND, LONG, SHORT, TINY, assert_same_scalars, records, state, tensorboard
 
+from vaerun.errors import Interrupted
+from vaerun.training import log
+from vaerun.training.signals import Stop
+
 pytestmark = pytest.mark.usefixtures("command_environment")
 
 
@@ -113,3 +117,21 @@ def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) ->
     if codes == [0, 2]:
         assert any("another run is working" in error for error in errors)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
+
+
+def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
+    monkeypatch.setattr(log, "PLAIN_SECONDS", -1.0)
+    stop = Stop()
+    with log.Progression("work", 8, stop=stop) as progression:
+        stop.check()
+        assert capsys.readouterr().err == "work: 0/8 images  0 s so far\n"
+        progression.advance(2)
+        assert capsys.readouterr().err == "work: 2/8 images  0 s left\n"
+        monkeypatch.setattr(log, "PLAIN_SECONDS", 60.0)
+        stop.check()
+        progression.advance(2)
+        assert capsys.readouterr().err == ""
+    assert stop.on_check is None
+    stop.signum = 15
+    with log.Progression("work", 8, stop=stop), pytest.raises(Interrupted):
+        stop.check()

@@ -21,7 +21,8 @@ from vaerun.evaluation.pictures import pictures
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
-from vaerun.run.evaluate import Evaluation, check_evaluation, evaluate
+from vaerun.run.checks import check_evaluation
+from vaerun.run.evaluate import Evaluation, evaluate
 from vaerun.run.folder import claim
 from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaerun.data.dataset import ImageData, Split
-from vaerun.errors import InputError
-from vaerun.estimators import estimate
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.annealed import Annealing, annealed_importance_sampling, bidirectional
+from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.charts import bar_chart
-from vaerun.evaluation.gaps import Refinement, inference_gaps, unconverged
+from vaerun.evaluation.gaps import inference_gaps, unconverged
 from vaerun.evaluation.gradient_noise import gradient_noise, table
 from vaerun.evaluation.importance import DENSITIES, LIMIT, unreliable
 from vaerun.evaluation.latent import LatentStatistics, latent_pictures, latent_statistics
@@ -23,6 +21,7 @@ from vaerun.evaluation.pictures import samples
 from vaerun.evaluation.probe import probe_latents
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
+from vaerun.run.checks import annealing_of, refinement_of
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
 from vaerun.training.signals import Stop
@@ -30,7 +29,6 @@ from vaerun.training.signals import Stop
 BATCH = 500  # images at a time where no samples multiply them
 COLLAPSED = 0.1  # nats of KL(q || p)
 TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
-DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
 
 
 @dataclass
@@ -67,51 +65,6 @@ class Evaluation:
             return
         self.metrics[name] = float(values.mean())
         self.metrics[f"{name}_se"] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: ImageData) -> None:
-    """Raises InputError, before any work, for what cannot be evaluated of this model on this data."""
-    for name in DENSITY_ONLY:
-        if getattr(settings, name) and not model.has_density:
-            raise InputError(
-                f"evaluation.{name}=true needs a likelihood, and a plain autoencoder (model=ae) has none: leave it out"
-            )
-    if settings.probe and not data.classes:
-        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
-    if settings.probe and model.classes:
-        raise InputError(
-            "evaluation.probe=true: a linear probe of a conditional model says nothing: its encoder is given the label"
-        )
-    if settings.probe and settings.split == "train":
-        raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
-    if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
-        raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one")
-    if not len(getattr(data, settings.split)):
-        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
-    _annealing(settings), _refinement(settings)
-    if settings.noise.estimators or settings.gradient_noise:
-        chosen = named_estimators(settings.noise.estimators)
-    if settings.gradient_noise:
-        batch = data.train.batch(0, min(2, len(data.train)))
-        joint = model.joint(batch.x, batch.c if model.classes else None)
-        for name, estimator in chosen.items():
-            try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    estimate(estimator, model.infer, joint, settings.noise.samples)
-            except InputError as refusal:
-                raise InputError(f"evaluation.noise.estimators: {name}: {refusal}") from refusal
-
-
-def _options(settings: Any) -> dict[str, Any]:
-    return {k: v for k, v in asdict(settings).items() if k != "images"}
-
-
-def _annealing(settings: EvaluationSettings) -> Annealing:
-    return Annealing(**_options(settings.annealing))
-
-
-def _refinement(settings: EvaluationSettings) -> Refinement:
-    return Refinement(**_options(settings.gap))
 
 
 def evaluate(model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop) -> Evaluation:
@@ -163,7 +116,9 @@ class _Evaluator:
 
     def importance(self) -> None:
         found, s = self.found, self.settings
-        with Progression(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as progression:
+        with Progression(
+            f"log-likelihood of {self.split.name}, K={s.samples}", self.images, stop=self.stop
+        ) as progression:
             values = importance_sampling(
                 self.model,
                 self.split,
@@ -206,11 +161,11 @@ class _Evaluator:
 
     def annealed(self) -> None:
         n = min(self.images, self.settings.annealing.images)
-        with Progression(f"annealed importance sampling of {self.split.name}", n) as progression:
+        with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
             values = annealed_importance_sampling(
                 self.model,
                 self.split,
-                _annealing(self.settings),
+                annealing_of(self.settings),
                 seed=self.seed,
                 images=n,
                 stop=self.stop,
@@ -223,10 +178,10 @@ class _Evaluator:
 
     def bidirectional(self) -> None:
         n = min(self.images, self.settings.annealing.images)
-        with Progression("bidirectional Monte Carlo on simulated images", n) as progression:
+        with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
             values = bidirectional(
                 self.model,
-                _annealing(self.settings),
+                annealing_of(self.settings),
                 images=n,
                 seed=self.seed,
                 stop=self.stop,
@@ -239,11 +194,11 @@ class _Evaluator:
     def gaps(self) -> None:
         s, found = self.settings, self.found
         n = min(self.images, s.gap.images)
-        with Progression(f"inference gaps of {self.split.name}", n) as progression:
+        with Progression(f"inference gaps of {self.split.name}", n, stop=self.stop) as progression:
             values = inference_gaps(
                 self.model,
                 self.split,
-                _refinement(s),
+                refinement_of(s),
                 importance_samples=s.samples,
                 elbo_samples=s.samples,
                 seed=self.seed,
@@ -311,7 +266,7 @@ class _Evaluator:
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
         names = named_estimators(noise.estimators)
-        with Progression("gradient noise", len(names), unit="estimators") as progression:
+        with Progression("gradient noise", len(names), unit="estimators", stop=self.stop) as progression:
             found = gradient_noise(
                 self.model,
                 batch.x,

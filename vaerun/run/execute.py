@@ -24,7 +24,8 @@ from vaerun.objectives import Variational
 from vaerun.randomness import mix
 from vaerun.run import record as records
 from vaerun.run.build import build_data, build_model, build_objective, device_named, train_settings, try_out
-from vaerun.run.evaluate import check_evaluation, evaluate
+from vaerun.run.checks import check_evaluation
+from vaerun.run.evaluate import evaluate
 from vaerun.run.folder import claim, fresh
 from vaerun.run.keep import keep, named
 from vaerun.settings import Settings, fingerprint

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vaerun.errors import RunError
+from vaerun.training.signals import Stop
 
 PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
 
@@ -166,33 +167,49 @@ class Progression:
         words: what is being done.
         images: how many there are to do.
         unit: of what, if not images.
+        stop: what the work looks at; whenever it does, the line shows that time passes.
     """
 
-    def __init__(self, words: str, images: int, unit: str = "images") -> None:
-        self.words, self.images, self.unit, self.done = words, images, unit, 0
+    def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None) -> None:
+        self.words, self.images, self.unit, self.stop, self.done = words, images, unit, stop, 0
         self._bar: Any = None
-        self._started = self._printed = time.monotonic()
+        self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> Progression:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
+        if self.stop is not None:
+            self.stop.on_check = self.tick
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self.stop is not None:
+            self.stop.on_check = None
         if self._bar is not None:
             self._bar.close()
 
     def advance(self, images: int) -> None:
         """So many more are done."""
         self.done += images
-        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(images)
-        elif now - self._printed > PLAIN_SECONDS:
-            self._printed = now
-            left = (now - self._started) * (self.images / self.done - 1)
-            print(
-                f"{self.words}: {self.done}/{self.images} {self.unit}  {left:.0f} s left", file=sys.stderr, flush=True
-            )
+        elif time.monotonic() - self._shown > PLAIN_SECONDS:
+            self._print()
+
+    def tick(self) -> None:
+        """Still at work."""
+        if time.monotonic() - self._shown < (PLAIN_SECONDS if self._bar is None else 1.0):
+            return
+        if self._bar is None:
+            self._print()
+        else:
+            self._shown = time.monotonic()
+            self._bar.refresh()
+
+    def _print(self) -> None:
+        self._shown = time.monotonic()
+        spent = self._shown - self._started
+        time_left = f"{spent * (self.images / self.done - 1):.0f} s left" if self.done else f"{spent:.0f} s so far"
+        print(f"{self.words}: {self.done}/{self.images} {self.unit}  {time_left}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from vaerun.errors import Interrupted
@@ -22,6 +23,7 @@ class Stop:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._depth = 0
+        self.on_check: Callable[[], None] | None = None  # what else is to be looked at while work goes on
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -45,6 +47,8 @@ class Stop:
 
     def check(self) -> None:
         """Raises Interrupted when a signal has come."""
+        if self.on_check is not None:
+            self.on_check()
         if self.signum is not None:
             raise Interrupted(self.signum)
 
