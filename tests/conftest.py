@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from evaluating import SMALL
 from torch.distributions import Distribution
 
+from vaerun.cli import evaluate as evaluation
 from vaerun.cli import main
 
 
@@ -66,3 +69,20 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def evaluate(command_environment: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return evaluation.main([str(w) for w in words]), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path) -> Path:
+    """A finished run: a VAE with two latent dimensions on digits."""
+    code, _, _ = here("model=vae", *SMALL, f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    return tmp_path / "run"

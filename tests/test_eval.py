@@ -1,54 +1,22 @@
-"""`vaerun-eval` and the evaluations of a run: what is recorded, where, and what is refused."""
+"""`vaerun-eval` and the evaluations of a run: what is recorded, and where."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from support import TINY, records, state, tensorboard
+from evaluating import CHEAP, EVERYTHING, SMALL, Evaluate, result, save
+from support import records, state, tensorboard
 
-from vaerun.cli import evaluate as command
 from vaerun.evaluation.annealed import Annealing
 from vaerun.evaluation.gaps import Refinement
 from vaerun.plugins import group_file
 from vaerun.run.build import named_estimators
-from vaerun.settings import EvaluationSettings, fingerprint
-
-SMALL = [*TINY, "evaluation.samples=30", "evaluation.images=12", "trainer.max_steps=20"]
-CHEAP = """evaluation.annealing.temperatures=4 evaluation.annealing.chains=3 evaluation.annealing.leapfrog_steps=2
-evaluation.annealing.images=5 evaluation.gap.window=5 evaluation.gap.max_steps=10 evaluation.gap.images=4
-evaluation.noise.draws=3 evaluation.noise.images=6 evaluation.noise.samples=2""".split()  # noqa: SIM905
-EVERYTHING = [f"evaluation.{k}=true" for k in ("ais", "bdmc", "gaps", "probe", "gradient_noise", "arrays")] + CHEAP
-
-Evaluate = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def evaluate(command_environment: None, capsys: pytest.CaptureFixture[str]) -> Evaluate:
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        return command.main([str(w) for w in words]), *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path) -> Path:
-    """A finished run: a VAE with two latent dimensions on digits."""
-    code, _, _ = here("model=vae", *SMALL, f"output_dir={tmp_path / 'run'}")
-    assert code == 0
-    return tmp_path / "run"
-
-
-def result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())
+from vaerun.settings import EvaluationSettings
 
 
 def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evaluate) -> None:
@@ -139,16 +107,6 @@ def test_another_split_and_more_samples(run: Path, evaluate: Evaluate) -> None:
     assert not any(name.startswith("test/") for name in found["metrics"])
 
 
-def save(path: Path, shape: tuple[int, ...], labels: bool = True) -> Path:
-    random = np.random.RandomState(0)
-    images = random.randint(0, 256, (60, *shape)).astype(np.uint8)
-    arrays = {"train_images": images[:40], "test_images": images[40:]}
-    if labels:
-        arrays |= {"train_labels": np.arange(40) % 3, "test_labels": np.arange(20) % 3}
-    np.savez(path, **arrays)
-    return path
-
-
 def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
     path = save(tmp_path / "noise.npz", (1, 8, 8))
     words = ["data=npz", f"data.path={path}", "data.validation=5"]
@@ -168,72 +126,6 @@ def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_p
     assert "1x8x8" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["evaluation.sample=5"], "Did you mean evaluation.samples"),
-        (["evaluation.samples=0"], "evaluation.samples must be at least 1"),
-        (["evaluation.samples=many"], "evaluation.samples"),
-        (["evaluation.split=tests"], "Did you mean test"),
-        (["model.latent_dim=5"], "vaerun-eval cannot set 'model.latent_dim'"),
-        (["evaluation"], "KEY=VALUE"),
-        (["evaluation=default"], "cannot set 'evaluation'"),
-        (["evaluation.ais=[1"], "cannot read the value"),
-        (["data=digit"], "Did you mean digits"),
-        (["data=../model/vae"], "there is no data="),
-        (["data.binarize=fixed"], "train anew"),
-        (["--samples=5"], "unknown flag"),
-        (["run=elsewhere"], "name one run directory"),
-        (["trainer.device=quantum"], "is no device"),
-        (["trainer.device.x=1"], "trainer.device"),
-        (["trainer.device=[cpu]"], "trainer.device"),
-        (["evaluation.split=2001-99-99"], "cannot read the value"),
-        (["data.source.x=1"], "data.source is no key"),
-        (["data.path=x"], "data.path is no key of data=digits"),
-        (["data.image_size=3"], "data.image_size is no key"),
-        (["data=digits", "data.binarize=fixed"], "train anew"),
-        (["evaluation.noise.estimators=elbo"], "write a list"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[score_function/]"], "needs a value"),
-        (["evaluation.annealing.temperatures=0", "evaluation.ais=true"], "evaluation.annealing.temperatures"),
-        (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[stl/3]"], "has no option"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[]"], "names no estimator"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[score_function/x]"], "control_variate"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[renyi/x]"], "renyi/x"),
-    ],
-)
-def test_bad_input_is_one_line(run: Path, evaluate: Evaluate, words: list[str], said: str) -> None:
-    before = state(run)
-    code, out, err = evaluate(f"run={run}", *words)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
-    assert state(run) == before
-
-
-def test_a_folder_that_holds_no_finished_run(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
-    for folder, said in ((tmp_path / "absent", "holds no run"), (tmp_path, "holds no run")):
-        code, _, err = evaluate(f"run={folder}")
-        assert (code, err.count("\n")) == (2, 1)
-        assert said in err
-    record = result(run) | {"status": "interrupted"}
-    (run / "result.json").write_text(json.dumps(record))
-    code, _, err = evaluate(f"run={run}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "not finished" in err
-    assert evaluate() == (2, evaluate()[1], "")
-    assert "evaluation.samples" in evaluate("--help")[1]
-
-
-def test_a_damaged_file_is_told_of_and_kept(run: Path, evaluate: Evaluate) -> None:
-    (run / "per_example.npz").write_bytes(b"no archive")
-    code, _, err = evaluate(f"run={run}")
-    assert code == 2
-    assert "per_example.npz" in err.splitlines()[-1]
-    assert (run / "per_example.npz").read_bytes() == b"no archive"
-    assert "evaluations" not in result(run)
-
-
 def test_a_run_evaluates_what_it_is_told(
     here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path
 ) -> None:
@@ -247,26 +139,6 @@ def test_a_run_evaluates_what_it_is_told(
     assert found["metrics"]["test/gradient_noise/stl/decoder/variance"] > 0
     assert (tmp_path / "all" / "figures" / "gaps.png").exists()
     assert {"posterior_mean", "samples"} <= np.load(tmp_path / "all" / "arrays.npz").keys()
-
-
-def test_what_a_model_cannot_have_is_refused_before_training(
-    here: Callable[..., tuple[int, str, str]], command_environment: None, tmp_path: Path
-) -> None:
-    unlabelled = save(tmp_path / "plain.npz", (1, 8, 8), labels=False)
-    for words, said in (
-        (["model=ae", "evaluation.ais=true"], "needs a likelihood"),
-        (["model=ae", "evaluation.gradient_noise=true"], "needs a likelihood"),
-        (["evaluation.probe=true", "evaluation.split=train"], "fits to the training split"),
-        (["model=vae_iaf", "evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbo]"], "elbo_mc"),
-        (["evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
-        (["model=cvae", "evaluation.probe=true"], "given the label"),
-        (["data=npz", f"data.path={unlabelled}", "evaluation.probe=true"], "needs labels"),
-        (["data.validation=0", "evaluation.split=validation"], "no such images"),
-    ):
-        code, out, err = here(*words, *SMALL, f"output_dir={tmp_path / 'run'}")
-        assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert said in err
-        assert not (tmp_path / "run").exists() or not [p for p in (tmp_path / "run").iterdir() if p.name != ".lock"]
 
 
 def test_a_plain_autoencoder_has_its_reconstruction_alone(
@@ -300,17 +172,6 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
     assert "not reliable" not in evaluate(f"run={run}", "evaluation.samples=101")[2]
 
 
-def test_a_stranger_in_the_way_is_waited_for(run: Path, evaluate: Evaluate) -> None:
-    from vaerun.run.folder import claim
-
-    with claim(run):
-        code, _, err = evaluate(f"run={run}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "another run is working" in err
-    shutil.rmtree(run / "figures")
-    assert evaluate(f"run={run}")[0] == 0
-
-
 def test_the_settings_defaults_are_those_of_the_functions() -> None:
     plain = yaml.safe_load(group_file("evaluation", "default").read_text())
     for key, own in (("annealing", Annealing()), ("gap", Refinement())):
@@ -322,67 +183,6 @@ def test_the_settings_defaults_are_those_of_the_functions() -> None:
     assert {k: v for k, v in plain.items() if k != "noise"} == {
         k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"
     }
-
-
-@pytest.mark.parametrize("name", ["figures", "metrics.jsonl", ".lock", "per_example.npz"])
-def test_nothing_is_written_through_a_link(run: Path, evaluate: Evaluate, tmp_path: Path, name: str) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "file").write_text("mine")
-    place = run / name
-    if place.is_dir():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
-    place.symlink_to(outside if name == "figures" else outside / "file")
-    before = state(outside)
-    code, _, err = evaluate(f"run={run}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "is a link" in err
-    assert state(outside) == before
-
-
-def with_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A stranger's configuration, with the fingerprint that belongs to it."""
-    path = run / ".hydra" / "config.yaml"
-    plain = yaml.safe_load(path.read_text())
-    change(plain)
-    path.write_text(yaml.safe_dump(plain))
-    plain["data"]["root"] = None
-    record = result(run)
-    record["fingerprint"] = fingerprint(plain, record["protocol"]["data_sha256"])
-    (run / "result.json").write_text(json.dumps(record))
-
-
-def test_a_name_leads_nowhere(run: Path, evaluate: Evaluate) -> None:
-    with_config(run, lambda plain: plain["data"].update(name="../../outside"))
-    code, _, err = evaluate(f"run={run}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "name '../../outside'" in err
-
-
-def test_no_interpolation_is_resolved(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET", "hush")
-    path = run / ".hydra" / "config.yaml"
-    # The escape hides the dollar from whoever looks at the text alone.
-    path.write_text(path.read_text().replace("name: digits", 'name: "digits\\x24{oc.env:SECRET}"'))
-    code, out, err = evaluate(f"run={run}")
-    assert code == 2
-    assert "no configuration that vaerun has written" in err
-    assert "hush" not in out + err
-
-
-@pytest.mark.parametrize("damage", ["timing", "units"])
-def test_a_damaged_record_is_told_of_before_the_work(run: Path, evaluate: Evaluate, damage: str) -> None:
-    record = result(run)
-    if damage == "timing":
-        record["timing"] = {"train_steps": "many"}
-    else:
-        del record["protocol"]["units"]
-    (run / "result.json").write_text(json.dumps(record))
-    code, _, err = evaluate(f"run={run}")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "is damaged" in err
 
 
 def test_a_single_image_says_nothing_of_collapse(run: Path, evaluate: Evaluate) -> None:

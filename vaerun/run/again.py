@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.pictures import pictures
+from vaerun.files import write_atomically
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
@@ -196,13 +198,20 @@ def _record(
     log = Log(
         run.folder, position={"bytes": sys.maxsize}, start_step=step, total_steps=step, images_per_step=1, show=False
     )
+    path = run.folder / "per_example.npz"
+    old = path.read_bytes() if path.exists() else None
     try:
         keep(run.folder, found, f"{label}/{e.split}", log, step, epoch, label)
         # Read anew under the lock: another evaluation may have ended since this one began.
         whole = records.read_result(run.folder) or run.result
         records.write_result(run.folder, whole | {"evaluations": whole.get("evaluations", {}) | {label: record}})
-    except OSError as error:
-        raise RunError(f"cannot write into {run.folder}: {error}") from error
+    except BaseException as error:
+        if old is not None:  # no values per image without the record that says what they are
+            with contextlib.suppress(OSError, RunError):
+                write_atomically(path, old)
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write into {run.folder}: {error}; make space and give the command again") from error
+        raise
     finally:
         log.close()
     protocol = record["protocol"]
