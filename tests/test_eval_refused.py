@@ -187,3 +187,16 @@ def test_no_values_are_kept_without_their_record(
     assert "No space left" in err.splitlines()[-1]
     assert (run / "per_example.npz").read_bytes() == before
     assert "evaluations" not in result(run)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_checkpoint_is_told_of(run: Path, evaluate: Evaluate, damage: str) -> None:
+    path = run / "checkpoints" / "best.pt"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    code, _, err = evaluate(f"run={run}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot use" in err
+    assert "best.pt" in err

@@ -30,7 +30,6 @@ from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run
 from vaerun.run.words import lines
 from vaerun.settings import Settings, check, identity
-from vaerun.training.checkpoint import load
 from vaerun.training.log import Log
 from vaerun.training.signals import Stop
 
@@ -89,8 +88,7 @@ def _check_folder(folder: Path) -> None:
 def _facts(run: Run) -> tuple[int, float]:
     """Steps and epochs of the parameters. Raises InputError for a record that does not hold what it should."""
     try:
-        best = load(run.folder / "checkpoints" / "best.pt")
-        steps, epoch = int(run.result["timing"].get("train_steps") or 0), float(best.get("epoch", 0.0))
+        steps, epoch = int(run.result["timing"]["train_steps"]), float(run.result["protocol"]["selected_epoch"])
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
         dict(run.result.get("evaluations", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
