@@ -24,8 +24,9 @@ from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.checks import check_evaluation
-from vaerun.run.evaluate import Evaluation, evaluate
+from vaerun.run.evaluate import evaluate
 from vaerun.run.folder import claim
+from vaerun.run.found import Evaluation
 from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run
 from vaerun.run.words import lines

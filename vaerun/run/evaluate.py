@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from vaerun.evaluation.probe import probe_latents
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
 from vaerun.run.checks import annealing_of, refinement_of
+from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
 from vaerun.training.signals import Stop
@@ -29,42 +28,6 @@ from vaerun.training.signals import Stop
 BATCH = 500  # images at a time where no samples multiply them
 COLLAPSED = 0.1  # nats of KL(q || p)
 TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
-
-
-@dataclass
-class Evaluation:
-    """What was found.
-
-    Attributes:
-        metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None: a single image).
-        per_image: [N] by name.
-        arrays: larger arrays for an npz of their own.
-        details: what is no single number, for the record.
-        pictures: [3, H, W] in [0, 1] by name.
-        texts: tables to print.
-        warnings: a line each.
-        diverged: a density that is not finite for some images, or None.
-    """
-
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    per_image: dict[str, Tensor] = field(default_factory=dict)
-    arrays: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    diverged: str | None = None
-
-    def mean(self, name: str, values: Tensor) -> None:
-        """Keep values [N] per image, their mean and its standard error."""
-        self.per_image[name] = values
-        lost = int((~values.isfinite()).sum())
-        if lost:
-            self.metrics[name] = self.metrics[f"{name}_se"] = None
-            self.warnings.append(f"{name} is not finite for {lost} of {len(values)} images: there is no mean")
-            return
-        self.metrics[name] = float(values.mean())
-        self.metrics[f"{name}_se"] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def evaluate(model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop) -> Evaluation:

@@ -11,7 +11,7 @@ import numpy as np
 from vaerun.errors import InputError
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
-from vaerun.run.evaluate import Evaluation
+from vaerun.run.found import Evaluation
 from vaerun.run.words import rows
 from vaerun.training.log import Log
 
