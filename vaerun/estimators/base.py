@@ -81,22 +81,30 @@ class Draw:
         return {"reconstruction": self.log_likelihood.mean(0), "kl": (self.log_q - self.log_prior).mean(0)}
 
 
-def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = False) -> Draw:
-    """K reparameterised samples.
+def reparameterised(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor]:
+    """K samples z [K, B, d] and log q(z | x) [K, B], both differentiable in q's parameters.
 
-    Arguments:
-        joint, q: log p(x, z) and q(z | x).
-        samples: K.
-        held: evaluate log q with its parameters held: its gradient then flows through z alone.
-
-    Raises InputError where z is no differentiable function of q's parameters.
+    Raises InputError where z is no differentiable function of them.
     """
     if not q.has_rsample:
         raise InputError(
             f"{type(q).__name__} cannot be reparameterised, so its gradient cannot take the path through z: use "
             "estimator=score_function or estimator=wake_sleep"
         )
-    z, log_q = q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
+    return q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
+
+
+def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = False) -> Draw:
+    """K reparameterised samples with their densities.
+
+    Arguments:
+        joint, q: log p(x, z) and q(z | x).
+        samples: K.
+        held: evaluate log q with its parameters held: its gradient then flows through z alone.
+
+    Raises InputError as reparameterised does.
+    """
+    z, log_q = reparameterised(joint, q, samples)
     if held:
         z = z.view_as(z)  # an alias: a hook on it sees the gradient of this use of z alone
         log_q = q.held().log_prob(z)

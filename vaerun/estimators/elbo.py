@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from vaerun.distributions import DiagonalNormal, LatentDistribution, StandardNormal, kl_by_dimension
 from vaerun.errors import InputError
-from vaerun.estimators.base import Estimate, pathwise
+from vaerun.estimators.base import Estimate, pathwise, reparameterised
 from vaerun.models import Joint
 
 
@@ -44,7 +44,7 @@ def elbo(
 
     Raises InputError where no closed form is known for this posterior and prior.
     """
-    draw = pathwise(joint, q, samples)
+    z, _ = reparameterised(joint, q, samples)
     try:
         kl = kl_divergence(q, joint.prior)
     except NotImplementedError as error:
@@ -52,7 +52,7 @@ def elbo(
             f"estimator=elbo needs KL({type(q).__name__} || {type(joint.prior).__name__}) in closed form, and there is "
             "none: use estimator=elbo_mc"
         ) from error
-    reconstruction = draw.log_likelihood.mean(0)
+    reconstruction = joint.log_likelihood(z).mean(0)
     if free_bits:
         weighted = kl_weight * _with_free_bits(kl_by_dimension(*_check_factorised(q, joint.prior)), free_bits)
     else:
