@@ -266,8 +266,7 @@ class _Run:
         if done.best is not None:
             selection = state.get("selection", "val/elbo")
             self.record["metrics"][selection] = done.best
-            validate = self._validator()
-            if selection not in ("val/elbo", "val/reconstruction") and validate is not None:
+            if selection not in ("val/elbo", "val/reconstruction") and (validate := self._validator()) is not None:
                 self.record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the parameters that were selected
         speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
         self.record["timing"] = {

@@ -52,7 +52,7 @@ def words(protocol: dict[str, Any]) -> dict[str, str]:
             "gap_elbo_optimal": "ELBO(q*) of these images",
             "gap_pareto_k_unreliable": "share of images whose k-hat is above 0.7 with q* as the proposal",
             "gap_steps": "optimisation steps, mean over images",
-            "gap_converged": f"share whose ELBO had stood still for {gap['patience']} x {gap['window']} steps",
+            "gap_converged": f"share whose ELBO had stopped rising before step {gap['max_steps']}",
         }
     return found
 
