@@ -44,17 +44,10 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     plain autoencoder, which has no prior, the first two.
     """
     to_unit = split.transform.to_unit
+    found = reconstructions(model, split)
+    if not model.has_density:  # no prior to draw from
+        return found
     with torch.no_grad():
-        batch = split.batch(0, min(COLUMNS * 5, len(split)))
-        noise = ImageNoise(SEED, batch.rows.tolist(), model.latent_dim, model.mean)
-        labels = batch.c if model.classes else None
-        joint = model.joint(batch.x, labels, noise)
-        found = {
-            "data": grid(to_unit(batch.x), COLUMNS),
-            "reconstructions": grid(to_unit(model.decode_mean(model.infer(joint).centre, labels)), COLUMNS),
-        }
-        if not model.has_density:  # no prior to draw from
-            return found
         found["samples"] = grid(to_unit(samples(model, split)), COLUMNS)
         if model.classes:
             classes = min(model.classes, 100)
@@ -63,6 +56,20 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
         if model.latent_dim == 2 and not model.classes:
             found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
     return found
+
+
+def reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
+    """The two grids of `pictures` that show the split's own images: data, reconstructions."""
+    to_unit = split.transform.to_unit
+    with torch.no_grad():
+        batch = split.batch(0, min(COLUMNS * 5, len(split)))
+        noise = ImageNoise(SEED, batch.rows.tolist(), model.latent_dim, model.mean)
+        labels = batch.c if model.classes else None
+        q = model.infer(model.joint(batch.x, labels, noise))
+        return {
+            "data": grid(to_unit(batch.x), COLUMNS),
+            "reconstructions": grid(to_unit(model.decode_mean(q.centre, labels)), COLUMNS),
+        }
 
 
 def samples(model: LatentModel, split: Split) -> Tensor:

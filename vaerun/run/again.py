@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.pictures import pictures
+from vaerun.evaluation.pictures import reconstructions
 from vaerun.files import write_atomically
 from vaerun.plugins import group_file
 from vaerun.run import record as records
@@ -70,9 +70,7 @@ def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
             if not before:
                 print(f"vaerun-eval: warning: {run.folder} has no per_example.npz any more", file=sys.stderr)
             found = evaluate(run.model, data, settings.evaluation, seed=settings.seed, stop=stop)
-            split = getattr(data, settings.evaluation.split)
-            shown = pictures(run.model, split)
-            found.pictures |= {name: shown[name] for name in ("data", "reconstructions")}
+            found.pictures |= reconstructions(run.model, getattr(data, settings.evaluation.split))
             for line in found.warnings:
                 print(f"vaerun-eval: warning: {line}", file=sys.stderr)
             return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
