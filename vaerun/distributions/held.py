@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 from torch import nn
@@ -15,7 +14,8 @@ def held_module(module: M) -> M:
 
     A view for use at once, not a copy: its numbers are the parameters' own.
     """
-    view = copy.copy(module)
+    view = module.__class__.__new__(module.__class__)  # copy.copy refuses modules with parametrisations
+    view.__dict__.update(module.__dict__)
     state = view.__dict__
     state["_parameters"] = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
     state["_modules"] = {name: None if m is None else held_module(m) for name, m in module._modules.items()}

@@ -1,7 +1,9 @@
 """Likelihoods, and the latent-variable model whose joint density everything else works on (layer L2)."""
 
+from vaerun.models.adversarial import AdversarialModel
+from vaerun.models.codes import Codes
 from vaerun.models.joint import Joint, Linearisation, Noise
 from vaerun.models.latent import LatentModel
 from vaerun.models.likelihoods import Bernoulli, Gaussian
 
-__all__ = ["Bernoulli", "Gaussian", "Joint", "LatentModel", "Linearisation", "Noise"]
+__all__ = ["AdversarialModel", "Bernoulli", "Codes", "Gaussian", "Joint", "LatentModel", "Linearisation", "Noise"]

@@ -96,18 +96,31 @@ class LatentModel(nn.Module):
         """E[x | z, c]: [..., B, d] -> [..., B, C, H, W], in the data's own (transformed) units."""
         return cast(Likelihood, self.likelihood).mean(self.decoder(z, c if self.classes else None) + self.offset)
 
-    def sample(self, n: int, c: Tensor | None = None, noise: Callable[..., Tensor] = torch.randn) -> Tensor:
-        """E[x | z, c] at n draws of z from the prior: [n, C, H, W]; c: [n, classes] when conditional.
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers `generate` takes: d."""
+        return self.latent_dim
+
+    def generate(self, noise: Tensor, c: Tensor | None = None) -> Tensor:
+        """E[x | z, c] at the draws of z that standard normal noise [N, d] makes of the prior: [N, C, H, W].
+
+        Arguments:
+            noise: [N, d].
+            c: [N, classes] when conditional.
 
         Raises InputError for a plain autoencoder, which has no prior.
         """
         if not self.has_density:
             raise InputError(NO_DENSITY)
-        z = noise(n, self.latent_dim, dtype=self.mean.dtype, device=self.mean.device)
         prior = self.prior(c)
-        if prior is not None:
-            z = prior.transform(z)[0]
-        return self.decode_mean(z, c)
+        return self.decode_mean(noise if prior is None else prior.transform(noise)[0], c)
+
+    def sample(self, n: int, c: Tensor | None = None, noise: Callable[..., Tensor] = torch.randn) -> Tensor:
+        """E[x | z, c] at n draws of z from the prior: [n, C, H, W]; c: [n, classes] when conditional.
+
+        Raises InputError for a plain autoencoder, which has no prior.
+        """
+        return self.generate(noise(n, self.latent_dim, dtype=self.mean.dtype, device=self.mean.device), c)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the learning rate that they take: `variance` (log s2) and `network` (the rest)."""

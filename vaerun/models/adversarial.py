@@ -1,0 +1,168 @@
+"""The adversarial model: generator against discriminator, with a label or codes or neither.
+
+All that is random is standard normal noise [N, n]: the latent numbers z and, with codes, the numbers that these are
+made of. Networks work on pixels scaled to [-1, 1]; whoever asks the model for images gets [0, 1], the data's own range,
+where an observation model N(x; G(z), s2 I) makes log p(x) finite (Wu et al. 2017).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
+
+from vaerun.errors import InputError
+from vaerun.models.codes import Codes
+from vaerun.models.joint import Joint, Noise
+from vaerun.models.latent import LatentModel
+from vaerun.models.likelihoods import Gaussian
+from vaerun.nets.init import head
+
+Q_HIDDEN = 128  # units of Q's own hidden layer (Chen et al. 2016, appendix C)
+
+
+class Discriminator(nn.Module):
+    """A trunk with a head that tells real from generated, and with codes a second head, Q.
+
+    Arguments:
+        trunk: x [B, C, H, W], c -> [B, features]; it says whether it has a `spectral_norm`.
+        codes: what Q is to read, or None.
+    """
+
+    def __init__(self, trunk: nn.Module, codes: Codes | None = None) -> None:
+        super().__init__()
+        self.trunk = trunk
+        features = int(cast(Any, trunk).features)
+        self.head = head(features, 1)
+        if getattr(trunk, "spectral_norm", False):
+            with_spectral_norm(self.head)
+        self.q = None
+        if codes is not None:
+            self.q = nn.Sequential(head(features, Q_HIDDEN), nn.LeakyReLU(0.2), head(Q_HIDDEN, codes.parameters))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Logits [B] of "real" and Q's parameters [B, parameters] (None without codes); x is in [-1, 1]."""
+        features = self.trunk(x, c)
+        return self.head(features).squeeze(-1), None if self.q is None else self.q(features)
+
+
+class AdversarialModel(nn.Module):
+    """Generator G(z, code, label) and discriminator, as one model.
+
+    Arguments:
+        generator: network z [..., B, latent_dim + codes], c -> [..., B, C, H, W] in (-1, 1).
+        trunk: the discriminator's network, x [B, C, H, W] in [-1, 1], c -> [B, features].
+        latent_dim: number of latent numbers beside the codes.
+        image_shape: (C, H, W).
+        classes: number of label classes when conditional, else 0.
+        codes: InfoGAN's, or None.
+        average: keep a moving average of the generator, which is then what is sampled from and evaluated.
+        variance: s2 of the observation model where it is given; None: to be chosen on validation images.
+    """
+
+    has_density = False
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        trunk: nn.Module,
+        *,
+        latent_dim: int,
+        image_shape: tuple[int, ...],
+        classes: int = 0,
+        codes: Codes | None = None,
+        average: bool = False,
+        variance: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator, self.discriminator = generator, Discriminator(trunk, codes)
+        self.latent_dim, self.image_shape = latent_dim, tuple(image_shape)
+        self.classes, self.codes, self.variance = classes, codes, variance
+        self.average = copy.deepcopy(generator).requires_grad_(False).eval() if average else None
+        self.zero: Tensor
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """The average is never in training mode: its batch statistics are averages, too."""
+        super().train(mode)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    @property
+    def noise_dim(self) -> int:
+        """n: latent numbers and what the codes are made of."""
+        return self.latent_dim + (0 if self.codes is None else self.codes.noise_dim)
+
+    def split(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Noise [..., n] -> what the generator is given [..., latent_dim + codes], and the codes alone or None."""
+        if self.codes is None:
+            return noise, None
+        z, rest = noise.split([self.latent_dim, self.codes.noise_dim], -1)
+        code = self.codes.of_noise(rest)
+        return torch.cat([z, code], -1), code
+
+    @property
+    def sampler(self) -> nn.Module:
+        """The generator that is sampled from: the average where there is one."""
+        return self.generator if self.average is None else self.average
+
+    def generate(self, noise: Tensor, c: Tensor | None = None) -> Tensor:
+        """Noise [..., B, n], c [B, classes] when conditional -> images [..., B, C, H, W] in [0, 1]."""
+        return (self.sampler(self.split(noise)[0], c if self.classes else None) + 1) / 2
+
+    def generate_with_code(self, noise: Tensor, index: int, value: Tensor, c: Tensor | None = None) -> Tensor:
+        """The same for noise [N, n] with code `index` set to value [N] (see Codes.write)."""
+        assert self.codes is not None
+        z, rest = noise.split([self.latent_dim, self.codes.noise_dim], -1)
+        code = self.codes.write(self.codes.of_noise(rest), index, value)
+        return (self.sampler(torch.cat([z, code], -1), c if self.classes else None) + 1) / 2
+
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """n images [n, C, H, W] in [0, 1]; c: [n, classes] when conditional."""
+        return self.generate(torch.randn(n, self.noise_dim, dtype=self.zero.dtype, device=self.zero.device), c)
+
+    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+        """Outputs of the discriminator's layers for images x [B, C, H, W] in [0, 1]."""
+        return cast(Any, self.discriminator.trunk).maps(2 * x - 1, c if self.classes else None)
+
+    def observed(self, variance: float) -> LatentModel:
+        """The same generator as a latent-variable model, p(x | z) = N(G(z), variance I) on pixels in [0, 1].
+
+        It shares the generator's parameters and has no inference network. Raises InputError in training mode, where
+        an image would depend on the others of its batch.
+        """
+        if self.sampler.training and any(isinstance(m, nn.BatchNorm2d) for m in self.sampler.modules()):
+            raise InputError("log p(x) is that of a generator in evaluation mode: call model.eval() first")
+        model = LatentModel(
+            _Pixels(self.sampler, self.latent_dim, self.codes),
+            Gaussian(variance, learned=False),
+            nn.Identity(),
+            latent_dim=self.noise_dim,
+            mean=self.zero.expand(self.image_shape),
+            classes=self.classes,
+        )
+        return model.to(self.zero)
+
+    def joint(self, x: Tensor, c: Tensor | None = None, variance: float = 0.01, noise: Noise | None = None) -> Joint:
+        """log p(x, z | c) under the observation model, as a function of the noise; see LatentModel.joint."""
+        return self.observed(variance).joint(x, c, noise)
+
+
+class _Pixels(nn.Module):
+    """The generator as a decoder: standard normal noise -> the mean of pixels in [0, 1]."""
+
+    affine: nn.Linear | None = None
+
+    def __init__(self, generator: nn.Module, latent_dim: int, codes: Codes | None) -> None:
+        super().__init__()
+        self.generator, self.latent_dim, self.codes = generator, latent_dim, codes
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        if self.codes is not None:
+            first, rest = z.split([self.latent_dim, self.codes.noise_dim], -1)
+            z = torch.cat([first, self.codes.of_noise(rest)], -1)
+        return (self.generator(z, c) + 1) / 2

@@ -1,0 +1,221 @@
+"""Generators and discriminators, fully connected and convolutional.
+
+A generator maps latent numbers and a context to an image within (-1, 1) by tanh; a discriminator maps such an image to
+features, on which the model puts its heads. The convolutional pair follows Radford et al. (2016), section 3: strided
+and transposed convolutions and no pooling, batch normalisation everywhere but at the generator's output and the
+discriminator's input, ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator, weights from N(0, 0.02^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
+
+from vaerun.errors import InputError
+from vaerun.nets.init import check_widths, join, linear
+
+KERNEL, STRIDE, PADDING = 4, 2, 1
+SLOPE = 0.2  # of leaky ReLU in discriminators
+SMALLEST = 4  # the side below which an image is not halved again
+WEIGHT_DEVIATION = 0.02  # of a convolutional network's initial weights
+
+
+def halvings(height: int, width: int) -> list[tuple[int, int]]:
+    """Image sizes from the image's own down to the smallest, each half of the one before (rounded down).
+
+    Raises InputError for images smaller than 8x8.
+    """
+    sizes = [(height, width)]
+    while min(sizes[-1]) // 2 >= SMALLEST:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    if len(sizes) == 1:
+        raise InputError(
+            f"images of {height}x{width} are too small for network=dcgan, which halves them at least once to "
+            f"{SMALLEST}x{SMALLEST}: use network=gan_mlp, or data.image_size={2 * SMALLEST}"
+        )
+    return sizes
+
+
+def _check_width(where: str, width: int) -> int:
+    return check_widths(where, [width])[0]
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights N(0, 0.02^2), batch normalisation's scales N(1, 0.02^2), biases 0 (Radford et al. 2016, section 4)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, WEIGHT_DEVIATION)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, WEIGHT_DEVIATION)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class MLPGenerator(nn.Module):
+    """Latent numbers z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1).
+
+    Arguments:
+        latent_dim: d.
+        image_shape: (C, H, W).
+        context: number of classes, 0 when unconditional.
+        hidden: widths of the hidden ReLU layers.
+    """
+
+    def __init__(self, latent_dim: int, image_shape: Sequence[int], context: int = 0, *, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        widths = [latent_dim + context, *check_widths("generator.hidden", hidden)]
+        self.layers = nn.ModuleList(linear(a, b, "relu") for a, b in pairwise(widths))
+        self.output = linear(widths[-1], math.prod(image_shape))
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        h = join(z, c)
+        for layer in self.layers:
+            h = F.relu(layer(h))
+        return torch.tanh(self.output(h)).unflatten(-1, self.image_shape)
+
+
+class MLPDiscriminator(nn.Module):
+    """Features of an image: x [B, C, H, W] in [-1, 1], c [B, classes] or None -> [B, features].
+
+    Arguments:
+        image_shape: (C, H, W).
+        context: number of classes, 0 when unconditional.
+        hidden: widths of the hidden layers.
+        spectral_norm: divide each weight matrix by its largest singular value (Miyato et al. 2018).
+    """
+
+    batch_norm = False
+
+    def __init__(
+        self, image_shape: Sequence[int], context: int = 0, *, hidden: Sequence[int], spectral_norm: bool = False
+    ) -> None:
+        super().__init__()
+        widths = [math.prod(image_shape) + context, *check_widths("discriminator.hidden", hidden)]
+        self.layers = nn.ModuleList(linear(a, b, "leaky_relu") for a, b in pairwise(widths))
+        self.spectral_norm, self.features = spectral_norm, widths[-1]
+        if spectral_norm:
+            for layer in self.layers:
+                with_spectral_norm(layer)
+
+    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+        """The output of every layer, each [B, width]."""
+        found, h = [], join(x.flatten(1), c)
+        for layer in self.layers:
+            h = F.leaky_relu(layer(h), SLOPE)
+            found.append(h)
+        return found
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.maps(x, c)[-1] if self.layers else join(x.flatten(1), c)
+
+
+class ConvGenerator(nn.Module):
+    """Latent numbers z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1), by doubling.
+
+    Arguments:
+        latent_dim: d.
+        image_shape: (C, H, W), at least 8x8.
+        context: number of classes, 0 when unconditional.
+        width: channels before the last layer; each level further from the image has twice as many.
+        batch_norm: normalise all layers but the last.
+    """
+
+    def __init__(
+        self, latent_dim: int, image_shape: Sequence[int], context: int = 0, *, width: int, batch_norm: bool = True
+    ) -> None:
+        super().__init__()
+        sizes = halvings(*image_shape[1:])[::-1]
+        levels = len(sizes) - 1
+        channels = [_check_width("generator.width", width) * 2**i for i in reversed(range(levels))]
+        self.start = (channels[0], *sizes[0])
+        self.project = nn.Linear(latent_dim + context, math.prod(self.start), bias=not batch_norm)
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        for i, ((h0, w0), (h1, w1)) in enumerate(pairwise(sizes)):
+            last = i == levels - 1
+            self.norms.append(nn.BatchNorm2d(channels[i]) if batch_norm else nn.Identity())
+            self.convolutions.append(
+                nn.ConvTranspose2d(
+                    channels[i],
+                    image_shape[0] if last else channels[i + 1],
+                    KERNEL,
+                    STRIDE,
+                    PADDING,
+                    output_padding=(h1 - 2 * h0, w1 - 2 * w0),  # what halving rounded off
+                    bias=last or not batch_norm,
+                )
+            )
+        _initialise(self)
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.project(join(z, c))
+        leading = h.shape[:-1]
+        h = h.reshape(-1, *self.start)
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            h = convolution(F.relu(norm(h)))
+        return torch.tanh(h).reshape(*leading, *h.shape[1:])
+
+
+class ConvDiscriminator(nn.Module):
+    """Features of an image: x [B, C, H, W] in [-1, 1], c [B, classes] or None -> [B, features], by halving.
+
+    A label becomes one more input channel, a learned picture for each class.
+
+    Arguments:
+        image_shape: (C, H, W), at least 8x8.
+        context: number of classes, 0 when unconditional.
+        width: channels of the first layer; each further one has twice as many.
+        batch_norm: normalise all layers but the first.
+        spectral_norm: divide each weight matrix by its largest singular value (Miyato et al. 2018).
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        context: int = 0,
+        *,
+        width: int,
+        batch_norm: bool = True,
+        spectral_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = halvings(*image_shape[1:])
+        levels = len(sizes) - 1
+        channels = [_check_width("discriminator.width", width) * 2**i for i in range(levels)]
+        self.label_channel = nn.Linear(context, math.prod(image_shape[1:]), bias=False) if context else None
+        self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
+        for i, (a, b) in enumerate(pairwise([image_shape[0] + bool(context), *channels])):
+            normalised = batch_norm and i > 0
+            self.convolutions.append(nn.Conv2d(a, b, KERNEL, STRIDE, PADDING, bias=not normalised))
+            self.norms.append(nn.BatchNorm2d(b) if normalised else nn.Identity())
+        _initialise(self)
+        if self.label_channel is not None:
+            nn.init.normal_(self.label_channel.weight)  # as wide as the image's own channels
+        self.batch_norm = batch_norm and levels > 1
+        self.spectral_norm, self.features = spectral_norm, channels[-1] * math.prod(sizes[-1])
+        if spectral_norm:
+            for layer in self.convolutions:
+                with_spectral_norm(layer)
+
+    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+        """The output of every layer, each [B, channels, h, w]."""
+        if self.label_channel is not None:
+            assert c is not None
+            picture = self.label_channel(c.to(x.dtype)).reshape(len(x), 1, *x.shape[2:])
+            x = torch.cat([x, picture], 1)
+        found = []
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            x = F.leaky_relu(norm(convolution(x)), SLOPE)
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.maps(x, c)[-1].flatten(1)
