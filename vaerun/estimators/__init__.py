@@ -1,5 +1,6 @@
 """Estimators: (joint, q, K) -> what to report and what to differentiate (layer L3)."""
 
+from vaerun.estimators.adversarial import AdversarialLoss, Minimax, NonSaturating
 from vaerun.estimators.base import Estimate, Estimator, estimate
 from vaerun.estimators.elbo import elbo, elbo_mc, stl
 from vaerun.estimators.multisample import dreg, iwae, renyi
@@ -8,8 +9,11 @@ from vaerun.estimators.score_function import ScoreFunction
 from vaerun.estimators.wake_sleep import wake_sleep
 
 __all__ = [
+    "AdversarialLoss",
     "Estimate",
     "Estimator",
+    "Minimax",
+    "NonSaturating",
     "ScoreFunction",
     "dreg",
     "elbo",
