@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vaerun.data.dataset import Batch, Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, RunError
-from vaerun.objectives import Phase
+from vaerun.objectives import Look, Phase
 from vaerun.randomness import permutation
 from vaerun.training import Progress, TrainSettings, train
 from vaerun.training.checkpoint import Store
@@ -45,6 +45,9 @@ class Toy(nn.Module):
         self.rows.append(batch.rows)
         self.noise.append(torch.rand(()).item())
         return self.w * x + self.v * x, {"pixel": x}
+
+    def look(self) -> Look:
+        return Look()
 
     def after_step(self, step: int) -> None:
         self.gradients.append([self.w.grad.item(), self.v.grad.item()])  # type: ignore[union-attr]

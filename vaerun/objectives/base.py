@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -15,12 +15,26 @@ class Phase:
     """A set of parameters that one optimiser updates.
 
     Attributes:
-        groups: parameters by the learning rate that they take (`network`, `variance`).
-        repeats: updates per training step.
+        groups: parameters by the learning rate and betas that they take (`network`, `variance`, `generator`,
+            `discriminator`).
+        repeats: updates per training step, each with a batch of its own.
     """
 
     groups: dict[str, list[nn.Parameter]]
     repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an objective says of itself whenever training metrics are recorded.
+
+    Attributes:
+        values: numbers by name, recorded beside the metrics.
+        warnings: a line each, told once for as long as it stays true.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Objective(Protocol):
@@ -34,6 +48,10 @@ class Objective(Protocol):
 
     def after_step(self, step: int) -> None:
         """Called once after each training step (moving averages)."""
+        ...
+
+    def look(self) -> Look:
+        """Called whenever metrics are recorded; it may wait for the device."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...

@@ -17,6 +17,9 @@ class FiniteGuard:
         "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
         "reconstruction": "the decoder's output or the likelihood's variance diverged: lower trainer.learning_rate or "
         "trainer.variance_learning_rate, or set trainer.clip_norm=100",
+        "discriminator_loss": "the discriminator diverged: lower trainer.discriminator_learning_rate, or set "
+        "model.discriminator.spectral_norm=true or estimator.r1=1",
+        "generator_loss": "the generator diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
         "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
     }
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from vaerun.errors import RunError
 from vaerun.training.signals import Stop
 
+SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
+"""What the progress line shows: the first of these that is recorded."""
 PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
 
 
@@ -85,8 +87,11 @@ class Log:
                 self.writer.add_scalar(tag, value, step)
         except OSError as error:
             raise self._cannot_write(error) from error
-        shown = "elbo" if "train/elbo" in values or "val/elbo" in values else "reconstruction"
-        self._shown |= {k: v for k, v in values.items() if k in (f"train/{shown}", f"val/{shown}")}
+        names = {k.partition("/")[2] for k in values}
+        shown = next((some for some in SHOWN if names & set(some)), ())
+        self._shown |= {
+            k: v for k, v in values.items() if k.startswith(("train/", "val/")) and k.split("/", 1)[1] in shown
+        }
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """A picture [3 or 1, H, W] in [0, 1]."""
@@ -120,7 +125,9 @@ class Log:
         if not self.show:
             return
         words = f"epoch {epoch}/{epochs}"
-        words += "".join(f"  {tag} {value:.1f}" for tag, value in sorted(self._shown.items()))
+        words += "".join(
+            f"  {tag} {value:{'.1f' if abs(value) >= 10 else '.2f'}}" for tag, value in sorted(self._shown.items())
+        )
         if sys.stderr.isatty():
             if self._bar is None:
                 from tqdm import tqdm

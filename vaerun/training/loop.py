@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,71 +17,16 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.objectives import Objective, Phase
+from vaerun.objectives import Objective
 from vaerun.randomness import mix, permutation
 from vaerun.training.checkpoint import Store
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
 from vaerun.training.progress import Clock, Progress
 from vaerun.training.schedule import factor
+from vaerun.training.settings import TrainSettings
 from vaerun.training.signals import Stop
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train.
-
-    Attributes:
-        seed: of permutations and noise.
-        epochs: passes through the training split.
-        max_steps: stop after so many steps if that is sooner; None: no such limit.
-        batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate: Adam's, for the networks.
-        variance_learning_rate: Adam's, for log s2; None: the same.
-        schedule: see training/schedule.py.
-        clip_norm: largest norm of a phase's whole gradient; None: no clipping.
-        early_stopping: validations without improvement after which training ends; None: never.
-        log_every: steps between records of training metrics.
-        validate_every: epochs between validations.
-        checkpoint_seconds: least time between checkpoints.
-    """
-
-    seed: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    max_steps: int | None = None
-    variance_learning_rate: float | None = None
-    schedule: str = "constant"
-    clip_norm: float | None = None
-    early_stopping: int | None = None
-    log_every: int = 50
-    validate_every: int = 1
-    checkpoint_seconds: float = 60.0
-
-    def total_steps(self, images: int) -> int:
-        """Steps of the whole run on so many training images. Raises InputError for a batch larger than the data."""
-        if self.batch_size > images:
-            raise InputError(
-                f"trainer.batch_size={self.batch_size} is larger than the training split ({images} images): "
-                f"set it to at most {images}"
-            )
-        steps = self.epochs * -(-images // self.batch_size)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-
-def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
-    """One Adam per phase; each group remembers its base rate."""
-    rates = {"network": settings.learning_rate}
-    rates["variance"] = (
-        settings.learning_rate if settings.variance_learning_rate is None else settings.variance_learning_rate
-    )
-    return {
-        name: torch.optim.Adam(
-            [{"params": p, "lr": rates[g], "base_lr": rates[g]} for g, p in phase.groups.items() if p], fused=True
-        )
-        for name, phase in phases.items()
-    }
+from vaerun.training.update import make_optimisers, update
 
 
 def train(
@@ -90,7 +35,8 @@ def train(
     settings: TrainSettings,
     *,
     validate: Callable[[], dict[str, float]] | None,
-    selection: str = "val/elbo",
+    selection: str | None = "val/elbo",
+    warn: Callable[[str], None] | None = None,
     after_validation: Callable[[int], None] | None = None,
     log: Log,
     store: Store,
@@ -103,9 +49,10 @@ def train(
         objective: what to optimise.
         split: the training split.
         settings: see TrainSettings.
-        validate: gives metrics of the validation split; None: there is no such split, and the last parameters are the
-            best.
-        selection: the one of them that the best parameters are chosen by (higher is better).
+        validate: gives metrics of the validation split; None: there is no such split.
+        selection: the one of them that the best parameters are chosen by (higher is better; a name that ends in
+            "_distance": lower is); None, or without `validate`: the last parameters are the best.
+        warn: called with one line when the objective has something to warn of, once for as long as it stays true.
         after_validation: called with the step after each validation (pictures).
         log, store, stop: records, checkpoints, signals.
         resume: a checkpoint to go on from.
@@ -125,7 +72,10 @@ def train(
     guard = FiniteGuard(device)
     saved_at = time.monotonic()
     best_waiting: dict[str, Any] | None = None
-    order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+    selection = None if validate is None else selection
+    repeats = max(phase.repeats for phase in objective.phases.values())
+    orders, order_epoch = [torch.empty(0, dtype=torch.int64)], -1
+    told: set[str] = set()
     clock = Clock(device, progress.step)
     progress.finished |= progress.step >= total and not progress.validation_due
 
@@ -153,23 +103,32 @@ def train(
             # Place in the run: batch i of an epoch.
             epoch, i = divmod(progress.step, per_epoch)
             if epoch != order_epoch:
-                order, order_epoch = permutation(len(split), settings.seed, "epoch", epoch).to(device), epoch
-            rows = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+                # Where a phase repeats, each of its updates goes through the images in an order of its own.
+                positions: list[tuple[str | int, ...]] = [("epoch", epoch)]
+                positions += [("epoch", epoch, "repeat", r) for r in range(1, repeats)]
+                orders = [permutation(len(split), settings.seed, *place).to(device) for place in positions]
+                order_epoch = epoch
+            part = slice(i * settings.batch_size, (i + 1) * settings.batch_size)
             scale = factor(settings.schedule, epoch, progress.step / total)
 
             # One step: each phase in turn, its loss averaged over the batch here and nowhere else.
             clock.begin(progress)
             torch.manual_seed(mix(settings.seed, "step", progress.step))
-            batch = split.training_batch(rows)
+            batches = [split.training_batch(order[part]) for order in orders]
+            images = len(batches[0].x)
             for name, phase in objective.phases.items():
-                for _ in range(phase.repeats):
+                for batch in batches[: phase.repeats]:
                     loss, metrics = objective.loss(name, progress.step, batch)
-                    _update(optimisers[name], loss.mean(), metrics, scale, settings.clip_norm, guard, progress.step)
-                for key, value in metrics.items():
-                    sums[key] = sums[key] + value.sum() if key in sums else value.sum()
+                    norm = update(
+                        optimisers[name], loss.mean(), metrics, scale, settings.clip_norm, guard, progress.step
+                    )
+                    totals = {key: value.sum() for key, value in metrics.items()}
+                    totals[f"gradient_norm/{name}"] = norm * images  # of the whole phase, before clipping
+                    for key, total_value in totals.items():
+                        sums[key] = sums.get(key, 0) + total_value / phase.repeats
             objective.after_step(progress.step)
             progress.step += 1
-            count += len(rows)
+            count += images
             last = progress.step >= total
             progress.validation_due = last or (
                 progress.step % per_epoch == 0 and (epoch + 1) % settings.validate_every == 0
@@ -180,6 +139,12 @@ def train(
                 guard.check()
                 values = {f"train/{k}": float(v) / count for k, v in sums.items()}
                 values["train/learning_rate"] = settings.learning_rate * scale
+                look = objective.look()
+                values |= {f"train/{k}": v for k, v in look.values.items()}
+                if warn is not None:
+                    for line in sorted(set(look.warnings) - told):
+                        warn(f"step {progress.step}: {line}")
+                told = set(look.warnings)
                 log.record(progress.step, progress.step / per_epoch, values)
                 sums, count = {}, 0
                 log.progress(progress.step, epoch + 1, settings.epochs)
@@ -191,25 +156,28 @@ def train(
             if validate is not None:
                 try:
                     objective.train(False)
-                    found = validate()
+                    measured = validate()
                 except Interrupted:
                     save()  # with the validation still due: a resumed run makes it first
                     raise
                 finally:
                     objective.train()
-                log.record(progress.step, progress.step / per_epoch, found)
-                if not math.isfinite(found[selection]):
+                log.record(progress.step, progress.step / per_epoch, measured)
+                if selection is not None and not math.isfinite(measured[selection]):
                     raise RunError(
                         f"{selection} is not finite after step {progress.step}: lower trainer.learning_rate or "
                         "set trainer.clip_norm=100"
                     )
                 log.progress(progress.step, math.ceil(progress.step / per_epoch), settings.epochs, validated=True)
-                if progress.best is None or found[selection] > progress.best:
-                    progress.best, progress.stale = found[selection], 0
-                    progress.best_epoch = progress.step / per_epoch
-                    best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
-                else:
-                    progress.stale += 1
+                if selection is not None:
+                    now, best = measured[selection], progress.best
+                    lower = selection.endswith("_distance")
+                    if best is None or (now < best if lower else now > best):
+                        progress.best, progress.stale = now, 0
+                        progress.best_epoch = progress.step / per_epoch
+                        best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
+                    else:
+                        progress.stale += 1
             if after_validation is not None:
                 after_validation(progress.step)
             progress.validation_due = False
@@ -221,40 +189,13 @@ def train(
         if stop.signum is not None or progress.finished or due:
             guard.check()
             clock.pause(progress)
-            if progress.finished and validate is None:
+            if progress.finished and selection is None:
                 progress.best_epoch, best_waiting = progress.step / per_epoch, objective.state_dict()
             save()
             if not progress.finished:
                 stop.check()
     log.end_progress()
     return progress
-
-
-def _update(
-    optimiser: torch.optim.Optimizer,
-    loss: Tensor,
-    metrics: dict[str, Tensor],
-    scale: float,
-    clip_norm: float | None,
-    guard: FiniteGuard,
-    step: int,
-) -> None:
-    """One optimiser step, unless loss or gradient is not finite."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * scale
-    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-    guard.see(bad, step, metrics, norm)
-    if guard.on_device:
-        # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
-        optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
-    optimiser.step()
 
 
 def restore(
@@ -267,10 +208,10 @@ def restore(
     try:
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():
-            rates = [group["base_lr"] for group in optimiser.param_groups]
+            own = [{k: group[k] for k in ("base_lr", "betas")} for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimisers"][name])
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["base_lr"] = rate  # the settings' own: a run that starts from another's checkpoint may differ
+            for group, options in zip(optimiser.param_groups, own, strict=True):
+                group |= options  # the settings' own: a run that starts from another's checkpoint may differ
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
         return Progress(**state["progress"]), sums, int(state["metrics"]["count"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

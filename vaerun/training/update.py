@@ -1,0 +1,59 @@
+"""Optimisers of an objective's phases, and one update of one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaerun.objectives import Phase
+from vaerun.training.guard import FiniteGuard
+from vaerun.training.settings import TrainSettings
+
+
+def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
+    """One Adam per phase; each group remembers its base rate and its betas."""
+    own_rates = {
+        "variance": settings.variance_learning_rate,
+        "discriminator": settings.discriminator_learning_rate,
+    }
+    own_betas = {"discriminator": settings.discriminator_betas}
+
+    def options(group: str) -> dict[str, Any]:
+        rate, betas = own_rates.get(group), own_betas.get(group)
+        rate = settings.learning_rate if rate is None else rate
+        return {"lr": rate, "base_lr": rate, "betas": settings.betas if betas is None else betas}
+
+    return {
+        name: torch.optim.Adam([{"params": p, **options(g)} for g, p in phase.groups.items() if p], fused=True)
+        for name, phase in phases.items()
+    }
+
+
+def update(
+    optimiser: torch.optim.Optimizer,
+    loss: Tensor,
+    metrics: dict[str, Tensor],
+    scale: float,
+    clip_norm: float | None,
+    guard: FiniteGuard,
+    step: int,
+) -> Tensor:
+    """One optimiser step, unless loss or gradient is not finite; returns the gradient's norm before clipping."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    for group in optimiser.param_groups:
+        group["lr"] = group["base_lr"] * scale
+    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+    guard.see(bad, step, metrics, norm)
+    if guard.on_device:
+        # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
+        optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
+    optimiser.step()
+    return norm
