@@ -6,13 +6,14 @@ Each is a grid [channels, height, width] in [0, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.models import LatentModel
-from vaerun.randomness import ImageNoise, generator
+from vaerun.randomness import ImageNoise
 
 COLUMNS, ROWS, SEED = 10, 10, 0
 LEAST = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
@@ -27,13 +28,12 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return make_grid(larger, nrow=columns, padding=1, pad_value=0.5)
 
 
-def _noise(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(*shape, dtype=dtype, generator=generator("cpu", SEED, "pictures")).to(device)
+def sample_noise(numbers: Sequence[int], n: int, like: Tensor) -> Tensor:
+    """The standard normal noise [len(numbers), n] of samples by number; `like` gives dtype and device.
 
-
-def _noise_by_column(n: int, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same z down each column, so that down a column only the class differs."""
-    return _noise(COLUMNS, *shape, dtype=dtype, device=device).repeat(n // COLUMNS, *(1 for _ in shape))
+    Drawn in single precision on the CPU, so that sample number 17 is the same image everywhere.
+    """
+    return ImageNoise(SEED, numbers, n, torch.zeros((), dtype=torch.float32))("samples", 1)[0].to(like)
 
 
 def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
@@ -52,7 +52,8 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
         if model.classes:
             classes = min(model.classes, 100)
             c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
-            found["classes"] = grid(to_unit(model.sample(len(c), c, noise=_noise_by_column)), COLUMNS)
+            noise = sample_noise(range(COLUMNS), model.noise_dim, model.mean).repeat(classes, 1)
+            found["classes"] = grid(to_unit(model.generate(noise, c)), COLUMNS)
         if model.latent_dim == 2 and not model.classes:
             found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
     return found
@@ -72,15 +73,21 @@ def reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
         }
 
 
+def data_picture(split: Split) -> dict[str, Tensor]:
+    """The split's first images."""
+    batch = split.batch(0, min(COLUMNS * 5, len(split)))
+    return {"data": grid(split.transform.to_unit(batch.x), COLUMNS)}
+
+
 def samples(model: LatentModel, split: Split) -> Tensor:
-    """E[x | z] [COLUMNS * ROWS, C, H, W] at draws of z from the prior, always the same.
+    """E[x | z] [COLUMNS * ROWS, C, H, W] of samples number 0 to COLUMNS * ROWS - 1, always the same draws of z.
 
     A conditional model's labels are mixed.
     """
     c = None
     if model.classes:
         c = split.one_hot(torch.arange(COLUMNS * ROWS, device=model.mean.device) * 7 % model.classes)
-    return model.sample(COLUMNS * ROWS, c, noise=_noise)
+    return model.generate(sample_noise(range(COLUMNS * ROWS), model.noise_dim, model.mean), c)
 
 
 def manifold(model: LatentModel, n: int) -> Tensor:
