@@ -32,7 +32,11 @@ LEVELS = {
 }
 """From architecture.md. Packages of one level do not know each other."""
 
-SAME_LEVEL = {("evaluation", "training.signals")}
+SAME_LEVEL = {
+    ("evaluation", "training.signals"),
+    ("evaluation", "training.checkpoint"),  # states written whole or not at all
+    ("evaluation", "training.log"),  # progress lines
+}
 NARROWER = {
     "training": {"data", "objectives"},  # knows objectives and batches only
     "report": set[str](),  # reads files only

@@ -124,6 +124,7 @@ class ImageData:
     ) -> None:
         self.name, self.sha256, self.split_name = name, arrays.sha256, arrays.split
         self.transform = transform = transform or Transform()
+        self.arrays = arrays
         total = len(arrays.train_images)
         validation = round(validation * total) if 0 < validation < 1 else validation
         if not math.isfinite(validation) or validation != int(validation):

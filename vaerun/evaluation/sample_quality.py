@@ -1,0 +1,186 @@
+"""How good samples are where no likelihood says so: distances between sets of images, or of features of images.
+
+**Frechet distance** (Heusel et al. 2017, eq. 6) of the Gaussians with the moments of two sets of features,
+
+    |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+With symmetric roots R = C^(1/2), C1 C2 is similar to R1 C2 R1 = (R1 R2)(R1 R2)', so Tr (C1 C2)^(1/2) is the sum of the
+singular values of R1 R2: no root of a matrix that is not symmetric, and half the digits are not lost where a covariance
+is singular.
+
+**Precision and recall** (Kynkaanniemi et al. 2019, eqs. 1-2) replace a distribution's support by the union of closed
+balls around its features, each as large as the distance to the k-th nearest other feature of the same set. Precision is
+the share of generated features within the real support, recall that of real features within the generated one.
+**Density and coverage** (Naeem et al. 2020, eqs. 3-4) use the real balls alone. Density counts, for each generated
+feature, the balls that hold it, over k: 1 in expectation where both distributions are the same, more where samples
+crowd about modes. Coverage is the share of real balls that hold a generated feature. One outlier among the generated
+features makes a large ball, and recall too high; coverage does not see it.
+
+None of these numbers compares across feature spaces, data sets, numbers of images or k. The Frechet distance of few
+images is biased upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaerun.errors import InputError
+
+BLOCK = 2**22
+"""Distances at once: 32 MiB of float64, of which there are a few at a time."""
+SLACK = 1e-12
+"""Squared distances that differ by so much, relative to the squared norms, are equal: images may be copies."""
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """What a manifold of k-th nearest neighbours says of generated features.
+
+    Attributes:
+        precision, recall, coverage: shares in [0, 1].
+        density: in [0, real images / k].
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def _require(count: int, what: str) -> None:
+    if count < 2:
+        raise InputError(f"{count} {what}: comparing samples with data needs 2 or more of each; use more")
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    if not bool(values.isfinite().all()):
+        raise InputError(f"the {what} are not all finite numbers, so samples cannot be compared with data")
+
+
+def _wide(features: Tensor, what: str) -> Tensor:
+    """Checked features in float64, on the CPU where their device has none."""
+    _require(len(features), what)
+    _require_finite(features, what)
+    return features.detach().to("cpu" if features.device.type == "mps" else features.device).double()
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """The squared Frechet distance of the Gaussians with the moments of two sets of features [N, n] and [M, n].
+
+    Covariances are the unbiased ones. Raises `InputError` for fewer than two features in a set, or any not finite.
+    """
+    a, b = _wide(real, "real features"), _wide(fake, "generated features")
+    shift = a.mean(0) - b.mean(0)
+    first, second = _covariance(a), _covariance(b)
+    cross = torch.linalg.svdvals(_root(first) @ _root(second)).sum()
+    # The distance is never negative; its rounding errors may be.
+    return max(float(shift @ shift + first.trace() + second.trace() - 2 * cross), 0.0)
+
+
+def _covariance(features: Tensor) -> Tensor:
+    centred = features - features.mean(0)
+    return centred.T @ centred / (len(features) - 1)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int = BLOCK) -> Manifold:
+    """Precision, recall, density and coverage of generated features.
+
+    Arguments:
+        real, fake: features [N, n] and [M, n].
+        neighbours: k; 3 is usual for precision and recall, 5 for density and coverage.
+        block: distances computed at once (memory grows with it); it does not change the result.
+
+    Raises `InputError` for k < 1, for k or fewer features in a set (none has k others), and any that is not finite.
+    """
+    if neighbours < 1:
+        raise InputError(f"neighbours={neighbours}: the k-th nearest neighbour needs k of 1 or more")
+    a, b = _wide(real, "real features"), _wide(fake, "generated features")
+    for features, what in ((a, "real"), (b, "generated")):
+        if len(features) <= neighbours:
+            raise InputError(
+                f"neighbours={neighbours}, but {len(features)} {what} images have {len(features) - 1} others each: "
+                "use more images or fewer neighbours"
+            )
+    centre = a.mean(0)  # a common offset would cost digits
+    a, b = a - centre, b - centre
+    real_radius, fake_radius = (_radius(features, neighbours, block) for features in (a, b))
+    within = torch.zeros(len(b), dtype=torch.int64, device=b.device)
+    covered, recalled = 0, 0
+    for rows, squared in _squared_distances(a, b, block):
+        inside = squared <= real_radius[rows, None]
+        within += inside.sum(0)
+        covered += int(inside.any(1).sum())
+        recalled += int((squared <= fake_radius).any(1).sum())
+    return Manifold(
+        precision=float((within > 0).double().mean()),
+        recall=recalled / len(a),
+        density=int(within.sum()) / (neighbours * len(b)),
+        coverage=covered / len(a),
+    )
+
+
+def _squared_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances [rows, M] of some rows of a [N, n] to all of b [M, n] at a time, short by SLACK."""
+    first, second = (features.square().sum(1).mul_(1 - SLACK) for features in (a, b))
+    step = max(1, block // len(b))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        yield rows, torch.addmm(second.expand(len(first[rows]), -1), a[rows], b.T, alpha=-2).add_(first[rows, None])
+
+
+def _radius(features: Tensor, neighbours: int, block: int) -> Tensor:
+    """The squared distance of each feature to its k-th nearest among the others, [N]."""
+    norms, radius = features.square().sum(1), torch.empty_like(features[:, 0])
+    for rows, squared in _squared_distances(features, features, block):
+        squared.diagonal(rows.start).fill_(torch.inf)
+        nearest, which = squared.kthvalue(neighbours, dim=1)
+        radius[rows] = nearest + SLACK * (norms[rows] + norms[which])
+    return radius
+
+
+def diversity(fake: Tensor, real: Tensor, *, rows: int = 1000) -> float:
+    """How varied samples are: their mean pairwise Euclidean distance over that of real images.
+
+    1 is as varied as the data, 0 all samples the same. It is exact, over all pairs, and knows nothing of quality: noise
+    is more varied than data.
+
+    Arguments:
+        fake: generated images [N, C, H, W] in [0, 1].
+        real: images of the data [M, C, H, W].
+        rows: images of which the distances to as many others are computed at once.
+
+    Raises `InputError` for fewer than two images in a set, any pixel that is not finite, or real images all the same.
+    """
+    if len(real) > 1 and bool((real == real[:1]).all()):
+        raise InputError(f"all {len(real)} real images are the same: no samples are more or less varied than they are")
+    return _mean_distance(fake, "generated images", rows) / _mean_distance(real, "real images", rows)
+
+
+def _mean_distance(images: Tensor, what: str, rows: int) -> float:
+    """The mean Euclidean distance over all pairs i < j."""
+    if images.device.type == "mps":
+        images = images.cpu()
+    _require(len(images), what)
+    flat = images.detach().flatten(1)
+    # Images may be too many for a copy of all in float64.
+    centre = flat.mean(0, dtype=torch.float64)
+    _require_finite(centre, what)
+    total, count = 0.0, len(flat)
+    for i in range(0, count, rows):
+        a = flat[i : i + rows].double() - centre
+        for j in range(i, count, rows):
+            b = a if i == j else flat[j : j + rows].double() - centre
+            squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+            distance = squared.clamp_min(0).sqrt()
+            total += float(distance.triu(1).sum() if i == j else distance.sum())
+    return total / (count * (count - 1) / 2)
