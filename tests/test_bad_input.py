@@ -103,7 +103,7 @@ TABLE: dict[str, list[str]] = {
     "trainer.latent_dim=3": ["unknown key 'trainer.latent_dim'", "Did you mean model.latent_dim?"],
     "modle=vae": ["unknown key 'modle'", "Did you mean model?"],
     "nosuchgroup=1": ["unknown key 'nosuchgroup'"],
-    "model=vlea": ["there is no model=vlea", "Did you mean vlae?", "Choices: ae, cvae"],
+    "model=vlea": ["there is no model=vlea", "Did you mean vlae?", "Choices: ae, cgan, cvae"],
     "data=cifar": ["there is no data=cifar", "Did you mean cifar10?"],
     "experiment=cifar_quick": ["experiment=cifar_quick", "Did you mean cifar10_quick?"],
     "+trainer.epoch=1": ["unknown key 'trainer.epoch'", "Did you mean trainer.epochs?"],

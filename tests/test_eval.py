@@ -180,9 +180,12 @@ def test_the_settings_defaults_are_those_of_the_functions() -> None:
         assert asdict(own) == {k: v for k, v in in_file.items() if k != "images"}
     names = plain["noise"].pop("estimators")
     assert named_estimators(names).keys() == set(names)
-    assert {k: v for k, v in plain.items() if k != "noise"} == {
-        k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"
-    }
+    schema = {k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"}
+    adversarial = yaml.safe_load(group_file("evaluation", "adversarial").read_text())
+    only = {"diversity", "observation", "parzen", "selection"}
+    assert plain.keys() - adversarial.keys() == {"samples", "chunk", "latent", "gaps", "gradient_noise", "gap", "noise"}
+    assert {k: v for k, v in plain.items() if k != "noise"} == {k: v for k, v in schema.items() if k not in only}
+    assert adversarial == {k: schema[k] for k in adversarial} | {"quality": True, "pictures": 1}
 
 
 def test_a_single_image_says_nothing_of_collapse(run: Path, evaluate: Evaluate) -> None:

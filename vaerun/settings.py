@@ -42,10 +42,25 @@ class DataSettings:
 
 
 @dataclass
+class CodeSettings:
+    """`model.codes`: InfoGAN's, and the weight lambda of each kind's mutual information."""
+
+    categorical: list[int] = field(default_factory=list)
+    continuous: int = 0
+    categorical_weight: float = 1.0
+    continuous_weight: float = 0.1
+
+
+@dataclass
 class ModelSettings:
-    """The groups `network` and `model`."""
+    """The groups `network` and `model`.
+
+    A model of the family `likelihood` has a decoder and an inference, one of the family `adversarial` a generator and a
+    discriminator.
+    """
 
     name: str = MISSING
+    family: str = "likelihood"
     latent_dim: int = MISSING
     likelihood: str = MISSING
     fixed_variance: float | None = None
@@ -53,8 +68,11 @@ class ModelSettings:
     conditional_prior: bool = False
     fit: str = "gradient"
     encoder: dict[str, Any] | None = None
-    decoder: dict[str, Any] = MISSING
-    inference: dict[str, Any] = MISSING
+    decoder: dict[str, Any] | None = None
+    inference: dict[str, Any] | None = None
+    generator: dict[str, Any] | None = None
+    discriminator: dict[str, Any] | None = None
+    codes: CodeSettings | None = None
 
 
 @dataclass
@@ -69,6 +87,9 @@ class EstimatorSettings:
     kl_weight: float | None = None
     kl_warmup_epochs: float | None = None
     free_bits: float | None = None
+    discriminator_steps: int | None = None
+    label_smoothing: float | None = None
+    r1: float | None = None
 
 
 @dataclass
@@ -80,6 +101,11 @@ class TrainerSettings:
     batch_size: int = MISSING
     learning_rate: float = MISSING
     variance_learning_rate: float | None = None
+    discriminator_learning_rate: float | None = None
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    discriminator_betas: list[float] | None = None
+    average: float | None = None
+    winning_steps: int = 500
     schedule: str = "constant"
     clip_norm: float | None = None
     early_stopping: int | None = None
@@ -127,6 +153,22 @@ class NoiseSettings:
 
 
 @dataclass
+class GeneratedSettings:
+    """`evaluation.generated`: of what is measured on generated images."""
+
+    samples: int = 10_000
+    neighbours: int = 5
+
+
+@dataclass
+class ObservationSettings:
+    """`evaluation.observation`: of a generator's pixel variance, chosen on validation images."""
+
+    variances: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1])
+    images: int = 20
+
+
+@dataclass
 class EvaluationSettings:
     """The group `evaluation`."""
 
@@ -143,9 +185,20 @@ class EvaluationSettings:
     probe: bool = False
     gradient_noise: bool = False
     arrays: bool = False
+    quality: bool = False
+    parzen: bool = False
+    inception_weights: str | None = None
+    diversity: float = 0.5
+    selection: str | None = None
+    sets: dict[str, list[int]] = field(default_factory=dict)
+    interpolation: list[Any] = field(default_factory=list)
+    arithmetic: list[str] = field(default_factory=list)
+    label: int = 0
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
     gap: GapSettings = field(default_factory=GapSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
+    generated: GeneratedSettings = field(default_factory=GeneratedSettings)
+    observation: ObservationSettings = field(default_factory=ObservationSettings)
 
 
 @dataclass
@@ -181,11 +234,17 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "estimator.kl_weight": (0, True),
     "estimator.kl_warmup_epochs": (0, True),
     "estimator.free_bits": (0, True),
+    "estimator.discriminator_steps": (1, True),
+    "estimator.label_smoothing": (0, True),
+    "estimator.r1": (0, True),
     "trainer.epochs": (1, True),
     "trainer.max_steps": (1, True),
     "trainer.batch_size": (1, True),
     "trainer.learning_rate": (0, False),
     "trainer.variance_learning_rate": (0, True),
+    "trainer.discriminator_learning_rate": (0, False),
+    "trainer.average": (0, True),
+    "trainer.winning_steps": (1, True),
     "trainer.clip_norm": (0, False),
     "trainer.early_stopping": (1, True),
     "trainer.log_every": (1, True),
@@ -195,6 +254,11 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.every": (1, True),
     "evaluation.pictures": (0, True),
     "evaluation.chunk": (1, True),
+    "evaluation.diversity": (0, True),
+    "evaluation.label": (0, True),
+    "evaluation.generated.samples": (2, True),
+    "evaluation.generated.neighbours": (1, True),
+    "evaluation.observation.images": (1, True),
     "evaluation.annealing.images": (1, True),
     "evaluation.gap.images": (1, True),
     "evaluation.noise.samples": (1, True),
@@ -202,12 +266,14 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.noise.images": (1, True),
 }
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "model.family": ("likelihood", "adversarial"),
     "model.likelihood": ("gaussian", "bernoulli"),
     "model.fit": ("gradient", "closed_form"),
     "trainer.schedule": ("constant", "cosine", "step", "burda"),
     "data.binarize": ("none", "dynamic", "fixed"),
     "evaluation.split": ("test", "validation", "train"),
+    "evaluation.selection": (None, "classifier_frechet_distance"),
 }
 
 
@@ -271,10 +337,19 @@ def _check_values(settings: Settings) -> None:
     for key, choices in _CHOICES.items():
         value = value_of(settings, key)
         if value not in choices:
-            raise InputError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(str(value), list(choices))}")
+            known = ["null" if choice is None else choice for choice in choices]
+            raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{nearest(str(value), known)}")
     for group in (settings.data, settings.model, settings.estimator):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", group.name):  # folders and files are named after them
             raise InputError(f"name '{_printable(group.name)}': use letters, digits, '_', '-' and '.' (not first) only")
+    for key in ("trainer.betas", "trainer.discriminator_betas"):
+        betas = value_of(settings, key)
+        if betas is not None and not (len(betas) == 2 and all(0 <= b < 1 for b in betas)):
+            raise InputError(f"{key} must be two numbers of at least 0 and below 1, such as [0.5,0.999], got {betas}")
+    if settings.trainer.average is not None and not settings.trainer.average < 1:
+        raise InputError(f"trainer.average must be below 1, got {settings.trainer.average}")
+    if not settings.evaluation.observation.variances or min(settings.evaluation.observation.variances) <= 0:
+        raise InputError("evaluation.observation.variances must list variances above 0, such as [0.01,0.03,0.1]")
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
 

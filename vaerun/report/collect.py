@@ -50,7 +50,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
         row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
         config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
-        row["T"], row["d"] = config["model"]["inference"].get("steps"), config["model"]["latent_dim"]
+        row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
     return row

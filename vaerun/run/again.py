@@ -18,13 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.pictures import reconstructions
 from vaerun.files import write_atomically
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
-from vaerun.run.checks import check_evaluation
-from vaerun.run.evaluate import evaluate
+from vaerun.run.family import family_of
 from vaerun.run.folder import claim
 from vaerun.run.found import Evaluation
 from vaerun.run.keep import described, keep, named, read_arrays
@@ -63,14 +61,15 @@ def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
             )
         settings = _settings(run, given)
         data, facts = _data(run, settings), _facts(run)
-        check_evaluation(settings.evaluation, run.model, data)
+        family = family_of(run.model)
+        family.check(settings, run.model, data)
         with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             before = read_arrays(run.folder / "per_example.npz")  # told of before the work, not after it
             if not before:
                 print(f"vaerun-eval: warning: {run.folder} has no per_example.npz any more", file=sys.stderr)
-            found = evaluate(run.model, data, settings.evaluation, seed=settings.seed, stop=stop)
-            found.pictures |= reconstructions(run.model, getattr(data, settings.evaluation.split))
+            found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
+            found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
             for line in found.warnings:
                 print(f"vaerun-eval: warning: {line}", file=sys.stderr)
             return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
@@ -179,12 +178,13 @@ def _record(
         "details": found.details,
         "protocol": {
             "data": data.name,
+            "family": settings.model.family,
             "units": run.result["protocol"]["units"],
             "likelihood": settings.model.likelihood,
             "conditional": settings.model.conditional,
             "seed": settings.seed,
             **data.protocol,
-            **records.evaluation_protocol(e, data, model.has_density),
+            **records.evaluation_protocol(e, data, model),
         },
         "timing": {"evaluation_seconds": round(seconds, 3)},
         "environment": records.environment(run.device),

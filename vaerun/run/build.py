@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import yaml
@@ -12,12 +13,15 @@ from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
-from vaerun.estimators import Estimator
-from vaerun.models import Bernoulli, Gaussian, LatentModel, ppca
-from vaerun.objectives import Variational, WarmUp
+from vaerun.estimators import AdversarialLoss, Estimator
+from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
+from vaerun.objectives import Adversarial, Variational, WarmUp
 from vaerun.plugins import bind, build, group_file, resolve
+from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
 from vaerun.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.training import TrainSettings
+
+Model = LatentModel | AdversarialModel
 
 MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
 
@@ -69,8 +73,13 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     )
 
 
-def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
+def build_model(settings: ModelSettings, data: ImageData, average: bool = False) -> Model:
     """The model for this data, its parameters drawn from torch's global generator.
+
+    Arguments:
+        settings: of the model.
+        data: to be modelled.
+        average: keep a moving average of an adversarial model's generator.
 
     Raises InputError for combinations that make no sense.
     """
@@ -84,6 +93,10 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
             f"model={settings.name} is conditional on the label, and the labels of {data.name} reach "
             f"{data.classes - 1}: number at most {MOST_CLASSES} classes from 0"
         )
+    if settings.family == "adversarial":
+        return build_adversarial_model(settings, data, average)
+    if settings.decoder is None or settings.inference is None:
+        raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
     if settings.conditional_prior and not settings.conditional:
         raise InputError("model.conditional_prior=true needs model.conditional=true")
     if settings.likelihood == "bernoulli" and not data.binary:
@@ -113,33 +126,51 @@ def build_model(settings: ModelSettings, data: ImageData) -> LatentModel:
     ).to(data.mean.device)
 
 
-def build_objective(settings: Settings, model: LatentModel, images: int) -> Variational:
+def build_objective(settings: Settings, model: Model, images: int) -> Variational | Adversarial:
     """The objective; the estimator is `estimator.function` with its options bound.
 
     Arguments:
         settings: the run's.
         model: to train.
         images: of the training split, for what is counted in epochs.
+
+    Raises InputError for an estimator of the other family, and for options that do not go together.
     """
-    e = settings.estimator
+    e, t = settings.estimator, settings.trainer
     estimator = build_estimator(e)
+    if isinstance(model, AdversarialModel):
+        if not isinstance(estimator, AdversarialLoss):
+            raise InputError(
+                f"estimator={e.name} needs a likelihood, and model={settings.model.name} is adversarial: use "
+                "estimator=gan_nonsaturating or estimator=gan_minimax"
+            )
+        return build_adversarial_objective(settings, model, estimator)
+    if isinstance(estimator, AdversarialLoss):
+        raise InputError(
+            f"estimator={e.name} is for adversarial models, and model={settings.model.name} is none: "
+            f"use estimator={'elbo' if model.has_density else 'reconstruction'}"
+        )
+    for key in ("average", "discriminator_learning_rate", "discriminator_betas"):
+        if getattr(t, key) is not None and not (key == "average" and not t.average):
+            raise InputError(f"trainer.{key} is for adversarial models: set trainer.{key}=null, or use trainer=default")
     warm_up = None
     if e.kl_warmup_epochs:
         if e.kl_weight is None:
             raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} takes no KL weight")
-        steps = math.ceil(e.kl_warmup_epochs * math.ceil(images / settings.trainer.batch_size))
+        steps = math.ceil(e.kl_warmup_epochs * math.ceil(images / t.batch_size))
         warm_up = WarmUp(e.kl_weight, steps)
     return Variational(model, estimator, e.samples, warm_up)
 
 
-def build_estimator(settings: EstimatorSettings) -> Estimator:
+def build_estimator(settings: EstimatorSettings) -> Estimator | AdversarialLoss:
     """The estimator with its options bound. Raises InputError for options that it does not take."""
     options = {k: getattr(settings, k) for k in ("alpha", "control_variate", "kl_weight", "free_bits")}
+    options["label_smoothing"] = settings.label_smoothing
     given = {k: v for k, v in options.items() if v is not None}
     return bind(dict(settings.function) | given, "vaerun.estimators", f"estimator={settings.name}")
 
 
-def named_estimators(names: list[str]) -> dict[str, Estimator]:
+def named_estimators(names: list[str]) -> dict[str, Any]:
     """Estimators by name as the group `estimator` makes them; NAME/VALUE sets a choice's one option.
 
     The option is alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for what there is not.
@@ -161,6 +192,8 @@ def named_estimators(names: list[str]) -> dict[str, Estimator]:
             elif value:
                 settings.control_variate = value
             found[entry] = build_estimator(settings)
+            if isinstance(found[entry], AdversarialLoss):
+                raise InputError("it is for adversarial models")
         except (TypeError, ValueError) as error:  # an InputError is a ValueError
             raise InputError(f"evaluation.noise.estimators: {entry}: {error}") from error
     return found
@@ -176,6 +209,11 @@ def train_settings(settings: Settings) -> TrainSettings:
         learning_rate=t.learning_rate,
         max_steps=t.max_steps,
         variance_learning_rate=t.variance_learning_rate,
+        discriminator_learning_rate=t.discriminator_learning_rate,
+        betas=(t.betas[0], t.betas[1]),
+        discriminator_betas=None
+        if t.discriminator_betas is None
+        else (t.discriminator_betas[0], t.discriminator_betas[1]),
         schedule=t.schedule,
         clip_norm=t.clip_norm,
         early_stopping=t.early_stopping,
@@ -185,9 +223,9 @@ def train_settings(settings: Settings) -> TrainSettings:
     )
 
 
-def try_out(settings: ModelSettings, objective: Variational, data: ImageData) -> None:
+def try_out(settings: ModelSettings, objective: Variational | Adversarial, data: ImageData) -> None:
     """One loss on two images, so that a combination that cannot work is refused before anything is written."""
-    if settings.fit == "closed_form":
+    if settings.fit == "closed_form" and isinstance(objective, Variational):
         ppca.check(objective.model, len(data.train))
     state = torch.get_rng_state()
     objective.eval()

@@ -20,6 +20,7 @@ from vaerun.evaluation.probe import probe_latents
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
 from vaerun.run.checks import annealing_of, refinement_of
+from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
@@ -75,6 +76,9 @@ class _Evaluator:
                 self.arrays(statistics)
         if s.gradient_noise:
             self.gradient_noise()
+        if s.quality or s.inception_weights is not None:
+            sample_quality(self.model, self.data, s, self.found, seed=self.seed, stop=self.stop)
+        traversals(self.model, self.data, s, self.found)
         return self.found
 
     def importance(self) -> None:

@@ -16,16 +16,14 @@ import torch
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.evaluation import Validator
-from vaerun.evaluation.pictures import pictures, save_png
+from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
-from vaerun.models import LatentModel, ppca
-from vaerun.objectives import Variational
+from vaerun.models import ppca
+from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import mix
 from vaerun.run import record as records
-from vaerun.run.build import build_data, build_model, build_objective, device_named, train_settings, try_out
-from vaerun.run.checks import check_evaluation
-from vaerun.run.evaluate import evaluate
+from vaerun.run.build import Model, build_data, build_model, build_objective, device_named, train_settings, try_out
+from vaerun.run.family import Validate, family_of
 from vaerun.run.folder import claim, fresh
 from vaerun.run.keep import keep, named
 from vaerun.settings import Settings, fingerprint
@@ -33,8 +31,6 @@ from vaerun.training import Progress, make_optimisers, restore, train
 from vaerun.training.checkpoint import Damaged, Store, load, load_named
 from vaerun.training.log import Log
 from vaerun.training.signals import Stop
-
-EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
 
 
 def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str | None = None) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
         records.look(folder, identity)
         torch.manual_seed(mix(settings.seed, "initialisation"))
         try:
-            model = build_model(settings.model, data)
+            model = build_model(settings.model, data, bool(settings.trainer.average))
         except (RuntimeError, MemoryError) as error:
             if "memory" not in str(error) and not isinstance(error, MemoryError):
                 raise
@@ -70,7 +66,7 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
                 "the model does not fit into memory: lower model.latent_dim or the layers' widths"
             ) from error
         objective = build_objective(settings, model, len(data.train))
-        check_evaluation(settings.evaluation, model, data)
+        family_of(model).check(settings, model, data)
         try_out(settings.model, objective, data)
         run = _Run(settings, folder, stop, device, data, model, objective, identity)
         run.start_from_named()
@@ -94,12 +90,13 @@ class _Run:
         stop: Stop,
         device: torch.device,
         data: ImageData,
-        model: LatentModel,
-        objective: Variational,
+        model: Model,
+        objective: Variational | Adversarial,
         identity: str,
     ) -> None:
         self.settings, self.folder, self.stop, self.device = settings, folder, stop, device
         self.data, self.model, self.objective, self.identity = data, model, objective, identity
+        self.family = family_of(model)
         self.store = Store(folder / "checkpoints", identity, self.warn)
         self.train_settings = train_settings(settings)
         self.total_steps = self.train_settings.total_steps(len(data.train))
@@ -128,7 +125,7 @@ class _Run:
     ) -> dict[str, Any]:
         """Train and evaluate, with the status in result.json at every moment; `before`: what it said until now."""
         self.record = records.start(
-            self.settings, self.data, self.device, self.identity, overrides, self.started_from, self.model.has_density
+            self.settings, self.data, self.device, self.identity, overrides, self.started_from, self.model
         )
         own = self.store.load_last(self.device)
         if own is not None and before is not None:
@@ -200,18 +197,8 @@ class _Run:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def _validator(self) -> Validator | None:
-        if not len(self.data.validation):
-            return None
-        return Validator(
-            self.model,
-            self.data.validation,
-            estimator=self.objective.estimator,
-            samples=self.objective.samples,
-            seed=self.settings.seed,
-            batch_size=EVALUATION_BATCH,
-            stop=self.stop,
-        )
+    def _validator(self) -> Validate | None:
+        return self.family.validator(self.settings, self.objective, self.data, self.stop, self.warn)
 
     def _train(self, log: Log, state: dict[str, Any] | None) -> Progress:
         every = self.settings.evaluation.pictures
@@ -223,14 +210,15 @@ class _Run:
                 self._pictures(log, step)
 
         validate = self._validator()
-        if validate is not None:
+        if validate is not None and validate.selection is not None:
             self.record["protocol"]["selection"] = f"best {validate.selection}"
         return train(
             self.objective,
             self.data.train,
             self.train_settings,
             validate=validate,
-            selection=validate.selection if validate is not None else "",
+            selection=validate.selection if validate is not None else None,
+            warn=self.warn,
             after_validation=after_validation,
             log=log,
             store=self.store,
@@ -240,16 +228,17 @@ class _Run:
 
     def _fit_closed_form(self, log: Log) -> Progress:
         started = time.perf_counter()
-        ppca.fit_closed_form(self.model, (b.x for b in self.data.train.batches(4096)))
+        assert isinstance(self.objective, Variational)
+        ppca.fit_closed_form(self.objective.model, (b.x for b in self.data.train.batches(4096)))
         self.objective.train(False)
         validate = self._validator()
         seconds = time.perf_counter() - started
         found = validate() if validate is not None else {}
         if found:
             log.record(0, 0.0, found)
-        selection = validate.selection if validate is not None else ""
+        selection = (validate.selection or "") if validate is not None else ""
         self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0, "selection": selection})
-        best = found[validate.selection] if validate is not None else None
+        best = found.get(selection)
         return Progress(best=best, finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
@@ -266,7 +255,7 @@ class _Run:
         if done.best is not None:
             selection = state.get("selection", "val/elbo")
             self.record["metrics"][selection] = done.best
-            if selection not in ("val/elbo", "val/reconstruction") and (validate := self._validator()) is not None:
+            if selection in ("val/iwae", "val/renyi") and (validate := self._validator()) is not None:
                 self.record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the parameters that were selected
         speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
         self.record["timing"] = {
@@ -280,7 +269,7 @@ class _Run:
 
     def _evaluate(self, log: Log, done: Progress) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
-        found = evaluate(self.model, self.data, e, seed=self.settings.seed, stop=self.stop)
+        found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
         self.record["metrics"] |= named(found, e.split)
         self.record["details"] = found.details
         self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
@@ -297,7 +286,7 @@ class _Run:
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train
         (self.folder / "figures").mkdir(exist_ok=True)
-        for name, picture in pictures(self.model, split).items():
+        for name, picture in self.family.pictures(self.model, split).items():
             log.image(f"images/{name}", picture, step)
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
         self.objective.train(training)

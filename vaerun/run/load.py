@@ -13,8 +13,7 @@ from omegaconf import OmegaConf
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
-from vaerun.models import LatentModel
-from vaerun.run.build import build_data, build_model, build_objective, device_named
+from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
 from vaerun.run.record import read_result
 from vaerun.settings import Settings, check, fingerprint
 from vaerun.training.checkpoint import Damaged, load
@@ -47,9 +46,9 @@ class Run:
         return data
 
     @cached_property
-    def model(self) -> LatentModel:
+    def model(self) -> Model:
         """Its model with the parameters of best.pt, in evaluation mode."""
-        model = build_model(self.config.model, self.data)
+        model = build_model(self.config.model, self.data, bool(self.config.trainer.average))
         objective = build_objective(self.config, model, len(self.data.train))
         path = self.folder / "checkpoints" / "best.pt"
         try:

@@ -15,7 +15,9 @@ import yaml
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.files import write_atomically, write_json
+from vaerun.models import AdversarialModel
 from vaerun.report.collect import pixels
+from vaerun.run.build import Model
 from vaerun.run.words import lines, rows
 from vaerun.settings import EvaluationSettings, Settings
 
@@ -72,7 +74,7 @@ def start(
     identity: str,
     overrides: list[str],
     started_from: dict[str, str] | None,
-    has_density: bool,
+    model: Model,
 ) -> dict[str, Any]:
     """The record of a run that begins: everything but its results."""
     closed_form = settings.model.fit == "closed_form"
@@ -88,12 +90,13 @@ def start(
         "metrics": {},
         "details": {},
         "protocol": {
-            "units": "nats per image" if has_density else "squared error per image: no likelihood",
+            "family": settings.model.family,
+            "units": units(model),
             "likelihood": settings.model.likelihood,
             **data.protocol,
             "conditional": settings.model.conditional,
-            "training_samples": settings.estimator.samples,
-            **evaluation_protocol(settings.evaluation, data, has_density),
+            "training_samples": settings.estimator.samples if settings.model.family == "likelihood" else None,
+            **evaluation_protocol(settings.evaluation, data, model),
             "selection": "none: closed form" if closed_form else "last epoch",
             "started_from": started_from,
             "selected_epoch": None,
@@ -104,17 +107,31 @@ def start(
     }
 
 
-def evaluation_protocol(settings: EvaluationSettings, data: ImageData, has_density: bool) -> dict[str, Any]:
+def units(model: Model) -> str:
+    """Of the numbers per image."""
+    if isinstance(model, AdversarialModel):
+        return "nats per image under N(G(z), s2 I) where it is a log-likelihood: a generator has none of its own"
+    return "nats per image" if model.has_density else "squared error per image: no likelihood"
+
+
+def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Model) -> dict[str, Any]:
     """What was evaluated, and how: what must agree for two evaluations to be comparable."""
     images = len(getattr(data, settings.split))
     n = images if settings.images is None else min(settings.images, images)
     found: dict[str, Any] = {
-        "importance_samples": settings.samples if has_density else None,
+        "importance_samples": settings.samples if model.has_density else None,
         "evaluated_split": settings.split,
         "evaluated_images": n,
     }
     if settings.ais or settings.bdmc:
         found["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
+        if isinstance(model, AdversarialModel) and model.variance is None:
+            found["observation"] = asdict(settings.observation)
+    if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
+        found["generated"] = asdict(settings.generated) | {"samples": min(n, settings.generated.samples)}
+    if isinstance(model, AdversarialModel):
+        found["diversity_threshold"] = settings.diversity
+        found["categorical_codes"] = 0 if model.codes is None else len(model.codes.categorical)
     if settings.gaps:
         found["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
     if settings.gradient_noise:
@@ -135,7 +152,8 @@ def hyperparameters(settings: Settings) -> dict[str, Any]:
         "batch_size": settings.trainer.batch_size,
         "learning_rate": settings.trainer.learning_rate,
     }
-    if "steps" in settings.model.inference:
+    if "steps" in (settings.model.inference or {}):
+        assert settings.model.inference is not None
         chosen["inference.steps"] = settings.model.inference["steps"]
     return chosen
 
@@ -168,7 +186,12 @@ def _table(record: dict[str, Any], folder: Path) -> str:
     split = protocol.get("evaluated_split", "test")
     if protocol["selection"].startswith("none"):
         epoch = "closed form"
-    if protocol["importance_samples"] is None:
+    if protocol.get("family") == "adversarial":
+        head = (
+            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): adversarial, against {images} {split} "
+            f"images (± standard error over them where it is a mean), {epoch}"
+        )
+    elif protocol["importance_samples"] is None:
         head = (
             f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): no likelihood, a plain autoencoder; "
             f"means over {images} {split} images (± standard error over them), {epoch}"
@@ -185,6 +208,7 @@ def _table(record: dict[str, Any], folder: Path) -> str:
         "val/elbo": f"validation ELBO at the selected epoch, {elbo_samples}, {validation}",
         "val/iwae": f"validation importance-weighted bound at the selected epoch, {samples}, {validation}",
         "val/renyi": f"validation Renyi bound at the selected epoch, {samples}, {validation}",
+        "val/classifier_frechet_distance": "validation Frechet distance, classifier's features, selected epoch",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
     own = [(name, f"{metrics[name]:.2f}", text) for name, text in selected.items() if metrics.get(name) is not None]

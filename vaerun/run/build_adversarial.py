@@ -1,0 +1,70 @@
+"""Adversarial models and their objective, from settings."""
+
+from __future__ import annotations
+
+from vaerun.data.dataset import ImageData
+from vaerun.errors import InputError
+from vaerun.estimators import AdversarialLoss
+from vaerun.models import AdversarialModel, Codes
+from vaerun.objectives import Adversarial, Information
+from vaerun.plugins import build
+from vaerun.settings import ModelSettings, Settings
+
+
+def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:
+    """The model for this data, its parameters drawn from torch's global generator.
+
+    Arguments:
+        settings: of the model.
+        data: to be generated.
+        average: keep a moving average of the generator.
+
+    Raises InputError for combinations that make no sense.
+    """
+    if settings.generator is None or settings.discriminator is None:
+        raise InputError(
+            f"model={settings.name} needs a generator and a discriminator: use network=gan_mlp or network=dcgan"
+        )
+    if settings.likelihood != "gaussian":
+        raise InputError(
+            f"model={settings.name} generates pixels in [0, 1] without noise: set model.likelihood=gaussian"
+        )
+    if settings.conditional_prior or settings.fit != "gradient":
+        raise InputError(f"model={settings.name} takes neither model.conditional_prior nor model.fit=closed_form")
+    if data.transform.logit:
+        raise InputError(f"model={settings.name} generates pixels in [0, 1]: set data.logit=false")
+    codes = None
+    if settings.codes is not None:
+        if settings.conditional:
+            raise InputError(f"model={settings.name} has codes, which stand for labels: set model.conditional=false")
+        codes = Codes(settings.codes.categorical, settings.codes.continuous)
+    classes = data.classes if settings.conditional else 0
+    size = settings.latent_dim + (0 if codes is None else codes.size)
+    shape = data.image_shape
+    return AdversarialModel(
+        build(settings.generator, size, shape, classes, kind="vaerun.nets", where="model.generator"),
+        build(settings.discriminator, shape, classes, kind="vaerun.nets", where="model.discriminator"),
+        latent_dim=settings.latent_dim,
+        image_shape=shape,
+        classes=classes,
+        codes=codes,
+        average=average,
+        variance=settings.fixed_variance,
+    ).to(data.mean.device)
+
+
+def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:
+    """The two phases. Raises InputError for options that do not go together."""
+    e, codes = settings.estimator, settings.model.codes
+    information = None
+    if codes is not None:
+        information = Information(categorical=codes.categorical_weight, continuous=codes.continuous_weight)
+    return Adversarial(
+        model,
+        estimator,
+        discriminator_steps=e.discriminator_steps or 1,
+        r1=e.r1 or 0.0,
+        information=information,
+        decay=settings.trainer.average or 0.0,
+        winning_steps=settings.trainer.winning_steps,
+    )

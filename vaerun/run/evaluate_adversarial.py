@@ -1,0 +1,188 @@
+"""Everything that is evaluated of an adversarial model on a split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation.adversarial_pictures import numbered_samples
+from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
+from vaerun.evaluation.feature_pooling import pooled_features
+from vaerun.evaluation.matching import matched_accuracy
+from vaerun.evaluation.observation import choose_variance, most_runs
+from vaerun.evaluation.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
+from vaerun.evaluation.probe import TRAIN_IMAGES, linear_probe
+from vaerun.evaluation.sample_validation import generated, real
+from vaerun.models import AdversarialModel
+from vaerun.randomness import permutation
+from vaerun.run.checks import annealing_of
+from vaerun.run.evaluate_samples import sample_quality, traversals
+from vaerun.run.found import Evaluation
+from vaerun.settings import EvaluationSettings
+from vaerun.training.log import Progression
+from vaerun.training.signals import Stop
+
+BATCH = 500
+
+
+def evaluate_adversarial(
+    model: AdversarialModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop
+) -> Evaluation:
+    """Evaluate the model against the first `settings.images` images of `settings.split`.
+
+    Arguments:
+        model: in evaluation mode.
+        data: whose splits are used: validation to choose variances, training for the linear probe.
+        settings: what to do.
+        seed: of all noise.
+        stop: looked at between pieces of work.
+    """
+    return _Evaluator(model, data, settings, seed, stop).run()
+
+
+class _Evaluator:
+    """One evaluation, piece by piece; each adds to `found`."""
+
+    def __init__(
+        self, model: AdversarialModel, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop
+    ) -> None:
+        self.model, self.data, self.settings, self.seed, self.stop = model, data, settings, seed, stop
+        self.split: Split = getattr(data, settings.split)
+        self.images = min(settings.images or len(self.split), len(self.split))
+        self.found = Evaluation()
+
+    def run(self) -> Evaluation:
+        s, found = self.settings, self.found
+        sample_quality(self.model, self.data, s, found, seed=self.seed, stop=self.stop)
+        collapsed = not (found.metrics["diversity"] or 0.0) >= s.diversity
+        found.metrics["mode_collapse"] = float(collapsed)
+        if collapsed:
+            found.warnings.append(
+                f"mode collapse: generated images have {found.metrics['diversity']:.2f} of the diversity of the "
+                f"{self.split.name} images, below evaluation.diversity={s.diversity:g}"
+            )
+        if self.model.codes is not None and self.model.codes.categorical and self.split.labels is not None:
+            self.matching()
+        if s.probe:
+            self.probe()
+        if s.parzen:
+            self.parzen()
+        if s.ais or s.bdmc:
+            self.density()
+        if s.arrays:
+            found.arrays["samples"] = numbered_samples(self.model, self.split).float().cpu().numpy()
+        traversals(self.model, self.data, s, found)
+        return found
+
+    def matching(self) -> None:
+        """Accuracy of each categorical code against the labels under the best matching."""
+        codes = self.model.codes
+        assert codes is not None
+        assert self.split.labels is not None
+        predicted: list[list[Tensor]] = []
+        with torch.no_grad():
+            for batch in self.split.batches(BATCH, self.images):
+                self.stop.check()
+                q = self.model.discriminator(2 * self.split.transform.to_unit(batch.x) - 1)[1]
+                predicted.append([p.cpu() for p in codes.predict(q)])
+        labels = self.split.labels[: self.images].cpu()
+        for i, (categories, values) in enumerate(zip(codes.categorical, zip(*predicted, strict=True), strict=True), 1):
+            one = matched_accuracy(torch.cat(values), labels, categories, self.data.classes)
+            name = f"categorical_{i}"
+            self.found.metrics |= {f"{name}_accuracy": one.accuracy, f"{name}_baseline": one.baseline}
+            self.found.details[f"{name}_matching"] = {str(k): v for k, v in one.assignment.items()}
+
+    def features(self, split: Split, rows: Tensor) -> Tensor:
+        """The discriminator's features of these images, pooled: [N, F] on the CPU."""
+        parts = []
+        with torch.no_grad():
+            for some in rows.split(BATCH):
+                self.stop.check()
+                part = Split(split.name, split.images[some], None, split.classes, split.transform, split.drawn).batch(
+                    0, len(some)
+                )
+                parts.append(pooled_features(self.model.maps(part.x)).cpu())
+        return torch.cat(parts)
+
+    def probe(self) -> None:
+        train, test = self.data.train, self.split
+        device = train.images.device
+        assert train.labels is not None
+        assert test.labels is not None
+        rows = permutation(len(train), self.seed, "probe")[:TRAIN_IMAGES].sort().values.to(device)
+        fitted = self.features(train, rows)
+        fresh = self.features(test, torch.arange(self.images, device=device))
+        probe = linear_probe(fitted, train.labels[rows], fresh, test.labels[: self.images], seed=self.seed)
+        self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
+        if probe.note:
+            self.found.warnings.append(f"linear probe: {probe.note}")
+
+    def parzen(self) -> None:
+        found, s = self.found, self.settings
+        validation = real(self.data.validation, len(self.data.validation))
+        centres = generated(self.model, self.split, s.generated.samples, seed=self.seed, stop=self.stop)[0]
+        variance, tried = choose_parzen_variance(centres, validation)
+        found.mean("parzen_log_likelihood", parzen_log_likelihood(centres, real(self.split, self.images), variance))
+        found.metrics["parzen_variance"] = variance
+        found.warnings.append(WARNING)
+        if at_edge(variance, tried):
+            found.warnings.append(f"the Parzen window's variance {variance:.3g} is at the edge of what was tried")
+
+    def density(self) -> None:
+        """Log-likelihood under the observation model N(G(z), s2 I)."""
+        s, found = self.settings, self.found
+        annealing, n = annealing_of(s), min(self.images, s.annealing.images)
+        variance = self.model.variance
+        if variance is None:
+            variance = self.observation_variance()
+        found.metrics["observation_variance"] = variance
+        observed = self.model.observed(variance)
+        if s.ais:
+            with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
+                values = annealed_importance_sampling(
+                    observed,
+                    self.split,
+                    annealing,
+                    seed=self.seed,
+                    images=n,
+                    stop=self.stop,
+                    progress=progression.advance,
+                )
+            for name, value in values.items():
+                found.mean(name, value)
+        if s.bdmc:
+            with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
+                values = bidirectional(
+                    observed, annealing, images=n, seed=self.seed, stop=self.stop, progress=progression.advance
+                )
+            for name, value in values.items():
+                found.mean(name, value)
+            found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+
+    def observation_variance(self) -> float:
+        """s2 chosen on validation images."""
+        o, found = self.settings.observation, self.found
+        n = min(o.images, len(self.data.validation))
+        runs = most_runs(o.variances)
+        with Progression("choosing the observation variance", n * runs, stop=self.stop) as progression:
+            choice = choose_variance(
+                self.model.observed,
+                self.data.validation,
+                annealing_of(self.settings),
+                variances=o.variances,
+                images=n,
+                seed=self.seed,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        found.details["observation"] = {"images": n, **asdict(choice)}
+        found.details["observation"]["values"] = {f"{k:.4g}": v for k, v in sorted(choice.values.items())}
+        if choice.at_edge:
+            found.warnings.append(
+                f"the observation variance {choice.variance:.3g} is at the edge of what was tried: extend "
+                "evaluation.observation.variances"
+            )
+        return choice.variance

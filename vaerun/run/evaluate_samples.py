@@ -1,0 +1,103 @@
+"""What is measured and shown of generated images, of either family of models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vaerun.data.cache import cache_folder
+from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation.classifier import Classifier, classifier
+from vaerun.evaluation.inception import STANDARD, check_inception, inception_features
+from vaerun.evaluation.sample_quality import diversity, frechet_distance, manifold_metrics
+from vaerun.evaluation.sample_validation import IMAGES, generated, real
+from vaerun.evaluation.traversals import arithmetic, interpolation, parse_sets
+from vaerun.models import AdversarialModel, LatentModel
+from vaerun.run.found import Evaluation
+from vaerun.settings import EvaluationSettings
+from vaerun.training.log import Progression
+from vaerun.training.signals import Stop
+
+
+def own_classifier(data: ImageData, stop: Stop) -> Classifier:
+    """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
+    folder = cache_folder() / "classifiers"
+    return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, stop=stop)
+
+
+def sample_quality(
+    model: AdversarialModel | LatentModel,
+    data: ImageData,
+    settings: EvaluationSettings,
+    found: Evaluation,
+    *,
+    seed: int,
+    stop: Stop,
+) -> None:
+    """Diversity, and if asked for distances between as many generated and real images, in feature spaces.
+
+    `found` gains the metrics diversity, classifier_frechet_distance, precision, recall, density, coverage and
+    inception_frechet_distance.
+    """
+    split: Split = getattr(data, settings.split)
+    available = min(settings.images or len(split), len(split))
+    count = min(settings.generated.samples, available)
+    wanted = settings.quality or settings.inception_weights is not None
+    if not wanted:
+        count = min(count, IMAGES)
+    with Progression(f"{count} generated and real images", count, stop=stop):
+        fake, truth = generated(model, split, count, seed=seed, stop=stop)[0], real(split, count)
+        found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
+        if settings.quality and data.classes < 2:
+            found.warnings.append(
+                f"data set {data.name} has no labels, so there is no classifier whose features could be compared: no "
+                "Frechet distance, precision, recall, density and coverage"
+            )
+        elif settings.quality:
+            space = own_classifier(data, stop)
+            stop.check()
+            a, b = space.features(truth), space.features(fake)
+            found.metrics["classifier_frechet_distance"] = frechet_distance(a, b)
+            near = manifold_metrics(a, b, neighbours=settings.generated.neighbours)
+            found.metrics |= {k: float(v) for k, v in asdict(near).items()}
+            found.details["classifier"] = {"name": space.name, "accuracy": space.accuracy}
+        if settings.inception_weights is not None:
+            weights = Path(settings.inception_weights).expanduser()
+            digest = check_inception(weights)
+            features = inception_features(weights, device=split.images.device)
+            found.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))
+            found.details["inception"] = {"sha256": digest, "standard": digest.startswith(STANDARD)}
+            if not digest.startswith(STANDARD):
+                found.warnings.append(
+                    f"{weights} are not the weights of published Inception FIDs (sha256 {STANDARD}...): "
+                    "the distance compares with itself only"
+                )
+
+
+def traversals(
+    model: AdversarialModel | LatentModel, data: ImageData, settings: EvaluationSettings, found: Evaluation
+) -> None:
+    """The pictures `interpolation` and `arithmetic_N` from named sets of samples."""
+    if not settings.interpolation and not settings.arithmetic:
+        return
+    split: Split = getattr(data, settings.split)
+    sets = parse_sets(settings.sets)
+    like = data.mean
+    c = split.one_hot(torch.tensor(settings.label, device=like.device)) if model.classes else None
+
+    def generate(noise: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        return split.transform.to_unit(model.generate(noise, labels))
+
+    if settings.interpolation:
+        stops = settings.interpolation
+        found.pictures["interpolation"] = interpolation(generate, stops, sets, model.noise_dim, like, c=c)
+        found.texts.append(
+            f"figure interpolation: {' -> '.join(map(str, stops))}, a row for each pair, on great circles"
+        )
+    for number, expression in enumerate(settings.arithmetic, 1):
+        name = f"arithmetic_{number}"
+        picture, words = arithmetic(generate, expression, sets, model.noise_dim, like, c=c)
+        found.pictures[name] = picture
+        found.texts.append(f"figure {name}: {words}; first the operands, then the result amid eight neighbours")

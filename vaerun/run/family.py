@@ -1,0 +1,119 @@
+"""What differs between the families of models when they are run: the one place that a new family has to be added to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation import Validator
+from vaerun.evaluation import pictures as likelihood_pictures
+from vaerun.evaluation.adversarial_pictures import adversarial_pictures
+from vaerun.evaluation.sample_validation import SampleValidator
+from vaerun.models import AdversarialModel
+from vaerun.objectives import Variational
+from vaerun.run.build import Model
+from vaerun.run.checks import check_adversarial, check_evaluation
+from vaerun.run.evaluate import evaluate
+from vaerun.run.evaluate_adversarial import evaluate_adversarial
+from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.found import Evaluation
+from vaerun.settings import EvaluationSettings, Settings
+from vaerun.training.signals import Stop
+
+EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
+
+
+class Validate(Protocol):
+    """Metrics of the validation split; `selection` names the one that the best parameters are chosen by, if any."""
+
+    @property
+    def selection(self) -> str | None: ...
+
+    def __call__(self) -> dict[str, float]: ...
+
+
+class Likelihood:
+    """Models with a likelihood (and the plain autoencoder)."""
+
+    @staticmethod
+    def check(settings: Settings, model: Any, data: ImageData) -> None:
+        """Raises InputError for what cannot be evaluated."""
+        check_evaluation(settings, model, data)
+
+    @staticmethod
+    def validator(
+        settings: Settings, objective: Any, data: ImageData, stop: Stop, warn: Callable[[str], None]
+    ) -> Validate | None:
+        """None without a validation split."""
+        if not len(data.validation):
+            return None
+        assert isinstance(objective, Variational)
+        return Validator(
+            objective.model,
+            data.validation,
+            estimator=objective.estimator,
+            samples=objective.samples,
+            seed=settings.seed,
+            batch_size=EVALUATION_BATCH,
+            stop=stop,
+        )
+
+    @staticmethod
+    def evaluate(settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: Stop) -> Evaluation:
+        """Everything that is asked for."""
+        return evaluate(model, data, settings, seed=seed, stop=stop)
+
+    @staticmethod
+    def pictures(model: Any, split: Split) -> dict[str, Tensor]:
+        """Grids by name, as training goes on."""
+        return likelihood_pictures.pictures(model, split)
+
+    @staticmethod
+    def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
+        """Those of them that show a split's own images."""
+        return likelihood_pictures.reconstructions(model, split)
+
+
+class AdversarialFamily:
+    """Generator against discriminator."""
+
+    @staticmethod
+    def check(settings: Settings, model: Any, data: ImageData) -> None:
+        check_adversarial(settings, model, data)
+
+    @staticmethod
+    def validator(
+        settings: Settings, objective: Any, data: ImageData, stop: Stop, warn: Callable[[str], None]
+    ) -> Validate | None:
+        features = None
+        if settings.evaluation.selection is not None:
+            features = own_classifier(data, stop).features
+        return SampleValidator(
+            objective.model,
+            data.validation if len(data.validation) else data.train,
+            threshold=settings.evaluation.diversity,
+            features=features,
+            seed=settings.seed,
+            stop=stop,
+            warn=warn,
+        )
+
+    @staticmethod
+    def evaluate(settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: Stop) -> Evaluation:
+        return evaluate_adversarial(model, data, settings, seed=seed, stop=stop)
+
+    @staticmethod
+    def pictures(model: Any, split: Split) -> dict[str, Tensor]:
+        return adversarial_pictures(model, split)
+
+    @staticmethod
+    def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
+        return likelihood_pictures.data_picture(split)
+
+
+def family_of(model: Model) -> type[Likelihood] | type[AdversarialFamily]:
+    """The model's."""
+    return AdversarialFamily if isinstance(model, AdversarialModel) else Likelihood
