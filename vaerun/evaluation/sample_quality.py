@@ -30,8 +30,8 @@ from torch import Tensor
 
 from vaerun.errors import InputError
 
-BLOCK = 2**22
-"""Distances at once: 32 MiB of float64, of which there are a few at a time."""
+BLOCK = 2**20
+"""Distances at once: 8 MiB of float64, of which there are a few at a time."""
 SLACK = 1e-12
 """Squared distances that differ by so much, relative to the squared norms, are equal: images may be copies."""
 
