@@ -29,7 +29,10 @@ ESTIMATORS = (
     "score_function",
     "wake_sleep",
     "reconstruction",
+    "gan_nonsaturating",
+    "gan_minimax",
 )
+ADVERSARIAL = ("gan", "dcgan", "cgan", "infogan")
 MODELS = ("vae", "vae_full", "vae_hf", "vae_iaf", "sa_vae", "vlae", "draw", "ppca", "cvae", "vae_hf" + PRIOR, "ae")
 
 TINY = ["data.validation=20", "data.train_images=40"]
@@ -50,6 +53,8 @@ def digits() -> ImageData:
 def outcome(estimator: str, model: str, digits: ImageData) -> str:
     """`yes`, or what the refusal says to do."""
     words = [f"model={model.removesuffix(PRIOR)}", *(SMALL_DRAW if model == "draw" else [])]
+    if model in ("dcgan", "infogan"):
+        words += ["model.generator.width=2", "model.discriminator.width=2"]
     if model == "ppca":
         words.append("model.fit=gradient")
     if model.endswith(PRIOR):
@@ -59,35 +64,40 @@ def outcome(estimator: str, model: str, digits: ImageData) -> str:
     settings = replace(compose(*words), estimator=chosen)
     torch.manual_seed(0)
     built = build_model(settings.model, digits)
-    objective = build_objective(settings, built, len(digits.train))
     try:
+        objective = build_objective(settings, built, len(digits.train))
         try_out(settings.model, objective, digits)
     except InputError as refusal:
         text = str(refusal)
         assert "\n" not in text
-        for remedy in ("elbo_mc", "reconstruction", "elbo"):
+        for remedy in ("gan_nonsaturating", "elbo_mc", "reconstruction", "elbo"):
             if f"use estimator={remedy}" in text:
                 return f"no: {remedy}"
         raise
     # What is not refused trains: every parameter gets a finite gradient, or none where the estimator has none for it.
-    loss, metrics = objective.loss("model", 0, digits.train.batch(0, 4))
-    assert bool(torch.isfinite(loss).all())
-    assert all(bool(torch.isfinite(v).all()) for v in metrics.values())
-    loss.mean().backward()
-    gradients = {n: p.grad for n, p in built.named_parameters()}
+    for phase in objective.phases:
+        loss, metrics = objective.loss(phase, 0, digits.train.batch(0, 4))
+        assert bool(torch.isfinite(loss).all())
+        assert all(bool(torch.isfinite(v).all()) for v in metrics.values())
+        loss.mean().backward()
+    gradients = {n: p.grad for n, p in built.named_parameters() if p.requires_grad}
     assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients.values())
-    assert all(g is not None for n, g in gradients.items() if n.startswith(("decoder", "inference"))), model
+    parts = ("decoder", "inference", "generator", "discriminator")
+    assert all(g is not None for n, g in gradients.items() if n.startswith(parts)), model
     return "yes"
 
 
-def table(digits: ImageData) -> str:
-    rows = [["estimator", *MODELS], ["---"] * (len(MODELS) + 1)]
-    rows += [[f"`{e}`", *(outcome(e, m, digits) for m in MODELS)] for e in ESTIMATORS]
+def table(models: tuple[str, ...], digits: ImageData) -> str:
+    rows = [["estimator", *models], ["---"] * (len(models) + 1)]
+    rows += [[f"`{e}`", *(outcome(e, m, digits) for m in models)] for e in ESTIMATORS]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def test_the_documented_table_is_what_happens(single_precision: None, digits: ImageData) -> None:
-    found = table(digits)
+@pytest.mark.parametrize("models", [MODELS, ADVERSARIAL], ids=["likelihood", "adversarial"])
+def test_the_documented_table_is_what_happens(
+    models: tuple[str, ...], single_precision: None, digits: ImageData
+) -> None:
+    found = table(models, digits)
     assert found in DOCUMENT.read_text(encoding="utf-8"), f"docs/estimators.md should have:\n{found}"
 
 
@@ -96,4 +106,4 @@ def test_every_estimator_and_model_is_in_the_table() -> None:
         return {p.stem for p in (own_config_folder() / group).glob("*.yaml")}
 
     assert named("estimator") == set(ESTIMATORS)
-    assert named("model") == {m.removesuffix(PRIOR) for m in MODELS}
+    assert named("model") == {m.removesuffix(PRIOR) for m in MODELS + ADVERSARIAL}

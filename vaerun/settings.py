@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -21,7 +22,7 @@ from omegaconf.errors import (
 
 from vaerun.errors import InputError
 
-NUMERICS = 1  # raised whenever the same settings give other numbers
+NUMERICS = 1  # raised whenever the same settings, a default among them, give other numbers
 
 
 @dataclass
@@ -49,6 +50,7 @@ class CodeSettings:
     continuous: int = 0
     categorical_weight: float = 1.0
     continuous_weight: float = 0.1
+    continuous_variance: float | None = 1.0
 
 
 @dataclass
@@ -366,9 +368,19 @@ def value_of(settings: Settings, key: str) -> Any:
     return found
 
 
+@cache
+def _defaults() -> dict[str, Any]:
+    return dict(_flat(OmegaConf.to_container(OmegaConf.structured(Settings))))
+
+
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that can change a result."""
-    kept = {k: v for k, v in _flat(plain) if k not in _NOT_IDENTITY}
+    """The part of a resolved configuration that can change a result.
+
+    What has the schema's default is left out, so that a key which is added later (its default being what was done
+    before) leaves older runs what they are. A default that changes therefore needs another NUMERICS.
+    """
+    defaults = _defaults()
+    kept = {k: v for k, v in _flat(plain) if k not in _NOT_IDENTITY and not (k in defaults and v == defaults[k])}
     if kept.get("trainer.resume") in ("auto", "never"):
         del kept["trainer.resume"]
     return kept

@@ -12,10 +12,9 @@ lower bound.
 
 The search goes from large variances, which are easy, to small ones, which are not, and ends after two in a row that are
 worse than the best so far. If the best is the first or the last of those given, the grid is carried on beyond it, in
-the same ratio, at most two values far. Then the geometric midpoints to both neighbours of the best are tried, and at last the top of
-the parabola in log s2 through the best and its neighbours. All runs share their noise, so that their differences are
-less noisy than they. If s2 is off by a factor e^a, the value is lower
-by about D a^2 / 4 nats.
+the same ratio, at most two values far. Then the geometric midpoints to both neighbours of the best are tried, and at
+last the top of the parabola in log s2 through the best and its neighbours. All runs share their noise, so that their
+differences are less noisy than they. If s2 is off by a factor e^a, the value is lower by about D a^2 / 4 nats.
 """
 
 from __future__ import annotations

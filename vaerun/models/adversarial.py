@@ -135,7 +135,9 @@ class AdversarialModel(nn.Module):
         It shares the generator's parameters and has no inference network. Raises InputError in training mode, where
         an image would depend on the others of its batch.
         """
-        if self.sampler.training and any(isinstance(m, nn.BatchNorm2d) for m in self.sampler.modules()):
+        if self.sampler.training and any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.sampler.modules()
+        ):
             raise InputError("log p(x) is that of a generator in evaluation mode: call model.eval() first")
         model = LatentModel(
             _Pixels(self.sampler, self.latent_dim, self.codes),

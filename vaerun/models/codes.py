@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from vaerun.distributions.normal import LOG_2PI
 from vaerun.errors import InputError
 
-LEAST_VARIANCE = 1e-3  # of Q for a continuous code: a generator that writes it exactly shall not diverge
+LEAST_VARIANCE = 1e-3  # of Q for a continuous code where it is learned: a generator may write the code exactly
 
 
 class Codes:
@@ -31,16 +31,19 @@ class Codes:
     Arguments:
         categorical: number of values of each categorical code.
         continuous: number of continuous codes.
+        variance: of Q for continuous codes, as in the authors' released code for MNIST; None: Q's own, learned. A
+            learned one makes the bound tight and its gradients large: continuous codes then tend to take what
+            categorical ones should.
 
     Attributes:
         size: what the generator sees of them: one-hot vectors, then continuous values.
         noise_dim: how many standard normal numbers they are made of (the same number).
-        parameters: how many numbers Q has: logits, then means, then log-variances.
+        parameters: how many numbers Q has: logits, then means, then log-variances (unused where these are given).
 
     Raises InputError for what are no codes.
     """
 
-    def __init__(self, categorical: Sequence[int] = (), continuous: int = 0) -> None:
+    def __init__(self, categorical: Sequence[int] = (), continuous: int = 0, *, variance: float | None = 1.0) -> None:
         numbers = [*categorical, continuous]
         whole = all(isinstance(k, int) and not isinstance(k, bool) for k in numbers)
         if not whole or min(categorical, default=2) < 2 or continuous < 0:
@@ -50,7 +53,9 @@ class Codes:
             )
         if not categorical and not continuous:
             raise InputError("model.codes has no code: set model.codes.categorical=[10] or model.codes.continuous=1")
-        self.categorical, self.continuous = tuple(categorical), continuous
+        if variance is not None and not variance > 0:
+            raise InputError(f"model.codes.continuous_variance must be above 0, or null to learn it; got {variance}")
+        self.categorical, self.continuous, self.variance = tuple(categorical), continuous, variance
         self.size = self.noise_dim = sum(categorical) + continuous
         self.parameters = sum(categorical) + 2 * continuous
 
@@ -94,6 +99,8 @@ class Codes:
             found["categorical"] = torch.stack(each).sum(0)
         if self.continuous:
             variance = log_variances.exp() + LEAST_VARIANCE
+            if self.variance is not None:
+                variance = torch.full_like(means, self.variance)
             each_value = (values - means).square() / variance + variance.log() + LOG_2PI
             found["continuous"] = -0.5 * each_value.sum(-1)
         return found

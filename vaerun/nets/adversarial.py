@@ -46,12 +46,17 @@ def _check_width(where: str, width: int) -> int:
     return check_widths(where, [width])[0]
 
 
+def _dense(inputs: int, outputs: int, batch_norm: bool, activation: nn.Module) -> nn.Sequential:
+    norm = nn.BatchNorm1d(outputs) if batch_norm else nn.Identity()
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=not batch_norm), norm, activation)
+
+
 def _initialise(module: nn.Module) -> None:
     """Weights N(0, 0.02^2), batch normalisation's scales N(1, 0.02^2), biases 0 (Radford et al. 2016, section 4)."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, WEIGHT_DEVIATION)
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.normal_(layer.weight, 1.0, WEIGHT_DEVIATION)
         else:
             continue
@@ -126,18 +131,28 @@ class ConvGenerator(nn.Module):
         image_shape: (C, H, W), at least 8x8.
         context: number of classes, 0 when unconditional.
         width: channels before the last layer; each level further from the image has twice as many.
+        dense: widths of dense layers before the first convolution (InfoGAN's networks have one; DCGAN's none).
         batch_norm: normalise all layers but the last.
     """
 
     def __init__(
-        self, latent_dim: int, image_shape: Sequence[int], context: int = 0, *, width: int, batch_norm: bool = True
+        self,
+        latent_dim: int,
+        image_shape: Sequence[int],
+        context: int = 0,
+        *,
+        width: int,
+        dense: Sequence[int] = (),
+        batch_norm: bool = True,
     ) -> None:
         super().__init__()
         sizes = halvings(*image_shape[1:])[::-1]
         levels = len(sizes) - 1
         channels = [_check_width("generator.width", width) * 2**i for i in reversed(range(levels))]
         self.start = (channels[0], *sizes[0])
-        self.project = nn.Linear(latent_dim + context, math.prod(self.start), bias=not batch_norm)
+        widths = [latent_dim + context, *check_widths("generator.dense", dense)]
+        self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.ReLU()) for a, b in pairwise(widths))
+        self.project = nn.Linear(widths[-1], math.prod(self.start), bias=not batch_norm)
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for i, ((h0, w0), (h1, w1)) in enumerate(pairwise(sizes)):
             last = i == levels - 1
@@ -156,9 +171,12 @@ class ConvGenerator(nn.Module):
         _initialise(self)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.project(join(z, c))
+        h = join(z, c)
         leading = h.shape[:-1]
-        h = h.reshape(-1, *self.start)
+        h = h.reshape(-1, h.shape[-1])
+        for layer in self.dense:
+            h = layer(h)
+        h = self.project(h).unflatten(-1, self.start)
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             h = convolution(F.relu(norm(h)))
         return torch.tanh(h).reshape(*leading, *h.shape[1:])
@@ -173,6 +191,7 @@ class ConvDiscriminator(nn.Module):
         image_shape: (C, H, W), at least 8x8.
         context: number of classes, 0 when unconditional.
         width: channels of the first layer; each further one has twice as many.
+        dense: widths of dense layers after the last convolution (InfoGAN's networks have one; DCGAN's none).
         batch_norm: normalise all layers but the first.
         spectral_norm: divide each weight matrix by its largest singular value (Miyato et al. 2018).
     """
@@ -183,6 +202,7 @@ class ConvDiscriminator(nn.Module):
         context: int = 0,
         *,
         width: int,
+        dense: Sequence[int] = (),
         batch_norm: bool = True,
         spectral_norm: bool = False,
     ) -> None:
@@ -196,17 +216,19 @@ class ConvDiscriminator(nn.Module):
             normalised = batch_norm and i > 0
             self.convolutions.append(nn.Conv2d(a, b, KERNEL, STRIDE, PADDING, bias=not normalised))
             self.norms.append(nn.BatchNorm2d(b) if normalised else nn.Identity())
+        widths = [channels[-1] * math.prod(sizes[-1]), *check_widths("discriminator.dense", dense)]
+        self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.LeakyReLU(SLOPE)) for a, b in pairwise(widths))
         _initialise(self)
         if self.label_channel is not None:
             nn.init.normal_(self.label_channel.weight)  # as wide as the image's own channels
-        self.batch_norm = batch_norm and levels > 1
-        self.spectral_norm, self.features = spectral_norm, channels[-1] * math.prod(sizes[-1])
+        self.batch_norm = batch_norm and levels + len(dense) > 1
+        self.spectral_norm, self.features = spectral_norm, widths[-1]
         if spectral_norm:
-            for layer in self.convolutions:
+            for layer in (*self.convolutions, *(part[0] for part in self.dense)):  # type: ignore[index]
                 with_spectral_norm(layer)
 
     def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer, each [B, channels, h, w]."""
+        """The output of every layer, each [B, channels, h, w], of dense ones [B, width]."""
         if self.label_channel is not None:
             assert c is not None
             picture = self.label_channel(c.to(x.dtype)).reshape(len(x), 1, *x.shape[2:])
@@ -214,6 +236,11 @@ class ConvDiscriminator(nn.Module):
         found = []
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = F.leaky_relu(norm(convolution(x)), SLOPE)
+            found.append(x)
+        if len(self.dense):
+            x = x.flatten(1)
+        for layer in self.dense:
+            x = layer(x)
             found.append(x)
         return found
 

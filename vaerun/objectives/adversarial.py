@@ -55,7 +55,7 @@ class Adversarial(nn.Module):
         discriminator_steps: k, updates of the discriminator for one of the generator.
         r1: gamma of the gradient penalty; 0: none.
         information: weights of the codes' mutual information.
-        decay: of the generator's moving average (where the model has one). After t steps it is min(decay,
+        decay: of the generator's moving average (where the model has one). After t steps the next has min(decay,
             (1 + t) / (10 + t)), so that the average is not held back by the initial parameters.
         winning_steps: steps in a row without a single mistake of the discriminator's, real and generated, after which
             it counts as having won.
@@ -125,7 +125,9 @@ class Adversarial(nn.Module):
                 squared = gradient.flatten(1).square().sum(1)
                 loss, metrics["r1"] = loss + self.r1 / 2 * squared, squared.detach()
         right = {"accuracy_real": real_logit > 0, "accuracy_fake": fake_logit < 0}
-        self._flawless = torch.stack([v.all() for v in right.values()]).all()
+        if self.training:  # a trial before training counts for nothing
+            flawless = torch.stack([v.all() for v in right.values()]).all()
+            self._flawless = flawless if self._flawless is None else self._flawless & flawless  # of all k updates
         return loss, metrics | {name: v.to(loss.dtype) for name, v in right.items()}
 
     def generator_loss(self, c: Tensor | None, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,6 +167,7 @@ class Adversarial(nn.Module):
         """Moves the generator's average on; counts the steps that the discriminator has won."""
         if self._flawless is not None:
             self.won.copy_((self.won + 1) * self._flawless)
+            self._flawless = None
         if self.model.average is None:
             return
         decay = min(self.decay, (1 + step) / (10 + step))

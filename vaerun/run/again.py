@@ -65,8 +65,9 @@ def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
         family.check(settings, run.model, data)
         with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
-            before = read_arrays(run.folder / "per_example.npz")  # told of before the work, not after it
-            if not before:
+            per_image = run.folder / "per_example.npz"
+            read_arrays(per_image)  # a damaged one is told of before the work, not after it
+            if not per_image.exists():
                 print(f"vaerun-eval: warning: {run.folder} has no per_example.npz any more", file=sys.stderr)
             found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
             found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))

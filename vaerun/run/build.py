@@ -97,6 +97,8 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
         return build_adversarial_model(settings, data, average)
     if settings.decoder is None or settings.inference is None:
         raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
+    if settings.codes is not None:
+        raise InputError(f"model.codes is for adversarial models, and model={settings.name} is none")
     if settings.conditional_prior and not settings.conditional:
         raise InputError("model.conditional_prior=true needs model.conditional=true")
     if settings.likelihood == "bernoulli" and not data.binary:
@@ -148,11 +150,14 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
     if isinstance(estimator, AdversarialLoss):
         raise InputError(
             f"estimator={e.name} is for adversarial models, and model={settings.model.name} is none: "
-            f"use estimator={'elbo' if model.has_density else 'reconstruction'}"
+            f"use estimator={'elbo_mc' if model.has_density else 'reconstruction'}"
         )
     for key in ("average", "discriminator_learning_rate", "discriminator_betas"):
         if getattr(t, key) is not None and not (key == "average" and not t.average):
             raise InputError(f"trainer.{key} is for adversarial models: set trainer.{key}=null, or use trainer=default")
+    for key in ("discriminator_steps", "r1"):
+        if getattr(e, key) is not None:
+            raise InputError(f"estimator.{key} is for adversarial models, and model={settings.model.name} is none")
     warm_up = None
     if e.kl_warmup_epochs:
         if e.kl_weight is None:
@@ -223,10 +228,18 @@ def train_settings(settings: Settings) -> TrainSettings:
     )
 
 
-def try_out(settings: ModelSettings, objective: Variational | Adversarial, data: ImageData) -> None:
+def try_out(
+    settings: ModelSettings, objective: Variational | Adversarial, data: ImageData, batch_size: int = 128
+) -> None:
     """One loss on two images, so that a combination that cannot work is refused before anything is written."""
     if settings.fit == "closed_form" and isinstance(objective, Variational):
         ppca.check(objective.model, len(data.train))
+    smallest = len(data.train) % batch_size or batch_size
+    if smallest == 1 and any(isinstance(m, torch.nn.BatchNorm1d) for m in objective.modules()):
+        raise InputError(
+            f"trainer.batch_size={batch_size} leaves one of the {len(data.train)} training images to an epoch's last "
+            "batch, and batch normalisation needs two: choose another batch size"
+        )
     state = torch.get_rng_state()
     objective.eval()
     with torch.no_grad():

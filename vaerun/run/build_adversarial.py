@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
@@ -37,7 +39,8 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
     if settings.codes is not None:
         if settings.conditional:
             raise InputError(f"model={settings.name} has codes, which stand for labels: set model.conditional=false")
-        codes = Codes(settings.codes.categorical, settings.codes.continuous)
+        given = settings.codes
+        codes = Codes(given.categorical, given.continuous, variance=given.continuous_variance)
     classes = data.classes if settings.conditional else 0
     size = settings.latent_dim + (0 if codes is None else codes.size)
     shape = data.image_shape
@@ -55,9 +58,20 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
 
 def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:
     """The two phases. Raises InputError for options that do not go together."""
-    e, codes = settings.estimator, settings.model.codes
+    e, t, codes = settings.estimator, settings.trainer, settings.model.codes
+    for group, key, value, nothing in (
+        ("estimator", "samples", e.samples, 1),
+        ("estimator", "kl_warmup_epochs", e.kl_warmup_epochs, None),
+        ("trainer", "variance_learning_rate", t.variance_learning_rate, None),
+    ):
+        if value != nothing:
+            raise InputError(f"{group}.{key} is for models with a likelihood, and model={settings.model.name} has none")
     information = None
     if codes is not None:
+        for key in ("categorical_weight", "continuous_weight"):
+            weight = getattr(codes, key)
+            if not 0 <= weight < math.inf:
+                raise InputError(f"model.codes.{key} must be a finite number of at least 0, got {weight}")
         information = Information(categorical=codes.categorical_weight, continuous=codes.continuous_weight)
     return Adversarial(
         model,
@@ -65,6 +79,6 @@ def build_adversarial_objective(settings: Settings, model: AdversarialModel, est
         discriminator_steps=e.discriminator_steps or 1,
         r1=e.r1 or 0.0,
         information=information,
-        decay=settings.trainer.average or 0.0,
-        winning_steps=settings.trainer.winning_steps,
+        decay=t.average or 0.0,
+        winning_steps=t.winning_steps,
     )

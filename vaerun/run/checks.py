@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 
-from vaerun.data.dataset import ImageData
+from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.estimators import estimate
 from vaerun.evaluation.annealed import Annealing
 from vaerun.evaluation.gaps import Refinement
 from vaerun.evaluation.inception import check_inception
+from vaerun.evaluation.sample_validation import IMAGES, real
 from vaerun.evaluation.traversals import parse_expression, parse_sets, parse_stops
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
+from vaerun.run.evaluate_samples import has_classifier
 from vaerun.settings import EvaluationSettings, Settings
 
 DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
@@ -74,22 +76,46 @@ def check_adversarial(whole: Settings, model: AdversarialModel, data: ImageData)
             "label"
         )
     chooses = (settings.ais or settings.bdmc) and model.variance is None
-    for name, needed in (("parzen", settings.parzen), ("ais and evaluation.bdmc", chooses)):
+    for choose, needed, keys in (
+        ("parzen chooses", settings.parzen, "data.validation"),
+        ("ais and evaluation.bdmc choose", chooses, "data.validation or model.fixed_variance"),
+    ):
         if needed and not len(data.validation):
-            raise InputError(
-                f"evaluation.{name} chooses a variance on validation images, and data.validation=0: set data.validation"
-                + ("" if name == "parzen" else " or model.fixed_variance")
-            )
-    if settings.selection is not None and not (data.classes >= 2 and len(data.validation)):
+            raise InputError(f"evaluation.{choose} a variance on validation images, and data.validation=0: set {keys}")
+    _check_shared(settings, model, data)
+
+
+def check_adversarial_training(whole: Settings, data: ImageData) -> None:
+    """Raises InputError for what cannot be validated or selected by while an adversarial model is trained."""
+    selection = whole.evaluation.selection
+    if selection is not None and not (has_classifier(data) and len(data.validation)):
         raise InputError(
-            f"evaluation.selection={settings.selection} needs labels and validation images: {data.name} lacks some"
+            f"evaluation.selection={selection} needs labels of two classes or more and validation images: {data.name} "
+            "lacks some"
         )
-    if whole.trainer.early_stopping is not None and settings.selection is None:
+    if whole.trainer.early_stopping is not None and selection is None:
         raise InputError(
             "trainer.early_stopping needs a metric: set evaluation.selection=classifier_frechet_distance, or "
             "trainer.early_stopping=null"
         )
-    _check_shared(settings, model, data)
+    if len(data.validation):
+        _check_compared(data.validation, len(data.validation), "raise data.validation, or set it to 0")
+    else:
+        _check_compared(data.train, len(data.train), "raise data.train_images")
+
+
+def _check_compared(split: Split, count: int, remedy: str) -> None:
+    """Raises InputError for images that generated ones cannot be compared with."""
+    if count < 2:
+        raise InputError(
+            f"generated images are compared with {count} {split.name} image, and that takes two or more: {remedy}"
+        )
+    images = real(split, min(count, IMAGES))
+    if bool((images == images[:1]).all()):
+        raise InputError(
+            f"the first {len(images)} {split.name} images are all the same: no generated images are more or less "
+            "varied than they are"
+        )
 
 
 def _check_shared(settings: EvaluationSettings, model: LatentModel | AdversarialModel, data: ImageData) -> None:
@@ -102,14 +128,19 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
     annealing_of(settings)
     count = min(settings.generated.samples, settings.images or images, images)
-    if settings.quality and data.classes >= 2 and count <= settings.generated.neighbours:
+    if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
+        few = settings.images is not None and settings.images < min(images, 2)
+        _check_compared(
+            getattr(data, settings.split),
+            count,
+            "raise evaluation.images" if few else "choose another evaluation.split",
+        )
+    if settings.quality and has_classifier(data) and count <= settings.generated.neighbours:
         raise InputError(
             f"evaluation.generated.neighbours={settings.generated.neighbours} needs more images than that, and {count} "
             "are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
         )
     if settings.inception_weights is not None:
-        if count < 2:
-            raise InputError("evaluation.inception_weights: a Frechet distance needs two images or more")
         check_inception(Path(settings.inception_weights).expanduser())
     sets = parse_sets(settings.sets)
     if settings.interpolation:

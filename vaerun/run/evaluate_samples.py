@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vaerun.data.cache import cache_folder
@@ -19,6 +20,12 @@ from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
 from vaerun.training.signals import Stop
+
+
+def has_classifier(data: ImageData) -> bool:
+    """Whether the data set's labels are enough for a classifier of its own."""
+    labels = data.arrays.train_labels
+    return data.classes >= 2 and labels is not None and len(np.unique(labels)) >= 2
 
 
 def own_classifier(data: ImageData, stop: Stop) -> Classifier:
@@ -50,10 +57,10 @@ def sample_quality(
     with Progression(f"{count} generated and real images", count, stop=stop):
         fake, truth = generated(model, split, count, seed=seed, stop=stop)[0], real(split, count)
         found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
-        if settings.quality and data.classes < 2:
+        if settings.quality and not has_classifier(data):
             found.warnings.append(
-                f"data set {data.name} has no labels, so there is no classifier whose features could be compared: no "
-                "Frechet distance, precision, recall, density and coverage"
+                f"data set {data.name} has no labels of two classes or more, so there is no classifier whose features "
+                "could be compared: no Frechet distance, precision, recall, density and coverage"
             )
         elif settings.quality:
             space = own_classifier(data, stop)

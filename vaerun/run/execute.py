@@ -66,8 +66,8 @@ def execute(settings: Settings, folder: Path, overrides: list[str], hydra: str |
                 "the model does not fit into memory: lower model.latent_dim or the layers' widths"
             ) from error
         objective = build_objective(settings, model, len(data.train))
-        family_of(model).check(settings, model, data)
-        try_out(settings.model, objective, data)
+        family_of(model).check_run(settings, model, data)
+        try_out(settings.model, objective, data, settings.trainer.batch_size)
         run = _Run(settings, folder, stop, device, data, model, objective, identity)
         run.start_from_named()
         # Everything so far only read. The lock file is made by a run that cannot be refused any more, except for

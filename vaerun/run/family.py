@@ -15,7 +15,7 @@ from vaerun.evaluation.sample_validation import SampleValidator
 from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
 from vaerun.run.build import Model
-from vaerun.run.checks import check_adversarial, check_evaluation
+from vaerun.run.checks import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.run.evaluate import evaluate
 from vaerun.run.evaluate_adversarial import evaluate_adversarial
 from vaerun.run.evaluate_samples import own_classifier
@@ -41,6 +41,11 @@ class Likelihood:
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
         """Raises InputError for what cannot be evaluated."""
+        check_evaluation(settings, model, data)
+
+    @staticmethod
+    def check_run(settings: Settings, model: Any, data: ImageData) -> None:
+        """The same, and for what cannot be done while training."""
         check_evaluation(settings, model, data)
 
     @staticmethod
@@ -83,6 +88,11 @@ class AdversarialFamily:
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
         check_adversarial(settings, model, data)
+
+    @staticmethod
+    def check_run(settings: Settings, model: Any, data: ImageData) -> None:
+        check_adversarial(settings, model, data)
+        check_adversarial_training(settings, data)
 
     @staticmethod
     def validator(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vaerun.evaluation.sample_validation import IMAGES
+
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
 DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3, "inception_frechet_distance": 3}
 DIGITS |= {"precision": 4, "recall": 4, "density": 4, "coverage": 4}
@@ -74,7 +76,8 @@ def _generated(protocol: dict[str, Any]) -> dict[str, str]:
         return {}
     n, k = generated["samples"], generated["neighbours"]
     return {
-        "diversity": "mean distance between two generated images over that between two real ones (pixels)",
+        "diversity": "mean distance between two generated images over that between two real ones (pixels), "
+        f"{min(n, IMAGES)} of each",
         "classifier_frechet_distance": f"Frechet distance, {n} generated and real images, in the features of vaerun's "
         "own classifier of this data set: not the Inception FID",
         "inception_frechet_distance": f"Inception FID, {n} generated and real images",
@@ -100,7 +103,7 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
         found["observation_variance"] = "s2 of the observation model N(G(z), s2 I), pixels in [0, 1], as given"
     if protocol.get("annealing") is not None:
         px = "log p(x|label)" if protocol.get("conditional") else "log p(x)"
-        found |= _annealed(protocol["annealing"], f"{px} under N(G(z), s2 I), nats")
+        found |= _annealed(protocol["annealing"], f"{px} under N(G(z), s2 I) (nats)")
     found |= {
         "parzen_log_likelihood": "Parzen window on generated images, nats: KNOWN TO MISLEAD, see the warning",
         "parzen_variance": "of the Parzen window, chosen on validation images",
