@@ -17,12 +17,18 @@ HELP = """vaerun-eval: evaluate a finished run again
   vaerun-eval run=DIR evaluation.gaps=true                approximation and amortisation gap
   vaerun-eval run=DIR data=fashion_mnist                  another data set of the same shape
   vaerun-eval run=DIR evaluation.split=validation         another split
+  vaerun-eval run=DIR evaluation.quality=true             Frechet distance, precision and recall of generated images
+  vaerun-eval run=DIR evaluation.interpolation=[3,17]     pictures between samples number 3 and 17
+  vaerun-eval run=DIR evaluation.sets.a=[1,5] 'evaluation.arithmetic=["a - 7 + 9"]'   sums of samples
 
 It takes the keys of `data`, `evaluation`, `seed` and `trainer.device`; what is not given stays as the run had it (the
 device: auto). The numbers go into the run's result.json (`evaluations`), the values per image into its per_example.npz,
 the figures into its figures/ and TensorBoard, under a name of their own: none of the run's own is replaced.
 
 Keys of `evaluation`, with what they are for and the value of a run that sets none:
+"""
+ADVERSARIAL = """
+Of adversarial models (gan, dcgan, cgan, infogan):
 """
 
 
@@ -32,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or "--help" in words or "-h" in words:
         from vaerun.plugins import group_file
 
-        print(HELP + group_file("evaluation", "default").read_text(encoding="utf-8").partition("\n")[2], end="")
+        for words_before, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
+            keys = group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
+            print(words_before + keys, end="")
         return 0 if words else 2
     try:
         folders = [w.partition("=")[2] for w in words if w.startswith("run=")]

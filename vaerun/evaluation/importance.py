@@ -143,7 +143,14 @@ def log_likelihood(
         c: one-hot labels [B, classes] for a conditional model.
         samples: K.
         seed: of the noise; image i's noise depends on (seed, i) alone.
+
+    Raises InputError for a model without a posterior q(z | x).
     """
+    if not isinstance(model, LatentModel):
+        raise InputError(
+            "importance sampling needs a posterior q(z|x), and an adversarial model has none: vaerun-eval run=DIR "
+            "evaluation.ais=true gives its log-likelihood"
+        )
     size = max(1, default_chunk(x.device) // min(BLOCK, check_samples(samples)))
     found = []
     with torch.no_grad():
