@@ -36,7 +36,10 @@ def make_model(
     average: bool = False,
     **discriminator: Any,
 ) -> AdversarialModel:
-    """`kind`: mlp or conv; the rest are options of the discriminator (`dense`: of both). 16x16 pixels give two levels of convolutions."""
+    """`kind`: mlp or conv; the rest are options of the discriminator, `dense` of both.
+
+    16x16 pixels give two levels of convolutions.
+    """
     size = LATENT + (0 if codes is None else codes.size)
     generator: nn.Module
     trunk: nn.Module

@@ -11,6 +11,7 @@ from adversarial import LATENT, MEMBERS, make_batch, make_model
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+import vaerun
 from vaerun.errors import InputError
 from vaerun.models import AdversarialModel, Codes
 
@@ -124,7 +125,9 @@ def test_observed_in_single_precision(single_precision: None) -> None:
     model = make_model("conv", codes=Codes([3], 1)).double().eval()
     batch = make_batch(2)
     noise = torch.randn(3, 2, model.noise_dim, dtype=torch.float64)
-    found = model.observed(VARIANCE).joint(batch.x.double()).log_likelihood(noise)
+    observed = model.observed(VARIANCE)
+    assert {v.dtype for v in observed.state_dict().values() if v.is_floating_point()} == {torch.float64}
+    found = observed.joint(batch.x.double()).log_likelihood(noise)
     expected = Normal(torch.stack([model.generate(row) for row in noise]), VARIANCE**0.5).log_prob(batch.x.double())
     torch.testing.assert_close(found, expected.sum((2, 3, 4)), rtol=1e-6, atol=0)
 
@@ -150,3 +153,8 @@ def test_discriminator_sees_pixels_between_minus_one_and_one(member: str) -> Non
         assert q.shape == (6, model.codes.parameters)
     last = model.maps(batch.x, batch.c)[-1].flatten(1)
     torch.testing.assert_close(model.discriminator.head(last).squeeze(1), logits)
+
+
+def test_importance_sampling_is_refused() -> None:
+    with pytest.raises(InputError, match="importance sampling needs a posterior"):
+        vaerun.log_likelihood(make_model(), torch.zeros(1, 1, 8, 8))

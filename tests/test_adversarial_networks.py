@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from vaerun.errors import InputError
 from vaerun.nets import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator
 
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 9, 13)]
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 9, 13), (1, 12, 9)]
 NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "mlp": (MLPGenerator, MLPDiscriminator, {"hidden": [7, 6]}),
     "conv": (ConvGenerator, ConvDiscriminator, {"width": 2}),
@@ -161,8 +161,8 @@ def test_batch_norm_where_dcgan_says(batch_norm: bool) -> None:
     assert ConvDiscriminator((1, 8, 8), width=3, dense=[6], batch_norm=batch_norm).batch_norm is batch_norm
     # The first layer is scaled freely, and an image's own map there is of that image alone.
     assert changes(d, d.convolutions[0], lambda m: m.maps(x)[0])
-    torch.testing.assert_close(d.maps(x)[0][:1], d.maps(x[:1])[0])
-    assert torch.allclose(d.maps(x)[1][:1], d.maps(x[:1])[1]) is not batch_norm
+    torch.testing.assert_close(d.maps(x)[0][:2], d.maps(x[:2])[0])
+    assert torch.allclose(d.maps(x)[1][:2], d.maps(x[:2])[1]) is not batch_norm
 
 
 def test_activations() -> None:

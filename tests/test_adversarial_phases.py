@@ -102,7 +102,9 @@ def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
             found = found + 0.7 * (Categorical(logits=q[:, here]).log_prob(code[:, here].argmax(1)) + math.log(k))
             start += k
         for i in range(codes.continuous):
-            normal = Normal(q[:, start + i], torch.ones(()))
+            learned = q[:, start + codes.continuous + i].exp() + 1e-3
+            variance = learned if codes.variance is None else torch.tensor(codes.variance)
+            normal = Normal(q[:, start + i], variance.sqrt())
             found = found + 0.2 * (normal.log_prob(code[:, start + i]) + math.log(2))
         return found
 

@@ -95,9 +95,11 @@ def test_a_logit_of_zero_is_a_mistake() -> None:
 
 def test_a_step_without_mistake_is_one_of_all_its_updates() -> None:
     objective = perfect(winning_steps=4)
+    found = []
     for batches in ([[0.9], [1.0]], [[0.2], [1.0]], [[0.9], [1.0]], [[0.9], [0.2]], [[0.9], [1.0]]):
         step(objective, *batches)
-    assert int(objective.won) == 1
+        found.append(int(objective.won))
+    assert found == [1, 0, 1, 0, 1]
     step(objective, [0.9])
     assert int(objective.won) == 2
     # Trials in evaluation mode count for nothing.

@@ -167,7 +167,7 @@ def test_what_are_no_codes_is_refused(categorical: Any, continuous: Any) -> None
 
 def test_variance_is_one_unless_given_or_learned() -> None:
     assert [Codes([2]).variance, Codes([], 1, variance=None).variance] == [1.0, None]
-    for bad in (0.0, -1.0, math.nan):
+    for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match=r"model\.codes\.continuous_variance must be above 0, or null"):
             Codes([3], 1, variance=bad)
 

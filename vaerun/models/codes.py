@@ -53,7 +53,7 @@ class Codes:
             )
         if not categorical and not continuous:
             raise InputError("model.codes has no code: set model.codes.categorical=[10] or model.codes.continuous=1")
-        if variance is not None and not variance > 0:
+        if variance is not None and not 0 < variance < math.inf:
             raise InputError(f"model.codes.continuous_variance must be above 0, or null to learn it; got {variance}")
         self.categorical, self.continuous, self.variance = tuple(categorical), continuous, variance
         self.size = self.noise_dim = sum(categorical) + continuous

@@ -112,15 +112,15 @@ class MLPDiscriminator(nn.Module):
                 with_spectral_norm(layer)
 
     def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer, each [B, width]."""
+        """The output of every layer, each [B, width]; without layers the input itself."""
         found, h = [], join(x.flatten(1), c)
         for layer in self.layers:
             h = F.leaky_relu(layer(h), SLOPE)
             found.append(h)
-        return found
+        return found or [h]
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.maps(x, c)[-1] if self.layers else join(x.flatten(1), c)
+        return self.maps(x, c)[-1]
 
 
 class ConvGenerator(nn.Module):
@@ -193,7 +193,8 @@ class ConvDiscriminator(nn.Module):
         width: channels of the first layer; each further one has twice as many.
         dense: widths of dense layers after the last convolution (InfoGAN's networks have one; DCGAN's none).
         batch_norm: normalise all layers but the first.
-        spectral_norm: divide each weight matrix by its largest singular value (Miyato et al. 2018).
+        spectral_norm: divide each weight matrix on the image's way to the logit by its largest singular value (Miyato
+            et al. 2018).
     """
 
     def __init__(

@@ -132,6 +132,8 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     if isinstance(model, AdversarialModel):
         found["diversity_threshold"] = settings.diversity
         found["categorical_codes"] = 0 if model.codes is None else len(model.codes.categorical)
+    if settings.parzen:
+        found["parzen_samples"] = settings.generated.samples
     if settings.gaps:
         found["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
     if settings.gradient_noise:

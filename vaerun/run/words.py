@@ -105,7 +105,8 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
         px = "log p(x|label)" if protocol.get("conditional") else "log p(x)"
         found |= _annealed(protocol["annealing"], f"{px} under N(G(z), s2 I) (nats)")
     found |= {
-        "parzen_log_likelihood": "Parzen window on generated images, nats: KNOWN TO MISLEAD, see the warning",
+        "parzen_log_likelihood": f"Parzen window on {protocol.get('parzen_samples')} generated images, nats: KNOWN TO "
+        "MISLEAD, see the warning",
         "parzen_variance": "of the Parzen window, chosen on validation images",
     }
     return found
