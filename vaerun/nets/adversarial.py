@@ -43,7 +43,9 @@ def halvings(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _check_width(where: str, width: int) -> int:
-    return check_widths(where, [width])[0]
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise InputError(f"{where} must be a positive whole number such as 64, got {width}")
+    return width
 
 
 def _dense(inputs: int, outputs: int, batch_norm: bool, activation: nn.Module) -> nn.Sequential:

@@ -59,13 +59,6 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
 def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:
     """The two phases. Raises InputError for options that do not go together."""
     e, t, codes = settings.estimator, settings.trainer, settings.model.codes
-    for group, key, value, nothing in (
-        ("estimator", "samples", e.samples, 1),
-        ("estimator", "kl_warmup_epochs", e.kl_warmup_epochs, None),
-        ("trainer", "variance_learning_rate", t.variance_learning_rate, None),
-    ):
-        if value != nothing:
-            raise InputError(f"{group}.{key} is for models with a likelihood, and model={settings.model.name} has none")
     information = None
     if codes is not None:
         for key in ("categorical_weight", "continuous_weight"):

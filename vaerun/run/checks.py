@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,18 +83,32 @@ def check_adversarial(whole: Settings, model: AdversarialModel, data: ImageData)
     ):
         if needed and not len(data.validation):
             raise InputError(f"evaluation.{choose} a variance on validation images, and data.validation=0: set {keys}")
+    variances = set(settings.observation.variances)
+    if chooses and not (len(variances) >= 2 and all(0 < v < math.inf for v in variances)):
+        raise InputError(
+            "evaluation.observation.variances must list two or more finite variances above 0 to choose among, got "
+            f"{settings.observation.variances}: add some, or set model.fixed_variance"
+        )
     _check_shared(settings, model, data)
 
 
 def check_adversarial_training(whole: Settings, data: ImageData) -> None:
-    """Raises InputError for what cannot be validated or selected by while an adversarial model is trained."""
+    """Raises InputError for what cannot be done while an adversarial model is trained."""
+    e, t = whole.estimator, whole.trainer
+    for key, value, nothing in (
+        ("estimator.samples", e.samples, 1),
+        ("estimator.kl_warmup_epochs", e.kl_warmup_epochs, None),
+        ("trainer.variance_learning_rate", t.variance_learning_rate, None),
+    ):
+        if value != nothing:
+            raise InputError(f"{key} is for models with a likelihood, and model={whole.model.name} has none")
     selection = whole.evaluation.selection
     if selection is not None and not (has_classifier(data) and len(data.validation)):
         raise InputError(
             f"evaluation.selection={selection} needs labels of two classes or more and validation images: {data.name} "
             "lacks some"
         )
-    if whole.trainer.early_stopping is not None and selection is None:
+    if t.early_stopping is not None and selection is None:
         raise InputError(
             "trainer.early_stopping needs a metric: set evaluation.selection=classifier_frechet_distance, or "
             "trainer.early_stopping=null"

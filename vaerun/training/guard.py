@@ -19,7 +19,8 @@ class FiniteGuard:
         "trainer.variance_learning_rate, or set trainer.clip_norm=100",
         "discriminator_loss": "the discriminator diverged: lower trainer.discriminator_learning_rate, or set "
         "model.discriminator.spectral_norm=true or estimator.r1=1",
-        "generator_loss": "the generator diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
+        "generator_loss": "generator or discriminator diverged: lower trainer.learning_rate and "
+        "trainer.discriminator_learning_rate, or set trainer.clip_norm=100",
         "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
     }
 
