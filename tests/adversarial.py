@@ -68,7 +68,14 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "dcgan": {"kind": "conv", "average": True},
     "dcgan spectral without norm": {"kind": "conv", "spectral_norm": True, "batch_norm": False},
     "conditional dcgan": {"kind": "conv", "classes": 3},
-    "infogan": {"kind": "conv", "codes": Codes([3, 2], 2), "dense": [7], "spectral_norm": True, "average": True},
+    "infogan": {"kind": "conv", "codes": Codes([3, 2], 2), "dense": [7], "average": True},
+    "infogan spectral": {
+        "kind": "conv",
+        "codes": Codes([3], 1),
+        "dense": [7],
+        "spectral_norm": True,
+        "batch_norm": False,
+    },
     "infogan with learned variance": {"codes": Codes([4], 1, variance=None)},
     "infogan of one kind": {"codes": Codes([4])},
 }

@@ -71,7 +71,7 @@ def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monke
     assert "Frechet distance" in row
     # The parameters are those of that epoch: the same noise gives the same numbers again.
     model, data = opened(tmp_path / "run")
-    images, truth = generated(model, data.validation, 80, seed=0)[0], real(data.validation, 80)
+    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
     assert diversity(images, truth) == pytest.approx(best["val/diversity"], rel=1e-9)
     features = own_classifier(data, Stop()).features
     distance = real_distance(features(truth), features(images))
@@ -90,7 +90,7 @@ def test_selection_without_a_helping_hand(here: Command, tmp_path: Path) -> None
     assert found["protocol"]["selected_epoch"] == best["epoch"]
     model, data = opened(tmp_path / "run")
     features = own_classifier(data, Stop()).features
-    images, truth = generated(model, data.validation, 80, seed=0)[0], real(data.validation, 80)
+    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
     assert frechet_distance(features(truth), features(images)) == pytest.approx(best[name], rel=1e-6)
 
 

@@ -165,7 +165,7 @@ def test_a_data_set_without_labels(copied: Callable[..., Path], evaluate: Evalua
     code, _, err = evaluate(f"run={run}", "data=npz", f"data.path={path}", "data.validation=0")
     assert code == 0, err
     assert added(run)[1]["metrics"].keys() == {"test/diversity", "test/mode_collapse"}
-    assert any("no labels of two classes or more" in line for line in warned(err))
+    assert any("no labels of two to 10000 classes" in line for line in warned(err))
 
 
 def test_labels_of_one_class_are_no_labels(here: Command, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_labels_of_one_class_are_no_labels(here: Command, tmp_path: Path) -> Non
     code, _, err = here(*words, f"output_dir={tmp_path / 'run'}")
     assert code == 0
     assert result(tmp_path / "run")["metrics"].keys() == {"test/diversity", "test/mode_collapse"}
-    assert "no labels of two classes or more" in err
+    assert "no labels of two to 10000 classes" in err
 
 
 # --- models with a likelihood ---
@@ -192,7 +192,7 @@ def test_samples_of_a_likelihood_model(model: str, copied: Callable[..., Path], 
     assert {"diversity", "log_likelihood"} | QUALITY <= metrics.keys()
     assert not {"mode_collapse", "observation_variance"} & metrics.keys()
     assert found["protocol"]["generated"] == {"samples": 12, "neighbours": 3}
-    assert "12 generated and real images" in out
+    assert "12 decoded (E[x|z], z from the prior) and real images" in out
     # Of E[x | z] at z from the prior, with the labels of the test images.
     trained = vaerun.load_run(run)
     data = trained.data
@@ -242,6 +242,8 @@ def test_a_plain_autoencoder_has_no_samples(word: str, copied: Callable[..., Pat
         (["evaluation.sets.2a=[1]", "evaluation.interpolation=[1,2]"], "does not begin with a digit"),
         (["evaluation.sets.a=[-1]"], "whole number of at least 0, got -1"),
         (["evaluation.gaps=true"], "needs a posterior"),
+        (["evaluation.samples=50000"], "evaluation.samples means nothing for model=gan"),
+        (["evaluation.gap.samples=3"], "evaluation.gap means nothing for model=gan"),
         (["evaluation.gradient_noise=true"], "needs a posterior"),
         (["evaluation.inception_weights=none.pth"], "there is no file none.pth"),
         (["evaluation.generated.neighbours=50"], "evaluation.generated.neighbours=50 needs more images"),

@@ -99,7 +99,7 @@ def test_average_begins_as_the_generator_and_never_trains() -> None:
 
 @pytest.mark.parametrize("options", COMBINATIONS)
 def test_observed_density(options: dict[str, Any]) -> None:
-    model = make_model(**options, spectral_norm=True).eval()
+    model = make_model(**options).eval()
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     batch = make_batch(5, classes=3)
     noise = torch.randn(4, 5, model.noise_dim)
@@ -137,7 +137,7 @@ def test_observed_needs_evaluation_mode() -> None:
     with pytest.raises(InputError, match="generator in evaluation mode"):
         model.observed(VARIANCE)
     with pytest.raises(InputError, match="generator in evaluation mode"):
-        model.joint(make_batch().x)
+        model.joint(make_batch().x, variance=VARIANCE)
     make_model("conv", average=True).train().observed(VARIANCE)  # the average is, always
     make_model("mlp").train().observed(VARIANCE)  # nothing there depends on the batch
 
@@ -158,3 +158,14 @@ def test_discriminator_sees_pixels_between_minus_one_and_one(member: str) -> Non
 def test_importance_sampling_is_refused() -> None:
     with pytest.raises(InputError, match="importance sampling needs a posterior"):
         vaerun.log_likelihood(make_model(), torch.zeros(1, 1, 8, 8))
+
+
+def test_joint_takes_the_variance_that_is_given_or_the_model_s_own() -> None:
+    model, x = make_model().eval(), torch.rand(2, 1, 16, 16)
+    noise = torch.randn(3, 2, model.noise_dim)
+    with pytest.raises(InputError, match="needs a variance"):
+        model.joint(x)
+    model.variance = 0.04
+    expected = model.observed(0.04).joint(x).log_likelihood(noise)
+    assert torch.equal(model.joint(x).log_likelihood(noise), expected)
+    assert not torch.equal(model.joint(x, variance=0.05).log_likelihood(noise), expected)

@@ -198,7 +198,8 @@ def label_channel(d: nn.Module) -> nn.Module | None:
 def test_spectral_norm_is_one(kind: str, wanted: bool) -> None:
     """Once the power iteration has converged, by singular values; the head included."""
     dense = {"dense": [5]} if "dense" in kind else {}
-    model = make_model(kind, classes=3, spectral_norm=wanted, **dense)
+    plain = {"batch_norm": False} if "conv" in kind else {}  # which would undo it
+    model = make_model(kind, classes=3, spectral_norm=wanted, **dense, **plain)
     d, x, c = model.discriminator, torch.rand(2, 1, 16, 16), torch.eye(3)[:2]
     layers = [m for m in d.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m is not label_channel(d)]
     assert len(layers) == 3 + len(dense)
@@ -215,3 +216,9 @@ def test_spectral_norm_is_one(kind: str, wanted: bool) -> None:
         assert all(map(torch.equal, kept, [p._u for layer in layers for p in layer.parametrizations.weight]))
     else:
         assert min(abs(s - 1) for s in largest) > 1e-3
+
+
+def test_spectral_norm_that_batch_norm_would_undo_is_refused() -> None:
+    with pytest.raises(InputError, match=r"spectral_norm has no effect .*model\.discriminator\.batch_norm=false"):
+        ConvDiscriminator((1, 16, 16), width=2, spectral_norm=True)
+    ConvDiscriminator((1, 8, 8), width=2, spectral_norm=True)  # a single layer has no batch norm

@@ -38,7 +38,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"discriminator_steps": 2, "r1": 1.0},
     ),
     "conditional dcgan": (
-        {"kind": "conv", "classes": 3, "average": True, "spectral_norm": True},
+        {"kind": "conv", "classes": 3, "average": True},
         {"discriminator_steps": 2, "winning_steps": 3},
     ),
     "gan": ({"classes": 3}, {"discriminator_steps": 3, "r1": 0.5}),

@@ -41,7 +41,8 @@ NARROWER = {
     "training": {"data", "objectives"},  # knows objectives and batches only
     "report": set[str](),  # reads files only
 }
-SEES_CONFIG = {"run", "cli"}  # besides settings.py
+SEES_CONFIG = {"run", "cli"}  # besides these two:
+SCHEMA = {"settings", "schema"}
 CONFIG = {"hydra", "omegaconf"}
 
 
@@ -80,16 +81,16 @@ def violations(source: str, module: str, package: bool = False) -> list[str]:
     found = []
     for line, name in imports(source, f"vaerun.{module}", package):
         top, _, inner = name.partition(".")
-        if top in CONFIG and own not in SEES_CONFIG | {"settings"}:
+        if top in CONFIG and own not in SEES_CONFIG | SCHEMA:
             found.append(f"{module}:{line} imports {name}: only run, cli and settings.py see the configuration")
         if top != "vaerun":
             continue
         target = inner.split(".")[0]
-        if own in HELPERS or own == "settings":
-            allowed = target in HELPERS
+        if own in HELPERS or own in SCHEMA:
+            allowed = target in HELPERS or (own, target) == ("settings", "schema")
         elif own == "" or target in HELPERS or target == own:  # own == "": vaerun/__init__.py, which offers all
             allowed = True
-        elif target == "settings":
+        elif target in SCHEMA:
             allowed = own in SEES_CONFIG
         elif target not in LEVELS:
             allowed = False
@@ -110,7 +111,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 def test_every_package_has_a_level() -> None:
     packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
     assert packages == LEVELS.keys()
-    assert {p.stem for p in ROOT.glob("*.py")} == HELPERS | {"__init__", "settings"}
+    assert {p.stem for p in ROOT.glob("*.py")} == HELPERS | SCHEMA | {"__init__"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

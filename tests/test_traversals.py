@@ -10,7 +10,7 @@ from tiles import LIKE, SETS, N, close, generate, generate_with_code, noise_of, 
 from torch import Tensor
 
 from vaerun.errors import InputError
-from vaerun.evaluation import traversals
+from vaerun.evaluation import pictures, traversals
 
 # ------------------------------------------------------------------------------------------------------------ noise
 
@@ -169,7 +169,7 @@ def test_a_sweep_has_ten_rows() -> None:
 
 
 def test_a_class_a_row() -> None:
-    found = tiles(traversals.class_grid(generate, 4, N, LIKE))
+    found = tiles(pictures.class_grid(generate, 4, N, LIKE))
     assert found.shape[:2] == (4, 10)
     close(found[:, :, 1, 0], torch.arange(4.0).unsqueeze(1).expand(4, 10))
     for column in range(10):
@@ -184,6 +184,6 @@ def test_a_hundred_classes_at_most() -> None:
         seen.append(c)
         return torch.zeros(len(noise), 1, 32, 32)
 
-    traversals.class_grid(keep, 130, 2, LIKE)
+    pictures.class_grid(keep, 130, 2, LIKE)
     assert seen[0].shape == (1000, 130)
     assert torch.equal(seen[0].argmax(1), torch.arange(100).repeat_interleave(10))

@@ -6,16 +6,18 @@ Each is a grid [channels, height, width] in [0, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vaerun.data.dataset import Split
-from vaerun.models import LatentModel
+from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import ImageNoise
 
 COLUMNS, ROWS, SEED = 10, 10, 0
+MOST_CLASSES = 100
 LEAST = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
 
 
@@ -50,10 +52,9 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     with torch.no_grad():
         found["samples"] = grid(to_unit(samples(model, split)), COLUMNS)
         if model.classes:
-            classes = min(model.classes, 100)
-            c = split.one_hot(torch.arange(classes, device=model.mean.device).repeat_interleave(COLUMNS))
-            noise = sample_noise(range(COLUMNS), model.noise_dim, model.mean).repeat(classes, 1)
-            found["classes"] = grid(to_unit(model.generate(noise, c)), COLUMNS)
+            found["classes"] = class_grid(
+                lambda noise, c: to_unit(model.generate(noise, c)), model.classes, model.noise_dim, model.mean
+            )
         if model.latent_dim == 2 and not model.classes:
             found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
     return found
@@ -79,15 +80,24 @@ def data_picture(split: Split) -> dict[str, Tensor]:
     return {"data": grid(split.transform.to_unit(batch.x), COLUMNS)}
 
 
-def samples(model: LatentModel, split: Split) -> Tensor:
-    """E[x | z] [COLUMNS * ROWS, C, H, W] of samples number 0 to COLUMNS * ROWS - 1, always the same draws of z.
+def samples(model: LatentModel | AdversarialModel, split: Split) -> Tensor:
+    """Samples number 0 to COLUMNS * ROWS - 1 [COLUMNS * ROWS, C, H, W], of a likelihood model E[x | z].
 
-    A conditional model's labels are mixed.
+    A conditional model's labels are mixed: neighbours in a row and in a column have different ones.
     """
-    c = None
-    if model.classes:
-        c = split.one_hot(torch.arange(COLUMNS * ROWS, device=model.mean.device) * 7 % model.classes)
-    return model.generate(sample_noise(range(COLUMNS * ROWS), model.noise_dim, model.mean), c)
+    numbers = torch.arange(COLUMNS * ROWS, device=split.images.device)
+    c = split.one_hot((numbers + numbers // COLUMNS) % model.classes) if model.classes else None
+    with torch.no_grad():
+        return model.generate(sample_noise(range(len(numbers)), model.noise_dim, next(model.parameters())), c)
+
+
+def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int, n: int, like: Tensor) -> Tensor:
+    """A picture of a conditional model: a class a row, the first 100 at most; down column i the noise of sample i."""
+    rows = min(classes, MOST_CLASSES)
+    labels = F.one_hot(torch.arange(rows, device=like.device), classes).to(like.dtype)
+    noise = sample_noise(range(COLUMNS), n, like).repeat(rows, 1)
+    with torch.no_grad():
+        return grid(generate(noise, labels.repeat_interleave(COLUMNS, 0)), COLUMNS)
 
 
 def manifold(model: LatentModel, n: int) -> Tensor:

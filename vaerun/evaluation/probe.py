@@ -71,7 +71,7 @@ def linear_probe(
     if len(y.unique()) < 2:
         raise InputError(f"a linear probe needs two classes or more, and the {len(y)} training images have fewer")
     if not bool(x.isfinite().all() and fresh.isfinite().all()):
-        raise InputError("a linear probe needs finite features, and the model's posterior means are not")
+        raise InputError("a linear probe needs finite features, and some are not")
 
     from sklearn.exceptions import ConvergenceWarning  # takes a second to import
     from sklearn.linear_model import LogisticRegression

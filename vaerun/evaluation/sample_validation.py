@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
+from vaerun.evaluation.classifier import Classifier
 from vaerun.evaluation.sample_quality import diversity, frechet_distance
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import generator
@@ -25,10 +26,13 @@ def generated(
     *,
     seed: int,
     stop: Stop | None = None,
+    progress: Callable[[int], None] | None = None,
+    stream: str = "evaluation",
 ) -> tuple[Tensor, Tensor | None]:
     """`count` images [N, C, H, W] in [0, 1] on the CPU, and their labels [N] or None.
 
-    The noise of a batch depends on the seed and its place alone. A conditional model is given the labels of the split's
+    The noise of a batch depends on the seed, the stream (what the images are for: what selects parameters is not what
+    they are judged by) and its place alone. A conditional model is given the labels of the split's
     images, in order and over again.
     """
     parts, given = [], None
@@ -40,9 +44,13 @@ def generated(
             if stop is not None:
                 stop.check()
             n = min(BATCH, count - start)
-            noise = torch.randn(BATCH, model.noise_dim, generator=generator("cpu", seed, "generated", start))[:n]
+            noise = torch.randn(BATCH, model.noise_dim, generator=generator("cpu", seed, "generated", stream, start))[
+                :n
+            ]
             c = None if given is None else split.one_hot(given[start : start + n])
             parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
+            if progress is not None:
+                progress(n)
     return torch.cat(parts), given
 
 
@@ -58,13 +66,14 @@ class SampleValidator:
         model: to look at.
         split: what it is compared with.
         threshold: share of the split's diversity below which the model counts as collapsed.
-        features: images [N, C, H, W] in [0, 1] -> [N, n] for the Frechet distance, or None.
+        features: the classifier whose features the Frechet distance is of, or None.
         seed: of the noise, the same every time.
         stop: looked at between batches.
         warn: called with one line when a collapse begins.
 
     Attributes:
         selection: the metric that the best parameters are chosen by, or None.
+        space: the classifier's name, or None: distances of different ones do not compare.
     """
 
     def __init__(
@@ -73,23 +82,27 @@ class SampleValidator:
         split: Split,
         *,
         threshold: float,
-        features: Callable[[Tensor], Tensor] | None,
+        features: Classifier | None,
         seed: int,
         stop: Stop,
         warn: Callable[[str], None],
     ) -> None:
-        self.model, self.split, self.threshold, self.features = model, split, threshold, features
+        self.model, self.split, self.threshold = model, split, threshold
+        self.features = None if features is None else features.features
+        self.space = None if features is None else features.name
         self.seed, self.stop, self.warn = seed, stop, warn
         self.prefix = "val" if split.name == "validation" else split.name
         self.selection = None if features is None else f"{self.prefix}/classifier_frechet_distance"
         self._collapsed = False
         count = IMAGES if features is None else max(IMAGES, SELECTION_IMAGES)
         self._real = real(split, count)
-        self._real_features = None if features is None else features(self._real)
+        self._real_features = None if self.features is None else self.features(self._real)
 
     def __call__(self) -> dict[str, float]:
         """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1) and what selects."""
-        images = generated(self.model, self.split, len(self._real), seed=self.seed, stop=self.stop)[0]
+        images = generated(
+            self.model, self.split, len(self._real), seed=self.seed, stop=self.stop, stream="validation"
+        )[0]
         found = diversity(images[:IMAGES], self._real[:IMAGES])
         collapsed = not found >= self.threshold
         if collapsed and not self._collapsed:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError
-from vaerun.evaluation.pictures import COLUMNS, SEED, grid, sample_noise
+from vaerun.evaluation.pictures import SEED, grid, sample_noise
 from vaerun.randomness import generator
 
 Generate = Callable[[Tensor, Tensor | None], Tensor]
@@ -35,7 +35,7 @@ Sets = Mapping[str, Sequence[int]]
 NEIGHBOURS = 0.25  # half the width of the uniform noise around a result (Radford et al. 2016, figure 7)
 BLOCK = 3  # columns of that figure's block: the result in the middle of 3 x 3
 BLANK = 0.5  # what `grid` paints between tiles
-MOST_CATEGORIES, MOST_CLASSES = 20, 100
+MOST_CATEGORIES = 20
 CONTINUOUS_VALUES, CONTINUOUS_REACH = 10, 2.0  # values from -2 to 2 (Chen et al. 2016, figure 2)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -216,15 +216,6 @@ def code_sweep(
     noise = sample_noise(range(rows), n, like).repeat_interleave(len(values), 0)
     with torch.no_grad():
         return grid(generate_with_code(noise, index, values.repeat(rows)), len(values))
-
-
-def class_grid(generate: Generate, classes: int, n: int, like: Tensor) -> Tensor:
-    """A picture of a conditional model: a class a row, the first 100 at most; down column i the noise of sample i."""
-    rows = min(classes, MOST_CLASSES)
-    labels = torch.eye(classes, dtype=like.dtype, device=like.device)[:rows]
-    noise = sample_noise(range(COLUMNS), n, like).repeat(rows, 1)
-    with torch.no_grad():
-        return grid(generate(noise, labels.repeat_interleave(COLUMNS, 0)), COLUMNS)
 
 
 def _images(generate: Generate, noise: Tensor, c: Tensor | None) -> Tensor:

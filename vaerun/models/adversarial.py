@@ -149,8 +149,21 @@ class AdversarialModel(nn.Module):
         )
         return model.to(self.zero)
 
-    def joint(self, x: Tensor, c: Tensor | None = None, variance: float = 0.01, noise: Noise | None = None) -> Joint:
-        """log p(x, z | c) under the observation model, as a function of the noise; see LatentModel.joint."""
+    def joint(
+        self, x: Tensor, c: Tensor | None = None, variance: float | None = None, noise: Noise | None = None
+    ) -> Joint:
+        """log p(x, z | c) under the observation model, as a function of the noise; see LatentModel.joint.
+
+        Arguments:
+            x, c, noise: see there.
+            variance: s2; None: the model's own. Raises InputError where it has none.
+        """
+        variance = self.variance if variance is None else variance
+        if variance is None:
+            raise InputError(
+                "an adversarial model's log p(x) needs a variance: model.joint(x, c, variance); an evaluation with "
+                "evaluation.ais=true records the one it chose as observation_variance"
+            )
         return self.observed(variance).joint(x, c, noise)
 
 

@@ -54,7 +54,7 @@ def _dense(inputs: int, outputs: int, batch_norm: bool, activation: nn.Module) -
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02^2), batch normalisation's scales N(1, 0.02^2), biases 0 (Radford et al. 2016, section 4)."""
+    """Weights N(0, 0.02^2) (Radford et al. 2016, section 4), batch normalisation's scales N(1, 0.02^2), biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, WEIGHT_DEVIATION)
@@ -225,6 +225,11 @@ class ConvDiscriminator(nn.Module):
         if self.label_channel is not None:
             nn.init.normal_(self.label_channel.weight)  # as wide as the image's own channels
         self.batch_norm = batch_norm and levels + len(dense) > 1
+        if spectral_norm and self.batch_norm:
+            raise InputError(
+                "model.discriminator.spectral_norm has no effect on a layer that batch normalisation follows: set "
+                "model.discriminator.batch_norm=false"
+            )
         self.spectral_norm, self.features = spectral_norm, widths[-1]
         if spectral_norm:
             for layer in (*self.convolutions, *(part[0] for part in self.dense)):  # type: ignore[index]

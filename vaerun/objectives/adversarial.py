@@ -30,7 +30,7 @@ class Information:
     """lambda of the mutual information by kind of code; 0: that kind is ignored."""
 
     categorical: float = 1.0
-    continuous: float = 0.1
+    continuous: float = 1.0
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -88,7 +88,9 @@ class Adversarial(nn.Module):
             "generator": Phase({"generator": list(model.generator.parameters())}),
         }
         self.won: Tensor
+        self.longest: Tensor
         self.register_buffer("won", torch.zeros((), dtype=torch.int64))  # steps in a row, up to now
+        self.register_buffer("longest", torch.zeros((), dtype=torch.int64))  # since it was last looked at
         self._flawless: Tensor | None = None
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,6 +169,7 @@ class Adversarial(nn.Module):
         """Moves the generator's average on; counts the steps that the discriminator has won."""
         if self._flawless is not None:
             self.won.copy_((self.won + 1) * self._flawless)
+            self.longest.copy_(torch.maximum(self.longest, self.won))
             self._flawless = None
         if self.model.average is None:
             return
@@ -180,11 +183,12 @@ class Adversarial(nn.Module):
                     value.copy_(current[name])
 
     def look(self) -> Look:
-        """Whether the discriminator has won."""
-        won = int(self.won) >= self.winning_steps
+        """Whether the discriminator has won since the last look."""
+        won = int(torch.maximum(self.longest, self.won)) >= self.winning_steps
+        self.longest.zero_()
         line = (
             f"the discriminator has made no mistake for {self.winning_steps} steps: the generator learns little from "
-            "it; lower trainer.discriminator_learning_rate, or set estimator.label_smoothing=0.1, estimator.r1=1 or "
-            "model.discriminator.spectral_norm=true"
+            "it; lower trainer.discriminator_learning_rate, or set estimator.label_smoothing=0.1, or "
+            "model.discriminator.spectral_norm=true or estimator.r1=1 (both without batch norm)"
         )
         return Look({"discriminator_won": float(won)}, [line] if won else [])

@@ -138,8 +138,26 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
         data = {k: v for k, v in data.items() if k not in PIXELS or v != known[k]}
     if any(data.get(k, before[k]) != before[k] for k in PIXELS):
         raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
+    _check_evaluation_keys(run, given.get("evaluation", {}))
     changed = {**given, "data": data}
     return check(OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed)))  # type: ignore[arg-type]
+
+
+def _check_evaluation_keys(run: Run, given: dict[str, Any]) -> None:
+    """Raises InputError for keys of `evaluation` that mean nothing for the run's family of models."""
+    file = "adversarial" if run.config.model.family == "adversarial" else "default"
+    known = yaml.safe_load(group_file("evaluation", file).read_text(encoding="utf-8"))
+    for key, value in given.items():
+        if key in ("gaps", "gradient_noise", "parzen"):  # of which there is more to say
+            continue
+        inner = [f"{key}.{k}" for k in value if k not in known[key]] if _is_group(known.get(key), value) else []
+        for unknown in [key] if key not in known else inner:
+            if hasattr(run.config.evaluation, key):  # else the schema says what was meant
+                raise InputError(f"evaluation.{unknown} means nothing for model={run.config.model.name}: leave it out")
+
+
+def _is_group(known: Any, value: Any) -> bool:
+    return isinstance(known, dict) and bool(known) and isinstance(value, dict)
 
 
 def _data(run: Run, settings: Settings) -> ImageData:
@@ -181,7 +199,7 @@ def _record(
             "data": data.name,
             "family": settings.model.family,
             "units": run.result["protocol"]["units"],
-            "likelihood": settings.model.likelihood,
+            "likelihood": run.result["protocol"].get("likelihood"),
             "conditional": settings.model.conditional,
             "seed": settings.seed,
             **data.protocol,

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import ImageData, Split
-from vaerun.evaluation.adversarial_pictures import numbered_samples
 from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.feature_pooling import pooled_features
 from vaerun.evaluation.matching import matched_accuracy
 from vaerun.evaluation.observation import choose_variance, most_runs
 from vaerun.evaluation.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
+from vaerun.evaluation.pictures import samples
 from vaerun.evaluation.probe import TRAIN_IMAGES, linear_probe
 from vaerun.evaluation.sample_validation import generated, real
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
+from vaerun.run.build import MOST_CLASSES
 from vaerun.run.checks import annealing_of
 from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.found import Evaluation
@@ -65,7 +66,10 @@ class _Evaluator:
                 f"{self.split.name} images, below evaluation.diversity={s.diversity:g}"
             )
         if self.model.codes is not None and self.model.codes.categorical and self.split.labels is not None:
-            self.matching()
+            if self.data.classes <= MOST_CLASSES:
+                self.matching()
+            else:
+                found.warnings.append(f"the labels of {self.data.name} are no classes: no code was matched to them")
         if s.probe:
             self.probe()
         if s.parzen:
@@ -73,7 +77,7 @@ class _Evaluator:
         if s.ais or s.bdmc:
             self.density()
         if s.arrays:
-            found.arrays["samples"] = numbered_samples(self.model, self.split).float().cpu().numpy()
+            found.arrays["samples"] = samples(self.model, self.split).float().cpu().numpy()
         traversals(self.model, self.data, s, found)
         return found
 
@@ -95,27 +99,23 @@ class _Evaluator:
             self.found.metrics |= {f"{name}_accuracy": one.accuracy, f"{name}_baseline": one.baseline}
             self.found.details[f"{name}_matching"] = {str(k): v for k, v in one.assignment.items()}
 
-    def features(self, split: Split, rows: Tensor) -> Tensor:
-        """The discriminator's features of these images, pooled: [N, F] on the CPU."""
+    def features(self, split: Split, images: int | None = None) -> Tensor:
+        """The discriminator's features of the split's first images, pooled: [N, F] on the CPU."""
         parts = []
         with torch.no_grad():
-            for some in rows.split(BATCH):
+            for batch in split.batches(BATCH, images):
                 self.stop.check()
-                part = Split(split.name, split.images[some], None, split.classes, split.transform, split.drawn).batch(
-                    0, len(some)
-                )
-                parts.append(pooled_features(self.model.maps(part.x)).cpu())
+                parts.append(pooled_features(self.model.maps(split.transform.to_unit(batch.x))).cpu())
         return torch.cat(parts)
 
     def probe(self) -> None:
         train, test = self.data.train, self.split
-        device = train.images.device
         assert train.labels is not None
         assert test.labels is not None
-        rows = permutation(len(train), self.seed, "probe")[:TRAIN_IMAGES].sort().values.to(device)
-        fitted = self.features(train, rows)
-        fresh = self.features(test, torch.arange(self.images, device=device))
-        probe = linear_probe(fitted, train.labels[rows], fresh, test.labels[: self.images], seed=self.seed)
+        rows = permutation(len(train), self.seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
+        some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.drawn)
+        fitted, fresh = self.features(some), self.features(test, self.images)
+        probe = linear_probe(fitted, some.labels, fresh, test.labels[: self.images], seed=self.seed)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
         if probe.note:
             self.found.warnings.append(f"linear probe: {probe.note}")

@@ -16,6 +16,7 @@ from vaerun.evaluation.sample_quality import diversity, frechet_distance, manifo
 from vaerun.evaluation.sample_validation import IMAGES, generated, real
 from vaerun.evaluation.traversals import arithmetic, interpolation, parse_sets
 from vaerun.models import AdversarialModel, LatentModel
+from vaerun.run.build import MOST_CLASSES
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
@@ -23,9 +24,9 @@ from vaerun.training.signals import Stop
 
 
 def has_classifier(data: ImageData) -> bool:
-    """Whether the data set's labels are enough for a classifier of its own."""
+    """Whether the data set's labels are classes, and enough of them for a classifier of its own."""
     labels = data.arrays.train_labels
-    return data.classes >= 2 and labels is not None and len(np.unique(labels)) >= 2
+    return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
 
 
 def own_classifier(data: ImageData, stop: Stop) -> Classifier:
@@ -54,13 +55,14 @@ def sample_quality(
     wanted = settings.quality or settings.inception_weights is not None
     if not wanted:
         count = min(count, IMAGES)
-    with Progression(f"{count} generated and real images", count, stop=stop):
-        fake, truth = generated(model, split, count, seed=seed, stop=stop)[0], real(split, count)
+    with Progression("generating images", count, stop=stop) as progression:
+        fake = generated(model, split, count, seed=seed, stop=stop, progress=progression.advance)[0]
+        truth = real(split, count)
         found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
         if settings.quality and not has_classifier(data):
             found.warnings.append(
-                f"data set {data.name} has no labels of two classes or more, so there is no classifier whose features "
-                "could be compared: no Frechet distance, precision, recall, density and coverage"
+                f"data set {data.name} has no labels of two to {MOST_CLASSES} classes, so there is no classifier whose "
+                "features could be compared: no Frechet distance, precision, recall, density and coverage"
             )
         elif settings.quality:
             space = own_classifier(data, stop)

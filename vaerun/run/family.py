@@ -100,7 +100,7 @@ class AdversarialFamily:
     ) -> Validate | None:
         features = None
         if settings.evaluation.selection is not None:
-            features = own_classifier(data, stop).features
+            features = own_classifier(data, stop)
         return SampleValidator(
             objective.model,
             data.validation if len(data.validation) else data.train,

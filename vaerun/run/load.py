@@ -95,5 +95,8 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     plain["data"]["root"] = data_root
     settings = check(OmegaConf.create(plain))
     if fingerprint(plain, str(result["protocol"].get("data_sha256"))) != result["fingerprint"]:
-        raise InputError(f"{path} is not the configuration that {folder / 'result.json'} was made with")
+        raise InputError(
+            f"{path} is not the configuration that {folder / 'result.json'} was made with (or an earlier "
+            "version of vaerun made them: train the run again)"
+        )
     return Run(folder, settings, result, device_named(device))

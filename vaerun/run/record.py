@@ -92,7 +92,7 @@ def start(
         "protocol": {
             "family": settings.model.family,
             "units": units(model),
-            "likelihood": settings.model.likelihood,
+            "likelihood": None if settings.model.family == "adversarial" else settings.model.likelihood,
             **data.protocol,
             "conditional": settings.model.conditional,
             "training_samples": settings.estimator.samples if settings.model.family == "likelihood" else None,
@@ -149,7 +149,7 @@ def hyperparameters(settings: Settings) -> dict[str, Any]:
         "estimator": settings.estimator.name,
         "seed": settings.seed,
         "latent_dim": settings.model.latent_dim,
-        "likelihood": settings.model.likelihood,
+        "likelihood": settings.model.likelihood if settings.model.family == "likelihood" else "none",
         "epochs": settings.trainer.epochs,
         "batch_size": settings.trainer.batch_size,
         "learning_rate": settings.trainer.learning_rate,

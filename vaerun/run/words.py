@@ -75,12 +75,14 @@ def _generated(protocol: dict[str, Any]) -> dict[str, str]:
     if generated is None:
         return {}
     n, k = generated["samples"], generated["neighbours"]
+    made = "generated" if protocol.get("family") == "adversarial" else "decoded (E[x|z], z from the prior)"
     return {
-        "diversity": "mean distance between two generated images over that between two real ones (pixels), "
+        "diversity": f"mean distance between two {made} images over that between two real ones (pixels), "
         f"{min(n, IMAGES)} of each",
-        "classifier_frechet_distance": f"Frechet distance, {n} generated and real images, in the features of vaerun's "
-        "own classifier of this data set: not the Inception FID",
-        "inception_frechet_distance": f"Inception FID, {n} generated and real images",
+        "classifier_frechet_distance": f"Frechet distance, {n} {made} and real images, in features of vaerun's own "
+        "classifier of this data set: not the Inception FID",
+        "inception_frechet_distance": f"Inception FID, {n} {made} and real images (only with the published weights: "
+        "details.inception of result.json)",
         "precision": f"share of generated images near a real one, {k} neighbours, the same features",
         "recall": "share of real images near a generated one",
         "density": "generated images around a real one, over those expected; may exceed 1",

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ class Progression:
 
     def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None) -> None:
         self.words, self.images, self.unit, self.stop, self.done = words, images, unit, stop, 0
+        self._outer: Callable[[], None] | None = None
         self._bar: Any = None
         self._started = self._shown = time.monotonic()
 
@@ -188,12 +190,12 @@ class Progression:
 
             self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
         if self.stop is not None:
-            self.stop.on_check = self.tick
+            self._outer, self.stop.on_check = self.stop.on_check, self.tick
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.stop is not None:
-            self.stop.on_check = None
+            self.stop.on_check = self._outer  # of a piece of work that this one is part of
         if self._bar is not None:
             self._bar.close()
 
