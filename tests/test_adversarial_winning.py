@@ -161,3 +161,12 @@ def test_early_stopping_counts_distances_too(tmp_path: Path) -> None:
     name = "val/classifier_frechet_distance"
     done = fit(tmp_path, Scripted(), validate=lambda: {name: next(given)}, selection=name, early_stopping=2, epochs=9)
     assert (done.progress.step, done.progress.stale) == (12, 2)
+
+
+def test_a_streak_between_two_looks_is_told_of() -> None:
+    """However rarely it is looked at, and although a mistake ended the streak before that."""
+    objective = perfect(winning_steps=4)
+    for brightness in ([0.9], [0.9], [0.9], [0.9], [0.2], [0.9]):
+        step(objective, brightness)
+    assert told(objective)
+    assert not told(objective)  # of the steps since then there is nothing to tell

@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="vaerun-table",
         description="One row for each run below a folder. Bounds and log-likelihoods are means over test "
         "(val: validation) images in nats per image; K: importance samples; se: standard error over images. Rows whose "
-        "pixels, likelihood or what is given differ are of different densities.",
+        "pixels, likelihood or what is given differ are of different densities. Of adversarial models: the Frechet "
+        "distance of so many generated images in the features of vaerun's own classifier (not the Inception FID), "
+        "precision and recall there, and where it was asked for ais, log p(x) under N(G(z), s2 I).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with run directories, e.g. outputs")
     parser.add_argument("--format", choices=("md", "csv"), default="md")

@@ -85,10 +85,15 @@ def samples(model: LatentModel | AdversarialModel, split: Split) -> Tensor:
 
     A conditional model's labels are mixed: neighbours in a row and in a column have different ones.
     """
-    numbers = torch.arange(COLUMNS * ROWS, device=split.images.device)
-    c = split.one_hot((numbers + numbers // COLUMNS) % model.classes) if model.classes else None
+    c = split.one_hot(sample_labels(model.classes).to(split.images.device)) if model.classes else None
     with torch.no_grad():
-        return model.generate(sample_noise(range(len(numbers)), model.noise_dim, next(model.parameters())), c)
+        return model.generate(sample_noise(range(COLUMNS * ROWS), model.noise_dim, next(model.parameters())), c)
+
+
+def sample_labels(classes: int) -> Tensor:
+    """The labels of a conditional model's samples, int64 [COLUMNS * ROWS]."""
+    numbers = torch.arange(COLUMNS * ROWS)
+    return (numbers + numbers // COLUMNS) % classes
 
 
 def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int, n: int, like: Tensor) -> Tensor:

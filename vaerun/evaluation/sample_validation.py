@@ -107,7 +107,8 @@ class SampleValidator:
         collapsed = not found >= self.threshold
         if collapsed and not self._collapsed:
             self.warn(
-                f"mode collapse: generated images have {found:.2f} of the diversity of the {self.split.name} images, "
+                "mode collapse (or too little training): generated images have "
+                f"{found:.2f} of the diversity of the {self.split.name} images, "
                 f"below evaluation.diversity={self.threshold:g}"
             )
         self._collapsed = collapsed

@@ -8,6 +8,7 @@ where an observation model N(x; G(z), s2 I) makes log p(x) finite (Wu et al. 201
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Self, cast
 
 import torch
@@ -122,7 +123,9 @@ class AdversarialModel(nn.Module):
         return (self.sampler(torch.cat([z, code], -1), c if self.classes else None) + 1) / 2
 
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """n images [n, C, H, W] in [0, 1]; c: [n, classes] when conditional."""
+        """n images [n, C, H, W] in [0, 1]; c: [n, classes] when conditional. Raises InputError where it is missing."""
+        if self.classes and c is None:
+            raise InputError(f"the model is conditional on {self.classes} classes: give one-hot labels, sample(n, c)")
         return self.generate(torch.randn(n, self.noise_dim, dtype=self.zero.dtype, device=self.zero.device), c)
 
     def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
@@ -135,6 +138,8 @@ class AdversarialModel(nn.Module):
         It shares the generator's parameters and has no inference network. Raises InputError in training mode, where
         an image would depend on the others of its batch.
         """
+        if not 0 < variance < math.inf:
+            raise InputError(f"an observation variance must be finite and above 0, got {variance}")
         if self.sampler.training and any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.sampler.modules()
         ):

@@ -14,8 +14,12 @@ from vaerun.errors import InputError
 
 COLUMNS = (
     "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
-    "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "images", "folder",
+    "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "images",
+    "network", "test/diversity", "test/classifier_frechet_distance", "generated", "test/precision", "test/recall",
+    "test/categorical_1_accuracy", "test/observation_variance", "test/ais", "folder",
 )  # fmt: skip
+
+WHERE_ANY = COLUMNS[COLUMNS.index("network") : -1]  # shown where some run has a value
 
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
@@ -42,14 +46,19 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
             row[key] = record[key]
         metrics, protocol = record["metrics"], record["protocol"]
         row["epoch"] = protocol["selected_epoch"]
-        for key in ("val/elbo", "test/elbo", "test/log_likelihood"):
-            row[key] = metrics.get(key)
+        for key in COLUMNS:
+            if "/" in key:
+                row[key] = metrics.get(key)
         row["± se"] = metrics.get("test/log_likelihood_se")
         if row["test/log_likelihood"] is not None:
             row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
         row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
         row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
         config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        if config["model"].get("generator") is not None:
+            row["network"] = str(config["model"]["generator"]["_target_"]).rpartition(".")[2].removesuffix("Generator")
+        if row["test/classifier_frechet_distance"] is not None:
+            row["generated"] = protocol["generated"]["samples"]
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
@@ -65,17 +74,18 @@ def pixels(protocol: dict[str, Any]) -> str:
     return "as stored" if protocol["binarize"] == "none" else f"binarised ({protocol['binarize']})"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: str = ".2f") -> str:
     if value is None:
         return ""
-    text = f"{value:.2f}" if isinstance(value, float) else str(value)
+    text = format(value, digits) if isinstance(value, float) else str(value)
     return "".join(c for c in text if c.isprintable()).replace("|", "\\|")
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """A table in Markdown; nats per image."""
-    lines = [[*COLUMNS], *([_cell(r[c]) for c in COLUMNS] for r in found)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    """A table in Markdown; log-likelihoods and bounds in nats per image."""
+    columns = [c for c in COLUMNS if c not in WHERE_ANY or any(r[c] is not None for r in found)]
+    lines = [columns, *([_cell(r[c], ".4g" if c in WHERE_ANY else ".2f") for c in columns] for r in found)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = ["| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in lines]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(text)

@@ -13,7 +13,7 @@ from vaerun.evaluation.feature_pooling import pooled_features
 from vaerun.evaluation.matching import matched_accuracy
 from vaerun.evaluation.observation import choose_variance, most_runs
 from vaerun.evaluation.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
-from vaerun.evaluation.pictures import samples
+from vaerun.evaluation.pictures import sample_labels, samples
 from vaerun.evaluation.probe import TRAIN_IMAGES, linear_probe
 from vaerun.evaluation.sample_validation import generated, real
 from vaerun.models import AdversarialModel
@@ -62,7 +62,8 @@ class _Evaluator:
         found.metrics["mode_collapse"] = float(collapsed)
         if collapsed:
             found.warnings.append(
-                f"mode collapse: generated images have {found.metrics['diversity']:.2f} of the diversity of the "
+                "mode collapse (or too little training): generated images have "
+                f"{found.metrics['diversity']:.2f} of the diversity of the "
                 f"{self.split.name} images, below evaluation.diversity={s.diversity:g}"
             )
         if self.model.codes is not None and self.model.codes.categorical and self.split.labels is not None:
@@ -78,6 +79,8 @@ class _Evaluator:
             self.density()
         if s.arrays:
             found.arrays["samples"] = samples(self.model, self.split).float().cpu().numpy()
+            if self.model.classes:
+                found.arrays["sample_labels"] = sample_labels(self.model.classes).numpy()
         traversals(self.model, self.data, s, found)
         return found
 

@@ -10,6 +10,7 @@ import torch
 
 from vaerun.data.cache import cache_folder
 from vaerun.data.dataset import ImageData, Split
+from vaerun.errors import InputError
 from vaerun.evaluation.classifier import Classifier, classifier
 from vaerun.evaluation.inception import STANDARD, check_inception, inception_features
 from vaerun.evaluation.sample_quality import diversity, frechet_distance, manifold_metrics
@@ -27,6 +28,18 @@ def has_classifier(data: ImageData) -> bool:
     """Whether the data set's labels are classes, and enough of them for a classifier of its own."""
     labels = data.arrays.train_labels
     return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
+
+
+def check_cache() -> None:
+    """Raises InputError, before any work, where a classifier could not be kept."""
+    folder = cache_folder() / "classifiers"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}), where the classifier is kept that compares images: set "
+            "VAERUN_CACHE, or evaluation.quality=false"
+        ) from error
 
 
 def own_classifier(data: ImageData, stop: Stop) -> Classifier:

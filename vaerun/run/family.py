@@ -18,7 +18,7 @@ from vaerun.run.build import Model
 from vaerun.run.checks import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.run.evaluate import evaluate
 from vaerun.run.evaluate_adversarial import evaluate_adversarial
-from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.evaluate_samples import check_cache, has_classifier, own_classifier
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings, Settings
 from vaerun.training.signals import Stop
@@ -93,6 +93,8 @@ class AdversarialFamily:
     def check_run(settings: Settings, model: Any, data: ImageData) -> None:
         check_adversarial(settings, model, data)
         check_adversarial_training(settings, data)
+        if (settings.evaluation.quality or settings.evaluation.selection is not None) and has_classifier(data):
+            check_cache()
 
     @staticmethod
     def validator(
