@@ -1,4 +1,4 @@
-"""Adversarial models at the edges: labels that are none, many classes, a cache that cannot be written, the Python API."""
+"""Adversarial models at the edges: labels that are none, many classes, a cache that cannot be written, Python."""
 
 from __future__ import annotations
 
