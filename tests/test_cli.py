@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +234,17 @@ def command_version() -> str:
     from importlib.metadata import version
 
     return version("vaerun")
+
+
+@pytest.mark.parametrize("words", ["vaerun --help", "vaerun-eval --help", "vaerun-table FOLDER"])
+def test_a_reader_that_leaves_early(words: str, finished: SimpleNamespace, env: dict[str, str]) -> None:
+    """`vaerun --help | head -1` ends quietly."""
+    name, argument = words.replace("FOLDER", str(finished.folder)).split()
+    reading, writing = os.pipe()
+    os.close(reading)  # before a word was written
+    try:
+        command = [str(Path(sys.executable).with_name(name)), argument]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=env, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
 
 HELP = """vaerun-eval: evaluate a finished run again
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or "--help" in words or "-h" in words:
         from vaerun.plugins import group_file
 
+        text = ""
         for words_before, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
-            keys = group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
-            print(words_before + keys, end="")
+            text += words_before + group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
+        show(text.rstrip("\n"))
         return 0 if words else 2
     try:
         folders = [w.partition("=")[2] for w in words if w.startswith("run=")]

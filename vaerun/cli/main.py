@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         try:
-            print(help_text())
+            show(help_text())
         except InputError as error:
             _leave(2, error)
         return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from vaerun.cli.show import show
 from vaerun.errors import InputError
 
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    print(collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found))
+    show(collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found))
     return 0
 
 
