@@ -191,6 +191,7 @@ def test_samples_of_a_likelihood_model(model: str, copied: Callable[..., Path], 
     metrics = {k.removeprefix("test/"): v for k, v in found["metrics"].items()}
     assert {"diversity", "log_likelihood"} | QUALITY <= metrics.keys()
     assert not {"mode_collapse", "observation_variance"} & metrics.keys()
+    assert ("label_agreement" in metrics) == (model == "cvae")
     assert found["protocol"]["generated"] == {"samples": 12, "neighbours": 3}
     assert "12 decoded (E[x|z], z from the prior) and real images" in out
     # Of E[x | z] at z from the prior, with the labels of the test images.

@@ -68,6 +68,8 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     model, data = opened(run)
     images, truth = generated(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
     space = own_classifier(data, Stop())
+    right = sum(int(space.predict(images[i : i + 1])) == int(data.validation.labels[i]) for i in range(40))  # type: ignore[index]
+    assert metrics["label_agreement"] == pytest.approx(right / 40)
     a, b = space.features(truth), space.features(images)
     near = manifold_metrics(a, b, neighbours=4)
     assert metrics["diversity"] == pytest.approx(diversity(images, truth), rel=1e-9)

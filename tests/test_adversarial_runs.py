@@ -68,6 +68,7 @@ def test_a_run(model: str, network: str, finished: Callable[..., Finished]) -> N
     # Numbers, each finite and within what it can be.
     codes = {"categorical_1_accuracy", "categorical_1_baseline"} if model == "infogan" else set()
     metrics = {name.removeprefix("test/"): value for name, value in found["metrics"].items()}
+    codes |= {"label_agreement"} if model == "cgan" else set()
     assert metrics.keys() == {"diversity", "mode_collapse"} | QUALITY | codes
     assert all(math.isfinite(value) for value in metrics.values())
     assert all(0 <= metrics[name] <= 1 for name in {"precision", "recall", "coverage"} | codes)
@@ -200,6 +201,7 @@ def test_other_images(
     assert code == 0, err
     metrics = {name.removeprefix("test/") for name in result(tmp_path / "run")["metrics"]}
     matched = {"categorical_1_accuracy", "categorical_1_baseline"} if classes and "infogan" in words else set()
+    matched |= {"label_agreement"} if "model=cgan" in words else set()
     assert metrics == {"diversity", "mode_collapse"} | matched | (QUALITY if classes else set())
     assert ("no labels of two to 10000 classes" in err) == (not classes)
     assert ("Frechet" in out) == bool(classes)

@@ -59,8 +59,8 @@ def sample_quality(
 ) -> None:
     """Diversity, and if asked for distances between as many generated and real images, in feature spaces.
 
-    `found` gains the metrics diversity, classifier_frechet_distance, precision, recall, density, coverage and
-    inception_frechet_distance.
+    `found` gains the metrics diversity, classifier_frechet_distance, precision, recall, density, coverage, of a
+    conditional model label_agreement, and inception_frechet_distance.
     """
     split: Split = getattr(data, settings.split)
     available = min(settings.images or len(split), len(split))
@@ -69,7 +69,7 @@ def sample_quality(
     if not wanted:
         count = min(count, IMAGES)
     with Progression("generating images", count, stop=stop) as progression:
-        fake = generated(model, split, count, seed=seed, stop=stop, progress=progression.advance)[0]
+        fake, given = generated(model, split, count, seed=seed, stop=stop, progress=progression.advance)
         truth = real(split, count)
         found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
         if settings.quality and not has_classifier(data):
@@ -85,6 +85,8 @@ def sample_quality(
             near = manifold_metrics(a, b, neighbours=settings.generated.neighbours)
             found.metrics |= {k: float(v) for k, v in asdict(near).items()}
             found.details["classifier"] = {"name": space.name, "accuracy": space.accuracy}
+            if given is not None:
+                found.metrics["label_agreement"] = float((space.predict(fake) == given.cpu()).double().mean())
         if settings.inception_weights is not None:
             weights = Path(settings.inception_weights).expanduser()
             digest = check_inception(weights)

@@ -8,7 +8,7 @@ from vaerun.evaluation.sample_validation import IMAGES
 
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
 DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3, "inception_frechet_distance": 3}
-DIGITS |= {"precision": 4, "recall": 4, "density": 4, "coverage": 4}
+DIGITS |= {"label_agreement": 4, "precision": 4, "recall": 4, "density": 4, "coverage": 4}
 DIGITS |= {"observation_variance": 5, "parzen_variance": 5}
 DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
 
@@ -87,6 +87,7 @@ def _generated(protocol: dict[str, Any]) -> dict[str, str]:
         "recall": "share of real images near a generated one",
         "density": "generated images around a real one, over those expected; may exceed 1",
         "coverage": "share of real images with a generated one nearby",
+        "label_agreement": f"share of {made} images that the same classifier gives the label they were made for",
     }
 
 
