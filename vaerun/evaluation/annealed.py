@@ -36,6 +36,7 @@ from vaerun.errors import InputError
 from vaerun.evaluation.hmc import LOG_UNIFORM, Target, transition, transition_noise
 from vaerun.evaluation.importance import default_chunk
 from vaerun.models import Joint, LatentModel
+from vaerun.nets.init import whole_number
 from vaerun.randomness import ImageNoise, mix
 from vaerun.training.signals import Stop
 
@@ -45,11 +46,6 @@ PILOT_SEARCH = 30  # transitions at the first temperature: enough to change the 
 PILOT_TRANSITIONS = 200  # at least, over all temperatures: where these are few, several at each
 PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
 PILOT_GRID = 0.1  # of log step size: on a grid, rounding errors are not fed back and grow into other step sizes
-
-
-def _whole(key: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{key} must be a whole number of at least 1, got {value}")
 
 
 def _number(key: str, value: Any, upper: float) -> None:
@@ -85,7 +81,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         for key in ("temperatures", "chains", "leapfrog_steps"):
-            _whole(f"evaluation.annealing.{key}", getattr(self, key))
+            whole_number(f"evaluation.annealing.{key}", getattr(self, key), 1)
         _number("step_size", self.step_size, math.inf)
         _number("acceptance", self.acceptance, 1)
         if not isinstance(self.adapt, bool):
@@ -183,7 +179,7 @@ def effective_chains(log_weight: Tensor) -> Tensor:
 def _batch_size(images: int | None, batch: int | None, annealing: Annealing, device: torch.device) -> int:
     for key, value in (("evaluation.images", images), ("batch", batch)):
         if value is not None:
-            _whole(key, value)
+            whole_number(key, value, 1)
     return batch or max(1, default_chunk(device) // annealing.chains)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from vaerun.errors import InputError
-from vaerun.nets.init import check_widths, join, linear
+from vaerun.nets.init import check_widths, join, linear, whole_number
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
 SLOPE = 0.2  # of leaky ReLU in discriminators
@@ -40,12 +40,6 @@ def halvings(height: int, width: int) -> list[tuple[int, int]]:
             f"{SMALLEST}x{SMALLEST}: use network=gan_mlp, or data.image_size={2 * SMALLEST}"
         )
     return sizes
-
-
-def _check_width(where: str, width: int) -> int:
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise InputError(f"{where} must be a positive whole number such as 64, got {width}")
-    return width
 
 
 def _dense(inputs: int, outputs: int, batch_norm: bool, activation: nn.Module) -> nn.Sequential:
@@ -150,7 +144,7 @@ class ConvGenerator(nn.Module):
         super().__init__()
         sizes = halvings(*image_shape[1:])[::-1]
         levels = len(sizes) - 1
-        channels = [_check_width("generator.width", width) * 2**i for i in reversed(range(levels))]
+        channels = [whole_number("model.generator.width", width, 1) * 2**i for i in reversed(range(levels))]
         self.start = (channels[0], *sizes[0])
         widths = [latent_dim + context, *check_widths("generator.dense", dense)]
         self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.ReLU()) for a, b in pairwise(widths))
@@ -212,7 +206,7 @@ class ConvDiscriminator(nn.Module):
         super().__init__()
         sizes = halvings(*image_shape[1:])
         levels = len(sizes) - 1
-        channels = [_check_width("discriminator.width", width) * 2**i for i in range(levels)]
+        channels = [whole_number("model.discriminator.width", width, 1) * 2**i for i in range(levels)]
         self.label_channel = nn.Linear(context, math.prod(image_shape[1:]), bias=False) if context else None
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(pairwise([image_shape[0] + bool(context), *channels])):

@@ -21,14 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.errors import InputError
-from vaerun.nets.init import head, join
-
-
-def whole_number(what: str, value: object, least: int) -> int:
-    """The value as it is; raises InputError unless it is a whole number of at least that."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{what} must be a whole number of at least {least}, got {value}")
-    return value
+from vaerun.nets.init import head, join, whole_number
 
 
 def window_size(what: str, value: int | None) -> int | None:

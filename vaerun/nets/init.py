@@ -34,6 +34,13 @@ def check_widths(what: str, widths: Sequence[int]) -> list[int]:
     return list(widths)
 
 
+def whole_number(what: str, value: object, least: int) -> int:
+    """The value as it is; raises InputError unless it is a whole number of at least that."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{what} must be a whole number of at least {least}, got {value}")
+    return value
+
+
 def initialise(layer: nn.Module, activation: str = "linear") -> None:
     """He et al. (2015) normal initialisation, fan-out mode, zero bias, in place.
 

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vaerun.data.dataset import ImageData, Split
+from vaerun.data.dataset import ImageData
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.charts import bar_chart
 from vaerun.evaluation.gaps import inference_gaps, unconverged
 from vaerun.evaluation.gradient_noise import gradient_noise, table
@@ -19,8 +18,9 @@ from vaerun.evaluation.pictures import samples
 from vaerun.evaluation.probe import probe_latents
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
-from vaerun.run.checks import annealing_of, refinement_of
+from vaerun.run.checks import refinement_of
 from vaerun.run.evaluate_samples import sample_quality, traversals
+from vaerun.run.evaluator import Evaluator
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
@@ -44,16 +44,8 @@ def evaluate(model: LatentModel, data: ImageData, settings: EvaluationSettings, 
     return _Evaluator(model, data, settings, seed, stop).run()
 
 
-class _Evaluator:
-    """One evaluation, piece by piece; each adds to `found`."""
-
-    def __init__(
-        self, model: LatentModel, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop
-    ) -> None:
-        self.model, self.data, self.settings, self.seed, self.stop = model, data, settings, seed, stop
-        self.split: Split = getattr(data, settings.split)
-        self.images = min(settings.images or len(self.split), len(self.split))
-        self.found = Evaluation()
+class _Evaluator(Evaluator[LatentModel]):
+    """One evaluation of a model with a likelihood (or of a plain autoencoder)."""
 
     def run(self) -> Evaluation:
         s = self.settings
@@ -127,36 +119,12 @@ class _Evaluator:
         return torch.cat(errors)
 
     def annealed(self) -> None:
-        n = min(self.images, self.settings.annealing.images)
-        with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
-            values = annealed_importance_sampling(
-                self.model,
-                self.split,
-                annealing_of(self.settings),
-                seed=self.seed,
-                images=n,
-                stop=self.stop,
-                progress=progression.advance,
-            )
-        for name, value in values.items():
-            self.found.mean(name, value)
+        ais = self.anneal(self.model)
         # On the same images, so that the two can be compared.
-        self.found.mean("ais_minus_is", values["ais"] - self.found.per_image["log_likelihood"][:n])
+        self.found.mean("ais_minus_is", ais - self.found.per_image["log_likelihood"][: len(ais)])
 
     def bidirectional(self) -> None:
-        n = min(self.images, self.settings.annealing.images)
-        with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
-            values = bidirectional(
-                self.model,
-                annealing_of(self.settings),
-                images=n,
-                seed=self.seed,
-                stop=self.stop,
-                progress=progression.advance,
-            )
-        for name, value in values.items():
-            self.found.mean(name, value)
-        self.found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+        self.bracket(self.model)
 
     def gaps(self) -> None:
         s, found = self.settings, self.found

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import ImageData, Split
-from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.feature_pooling import pooled_features
 from vaerun.evaluation.matching import matched_accuracy
 from vaerun.evaluation.observation import choose_variance, most_runs
@@ -21,6 +20,7 @@ from vaerun.randomness import permutation
 from vaerun.run.build import MOST_CLASSES
 from vaerun.run.checks import annealing_of
 from vaerun.run.evaluate_samples import sample_quality, traversals
+from vaerun.run.evaluator import Evaluator
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
 from vaerun.training.log import Progression
@@ -44,16 +44,8 @@ def evaluate_adversarial(
     return _Evaluator(model, data, settings, seed, stop).run()
 
 
-class _Evaluator:
-    """One evaluation, piece by piece; each adds to `found`."""
-
-    def __init__(
-        self, model: AdversarialModel, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop
-    ) -> None:
-        self.model, self.data, self.settings, self.seed, self.stop = model, data, settings, seed, stop
-        self.split: Split = getattr(data, settings.split)
-        self.images = min(settings.images or len(self.split), len(self.split))
-        self.found = Evaluation()
+class _Evaluator(Evaluator[AdversarialModel]):
+    """One evaluation of an adversarial model."""
 
     def run(self) -> Evaluation:
         s, found = self.settings, self.found
@@ -136,34 +128,15 @@ class _Evaluator:
 
     def density(self) -> None:
         """Log-likelihood under the observation model N(G(z), s2 I)."""
-        s, found = self.settings, self.found
-        annealing, n = annealing_of(s), min(self.images, s.annealing.images)
         variance = self.model.variance
         if variance is None:
             variance = self.observation_variance()
-        found.metrics["observation_variance"] = variance
+        self.found.metrics["observation_variance"] = variance
         observed = self.model.observed(variance)
-        if s.ais:
-            with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
-                values = annealed_importance_sampling(
-                    observed,
-                    self.split,
-                    annealing,
-                    seed=self.seed,
-                    images=n,
-                    stop=self.stop,
-                    progress=progression.advance,
-                )
-            for name, value in values.items():
-                found.mean(name, value)
-        if s.bdmc:
-            with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
-                values = bidirectional(
-                    observed, annealing, images=n, seed=self.seed, stop=self.stop, progress=progression.advance
-                )
-            for name, value in values.items():
-                found.mean(name, value)
-            found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+        if self.settings.ais:
+            self.anneal(observed)
+        if self.settings.bdmc:
+            self.bracket(observed)
 
     def observation_variance(self) -> float:
         """s2 chosen on validation images."""

@@ -129,9 +129,7 @@ class _Run:
         )
         own = self.store.load_last(self.device)
         if own is not None and before is not None:
-            for key in ("started_from", "selection_space"):
-                if key in before["protocol"]:
-                    self.record["protocol"][key] = before["protocol"][key]
+            records.carry_on(self.record, before)
         state = own or self.named
         records.write_result(self.folder, self.record)
         records.write_config(self.folder, plain, overrides, hydra)
@@ -214,7 +212,7 @@ class _Run:
         validate = self._validator()
         if validate is not None and validate.selection is not None:
             self.record["protocol"]["selection"] = f"best {validate.selection}"
-            self._check_space(getattr(validate, "space", None))
+            records.keep_space(self.record, getattr(validate, "space", None))
         return train(
             self.objective,
             self.data.train,
@@ -228,17 +226,6 @@ class _Run:
             stop=self.stop,
             resume=state,
         )
-
-    def _check_space(self, name: str | None) -> None:
-        """Distances of the epochs so far are only comparable with those to come in the same classifier's features."""
-        before = self.record["protocol"].get("selection_space")
-        if before is not None and before != name:
-            raise InputError(
-                f"this run's epochs were compared in the features of {before}, and the cache has {name}: bring back "
-                "the cache's folder `classifiers`, or start afresh with trainer.resume=never"
-            )
-        if name is not None:
-            self.record["protocol"]["selection_space"] = name
 
     def _fit_closed_form(self, log: Log) -> Progress:
         started = time.perf_counter()

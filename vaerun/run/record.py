@@ -107,6 +107,27 @@ def start(
     }
 
 
+def carry_on(record: dict[str, Any], before: dict[str, Any]) -> None:
+    """Take over what the run's record said of its beginning."""
+    kept = {k: before["protocol"][k] for k in ("started_from", "selection_space") if k in before["protocol"]}
+    record["protocol"] |= kept
+
+
+def keep_space(record: dict[str, Any], name: str | None) -> None:
+    """Note the classifier in whose features epochs are compared.
+
+    Raises InputError where those so far were compared in another one's: the distances would not be comparable.
+    """
+    before = record["protocol"].get("selection_space")
+    if before is not None and before != name:
+        raise InputError(
+            f"this run's epochs were compared in the features of {before}, and the cache has {name}: bring back the "
+            "cache's folder `classifiers`, or start afresh with trainer.resume=never"
+        )
+    if name is not None:
+        record["protocol"]["selection_space"] = name
+
+
 def units(model: Model) -> str:
     """Of the numbers per image."""
     if isinstance(model, AdversarialModel):

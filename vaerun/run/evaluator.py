@@ -1,0 +1,67 @@
+"""What the evaluations of all families begin with, and annealed importance sampling, which serves them all."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
+from vaerun.models import AdversarialModel, LatentModel
+from vaerun.run.checks import annealing_of
+from vaerun.run.found import Evaluation
+from vaerun.settings import EvaluationSettings
+from vaerun.training.log import Progression
+from vaerun.training.signals import Stop
+
+M = TypeVar("M", LatentModel, AdversarialModel)
+
+
+class Evaluator(Generic[M]):
+    """One evaluation, piece by piece; each adds to `found`."""
+
+    def __init__(self, model: M, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop) -> None:
+        self.model: M = model
+        self.data, self.settings, self.seed, self.stop = data, settings, seed, stop
+        self.split: Split = getattr(data, settings.split)
+        self.images = min(settings.images or len(self.split), len(self.split))
+        self.found = Evaluation()
+
+    @property
+    def annealed_images(self) -> int:
+        """The first so many are annealed."""
+        return min(self.images, self.settings.annealing.images)
+
+    def anneal(self, model: LatentModel) -> Tensor:
+        """ais, ais_ess and ais_acceptance of the split's images; returns ais per image [N], nats."""
+        n = self.annealed_images
+        with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
+            values = annealed_importance_sampling(
+                model,
+                self.split,
+                annealing_of(self.settings),
+                seed=self.seed,
+                images=n,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        for name, value in values.items():
+            self.found.mean(name, value)
+        return values["ais"]
+
+    def bracket(self, model: LatentModel) -> None:
+        """bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
+        n = self.annealed_images
+        with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
+            values = bidirectional(
+                model,
+                annealing_of(self.settings),
+                images=n,
+                seed=self.seed,
+                stop=self.stop,
+                progress=progression.advance,
+            )
+        for name, value in values.items():
+            self.found.mean(name, value)
+        self.found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
