@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adversarial_runs import Command, Finished, finish
 from evaluating import SMALL
 from torch.distributions import Distribution
 
@@ -86,3 +87,15 @@ def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tm
     code, _, _ = here("model=vae", *SMALL, f"output_dir={tmp_path / 'run'}")
     assert code == 0
     return tmp_path / "run"
+
+
+@pytest.fixture
+def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+    """An adversarial run of these words, made once a session and not to be changed."""
+    return lambda *words: finish(here, tmp_path_factory, words)
+
+
+@pytest.fixture
+def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
+    """A finished run of these words, to be evaluated."""
+    return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")

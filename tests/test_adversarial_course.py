@@ -20,7 +20,6 @@ from adversarial_runs import (
     Command,
     Finished,
     environment,
-    finish,
     opened,
     pixels,
     tiles,
@@ -41,11 +40,6 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
-
-
-@pytest.fixture
-def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    return lambda *words: finish(here, tmp_path_factory, words)
 
 
 # --- which parameters are evaluated ---

@@ -21,7 +21,6 @@ from adversarial_runs import (
     added,
     assert_close,
     environment,
-    finish,
     pixels,
     save,
     shown,
@@ -43,12 +42,6 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
-
-
-@pytest.fixture
-def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
-    """A finished run of these words, to be evaluated."""
-    return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")
 
 
 # --- everything at once ---

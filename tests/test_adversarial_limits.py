@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from evaluating import result
 import vaerun
 from vaerun.errors import InputError
 from vaerun.evaluation.pictures import sample_labels
+from vaerun.run.record import carry_on, keep_space
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -71,3 +73,17 @@ def test_arrays_say_which_label_a_sample_has(here: Command, tmp_path: Path) -> N
     for variance in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="observation variance must be finite and above 0"):
             model.joint(torch.zeros(2, 1, 8, 8), torch.eye(10)[:2], variance)  # type: ignore[operator]
+
+
+def test_distances_of_two_classifiers_are_not_compared() -> None:
+    """A run that was selected in one classifier's features does not go on in another's."""
+    record: dict[str, Any] = {"protocol": {}}
+    keep_space(record, None)
+    assert record == {"protocol": {}}
+    keep_space(record, "one")
+    later: dict[str, Any] = {"protocol": {"started_from": None}}
+    carry_on(later, record)
+    assert later["protocol"] == {"started_from": None, "selection_space": "one"}
+    keep_space(later, "one")
+    with pytest.raises(InputError, match=r"compared in the features of one, and the cache has two"):
+        keep_space(later, "two")

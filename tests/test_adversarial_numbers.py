@@ -18,10 +18,8 @@ from adversarial_runs import (
     NETWORKS,
     QUALITY,
     QUICK,
-    Command,
     added,
     environment,
-    finish,
     opened,
     warned,
 )
@@ -45,12 +43,6 @@ SETTINGS = Annealing(temperatures=4, chains=3, adapt=False)
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
-
-
-@pytest.fixture
-def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
-    """A finished run of these words, to be evaluated."""
-    return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")
 
 
 # --- each number against its definition ---

@@ -21,7 +21,6 @@ from adversarial_runs import (
     assert_close,
     assert_shows,
     environment,
-    finish,
     labels,
     levels,
     opened,
@@ -41,17 +40,6 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
-
-
-@pytest.fixture
-def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    return lambda *words: finish(here, tmp_path_factory, words)
-
-
-@pytest.fixture
-def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
-    """A finished run of these words, to be evaluated."""
-    return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")
 
 
 # --- pictures ---

@@ -20,7 +20,6 @@ from adversarial_runs import (
     Finished,
     assert_shows,
     environment,
-    finish,
     labels,
     opened,
     pixels,
@@ -47,11 +46,6 @@ INFORMATION = {"mutual_information", "code_entropy", "mutual_information_continu
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
-
-
-@pytest.fixture
-def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    return lambda *words: finish(here, tmp_path_factory, words)
 
 
 # --- what a run leaves ---

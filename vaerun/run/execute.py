@@ -130,7 +130,6 @@ class _Run:
         own = self.store.load_last(self.device)
         if own is not None and before is not None:
             records.carry_on(self.record, before)
-        state = own or self.named
         records.write_result(self.folder, self.record)
         records.write_config(self.folder, plain, overrides, hydra)
         handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
@@ -140,7 +139,7 @@ class _Run:
         for line in self.warnings:
             self.logger.warning(line)
         try:
-            self._train_and_evaluate(state)
+            self._train_and_evaluate(own or self.named)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
@@ -239,8 +238,7 @@ class _Run:
             log.record(0, 0.0, found)
         selection = (validate.selection or "") if validate is not None else ""
         self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0, "selection": selection})
-        best = found.get(selection)
-        return Progress(best=best, finished=True, seconds=seconds)
+        return Progress(best=found.get(selection), finished=True, seconds=seconds)
 
     def _select(self, done: Progress) -> None:
         path = self.store.folder / "best.pt"
