@@ -1,13 +1,16 @@
 """Randomness as a function of position: what is drawn depends on where it is used, never on what was drawn before.
 
 So a resumed run draws what an uninterrupted one would have drawn, and an image's evaluation noise is the same whatever
-the chunk size and whichever images stand beside it.
+the chunk size and whichever images stand beside it. A process that sees a part of a batch draws the noise of all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +47,56 @@ def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.dev
         table = torch.rand(block, *shape, generator=generator("cpu", *position, b))
         parts.append(table[max(start - b * block, 0) : stop - b * block])
     return torch.cat(parts).to(device)
+
+
+@dataclass
+class Part:
+    """Rows start..stop-1 of a batch of `total`; `draws` counts what has been drawn for them."""
+
+    start: int
+    stop: int
+    total: int
+    draws: int = 0
+
+
+_part: Part | None = None  # of the batch at hand; None: it is seen whole
+
+
+@contextmanager
+def rows(start: int, stop: int, total: int) -> Iterator[Part]:
+    """Inside, a batch is rows start..stop-1 of one of `total`, and has those rows of the noise of all of it."""
+    global _part
+    outer, _part = _part, Part(start, stop, total)
+    try:
+        yield _part
+    finally:
+        _part = outer
+
+
+def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
+    """Standard normal numbers for a training batch, from torch's global generator.
+
+    Arguments:
+        shape: of the result.
+        dim: which dimension counts the batch's images.
+        options: dtype and device.
+    """
+    return _of_batch(torch.randn, shape, dim, options)
+
+
+def batch_uniform(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
+    """Uniform numbers in [0, 1), otherwise as batch_normal."""
+    return _of_batch(torch.rand, shape, dim, options)
+
+
+def _of_batch(draw: Any, shape: Sequence[int], dim: int, options: dict[str, Any]) -> Tensor:
+    if _part is None:
+        return draw(shape, **options)
+    if shape[dim] != _part.stop - _part.start:
+        raise RuntimeError(f"noise for {shape[dim]} images of a batch of which {_part} are at hand")
+    _part.draws += 1
+    whole = [*shape[:dim], _part.total, *shape[dim + 1 :]]
+    return draw(whole, **options).narrow(dim, _part.start, _part.stop - _part.start).contiguous()
 
 
 class ImageNoise:

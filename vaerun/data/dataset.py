@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vaerun.data.arrays import Arrays
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
-from vaerun.randomness import fixed_uniform
+from vaerun.randomness import batch_uniform, fixed_uniform
 
 SPLIT_SEED = 20190609  # of the validation split and of noise fixed per image; not the run's seed, so runs compare
 
@@ -77,7 +77,7 @@ class Split:
     def training_batch(self, rows: Tensor) -> Batch:
         """The images of these rows [B] (on the device), with fresh noise from torch's global generator."""
         pixels = self.images[rows]
-        return self._batch(pixels, rows, rows, lambda: torch.rand(pixels.shape, device=pixels.device))
+        return self._batch(pixels, rows, rows, lambda: batch_uniform(pixels.shape, 0, device=pixels.device))
 
     def batches(self, size: int, images: int | None = None) -> Iterator[Batch]:
         """The first `images` images (None: all) in order, `size` at a time, with the noise that belongs to each."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from vaerun.randomness import batch_normal
+
 
 class LatentDistribution(Distribution):
     """A distribution over z, batch shape [B], event shape [d], as the image of standard normal noise.
@@ -60,7 +62,8 @@ class LatentDistribution(Distribution):
         """
         if noise is None:
             like = self._like()
-            noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=like.dtype, device=like.device)
+            shape = self._extended_shape(torch.Size(sample_shape))
+            noise = batch_normal(shape, len(sample_shape), dtype=like.dtype, device=like.device)
         return self.transform(noise)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """Estimators: (joint, q, K) -> what to report and what to differentiate (layer L3)."""
 
 from vaerun.estimators.adversarial import AdversarialLoss, Minimax, NonSaturating
-from vaerun.estimators.base import Estimate, Estimator, estimate
+from vaerun.estimators.base import Estimate, Estimator, estimate, whole_batch
 from vaerun.estimators.elbo import elbo, elbo_mc, stl
 from vaerun.estimators.multisample import dreg, iwae, renyi
 from vaerun.estimators.reconstruction import reconstruction
@@ -24,4 +24,5 @@ __all__ = [
     "renyi",
     "stl",
     "wake_sleep",
+    "whole_batch",
 ]

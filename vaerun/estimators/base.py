@@ -49,6 +49,18 @@ def estimate(
     return estimator(joint, infer(joint.held() if holds else joint), samples, **options)
 
 
+def whole_batch(estimator: Estimator) -> str | None:
+    """The setting by which an estimator looks at a batch as a whole; None: what it gives for an image is its own.
+
+    An estimator with options that do so has them named in its attribute `of_the_batch`, by option.
+    """
+    options: dict[str, Any] = getattr(estimator, "keywords", {})
+    for option in getattr(estimator, "of_the_batch", ()):
+        if options.get(option):
+            return f"estimator.{option}={options[option]}"
+    return getattr(estimator, "whole_batch", None)
+
+
 @dataclass(frozen=True)
 class Draw:
     """K samples of q and their log-densities.

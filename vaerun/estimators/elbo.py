@@ -91,3 +91,7 @@ def stl(
     posterior.
     """
     return _monte_carlo(joint, q, samples, kl_weight, free_bits, held=True)
+
+
+for _estimator in (elbo, elbo_mc, stl):
+    _estimator.of_the_batch = ("free_bits",)  # type: ignore[attr-defined]

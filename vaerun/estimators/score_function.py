@@ -44,6 +44,11 @@ class ScoreFunction(nn.Module):
             self.register_buffer("weighted_sum", torch.zeros((), dtype=torch.float32))
             self.register_buffer("weight", torch.zeros((), dtype=torch.float32))
 
+    @property
+    def whole_batch(self) -> str | None:
+        """The running mean is of all images of a batch."""
+        return "estimator.control_variate=mean" if self.control_variate == "mean" else None
+
     def forward(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
         draw = at_held_samples(joint, q, samples)
         signal = draw.log_w.detach()

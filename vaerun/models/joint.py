@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vaerun.distributions import LatentDistribution, StandardNormal, held_module
 from vaerun.models.congruence import congruence
+from vaerun.randomness import batch_normal
 
 
 class Likelihood(Protocol):
@@ -114,7 +115,7 @@ class Joint:
         self._gram_cache: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def _global_noise(self, stream: str, k: int) -> Tensor:
-        return torch.randn(k, len(self.x), self.latent_dim, dtype=self.x.dtype, device=self.x.device)
+        return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
 
     def held(self) -> Joint:
         """The same function of z with the model's parameters held fixed: gradients reach z alone."""

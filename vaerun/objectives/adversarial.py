@@ -11,6 +11,7 @@ R1 (Mescheder et al. 2018, eq. 9): gamma / 2 times |d logit / d x|^2 on real ima
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
 from vaerun.models import AdversarialModel
 from vaerun.objectives.base import Look, Phase
+from vaerun.randomness import batch_normal
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Adversarial(nn.Module):
     Raises InputError for options that do not go together.
     """
 
+    whole_batch: str | None = None  # but for batch normalisation, which is no setting of the objective's
+
     def __init__(
         self,
         model: AdversarialModel,
@@ -95,7 +99,8 @@ class Adversarial(nn.Module):
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One phase's loss [B] nats and metrics [B], with noise from torch's global generator."""
-        noise = torch.randn(len(batch.x), self.model.noise_dim, dtype=batch.x.dtype, device=batch.x.device)
+        shape = len(batch.x), self.model.noise_dim
+        noise = batch_normal(shape, 0, dtype=batch.x.dtype, device=batch.x.device)
         c = batch.c if self.model.classes else None
         if phase == "discriminator":
             return self.discriminator_loss(batch.x, c, noise)
@@ -164,6 +169,11 @@ class Adversarial(nn.Module):
             if kind == "categorical":
                 metrics["code_entropy"] = torch.full_like(value, entropy[kind])
         return weighted, metrics
+
+    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+        """No mistake is one of no process's."""
+        if self._flawless is not None:
+            self._flawless = every(self._flawless)
 
     def after_step(self, step: int) -> None:
         """Moves the generator's average on; counts the steps that the discriminator has won."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,8 +43,17 @@ class Objective(Protocol):
 
     phases: dict[str, Phase]
 
+    @property
+    def whole_batch(self) -> str | None:
+        """The setting by which the loss of an image depends on the others of its batch; None: there is none."""
+        ...
+
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [B] to descend and metrics {name: [B]} to report, none of them reduced."""
+        ...
+
+    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+        """Called before after_step where processes share the batch; `every` is a logical and over all of it."""
         ...
 
     def after_step(self, step: int) -> None:

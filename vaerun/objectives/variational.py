@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.data.dataset import Batch
-from vaerun.estimators import Estimator, estimate
+from vaerun.estimators import Estimator, estimate, whole_batch
 from vaerun.models import LatentModel
 from vaerun.objectives.base import Look, Phase
 
@@ -58,6 +59,14 @@ class Variational(nn.Module):
         if self.warm_up is not None:
             metrics["kl_weight"] = torch.full_like(metrics[found.name], options["kl_weight"])
         return -found.surrogate, metrics
+
+    @property
+    def whole_batch(self) -> str | None:
+        """The estimator's."""
+        return whole_batch(self.estimator)
+
+    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+        """Nothing to do."""
 
     def after_step(self, step: int) -> None:
         """Nothing to do."""

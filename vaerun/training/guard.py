@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import RunError
+from vaerun.training.ranks import Ranks
 
 
 class FiniteGuard:
-    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once."""
+    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once.
+
+    What it is told of as bad is so for all processes of the run, at the same step.
+    """
 
     CAUSES: ClassVar = {
         "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
@@ -24,7 +28,8 @@ class FiniteGuard:
         "gradient": "exploding gradients: lower trainer.learning_rate or set trainer.clip_norm=100",
     }
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
         self.on_device = device.type == "cuda"
         self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
         self.terms: dict[str, Tensor] = {}
@@ -40,17 +45,21 @@ class FiniteGuard:
                 finite = torch.isfinite(value).all()
                 self.terms[name] = torch.where(new, finite, self.terms.get(name, torch.ones_like(finite)))
         elif bool(bad):
-            self._raise(step, [name for name, value in terms.items() if not bool(torch.isfinite(value).all())])
+            self._raise(step, {name: torch.isfinite(value).all() for name, value in terms.items()})
 
     def check(self) -> None:
         """Raises RunError when a bad step has been seen on the device."""
         if self.first is not None and int(self.first) >= 0:
-            self._raise(int(self.first), [name for name, finite in self.terms.items() if not bool(finite)])
+            self._raise(int(self.first), self.terms)
 
-    def _raise(self, step: int, names: list[str]) -> None:
-        name = names[0] if names else "loss"
+    def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
+        # A bad step is one for all processes, though the image may have been another's.
+        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist()
+        name = next((name for name, good in zip(terms, finite, strict=True) if not good), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
-        raise RunError(
-            f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
-            "The update was not made"
+        raise self.ranks.agreed(
+            RunError(
+                f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
+                "The update was not made"
+            )
         )

@@ -23,6 +23,7 @@ from vaerun.training.checkpoint import Store
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
 from vaerun.training.progress import Clock, Progress
+from vaerun.training.ranks import Ranks, Silent
 from vaerun.training.schedule import factor
 from vaerun.training.settings import TrainSettings
 from vaerun.training.signals import Stop
@@ -38,10 +39,11 @@ def train(
     selection: str | None = "val/elbo",
     warn: Callable[[str], None] | None = None,
     after_validation: Callable[[int], None] | None = None,
-    log: Log,
-    store: Store,
+    log: Log | Silent,
+    store: Store | Silent,
     stop: Stop,
     resume: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Progress:
     """Train until the last step, early stopping, a signal or a loss that is not finite.
 
@@ -56,31 +58,38 @@ def train(
         after_validation: called with the step after each validation (pictures).
         log, store, stop: records, checkpoints, signals.
         resume: a checkpoint to go on from.
+        ranks: the processes of this run, each of which calls this; None: there is one. Only the first one's validate,
+            selection, warn, after_validation, log and store are used: the others may give None.
 
     Raises:
         Interrupted: a signal came; the state is saved.
         RunError: a loss or gradient was not finite; its update was not made, and last.pt is from before it.
         InputError: the checkpoint does not fit this run's model.
+        Lost: another process of the run has ended.
     """
+    ranks = ranks or Ranks()
     optimisers = make_optimisers(objective.phases, settings)
     progress, sums, count = Progress(), dict[str, Tensor](), 0
     device = split.images.device
     if resume is not None:
         progress, sums, count = restore(objective, optimisers, resume, device)
+    if ranks.rank:  # what is measured is counted once, and the first process writes it
+        sums, log, store, warn = {k: torch.zeros_like(v) for k, v in sums.items()}, Silent(), Silent(), None
     total = settings.total_steps(len(split))
     per_epoch = -(-len(split) // settings.batch_size)
-    guard = FiniteGuard(device)
+    guard = FiniteGuard(device, ranks)
     saved_at = time.monotonic()
     best_waiting: dict[str, Any] | None = None
-    selection = None if validate is None else selection
+    validates, selection = ranks.first(lambda: (validate is not None, None if validate is None else selection))
+    afterwards = after_validation or (lambda step: None)
     repeats = max(phase.repeats for phase in objective.phases.values())
     orders, order_epoch = [torch.empty(0, dtype=torch.int64)], -1
     told: set[str] = set()
     clock = Clock(device, progress.step)
     progress.finished |= progress.step >= total and not progress.validation_due
 
-    def save() -> None:
-        nonlocal saved_at, best_waiting
+    def write(sums: dict[str, Tensor]) -> None:
+        nonlocal best_waiting
         if best_waiting is not None:
             store.save_best({"objective": best_waiting, "epoch": progress.best_epoch, "selection": selection})
             best_waiting = None
@@ -95,8 +104,21 @@ def train(
                 "log": log.position(),
             }
         )
+
+    def save() -> None:
+        nonlocal saved_at
+        totals = ranks.sum(sums)
+        ranks.first(lambda: write(totals))
         saved_at = time.monotonic()
 
+    ranks.listen(stop, lambda: time.monotonic() - saved_at > settings.checkpoint_seconds)
+    ranks.verify(
+        lambda: {
+            "parameters": objective.state_dict(),
+            "the optimiser's moments": [optimiser.state_dict() for optimiser in optimisers.values()],
+            "step, settings and number of images": [progress.step, settings, len(split)],
+        }
+    )
     objective.train()
     while not progress.finished:
         if not progress.validation_due:
@@ -114,18 +136,20 @@ def train(
             # One step: each phase in turn, its loss averaged over the batch here and nowhere else.
             clock.begin(progress)
             torch.manual_seed(mix(settings.seed, "step", progress.step))
-            batches = [split.training_batch(order[part]) for order in orders]
-            images = len(batches[0].x)
-            for name, phase in objective.phases.items():
-                for batch in batches[: phase.repeats]:
-                    loss, metrics = objective.loss(name, progress.step, batch)
-                    norm = update(
-                        optimisers[name], loss.mean(), metrics, scale, settings.clip_norm, guard, progress.step
-                    )
-                    totals = {key: value.sum() for key, value in metrics.items()}
-                    totals[f"gradient_norm/{name}"] = norm * images  # of the whole phase, before clipping
-                    for key, total_value in totals.items():
-                        sums[key] = sums.get(key, 0) + total_value / phase.repeats
+            images = len(orders[0][part])
+            with ranks.share(images) as share:
+                batches = [split.training_batch(order[part][share.place]) for order in orders]
+                for name, phase in objective.phases.items():
+                    for batch in batches[: phase.repeats]:
+                        loss, metrics = objective.loss(name, progress.step, batch)
+                        how = scale, settings.clip_norm, guard, progress.step, ranks
+                        norm = update(optimisers[name], share.mean(loss), metrics, *how)
+                        totals = {key: share.sum(value) for key, value in metrics.items()}
+                        totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
+                        for key, total_value in totals.items():
+                            sums[key] = sums.get(key, 0) + total_value / phase.repeats
+            if ranks.size > 1:
+                objective.agree(ranks.every)
             objective.after_step(progress.step)
             progress.step += 1
             count += images
@@ -137,7 +161,7 @@ def train(
             # Records of the training loss; the only place where the host waits for the device.
             if progress.step % settings.log_every == 0 or last:
                 guard.check()
-                values = {f"train/{k}": float(v) / count for k, v in sums.items()}
+                values = {f"train/{k}": float(v) / count for k, v in ranks.sum(sums).items()}
                 values["train/learning_rate"] = settings.learning_rate * scale
                 look = objective.look()
                 values |= {f"train/{k}": v for k, v in look.values.items()}
@@ -153,10 +177,11 @@ def train(
         if progress.validation_due:
             guard.check()
             clock.pause(progress)
-            if validate is not None:
+            ranks.verify(lambda: {"parameters": objective.state_dict()})
+            if validates:
                 try:
                     objective.train(False)
-                    measured = validate()
+                    measured = ranks.first(validate)
                 except Interrupted:
                     save()  # with the validation still due: a resumed run makes it first
                     raise
@@ -164,10 +189,8 @@ def train(
                     objective.train()
                 log.record(progress.step, progress.step / per_epoch, measured)
                 if selection is not None and not math.isfinite(measured[selection]):
-                    raise RunError(
-                        f"{selection} is not finite after step {progress.step}: lower trainer.learning_rate or "
-                        "set trainer.clip_norm=100"
-                    )
+                    words = f"{selection} is not finite after step {progress.step}: lower trainer.learning_rate"
+                    raise ranks.agreed(RunError(f"{words} or set trainer.clip_norm=100"))
                 log.progress(progress.step, math.ceil(progress.step / per_epoch), settings.epochs, validated=True)
                 if selection is not None:
                     now, best = measured[selection], progress.best
@@ -178,22 +201,21 @@ def train(
                         best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
                     else:
                         progress.stale += 1
-            if after_validation is not None:
-                after_validation(progress.step)
+            ranks.first(lambda: afterwards(progress.step))
             progress.validation_due = False
             patience = settings.early_stopping
             progress.finished = progress.step >= total or (patience is not None and progress.stale >= patience)
 
         # Checkpoints and signals.
-        due = time.monotonic() - saved_at > settings.checkpoint_seconds
-        if stop.signum is not None or progress.finished or due:
+        signum, due = ranks.wishes()
+        if signum is not None or progress.finished or due:
             guard.check()
             clock.pause(progress)
             if progress.finished and selection is None:
                 progress.best_epoch, best_waiting = progress.step / per_epoch, objective.state_dict()
             save()
             if not progress.finished:
-                stop.check()
+                ranks.check(stop, signum)
     log.end_progress()
     return progress
 

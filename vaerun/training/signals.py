@@ -9,19 +9,24 @@ from types import FrameType
 
 from vaerun.errors import Interrupted
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last: the terminal was closed
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # the last: the terminal was closed
 SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class Stop:
-    """Collects SIGINT, SIGTERM, SIGUSR1 and SIGHUP while active; `check()` raises Interrupted once one has come.
+    """Collects SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP while active; `check()` raises Interrupted once one has come.
 
     Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal only sets the request;
     elsewhere it raises at once. A second SIGINT always raises at once.
+
+    Arguments:
+        outside: called with the signal instead of raising where one comes outside `deferred()`. Raising in the middle
+            of an import (of torch, scikit-learn) is not safe; a process that has nothing to lose yet can end instead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: Callable[[int], None] | None = None) -> None:
         self.signum: int | None = None
+        self.outside = outside
         self._depth = 0
         self.on_check: Callable[[], None] | None = None  # what else is to be looked at while work goes on
         self._previous: dict[int, object] = {}
@@ -36,8 +41,12 @@ class Stop:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = self.signum is not None and signum == signal.SIGINT
+        first, again = self.signum is None, self.signum is not None and signum == signal.SIGINT
+        if not first and not again:
+            return  # Slurm signals every process of a job, and its parent passes the signal on: saving goes on
         self.signum = signum
+        if self._depth == 0 and self.outside is not None:
+            self.outside(signum)
         if again or self._depth == 0:
             raise Interrupted(signum)
 

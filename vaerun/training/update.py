@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaerun.objectives import Phase
 from vaerun.training.guard import FiniteGuard
+from vaerun.training.ranks import Ranks
 from vaerun.training.settings import TrainSettings
 
 
@@ -39,11 +40,17 @@ def update(
     clip_norm: float | None,
     guard: FiniteGuard,
     step: int,
+    ranks: Ranks | None = None,
 ) -> Tensor:
-    """One optimiser step, unless loss or gradient is not finite; returns the gradient's norm before clipping."""
+    """One optimiser step, unless loss or gradient is not finite; returns the gradient's norm before clipping.
+
+    Loss and metrics are this process's share of the batch; gradient and decision are of all of it.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    if ranks is not None:
+        loss = ranks.reduce(parameters, loss)
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
