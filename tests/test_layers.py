@@ -28,7 +28,8 @@ LEVELS = {
     "evaluation": 5,
     "report": 6,
     "run": 7,
-    "cli": 8,
+    "sweep": 8,
+    "cli": 9,
 }
 """From architecture.md. Packages of one level do not know each other."""
 
@@ -41,7 +42,7 @@ NARROWER = {
     "training": {"data", "objectives"},  # knows objectives and batches only
     "report": set[str](),  # reads files only
 }
-SEES_CONFIG = {"run", "cli"}  # besides these two:
+SEES_CONFIG = {"run", "sweep", "cli"}  # besides these two:
 SCHEMA = {"settings", "schema"}
 CONFIG = {"hydra", "omegaconf"}
 

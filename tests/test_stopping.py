@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or doubled, as real processes, and sweeps."""
+"""Runs that are stopped, killed or doubled, as real processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import COMMAND, LONG, SHORT, TINY, assert_same_scalars, records, state, tensorboard
+from support import COMMAND, LONG, SHORT, assert_same_scalars, records, state, tensorboard
 
 from vaerun.errors import Interrupted
 from vaerun.training import log
@@ -90,20 +90,6 @@ def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> Non
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130
-
-
-def test_sweep(tmp_path: Path, here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["-m", *TINY, "trainer.max_steps=2", "evaluation.pictures=0"]
-    assert here(*words, "seed=0,1", "output_dir=both")[0] == 0
-    seeds = [json.loads(p.read_text())["seed"] for p in sorted(tmp_path.glob("both/**/result.json"))]
-    assert sorted(seeds) == [0, 1]
-    # One bad job does not stop the other; it is told once, with its own words.
-    code, _, err = here(*words, "model.inference.steps=-1,1", "output_dir=half")
-    assert code == 1
-    (line,) = [x for x in err.splitlines() if x.startswith("vaerun: error")]
-    assert "model.inference.steps=-1" in line
-    assert len(list(tmp_path.glob("half/**/result.json"))) == 1
 
 
 def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ class Interrupted(BaseException):
     """A signal asked the run to stop; its state is saved where there is one.
 
     A BaseException, like KeyboardInterrupt, so that a sweep does not take it for one job's failure and go on.
-    Exit code 130 for SIGINT, 75 ("try again") for SIGTERM, SIGUSR1 and SIGHUP: running the same command again goes on.
+    Exit code 130 for SIGINT, 75 ("try again") for SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP: the same command goes on.
     """
 
     def __init__(self, signum: int) -> None:

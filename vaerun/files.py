@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from vaerun.errors import RunError
 
 
@@ -38,3 +40,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not (abs(value) < float("inf")):
         return None
     return value
+
+
+LOOK_SECONDS = 0.06  # another one who only looks has the lock for a moment too
+
+
+def held(folder: Path) -> bool:
+    """Whether a process works in this run directory: it holds the folder's lock, which ends with it."""
+    path = folder / ".lock"
+    try:
+        if not path.exists():
+            return False
+        lock = filelock.FileLock(path)
+        lock.acquire(timeout=LOOK_SECONDS, poll_interval=LOOK_SECONDS / 3)
+    except filelock.Timeout:
+        return True
+    except OSError:  # read-only: whoever looks can know no more
+        return False
+    lock.release()
+    return False

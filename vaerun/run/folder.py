@@ -10,6 +10,12 @@ import filelock
 
 from vaerun.errors import InputError
 
+LOCK_SECONDS = 1.0  # somebody who only looks whether the folder is held has it for a moment
+
+
+class Busy(InputError):
+    """Another process works in this folder."""
+
 
 def fresh(folder: Path) -> Path:
     """The first of FOLDER, FOLDER-2, FOLDER-3, ... that holds nothing."""
@@ -28,14 +34,14 @@ def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterato
         folder: to work in.
         otherwise: what else the user can do where that is not possible.
 
-    Raises InputError where another process holds it, or the folder cannot be written into.
+    Raises Busy where another process holds it, InputError where the folder cannot be written into.
     """
     lock = filelock.FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout as error:
-        raise InputError(f"another run is working in {folder}: wait for it, or {otherwise}") from error
+        raise Busy(f"another run is working in {folder}: wait for it, or {otherwise}") from error
     except OSError as error:
         why = error.strerror or error
         raise InputError(f"cannot write into {folder} ({why}): {otherwise}") from error

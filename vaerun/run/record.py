@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vaerun.run.words import lines, rows
 from vaerun.settings import EvaluationSettings, Settings
 
 RESULT = "result.json"
+JOB_LOG = "job.log"  # what a run that was started as a job of a sweep printed
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -47,9 +49,18 @@ def look(folder: Path, identity: str) -> dict[str, Any] | None:
             f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
             "trainer.resume=never for a folder of its own"
         )
-    if before is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+    if (
+        before is None
+        and folder.exists()
+        and any(not p.name.startswith(".") and p.name != JOB_LOG for p in folder.iterdir())
+    ):
         raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
     return before
+
+
+def now() -> str:
+    """UTC, to the microsecond: two attempts at a run never have the same."""
+    return datetime.now(UTC).isoformat()
 
 
 def write_result(folder: Path, record: dict[str, Any]) -> None:
@@ -81,6 +92,8 @@ def start(
     return {
         "schema": 1,
         "status": "running",
+        "started": now(),
+        "ended": None,
         "fingerprint": identity,
         "command": ["vaerun", *overrides],
         "model": settings.model.name,

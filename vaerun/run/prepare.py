@@ -1,0 +1,54 @@
+"""A run's parts, built and tried out without a trace on the disk: by the run itself, and ahead of a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from vaerun.data.dataset import ImageData
+from vaerun.errors import InputError
+from vaerun.objectives import Adversarial, Variational
+from vaerun.randomness import mix
+from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
+from vaerun.run.family import family_of
+from vaerun.settings import Settings, fingerprint
+from vaerun.training import parallel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of.
+
+    Attributes:
+        data, model, objective: on the device.
+        identity: the run's fingerprint.
+        total_steps: of training; 0 where the model is fitted in closed form.
+    """
+
+    data: ImageData
+    model: Model
+    objective: Variational | Adversarial
+    identity: str
+    total_steps: int
+
+
+def prepare(settings: Settings, data: ImageData) -> Prepared:
+    """Model and objective for this data, initialised by the seed, after one loss on two images.
+
+    Raises InputError for whatever of these settings cannot work, before anything is written.
+    """
+    torch.manual_seed(mix(settings.seed, "initialisation"))
+    try:
+        model = build_model(settings.model, data, bool(settings.trainer.average))
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        raise InputError("the model does not fit into memory: lower model.latent_dim or the layers' widths") from error
+    objective = build_objective(settings, model, len(data.train))
+    family_of(model).check_run(settings, model, data)
+    try_out(settings.model, objective, data, settings.trainer.batch_size)
+    parallel.check(objective, data.train, settings.trainer.processes)
+    closed_form = settings.model.fit == "closed_form"
+    steps = 0 if closed_form else train_settings(settings).total_steps(len(data.train))
+    return Prepared(data, model, objective, fingerprint(asdict(settings), data.sha256), steps)

@@ -1,0 +1,101 @@
+"""A run as a process of its own: `python -m vaerun.run.worker JOBFILE`, started by vaerun.run.child.
+
+The job's file holds the checked settings, so nothing is composed again and what runs is what was checked. Standard
+input is a pipe that the process which started the run holds open: when it closes, that process is gone, and the run
+saves and stops. Exit codes: those of `vaerun`, and BUSY.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+BUSY = 74  # another process works in the run's folder
+AGAIN = 75  # saved
+
+
+def _leave_early(signum: int, frame: FrameType | None = None) -> None:
+    os._exit(130 if signum == signal.SIGINT else AGAIN)  # nothing has begun; imports do not bear being interrupted
+
+
+def _listen(handler: Any) -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+def _watch_parent() -> None:
+    """Ask this process to save and stop once standard input ends."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main(path: str, member: bool = False) -> int:
+    """Run the job of this file and return the exit code.
+
+    Arguments:
+        path: of the job's file.
+        member: this is one of the processes of trainer.processes.
+    """
+    # Until the run looks out for signals itself (it imports torch first) one means: nothing has begun, leave.
+    _listen(_leave_early)
+    _watch_parent()
+    job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    processes = job["settings"]["trainer"]["processes"]
+    if processes > 1 and not member:
+        from vaerun.run.several import supervise
+
+        return supervise(path, processes)
+    import warnings
+
+    from omegaconf import OmegaConf
+
+    from vaerun.errors import InputError, Interrupted, RunError
+    from vaerun.settings import check
+
+    # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+    from vaerun.run.execute import execute
+    from vaerun.run.folder import Busy
+    from vaerun.training.signals import Stop
+
+    try:
+        settings, folder = check(OmegaConf.create(job["settings"])), Path(job["folder"])
+        execute(settings, folder, job["words"], job["hydra"], Stop(outside=_leave_early))
+    except Busy as error:
+        return _told(BUSY, error)
+    except InputError as error:
+        return _told(2, error)
+    except RunError as error:
+        return _told(1, error)
+    except Interrupted as error:
+        return _told(error.exit_code, error)
+    except Exception:  # a bug of ours: with its traceback, in the job's own log
+        traceback.print_exc()
+        return 1
+    finally:
+        _listen(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
+    return 0
+
+
+def _told(code: int, why: BaseException) -> int:
+    sys.stdout.flush()
+    if not getattr(why, "told", False):  # by the process whom it happened to
+        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{' '.join(str(why).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], member=len(sys.argv) > 2))
