@@ -102,6 +102,7 @@ class TrainerSettings:
     deterministic: bool = False
     log_every: int = 50
     checkpoint_seconds: float = 60.0
+    processes: int = 1
 
 
 @dataclass
@@ -190,6 +191,27 @@ class EvaluationSettings:
 
 
 @dataclass
+class TableSettings:
+    """`sweep.table`: the table that a sweep ends in."""
+
+    rows: str = "model"
+    columns: str | None = "model.inference.steps"
+    metric: str | None = None
+    published: str | None = None
+
+
+@dataclass
+class SweepSettings:
+    """`sweep`: how the jobs of a sweep are run; it changes no result."""
+
+    jobs: int | None = None
+    jobs_per_gpu: int = 1
+    job_minutes: float | None = None
+    fail_fast: bool = False
+    table: TableSettings = field(default_factory=TableSettings)
+
+
+@dataclass
 class Settings:
     """A whole run."""
 
@@ -198,5 +220,6 @@ class Settings:
     estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
     seed: int = 0
     output_dir: str | None = None

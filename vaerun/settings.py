@@ -32,6 +32,8 @@ from vaerun.schema import (
     NoiseSettings,
     ObservationSettings,
     Settings,
+    SweepSettings,
+    TableSettings,
     TrainerSettings,
 )
 
@@ -48,10 +50,13 @@ __all__ = [
     "NoiseSettings",
     "ObservationSettings",
     "Settings",
+    "SweepSettings",
+    "TableSettings",
     "TrainerSettings",
     "check",
     "fingerprint",
     "identity",
+    "is_incidental",
     "keys",
     "missing",
     "nearest",
@@ -68,6 +73,7 @@ _NOT_IDENTITY = (
     "trainer.device",
     "trainer.log_every",
     "trainer.checkpoint_seconds",
+    "trainer.processes",
     "evaluation.chunk",
     "evaluation.pictures",
 )
@@ -96,6 +102,10 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "trainer.early_stopping": (1, True),
     "trainer.log_every": (1, True),
     "trainer.checkpoint_seconds": (0, True),
+    "trainer.processes": (1, True),
+    "sweep.jobs": (1, True),
+    "sweep.jobs_per_gpu": (1, True),
+    "sweep.job_minutes": (0, False),
     "evaluation.samples": (1, True),
     "evaluation.images": (1, True),
     "evaluation.every": (1, True),
@@ -213,6 +223,11 @@ def value_of(settings: Settings, key: str) -> Any:
     return found
 
 
+def is_incidental(key: str) -> bool:
+    """Whether this setting cannot change a result."""
+    return key in _NOT_IDENTITY or key.startswith("sweep.")
+
+
 @cache
 def _defaults() -> dict[str, Any]:
     return dict(_flat(OmegaConf.to_container(OmegaConf.structured(Settings))))
@@ -225,7 +240,7 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     before) leaves older runs what they are. A default that changes therefore needs another NUMERICS.
     """
     defaults = _defaults()
-    kept = {k: v for k, v in _flat(plain) if k not in _NOT_IDENTITY and not (k in defaults and v == defaults[k])}
+    kept = {k: v for k, v in _flat(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
     if kept.get("trainer.resume") in ("auto", "never"):
         del kept["trainer.resume"]
     return kept

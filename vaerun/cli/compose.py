@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
 from vaerun.errors import InputError
-from vaerun.plugins import config_folders, own_config_folder
-from vaerun.settings import keys, missing, nearest, short_name
+from vaerun.plugins import config_folders, group_file, own_config_folder
+from vaerun.settings import is_incidental, keys, missing, nearest, short_name
 
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
@@ -65,13 +65,38 @@ def _job_dir(_root_: Any) -> str:
 
 def _sweep_dir(arguments: list[str]) -> Callable[[Any], str]:
     # The same sweep has the same folder; it cannot be read off a job's configuration, where one point of it is set.
-    words = hashlib.sha256("\n".join(sorted(arguments)).encode()).hexdigest()[:10]
+    # More seeds or other cells of an experiment, and settings that change no result, are no other sweep.
+    cells = ("seed=", "cell=", "experiment=", "output_dir=", "hydra", "~hydra", "-")
+    words = sorted(a for a in arguments if not a.startswith(cells) and not is_incidental(a.split("=")[0].lstrip("+")))
+    names = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in "-".join(names)) or "sweep"
+    if words or not names:
+        name += "-" + hashlib.sha256("\n".join(words).encode()).hexdigest()[:10]
+    here = Path.cwd()  # jobs on other machines have working folders of their own
 
     def resolver(_root_: Any) -> str:
         given = _root_.output_dir
-        return str(Path("outputs") / "sweeps" / words if given is None else given)
+        place = here / ("outputs/sweeps/" + name if given is None else str(given))
+        _places.update((place, *place.parents))
+        return str(place)
 
     return resolver
+
+
+CELLS = "~hydra.sweeper.params.cell"
+
+
+def without_cells(arguments: list[str]) -> list[str]:
+    """The words of a sweep; with a model of its own it does not go through the cells of its experiment as well."""
+    given = {a.partition("=")[0]: a.partition("=")[2] for a in arguments}
+    if "model" not in given or "experiment" not in given or {"cell", CELLS} & given.keys():
+        return arguments
+    try:
+        plain = yaml.safe_load(group_file("experiment", given["experiment"]).read_text(encoding="utf-8"))
+    except InputError:  # several, or one that there is not: Hydra says so
+        return arguments
+    params = ((plain.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    return [*arguments, CELLS] if "cell" in params else arguments
 
 
 def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
@@ -81,10 +106,25 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
             raise InputError(f"unknown flag '{word}'.{nearest(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
         if word.startswith("="):
             raise InputError(f"cannot read the override '{word}': there is no key before the '='")
+    flags = {a.split("=")[0] for a in arguments}
+    for word in arguments:
+        key, _, value = word.partition("=")
+        if (
+            flags & {"-m", "--multirun"}
+            and key == "output_dir"
+            and "," in value
+            and not value.startswith(("'", '"', "["))
+        ):
+            raise InputError(f"'{word}': a sweep has one folder, and its jobs theirs inside it: give one output_dir")
+    if flags & {"-m", "--multirun"} and flags & {"--cfg", "-c", "--info", "-i", "-sc", "--shell-completion"}:
+        raise InputError("a sweep (-m) has no one configuration: leave -m out, or use --check -m to see its jobs")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print several lines and exit 1
     OmegaConf.register_new_resolver("vaerun.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.job_dir", _job_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.sweep_dir", _sweep_dir(arguments), replace=True)
+    from vaerun.sweep.extras import own_presets_first
+
+    own_presets_first()
     extra = [f"file://{p}" for p in config_folders()]
     if extra and not any(a.startswith("hydra.searchpath") for a in arguments):
         sys.argv = [sys.argv[0], *arguments, f"hydra.searchpath=[{','.join(extra)}]"]
@@ -93,7 +133,12 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
     """One line for what the user got wrong, with the closest valid name; None for anything else."""
+    from vaerun.sweep.extras import missing_extra
+
     text = str(error)
+    extra = missing_extra(error)
+    if extra is not None:
+        return extra
     if isinstance(error, hydra_errors.OverrideParseException):
         hint = """; quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
         return f"cannot read the override '{error.override}': {text.splitlines()[0]}{hint}"

@@ -16,14 +16,15 @@ from vaerun.errors import InputError, Interrupted, RunError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment")
+GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment", "cell")
 
 HELP = """vaerun: train, evaluate and record deep latent-variable models
 
   vaerun                              {default}
   vaerun model=vlae data=cifar10      choose from the groups below
   vaerun trainer.epochs=5 seed=1      set any key; `vaerun --cfg job` lists all
-  vaerun -m model=vae,vlae seed=0,1   a sweep
+  vaerun -m model=vae,vlae seed=0,1   a sweep (seed=range(5); sweep.jobs=2: two at once)
+  vaerun --check ...                  compose and check only, and print what would be run
   vaerun --hydra-help                 Hydra's own flags; -sc install=bash installs completion
   tensorboard --logdir outputs        look at the runs
 
@@ -70,13 +71,20 @@ def main() -> None:
         return
     from vaerun.cli.compose import explain, run_hydra
 
-    sweep = "-m" in arguments or "--multirun" in arguments
+    global _check_only
+    _check_only = "--check" in arguments
+    # Hydra's parser takes no flag between the words.
+    arguments = sorted((a for a in arguments if a != "--check"), key=lambda a: a not in ("-m", "--multirun"))
+    sys.argv = [sys.argv[0], *arguments]
     try:
-        run_hydra(job, arguments)
+        if "-m" in arguments or "--multirun" in arguments:
+            _sweep(arguments)
+        else:
+            run_hydra(job, arguments)
         if _failure is not None:
             raise _failure
     except InputError as error:
-        _leave(1 if sweep and getattr(error, "told", False) else 2, error)
+        _leave(2, error)
     except RunError as error:
         _leave(1, error)
     except Interrupted as error:
@@ -90,6 +98,33 @@ def main() -> None:
         _leave(2, line)
 
 
+def _sweep(arguments: list[str]) -> None:
+    from vaerun.cli.compose import run_hydra
+
+    _quiet()
+    from vaerun.cli.compose import without_cells
+    from vaerun.sweep.launch import installed
+
+    sys.argv = [sys.argv[0], *without_cells(arguments)]
+    with installed(["vaerun", *arguments], _check_only) as sweep:
+        try:
+            run_hydra(job, sys.argv[1:])
+        except (Interrupted, RunError):
+            sweep.end()
+            raise
+        code = sweep.end()
+    sys.stdout.flush()
+    if code:
+        sys.exit(code)
+
+
+def _quiet() -> None:
+    import warnings
+
+    # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+
+
 def _leave(code: int, why: object) -> None:
     if not getattr(why, "told", False):
         print(f"vaerun: {'error: ' if code in (1, 2) else ''}{' '.join(str(why).split())}", file=sys.stderr)
@@ -98,10 +133,14 @@ def _leave(code: int, why: object) -> None:
 
 
 _failure: BaseException | None = None  # of a single run: raised through Hydra it would come with lines of Hydra's own
+_check_only = False
 
 
 def job(cfg: DictConfig) -> float | None:
-    """One run of Hydra's; returns the validation metric for optimising sweepers."""
+    """One run of Hydra's; returns the validation metric for optimising sweepers.
+
+    A sweep's jobs come here where another launcher than vaerun's own runs them, in processes of its own.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -109,41 +148,41 @@ def job(cfg: DictConfig) -> float | None:
     from vaerun.settings import check
 
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    overrides = list(hydra.overrides.task)
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    text = OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra}))
+    _quiet()
+    if hydra.mode == RunMode.MULTIRUN:
+        from vaerun.sweep.remote import run_job
+
+        return run_job(check(cfg), folder, overrides, text)
     try:
         settings = check(cfg)
-        import warnings
+        if _check_only:
+            from vaerun.sweep.summary import check_single
 
-        # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
-        from vaerun.run.execute import execute
+            print(check_single(settings, folder, overrides))
+        elif settings.trainer.processes > 1:
+            from vaerun.run.attended import run_single
 
-        result = execute(settings, folder, overrides, OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})))
+            run_single(settings, folder, overrides, text)
+        else:
+            from vaerun.run.execute import execute
+
+            execute(settings, folder, overrides, text)
     except Exception as error:
-        if hydra.mode != RunMode.MULTIRUN:
-            global _failure
-            _failure = error
-            return None
-        # Hydra tells of the first failure only, at the end: each one is told when it happens.
-        print(f"vaerun: error: {' '.join(overrides)}: {' '.join(str(error).split())}", file=sys.stderr)
-        error.told = True  # type: ignore[attr-defined]
-        raise
+        global _failure
+        _failure = error
     finally:
-        _remove_if_empty(folder, ours=hydra.mode == RunMode.MULTIRUN)
-    value = next((v for name, v in result["metrics"].items() if name.startswith("val/")), None)
-    return None if value is None else float(value)
+        _remove_if_empty(folder)
+    return None
 
 
-def _remove_if_empty(folder: Path, ours: bool) -> None:
-    """Hydra makes the folder before a run is checked: one that was refused leaves nothing that was not there before.
-
-    A sweep's job (`ours`) has a folder of vaerun's naming inside the sweep's: that one alone goes.
-    """
+def _remove_if_empty(folder: Path) -> None:
+    """Hydra makes the folder before a run is checked: one that was refused leaves nothing that was not there before."""
     from vaerun.cli.compose import absent
 
     for place in (folder, *folder.parents):
-        if place not in absent and not (ours and place == folder):
+        if place not in absent:
             return
         try:
             place.rmdir()

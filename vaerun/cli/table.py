@@ -1,4 +1,4 @@
-"""`vaerun-table`: the runs below a folder, one row each."""
+"""`vaerun-table`: the runs below a folder, one row each, or compared over seeds beside published numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from vaerun.cli.show import show
-from vaerun.errors import InputError
+from vaerun.errors import InputError, RunError
+
+LISTED = ("md", "csv")
+FORMATS = (*LISTED, "tex", "png", "tensorboard")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,28 +21,120 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, or 2 for unusable input."""
+def _parser() -> _Parser:
     parser = _Parser(
         prog="vaerun-table",
-        description="One row for each run below a folder. Bounds and log-likelihoods are means over test "
-        "(val: validation) images in nats per image; K: importance samples; se: standard error over images. Rows whose "
-        "pixels, likelihood or what is given differ are of different densities. Of adversarial models: the Frechet "
-        "distance of so many generated images in the features of vaerun's own classifier (not the Inception FID), "
-        "precision and recall there, and where it was asked for ais, log p(x) under N(G(z), s2 I).",
+        allow_abbrev=False,
+        description="The runs below a folder: compared, a cell for each method and setting with mean and standard "
+        "deviation over seeds, where DIR is a sweep's folder or an option of the comparison is given; else one row for "
+        "each run.",
+        epilog="The listing: bounds and log-likelihoods are means over test (val: validation) images in nats per "
+        "image; K: importance samples; se: standard error over images. Rows whose pixels, likelihood or what is given "
+        "differ are of different densities. Of adversarial models: the Frechet distance of so many generated images "
+        "in the features of vaerun's own classifier (not the Inception FID), precision and recall there, and where it "
+        "was asked for ais, log p(x) under N(G(z), s2 I).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with run directories, e.g. outputs")
-    parser.add_argument("--format", choices=("md", "csv"), default="md")
+    parser.add_argument("--list", action="store_true", help="one row for each run, of a sweep too")
+    parser.add_argument("--format", choices=FORMATS, default="md", help="tensorboard: events in DIR/table")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing (png needs it)")
+    compared = parser.add_argument_group(
+        "the comparison", "what is not given is what the runs' configuration says (sweep.table)"
+    )
+    compared.add_argument("--rows", metavar="KEYS", help="settings, e.g. model or model,trainer.epochs")
+    compared.add_argument(
+        "--columns", metavar="KEYS", help="likewise, e.g. model.inference.steps; none: a single column"
+    )
+    compared.add_argument("--metric", help="of result.json, e.g. test/log_likelihood")
+    compared.add_argument(
+        "--published", metavar="NAME", help="numbers to stand beside: vlae_cifar10, vlae_mnist_binary, none"
+    )
+    compared.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="these runs only; repeatable"
+    )
+    compared.add_argument(
+        "--mix", metavar="KEYS", action="append", default=[], help="let these differ, or all, and say so below"
+    )
+    compared.add_argument("--paired", action="store_true", help="compare methods seed by seed, and image by image")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, 1 for a file that cannot be written, 2 for unusable input."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
+    given = [n for n in ("rows", "columns", "metric", "published", "where", "mix", "paired") if getattr(arguments, n)]
+    if arguments.list and (given or arguments.format not in LISTED):
+        parser.error(f"--list does not go with {f'--{given[0]}' if given else f'--format {arguments.format}'}")
+    if arguments.format == "png" and arguments.output is None:
+        parser.error("--format png needs --output FILE")
+    if arguments.format == "tensorboard" and arguments.output is not None:
+        parser.error("--format tensorboard writes into DIR/table: leave out --output")
+    if arguments.paired and arguments.format != "md":
+        parser.error("--paired is shown with --format md")
+    folder = arguments.folder.expanduser()
+    compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
+    try:
+        content = _compared(folder, arguments) if compared and not arguments.list else _listed(folder, arguments.format)
+        if arguments.output is None:
+            assert isinstance(content, str)
+            show(content)
+        else:
+            _write(arguments.output.expanduser(), content)
+    except (InputError, RunError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def _listed(folder: Path, form: str) -> str:
     from vaerun.report import collect
 
-    try:
-        found = collect.rows(arguments.folder.expanduser())
-    except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    show(collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found))
-    return 0
+    found = collect.rows(folder)
+    return collect.markdown(found) if form == "md" else collect.comma_separated(found)
+
+
+def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
+    from vaerun.report import formats
+    from vaerun.report.comparison import Question, compare
+    from vaerun.report.spread import paired, pairs
+
+    asked = Question(
+        rows=arguments.rows,
+        columns=arguments.columns,
+        metric=arguments.metric,
+        published=arguments.published,
+        where=tuple(arguments.where),
+        mix=tuple(arguments.mix),
+    )
+    table = compare(folder, asked)
+    if arguments.format == "csv":
+        return formats.comma_separated(table)
+    if arguments.format == "tex":
+        return formats.latex(table)
+    if arguments.format == "md":
+        cells = [cell for cell in table.cells.values() if cell.n]
+        return formats.markdown(
+            table, [paired(*pair) for pair in pairs(cells, table.empty)] if arguments.paired else ()
+        )
+    from vaerun.report.chart import png
+
+    picture = png(table)
+    if arguments.format == "png":
+        return picture
+    from vaerun.report.board import write_board
+
+    return f"written: {write_board(table, formats.markdown(table), picture)}"
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    from vaerun.files import write_atomically
+
+    if not path.parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder: name a file")
+    write_atomically(path, content if isinstance(content, bytes) else f"{content}\n".encode())
 
 
 if __name__ == "__main__":
