@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sweeping_records
 import yaml
 
 from vaerun.cli.table import main
@@ -65,3 +66,64 @@ def test_markdown_is_one_line_a_row(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_without_runs_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_sweep_is_compared_and_other_folders_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweeping_records.run(tmp_path, "vlae", 4, 0, 20.0)
+
+    def head(*words: str) -> str:
+        assert main([str(tmp_path), *words]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+
+    assert head().startswith("| data")
+    for words in (["--rows", "model"], ["--columns", "none"], ["--metric", "test/elbo"], ["--published", "none"]):
+        assert head(*words).startswith("| model")
+    for words in (["--where", "seed=0"], ["--mix", "all"], ["--paired"]):
+        assert head(*words).startswith("| model / T")
+    sweeping_records.write_plan(tmp_path, [])
+    assert head().startswith("| model / T")
+    assert head("--list").startswith("| data")
+
+
+def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweeping_records.run(tmp_path / "runs", "vlae", 4, 0, 20.0)
+    for form, begins in (("md", b"test/"), ("csv", b"row,"), ("tex", b"\\begin"), ("png", b"\x89PNG")):
+        target = tmp_path / f"out.{form}"
+        assert main([str(tmp_path / "runs"), "--rows", "model", "--format", form, "--output", str(target)]) == 0
+        assert target.read_bytes().startswith(begins)
+    assert capsys.readouterr().out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.md", "out.png", "out.tex", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--list", "--paired"], "--list does not go with --paired"),
+        (["--list", "--format", "tex"], "--list does not go with --format tex"),
+        (["--format", "png"], "--format png needs --output FILE"),
+        (["--format", "tensorboard", "--output", "x"], "leave out --output"),
+        (["--format", "csv", "--paired"], "--paired is shown with --format md"),
+        (["--rows", "model", "--output", "nowhere/x.md"], "there is no folder nowhere"),
+        (["--rows", "model", "--output", "."], "is a folder"),
+        (["--rows", "modle"], "Did you mean"),
+        (["--format", "pdf"], "invalid choice"),
+    ],
+)
+def test_unusable_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+    sweeping_records.run(tmp_path, "vlae", 4, 0, 20.0)
+    try:
+        code = main([str(tmp_path), *words])
+    except SystemExit as left:
+        code = int(left.code or 0)
+    found = capsys.readouterr()
+    assert code == 2
+    assert says in found.err
+    assert len(found.err.splitlines()) == 1
+    assert found.out == ""
+
+
+def test_listed_text_is_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "=cmd", "+model\x1b", 0, value=-2.5)
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (row["folder"], row["model"], row["test/log_likelihood"]) == ("'=cmd", "'+model?", "-2.5")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vaerun.errors import InputError
+from vaerun.report.text import clean, escape_csv, is_number
 
 COLUMNS = (
     "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
@@ -34,7 +35,11 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     found = [_row(path, folder) for path in sorted(folder.rglob("result.json"))]
     if not found:
         raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
-    return sorted(found, key=lambda r: tuple((str(type(r[c])), r[c] or 0) for c in SORT))
+    return sorted(found, key=lambda r: tuple(_rank(r[c]) for c in SORT))
+
+
+def _rank(value: Any) -> tuple[str, float, str]:
+    return type(value).__name__, value if is_number(value) else 0.0, str(value)
 
 
 def _row(path: Path, root: Path) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         if row["test/classifier_frechet_distance"] is not None:
             row["generated"] = protocol["generated"]["samples"]
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
     return row
 
@@ -92,9 +97,11 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 
 def comma_separated(found: list[dict[str, Any]]) -> str:
-    """The same as CSV, numbers in full."""
+    """The same as CSV, numbers in full; text that a spreadsheet would read as a formula begins with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    plain = (int, float, type(None))
+    for row in found:
+        writer.writerow({k: v if isinstance(v, plain) else escape_csv(clean(v, 1000)) for k, v in row.items()})
     return buffer.getvalue().rstrip("\n")

@@ -1,0 +1,64 @@
+"""A comparison for TensorBoard: text, picture and scalars table/METRIC/ROW over the columns."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from vaerun.errors import RunError
+from vaerun.report.comparison import Comparison
+
+FOLDER = "table"
+
+
+def write_board(table: Comparison, text: str, picture: bytes) -> Path:
+    """Writes events into FOLDER/table, those of before replaced, and returns it.
+
+    A scalar's step is the column's number (T), or the columns' order where they are no such numbers. A row without a
+    column's value is the same at every step, so that the others stand against it.
+
+    Raises RunError where it cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = table.folder / FOLDER
+    try:
+        folder.mkdir(exist_ok=True)
+        old = list(folder.glob("events.out.tfevents.*"))
+        with SummaryWriter(str(folder)) as writer:
+            writer.add_text("table", text)
+            with Image.open(io.BytesIO(picture)) as image:
+                writer.add_image("table", np.asarray(image.convert("RGB")), dataformats="HWC")
+            for tag, step, value in scalars(table):
+                writer.add_scalar(tag, value, step)
+        for path in old:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def scalars(table: Comparison) -> list[tuple[str, int, float]]:
+    """(tag, step, mean) of all cells with a number."""
+    columns = [column for column in table.columns if column != table.empty]
+    whole = bool(table.steps) and all(v >= 0 and v.is_integer() for v in table.steps.values())
+    steps = {column: int(table.steps[column]) if whole else i for i, column in enumerate(columns)}
+    found = []
+    for row in table.rows:
+        tag = f"table/{_tag(table.metric)}/{_tag(row)}"
+        own = {column for r, column in table.cells if r == row}
+        for column in own:
+            mean = table.cells[row, column].mean
+            if mean is None:
+                continue
+            if column != table.empty:
+                found.append((tag, steps[column], mean))
+            elif own == {column}:
+                found += [(tag, step, mean) for step in steps.values()] or [(tag, 0, mean)]
+    return sorted(found)
+
+
+def _tag(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-+./ ,=" else "_" for c in text).replace(" ", "_")

@@ -1,0 +1,218 @@
+"""A comparison as a picture: grouped bars as on the authors' slide, and the metric against training time.
+
+Drawn by matplotlib's own Agg canvas under its defaults, so that it looks the same everywhere. Names come from run
+directories: they are shown letter by letter, never read as formulas.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from typing import Any
+
+from vaerun.report import words
+from vaerun.report.cells import Cell
+from vaerun.report.comparison import Comparison
+from vaerun.report.cost import cost
+from vaerun.report.text import clean
+
+# Okabe & Ito's colours: told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MARKERS = "osD^vP*X"
+DPI = 130
+PUBLISHED = "published"
+
+
+def png(table: Comparison) -> bytes:
+    """The picture as a PNG file."""
+    from matplotlib import style  # takes half a second to import
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context("default", after_reset=True):
+        groups = [c for c in table.columns if c != table.empty] or list(table.columns)
+        figure = Figure(
+            figsize=(min(24.0, 11.0 + 0.1 * len(groups) * len(table.rows)), 5.6), dpi=DPI, layout="constrained"
+        )
+        FigureCanvasAgg(figure)
+        bars, times = figure.subplots(1, 2, width_ratios=(3, 2))
+        outside = _bars(bars, table)
+        _times(times, table)
+        _legend(figure, bars, table)
+        caption = (
+            f"{table.caption}; bars: mean ± sample standard deviation over seeds; the axis does not start at 0{outside}"
+        )
+        wide = int(figure.get_figwidth() * 14)
+        figure.supxlabel(_shown("\n".join(textwrap.wrap(caption, wide)[:5])), fontsize=8, parse_math=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _legend(figure: Any, axes: Any, table: Comparison) -> None:
+    """The rows that have a number, in their order, and the published numbers."""
+    handles, names = axes.get_legend_handles_labels()
+    drawn = dict(zip(names, handles, strict=True))
+    order = [n for n in dict.fromkeys([*map(_shown, table.rows), PUBLISHED]) if n in drawn]
+    if order:
+        fit = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # of font size 9, eleven letters an inch
+        place = {"loc": "outside upper center", "ncols": max(1, min(fit, len(order)))}
+        for text in figure.legend(
+            [drawn[name] for name in order], order, frameon=False, fontsize=9, **place
+        ).get_texts():
+            text.set_parse_math(False)
+
+
+def _shown(text: str) -> str:
+    """Letters that the font lacks become `?`."""
+    from matplotlib import font_manager, ft2font
+
+    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    found = "".join(c if ord(c) in known or c == "\n" else "?" for c in text)
+    return f" {found}" if found.startswith("_") else found  # a legend leaves out names that begin with "_"
+
+
+def _lines(table: Comparison) -> list[str]:
+    """Rows that stand in the column without a value alone: drawn as lines across."""
+    if table.empty is None or len(table.columns) == 1:
+        return []
+    own = {row: {column for r, column in table.cells if r == row} for row in table.rows}
+    return [row for row in table.rows if own[row] == {table.empty}]
+
+
+def _limits(axes: Any, table: Comparison) -> None:
+    """The axis spans our numbers with their error bars; the longest bar is some five times the shortest."""
+    finished = [cell for cell in table.cells.values() if cell.mean is not None]
+    low = min((cell.mean or 0.0) - (cell.sd or 0.0) for cell in finished)
+    high = max((cell.mean or 0.0) + (cell.sd or 0.0) for cell in finished)
+    span = (high - low) or max(abs(high), 1.0) * 0.1
+    axes.set_ylim(low - 0.25 * span, high + 0.12 * span)
+
+
+def _bars(axes: Any, table: Comparison) -> str:
+    """Draws the bars and returns what is to be said of the published numbers."""
+    axes.set_title(f"{table.metric} by {table.axes[1] or table.axes[0]}", fontsize=10, parse_math=False)
+    if not table.runs():
+        axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return ""
+    what = words.unit(table.metric, table.runs()) or table.metric
+    axes.set_ylabel(_shown(f"{what} (not from 0)"), fontsize=9, parse_math=False)
+    _limits(axes, table)
+    floor, ceiling = axes.get_ylim()
+    lines = _lines(table)
+    series = [row for row in table.rows if row not in lines]
+    groups = [column for column in table.columns if any((row, column) in table.cells for row in series)]
+    width = 0.84 / max(1, len(series))
+    published: list[tuple[float, float]] = []
+    for number, row in enumerate(series):
+        offset = (number - (len(series) - 1) / 2) * width
+        here = [(group + offset, table.cells[row, c]) for group, c in enumerate(groups) if (row, c) in table.cells]
+        published += [(place, cell.published) for place, cell in here if cell.published is not None]
+        _series(axes, table, row, here, width)
+    for row in lines:
+        cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
+        if cell.mean is not None:
+            text, at = f"{cell.mean:.{1 if table.decimals == 2 else 4}f}", axes.get_yaxis_transform()
+            axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=8, color=colour)
+            axes.axhline(cell.mean, color=colour, linewidth=1.6, label=_shown(row), zorder=3)
+            low, high = cell.mean - (cell.sd or 0.0), cell.mean + (cell.sd or 0.0)
+            axes.axhspan(low, high, color=colour, alpha=0.2, linewidth=0)
+        if cell.published is not None:
+            published.append((-0.5, cell.published))
+    axes.set_xticks(range(len(groups)), [_shown(g) for g in groups], fontsize=9, parse_math=False)
+    axes.set_xlim(-0.8 if lines else -0.55, max(1, len(groups)) - 0.45)
+    axes.set_ylim(floor, ceiling)
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+    return _beside(axes, published, floor, ceiling)
+
+
+def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell]], width: float) -> None:
+    """The bars of one row, each with its number or with what its runs are doing."""
+    floor, colour = axes.get_ylim()[0], _colour(table, row)
+    known = [(place, cell, cell.mean) for place, cell in here if cell.mean is not None]
+    hatch = "//" * (table.rows.index(row) // len(COLOURS)) or None
+    look = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch}
+    if known:
+        heights = [mean - floor for _, _, mean in known]
+        axes.bar([place for place, _, _ in known], heights, width, bottom=floor, label=_shown(row), **look)
+    for place, cell, mean in known:
+        if cell.sd:
+            axes.errorbar(place, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        part = f" ({cell.n} of {len(cell.runs)})" if cell.n < len(cell.runs) else ""
+        number = f"{mean:.{1 if table.decimals == 2 else 4}f}{part}"
+        _say(axes, place, floor, number, width, "white" if _dark(colour) else "black")
+    for place, cell in here:
+        if cell.mean is None:
+            _say(axes, place, floor, clean(cell.text(table.decimals), 24), width)
+
+
+def _beside(axes: Any, published: list[tuple[float, float]], floor: float, ceiling: float) -> str:
+    """Hollow markers for the published numbers within the axis, and words for the others."""
+    inside = [(x, y) for x, y in published if floor <= y <= ceiling]
+    beyond = [y for _, y in published if not floor <= y <= ceiling]
+    if inside:
+        axes.plot(*zip(*inside, strict=True), "o", mfc="none", mec="black", markersize=5, label=PUBLISHED, zorder=4)
+    if not beyond:
+        return ""
+    span = f"{min(beyond):g} to {max(beyond):g}" if len(beyond) > 1 else f"{beyond[0]:g}"
+    return f"; published numbers outside the axis: {len(beyond)} of {len(published)} ({span})"
+
+
+def _dark(colour: str) -> bool:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+
+
+def _say(axes: Any, place: float, floor: float, text: str, width: float, colour: str = "dimgrey") -> None:
+    size = max(5.0, min(8.0, 46 * width))
+    axes.annotate(
+        _shown(text), (place, floor), (0, 4), textcoords="offset points", rotation=90, ha="center", va="bottom",
+        fontsize=size, color=colour, parse_math=False, zorder=5,
+    )  # fmt: skip
+
+
+def _colour(table: Comparison, row: str) -> str:
+    return COLOURS[table.rows.index(row) % len(COLOURS)]
+
+
+def _times(axes: Any, table: Comparison) -> None:
+    """Training seconds against the metric, one point a cell; a row's points are joined."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    points = f" (points: {table.axes[1]})" if table.steps else ""
+    axes.set_title(f"{table.metric} against training time{points}", fontsize=10, parse_math=False)
+    axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=9)
+    seconds: list[float] = []
+    for number, row in enumerate(table.rows):
+        cells = [table.cells[row, c] for c in table.columns if (row, c) in table.cells]
+        known = [(took, cell) for cell in cells if (took := cost(cell).train) is not None and cell.mean is not None]
+        if not known:
+            continue
+        x, y = [took for took, _ in known], [cell.mean for _, cell in known]
+        seconds += x
+        look = {"color": _colour(table, row), "marker": MARKERS[number % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=[cell.sd or 0.0 for _, cell in known], linewidth=0.8, markersize=5, capsize=2, **look)
+        for took, cell in known:
+            alone = cell.column == table.empty or len(table.columns) == 1
+            name = cell.row if alone else f"{table.steps[cell.column]:g}" if table.steps else cell.column
+            if len(name) > 12:  # would cover others; its colour is in the legend
+                continue
+            axes.annotate(
+                _shown(name), (took, cell.mean), (4, 4), textcoords="offset points", fontsize=7, parse_math=False
+            )
+    if not seconds:
+        axes.text(0.5, 0.5, "no times recorded", ha="center", va="center", transform=axes.transAxes)
+        return
+    if min(seconds) > 0 and max(seconds) / min(seconds) > 5:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(min(seconds) / 1.3, max(seconds) * 1.4)
+    else:
+        axes.set_xlim(0, 1.12 * max(seconds) or 1.0)
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+    axes.grid(linewidth=0.4, alpha=0.5)

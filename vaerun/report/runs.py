@@ -1,0 +1,229 @@
+"""Runs read from their directories and from the plan of a sweep, whatever state they are in.
+
+A run directory may be damaged, of an older version, in use, or a stranger's: what cannot be read makes the run
+`unreadable`, never an error. `sweep.json` names the jobs that were planned; one whose folder has no result.json is
+missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vaerun.errors import InputError
+from vaerun.files import held
+from vaerun.report.text import clean, is_number
+
+OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
+    "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
+)  # fmt: skip
+PLAN = "sweep.json"
+_LEAVES, _DEPTH = 10_000, 50  # of a configuration; more is damage, or malice (a YAML alias can stand for billions)
+_VALUES = 10_000_000  # of a JSON file
+_TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, or one job that shall become one.
+
+    Attributes:
+        folder: its directory.
+        name: the same below the folder that was read, printable.
+        state: OK, FAILED, INTERRUPTED (saved, then left), STOPPED (says running, and no process holds the folder),
+            RUNNING, UNREADABLE or MISSING.
+        progress: share of the training's steps that are done, if known.
+        error: why it failed or cannot be read; one printable line.
+        record: result.json, {} where there is none.
+        settings: the resolved configuration by dotted keys, lists as leaves; {} where it is not known.
+        table: what the sweep's configuration says of its table.
+        planned: a sweep.json names it.
+    """
+
+    folder: Path
+    name: str
+    state: str
+    progress: float | None = None
+    error: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    table: dict[str, Any] = field(default_factory=dict)
+    planned: bool = False
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A mapping of the record, such as protocol, by dotted keys; {} where it has none."""
+        found = self.record.get(name)
+        return _flat_or_empty(found)
+
+    def number(self, part: str, key: str) -> float | None:
+        """A finite number of the record, e.g. ("metrics", "test/elbo"); None where there is none."""
+        found = self.record.get(part)
+        value = found.get(key) if isinstance(found, dict) else None
+        return float(value) if is_number(value) else None
+
+    @property
+    def seed(self) -> Any:
+        return self.settings.get("seed", self.record.get("seed"))
+
+    def value(self, key: str) -> Any:
+        """The setting of a dotted key (of a group such as model: its choice's name), None where it has none."""
+        if key in self.settings:
+            return self.settings[key]
+        if key == "network":  # the configuration does not keep this group's choice: its parts' class says it
+            target = self.settings.get("model.decoder._target_", self.settings.get("model.generator._target_"))
+            return None if target is None else str(target).rpartition(".")[2]
+        return self.settings.get(f"{key}.name")
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested mapping by dotted keys, lists as leaves."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _check_size(value: Any, most: int) -> None:
+    """Raises ValueError for more than so many values, or deep nesting: neither is walked through to the end."""
+    stack, count = [(value, 0)], 0
+    while stack:
+        item, depth = stack.pop()
+        count += 1
+        if depth > _DEPTH or count > most:
+            raise ValueError("nested too deeply" if depth > _DEPTH else "too many values")
+        if isinstance(item, dict | list | tuple | set):
+            stack += [(part, depth + 1) for part in (item.values() if isinstance(item, dict) else item)]
+
+
+def _flat_settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError("no mapping")
+    _check_size(value, _LEAVES)
+    return dict(flat(value))
+
+
+def _flat_or_empty(value: Any) -> dict[str, Any]:
+    try:
+        return _flat_settings(value)
+    except ValueError:
+        return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Raises OSError and ValueError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("no mapping")
+    _check_size(found, _VALUES)
+    return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """.hydra/config.yaml by dotted keys; {} where there is none that can be read."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
+        return _flat_settings(yaml.load(text, loader))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return {}
+
+
+def _progress(folder: Path, total_steps: Any, settings: dict[str, Any]) -> float | None:
+    """From the last whole line of metrics.jsonl, against the plan's steps or else the configuration's epochs."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except (OSError, ValueError):
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        for key, whole in (("step", total_steps), ("epoch", settings.get("trainer.epochs"))):
+            done = record.get(key) if isinstance(record, dict) else None
+            share = _share(done, whole)
+            if share is not None:
+                return share
+        return None
+    return None
+
+
+def _busy(folder: Path) -> bool:
+    """A lock that is a link was not made by a run; to try it would write to where it points."""
+    return not (folder / ".lock").is_symlink() and held(folder)
+
+
+def _share(done: Any, whole: Any) -> float | None:
+    known = is_number(done) and is_number(whole) and whole > 0
+    return min(max(done / whole, 0.0), 1.0) if known else None
+
+
+def _run(folder: Path, name: str, job: dict[str, Any]) -> Run:
+    """The run of a folder; `job` is what the plan says of it, {} for nothing."""
+    planned = _flat_or_empty(job.get("config"))
+    settings = _config(folder) or planned
+    # What was planned last: `sweep.table` is no part of a run, so that a run keeps the one that it began with.
+    table = {
+        k.removeprefix("sweep.table."): v for k, v in (planned or settings).items() if k.startswith("sweep.table.")
+    }
+    known: dict[str, Any] = {"settings": settings, "table": table, "planned": bool(job)}
+    try:
+        record = _json(folder / "result.json")
+    except FileNotFoundError:
+        return Run(folder, name, RUNNING if _busy(folder) else MISSING, **known)
+    except (OSError, ValueError) as error:
+        return Run(folder, name, UNREADABLE, error=clean(f"result.json: {error}"), **known)
+    state = record.get("status")
+    if state == "running":
+        state = RUNNING if _busy(folder) else STOPPED
+    why = clean(record["error"]) if record.get("error") else ""
+    if state not in (OK, FAILED, INTERRUPTED, RUNNING, STOPPED):
+        state, why = UNREADABLE, clean(f"result.json has the status {state!r}")
+    if state == OK and not all(isinstance(record.get(k), dict) for k in ("metrics", "protocol")):
+        state, why = UNREADABLE, "result.json holds no metrics and protocol"
+    progress = None
+    if state in (RUNNING, STOPPED, INTERRUPTED):
+        progress = _progress(folder, job.get("total_steps"), settings)
+    return Run(folder, name, state, progress, why, record, **known)
+
+
+def _plan(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The folders and entries of a sweep.json. Raises OSError and ValueError."""
+    jobs = _json(path).get("jobs")
+    if not isinstance(jobs, list):
+        raise ValueError("no list of jobs")
+    entries = [job for job in jobs if isinstance(job, dict) and isinstance(job.get("folder"), str)]
+    return [(path.parent / job["folder"], job) for job in entries if job["folder"] and "\0" not in job["folder"]]
+
+
+def read_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """All runs below a folder, those of sweeps' plans first and in their order; and what is to be said of the reading.
+
+    Raises InputError where there are none.
+    """
+    if not root.is_dir():
+        raise InputError(f"{clean(root)} is no folder: name one with run directories, e.g. outputs")
+    jobs: dict[Path, dict[str, Any]] = {}
+    notes = []
+    for path in sorted(root.rglob(PLAN)):
+        try:
+            jobs |= dict(_plan(path))
+        except (OSError, ValueError) as error:
+            notes.append(f"{clean(path.relative_to(root))} cannot be read ({clean(error)}): jobs not begun are unknown")
+    folders = dict.fromkeys([*jobs, *sorted(path.parent for path in root.rglob("result.json"))])
+    if not folders:
+        raise InputError(f"there is no run below {clean(root)}: name a folder with run directories, e.g. outputs")
+    return [
+        _run(f, clean(f.relative_to(root) if f.is_relative_to(root) else f), jobs.get(f, {})) for f in folders
+    ], notes
