@@ -10,16 +10,19 @@ import torch
 from members import (
     CONTEXTS,
     LIKELIHOODS,
+    NETWORKS,
     POSTERIORS,
     Posterior,
     exact_marginal,
     make_data,
     make_model,
+    mlp,
 )
 
 from vaerun.inference import Laplace
-from vaerun.inference.laplace import cholesky
+from vaerun.inference.laplace import cholesky, newton_step
 from vaerun.models import LatentModel
+from vaerun.nets import MLPDecoder
 
 contexts = pytest.mark.parametrize("context", CONTEXTS)
 encoders = pytest.mark.parametrize("encoder", [True, False])
@@ -98,6 +101,49 @@ def test_the_search_ends_where_the_gradient_is_zero(context, encoder, likelihood
                 lambda z, i=i: joint.log_prob(torch.cat([mode[:i], z[None], mode[i + 1 :]])[None])[0, i], mode[i]
             )
             torch.testing.assert_close(q.covariance_matrix[i], torch.linalg.inv(-hessian))
+
+
+def explicit_step(joint, mu):
+    """The same step with a graph through every entry of the precision."""
+    local = joint.linearise(mu)
+    return torch.linalg.solve(local.precision, local.gradient.unsqueeze(-1)).squeeze(-1)
+
+
+@contexts
+@pytest.mark.parametrize("network", [*NETWORKS, "wide"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize(("d", "b"), [(3, 4), (1, 4), (3, 1), (1, 1)])
+def test_a_steps_gradient_is_that_through_the_whole_linearisation(context, network, likelihood, d, b):
+    parts = mlp([9, 20], "relu") if network == "wide" else network  # wide: more units than pixels
+    model = make_model("laplace2", likelihood, parts, context=context, d=d)
+    if network == "relu" and isinstance(model.decoder, MLPDecoder):
+        with torch.no_grad():
+            model.decoder.stack.layers[-1].bias[::2] = -1e3  # dead units
+    data, mu = make_data(model, b), torch.randn(b, d, requires_grad=True)
+    weights, variables = torch.randn(b, d), [mu, *model.decoder.parameters(), *model.likelihood.parameters()]
+    if model.prior_head is not None:
+        variables += model.prior_head.parameters()
+    steps = [way(model.joint(*data), mu) for way in (newton_step, explicit_step)]
+    torch.testing.assert_close(*steps, rtol=1e-9, atol=1e-11)
+    found, expected = (torch.autograd.grad((weights * step).sum(), variables, materialize_grads=True) for step in steps)
+    scale = max(float(gradient.abs().max()) for gradient in expected)
+    assert scale > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11 * scale)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_nothing_of_a_steps_linearisation_is_stored(likelihood):
+    """Only the search's last linearisation has a graph: what T adds is a few vectors of each image."""
+    stored = []
+    for steps in (1, 2, 3):
+        model = make_model(Posterior(partial(Laplace, steps=steps)), likelihood, mlp([9, 8], "relu"), d=3)
+        joint, sizes = model.joint(*make_data(model, 5)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            model.infer(joint)
+        stored.append(sorted(sizes))
+    cubes = [[n for n in sizes if n >= 5 * 3 * 8] for sizes in stored]  # [B, d, H] and larger
+    assert cubes[0]
+    assert [len(c) - len(cubes[0]) for c in cubes] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("posterior", LAPLACE)

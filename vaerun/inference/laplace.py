@@ -3,6 +3,13 @@
 At mu_t, with gradient s and Gauss-Newton precision L of the log-joint (models/joint.py), one step solves the locally
 linear model: mu_{t+1} = mu_t + a_t L^-1 s, a_t = 0.5 / (t + 1) (the paper's damping) or 1. After T steps
 q = N(mu_T, L(mu_T)^-1). Gradients flow through the whole search.
+
+A step delta = L^-1 s needs no derivative of L's entries. As s - L delta = 0 for all parameters,
+
+    d delta = L^-1 (ds - dL delta) = L^-1 d(s - L delta) with delta held,
+
+and s - L delta takes two derivatives along single directions. So L is formed and factorised without a graph, and nothing
+of its making is stored or differentiated: only the last linearisation, whose precision is q's own, is.
 """
 
 from __future__ import annotations
@@ -25,6 +32,18 @@ def cholesky(precision: Tensor) -> Tensor:
     """Lower factors of [B, d, d] without a host sync; one that does not exist is NaN, which stops the run by name."""
     factor, info = torch.linalg.cholesky_ex(precision)
     return torch.where((info == 0)[:, None, None], factor, torch.nan)
+
+
+def newton_step(joint: Joint, mu: Tensor) -> Tensor:
+    """L^-1 s at mu [B, d], differentiable in mu and in the joint's parameters (implicitly, see above)."""
+    local = joint.linearise_held(mu)
+    with torch.no_grad():
+        factor = cholesky(local.precision)
+        step = torch.cholesky_solve(local.gradient.unsqueeze(-1), factor).squeeze(-1)
+    if not torch.is_grad_enabled():
+        return step
+    # The residual is zero up to rounding, which adding it takes away: its value refines the step, its gradient is ours.
+    return step + torch.cholesky_solve(joint.residual(mu, step).unsqueeze(-1), factor).squeeze(-1)
 
 
 class Laplace(nn.Module):
@@ -54,7 +73,5 @@ class Laplace(nn.Module):
         else:
             mu = self.mean(self.encoder(joint.inputs, joint.c))
         for t in range(self.steps):
-            local = joint.linearise(mu)
-            step = torch.cholesky_solve(local.gradient.unsqueeze(-1), cholesky(local.precision)).squeeze(-1)
-            mu = mu + self.rate(t) * step
+            mu = mu + self.rate(t) * newton_step(joint, mu)
         return PrecisionNormal(mu, cholesky(joint.linearise(mu).precision))

@@ -6,6 +6,9 @@ result is symmetric, with S = A + A' of the incoming gradient A,
     dM = S (M G),    dG = 1/2 M' S M,
 
 and M G is there already from the forward pass: one product of B d H^2 is left.
+
+Where no gradient is asked for, G = U + U' with U the upper triangle and half the diagonal gives M G M' = N + N' with
+N = (M U) M', and by blocks of columns M U needs just the part of U that is not zero: of b blocks (b + 1) / 2b of M G.
 """
 
 from __future__ import annotations
@@ -15,22 +18,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BLOCK = 128  # columns: products this narrow still run at a CPU's full rate
+
 
 class _Congruence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, m: Tensor, gram: Tensor) -> Tensor:
-        product = (m.flatten(0, 1) @ gram).view_as(m)
-        ctx.save_for_backward(m, product)
-        return product @ m.mT
+    generate_vmap_rule = True
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor]:
-        m, product = ctx.saved_tensors
-        symmetric = incoming + incoming.mT
-        return symmetric @ product, 0.5 * (m.flatten(0, 1).mT @ (symmetric @ m).flatten(0, 1))
+    def forward(m: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        product = (m.flatten(0, 1) @ gram).view_as(m)
+        return product @ m.mT, product
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        m, gram = inputs
+        ctx.save_for_backward(m, gram, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, incoming: Tensor | None, of_product: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        m, gram, product = ctx.saved_tensors
+        by_m, by_gram = None, None
+        if incoming is not None:
+            symmetric = incoming + incoming.mT
+            by_m = symmetric @ product
+            by_gram = 0.5 * (m.flatten(0, 1).mT @ (symmetric @ m).flatten(0, 1))
+        if of_product is not None:  # only where the gradient itself is differentiated: product is a function of both
+            more_m = (of_product.flatten(0, 1) @ gram).view_as(m)
+            more_gram = m.flatten(0, 1).mT @ of_product.flatten(0, 1)
+            by_m = more_m if by_m is None else by_m + more_m
+            by_gram = more_gram if by_gram is None else by_gram + more_gram
+        return by_m, by_gram
 
 
 def congruence(m: Tensor, gram: Tensor) -> Tensor:
-    """M G M' [B, d, d] for contiguous m = M [B, d, H] and symmetric gram = G [H, H]; differentiable once."""
-    return _Congruence.apply(m, gram)
+    """M G M' [B, d, d] for contiguous m = M [B, d, H] and symmetric gram = G [H, H]."""
+    if torch.is_grad_enabled():
+        return _Congruence.apply(m, gram)[0]
+    return _by_halves(m, gram)
+
+
+def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
+    width = gram.shape[0]
+    rows, half = m.flatten(0, 1), gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
+    edges = [*range(0, width, BLOCK), width] if width >= 2 * BLOCK else [0, width]
+    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    product = torch.cat(parts, 1).view_as(m) @ m.mT
+    return product + product.mT

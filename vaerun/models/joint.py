@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -64,18 +65,50 @@ class Linearisation:
     precision: Tensor
 
 
-def value_and_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """function(z) [B, n] and its transposed Jacobian [B, d, n] by forward mode over the d unit tangents.
+class LinearMap(Protocol):
+    """A function at mu [B, d]: its value [B, n] and its derivative J [n, d] of each row as a linear map."""
 
-    The function must treat rows of z [B, d] independently. Both outputs are differentiable (reverse over forward).
+    value: Tensor
+
+    def push(self, v: Tensor) -> Tensor:
+        """J v: [B, d] -> [B, n]."""
+        ...
+
+    def pull(self, w: Tensor) -> Tensor:
+        """J' w: [B, n] -> [B, d]."""
+        ...
+
+    def jacobian(self) -> Tensor:
+        """J', [B, d, n]."""
+        ...
+
+
+class Differentiated:
+    """The LinearMap of any function at z [B, d] by forward and reverse mode; all that it gives is differentiable.
+
+    The function must treat rows of z independently. The Jacobian is forward mode over the d unit tangents.
     """
 
-    def push(tangent: Tensor) -> tuple[Tensor, Tensor]:
-        value, pushed = torch.func.jvp(function, (z,), (tangent.expand_as(z),))[:2]
-        return value, pushed
+    def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+        self.function, self.z = function, z
 
-    eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    return torch.vmap(push, out_dims=(None, 1))(eye)  # type: ignore[arg-type]
+    @cached_property
+    def _reverse(self) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
+        return torch.func.vjp(self.function, self.z)  # type: ignore[return-value]
+
+    @property
+    def value(self) -> Tensor:
+        return self._reverse[0]
+
+    def push(self, v: Tensor) -> Tensor:
+        return torch.func.jvp(self.function, (self.z,), (v,))[1]
+
+    def pull(self, w: Tensor) -> Tensor:
+        return self._reverse[1](w)[0]
+
+    def jacobian(self) -> Tensor:
+        eye = torch.eye(self.z.shape[-1], dtype=self.z.dtype, device=self.z.device)
+        return torch.vmap(lambda tangent: self.push(tangent.expand_as(self.z)), out_dims=1)(eye)
 
 
 class Joint:
@@ -146,36 +179,66 @@ class Joint:
 
     def linearise(self, mu: Tensor) -> Linearisation:
         """Gradient and Gauss-Newton precision of log p(x, z | c) at z = mu [B, d]."""
-        # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
-        gram = self.has_gram and self.x[0].numel() > self._affine()[0].shape[1]
-        gradient, curvature = (self._linearise_gram if gram else self._linearise_general)(mu)
+        gradient, curvature = (self._linearise_gram if self._gram_linearises else self._linearise_general)(mu)
         prior_precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
         return Linearisation(
             gradient - prior_precision * (mu - self.prior.mean), curvature + torch.diag_embed(prior_precision)
         )
 
+    def linearise_held(self, mu: Tensor) -> Linearisation:
+        """The same without a graph."""
+        if self._gram_linearises:
+            self._gram()  # in the caller's mode: it is made once
+        with torch.no_grad():
+            return self.linearise(mu)
+
     def _linearise_general(self, mu: Tensor) -> tuple[Tensor, Tensor]:
         if self.decoder.affine is None:
-            eta, jacobian = value_and_jacobian(lambda z: self.decode(z).flatten(1), mu)  # [B, D], [B, d, D]
+            whole = Differentiated(lambda z: self.decode(z).flatten(1), mu)
+            eta, jacobian = whole.value, whole.jacobian()  # [B, D], [B, d, D]
         else:
-            h, m = self._trunk_and_jacobian(mu)
-            w, b = self._affine()
-            eta, jacobian = h @ w.mT + b, (m.flatten(0, 1) @ w.mT).unflatten(0, m.shape[:2])
+            trunk, (w, b) = self._trunk(mu), self._affine()
+            m = trunk.jacobian()
+            eta, jacobian = trunk.value @ w.mT + b, (m.flatten(0, 1) @ w.mT).unflatten(0, m.shape[:2])
         eta = eta.unflatten(1, self.x.shape[1:])
         score = self.likelihood.score(self.x, eta).flatten(1)
         weight = self.likelihood.fisher(eta).flatten(1)
         return (jacobian @ score.unsqueeze(-1)).squeeze(-1), (jacobian * weight.unsqueeze(1)) @ jacobian.mT
 
     def _linearise_gram(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        gram, rho = self._gram()
-        h, m = self._trunk_and_jacobian(mu)
-        gradient = (m @ (rho - h @ gram).unsqueeze(-1)).squeeze(-1)
-        return gradient, congruence(m.contiguous(), gram)
+        (gram, rho), trunk = self._gram(), self._trunk(mu)
+        return trunk.pull(rho - trunk.value @ gram), congruence(trunk.jacobian().contiguous(), gram)
 
-    def _trunk_and_jacobian(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        """h [B, H] and dh/dz [B, d, H] at mu."""
-        own = getattr(self.decoder, "trunk_with_jacobian", None)  # a network may know a cheaper way than forward mode
-        return own(mu, self.c) if own else value_and_jacobian(lambda z: self.decoder.trunk(z, self.c), mu)
+    def residual(self, mu: Tensor, step: Tensor) -> Tensor:
+        """gradient - precision @ step at mu, [B, d] for mu and step [B, d].
+
+        By derivatives along single directions, so neither Jacobian nor precision is formed, in value or in gradient.
+        """
+        if self._gram_linearises:
+            (gram, rho), trunk = self._gram(), self._trunk(mu)
+            data = trunk.pull(rho - (trunk.value + trunk.push(step)) @ gram)
+        elif self.decoder.affine is None:
+            whole = Differentiated(lambda z: self.decode(z).flatten(1), mu)
+            data = whole.pull(self._pixel_residual(whole.value, whole.push(step)))
+        else:
+            trunk, (w, b) = self._trunk(mu), self._affine()
+            data = trunk.pull(self._pixel_residual(trunk.value @ w.mT + b, trunk.push(step) @ w.mT) @ w)
+        return data - torch.exp(-self.prior.log_variance) * (mu + step - self.prior.mean)  # type: ignore[attr-defined]
+
+    def _pixel_residual(self, eta: Tensor, moved: Tensor) -> Tensor:
+        """r - F moved, [B, D], where eta [B, D] moves by so much to first order."""
+        eta = eta.unflatten(1, self.x.shape[1:])
+        return self.likelihood.score(self.x, eta).flatten(1) - self.likelihood.fisher(eta).flatten(1) * moved
+
+    def _trunk(self, mu: Tensor) -> LinearMap:
+        """h [B, H] at mu and dh/dz."""
+        own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
+        return own(mu, self.c) if own else Differentiated(lambda z: self.decoder.trunk(z, self.c), mu)
+
+    @property
+    def _gram_linearises(self) -> bool:
+        # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
+        return self.has_gram and self.x[0].numel() > self._affine()[0].shape[1]
 
     # -- Gram path ----------------------------------------------------------------------------------------------
 
@@ -192,6 +255,9 @@ class Joint:
     def _gram(self) -> tuple[Tensor, Tensor]:
         """G = W'W/s2 [H, H] and rho = W'(x - b)/s2 [B, H], once per joint."""
         graph = torch.is_grad_enabled()  # what was made without a graph must not serve where one is needed
+        if not graph and True in self._gram_cache:
+            gram, rho = self._gram_cache[True]
+            return gram.detach(), rho.detach()
         if graph not in self._gram_cache:
             w, b = self._affine()
             precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]

@@ -28,26 +28,62 @@ class Stack(nn.Module):
             h = self.activation(layer(h))
         return h
 
-    def with_jacobian(self, h: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
-        """The output [B, H] and its derivative [B, d, H] with respect to the first d = `inputs` inputs; h is [B, n].
-
-        What forward mode over d unit tangents does, with two products fewer: the tangents enter the first layer as its
-        weights, and each activation's slope is taken once per unit instead of once per tangent.
-        """
-        if not self.layers:
-            return h, torch.eye(inputs, h.shape[-1], dtype=h.dtype, device=h.device).expand(len(h), -1, -1)
-        jacobian: Tensor | None = None
+    def linearise(self, h: Tensor, inputs: int) -> Linearised:
+        """The output at h [B, n] and its derivative with respect to the first d = `inputs` inputs, as a linear map."""
+        slopes = []
         for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
             pre = layer(h)
             h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
+            slopes.append(slope)
+        weights = [layer.weight for layer in self.layers]
+        if weights:
+            weights[0] = weights[0][:, :inputs]
+        return Linearised(h, weights, slopes, inputs)
+
+
+class Linearised:
+    """A network at a point: its value, and its derivative M as a linear map of rows.
+
+    What forward and reverse mode do, with each activation's slope taken once per unit instead of once per tangent.
+
+    Arguments:
+        value: [B, H].
+        weights: of each layer, [out, in]; the first one's for the d inputs alone.
+        slopes: of each layer's activation, [B, out].
+        inputs: d.
+    """
+
+    def __init__(self, value: Tensor, weights: Sequence[Tensor], slopes: Sequence[Tensor], inputs: int) -> None:
+        self.value, self.weights, self.slopes, self.inputs = value, weights, slopes, inputs
+
+    def push(self, v: Tensor) -> Tensor:
+        """M v: [B, d] -> [B, H]."""
+        if not self.weights and self.value.shape[-1] != self.inputs:  # the other inputs do not move
+            return torch.nn.functional.pad(v, (0, self.value.shape[-1] - self.inputs))
+        for weight, slope in zip(self.weights, self.slopes, strict=True):
+            v = (v @ weight.mT) * slope
+        return v
+
+    def pull(self, w: Tensor) -> Tensor:
+        """M' w: [B, H] -> [B, d]."""
+        for weight, slope in zip(reversed(self.weights), reversed(self.slopes), strict=True):
+            w = (w * slope) @ weight
+        return w[:, : self.inputs]
+
+    def jacobian(self) -> Tensor:
+        """M', [B, d, H]."""
+        if not self.weights:
+            eye = torch.eye(self.inputs, self.value.shape[-1], dtype=self.value.dtype, device=self.value.device)
+            return eye.expand(len(self.value), -1, -1)
+        jacobian: Tensor | None = None
+        for weight, slope in zip(self.weights, self.slopes, strict=True):
             if jacobian is None:
-                pushed = layer.weight[:, :inputs].mT.expand(len(h), -1, -1)
+                pushed = weight.mT.expand(len(slope), -1, -1)
             else:
-                pushed = (jacobian.flatten(0, 1) @ layer.weight.mT).unflatten(0, jacobian.shape[:2])
+                pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
             jacobian = pushed * slope.unsqueeze(1)
         assert jacobian is not None
-        return h, jacobian
+        return jacobian
 
 
 class MLPEncoder(nn.Module):
@@ -102,9 +138,9 @@ class MLPDecoder(nn.Module):
         """z [..., B, d] -> last hidden layer [..., B, H]."""
         return self.stack(join(z, c))
 
-    def trunk_with_jacobian(self, z: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z [B, d] -> last hidden layer [B, H] and its derivative [B, d, H] with respect to z."""
-        return self.stack.with_jacobian(join(z, c), z.shape[-1])
+    def linearise_trunk(self, z: Tensor, c: Tensor | None = None) -> Linearised:
+        """The last hidden layer at z [B, d] and its derivative with respect to z."""
+        return self.stack.linearise(join(z, c), z.shape[-1])
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         assert self.affine is not None
