@@ -8,8 +8,8 @@ A step delta = L^-1 s needs no derivative of L's entries. As s - L delta = 0 for
 
     d delta = L^-1 (ds - dL delta) = L^-1 d(s - L delta) with delta held,
 
-and s - L delta takes two derivatives along single directions. So L is formed and factorised without a graph, and nothing
-of its making is stored or differentiated: only the last linearisation, whose precision is q's own, is.
+and s - L delta takes two derivatives along single directions. So L is formed and factorised without a graph, and
+nothing of its making is stored or differentiated: only the last linearisation, whose precision is q's own, is.
 """
 
 from __future__ import annotations

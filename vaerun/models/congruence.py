@@ -13,6 +13,7 @@ N = (M U) M', and by blocks of columns M U needs just the part of U that is not 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -62,6 +63,6 @@ def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
     width = gram.shape[0]
     rows, half = m.flatten(0, 1), gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
     edges = [*range(0, width, BLOCK), width] if width >= 2 * BLOCK else [0, width]
-    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in pairwise(edges)]
     product = torch.cat(parts, 1).view_as(m) @ m.mT
     return product + product.mT

@@ -68,7 +68,8 @@ class Linearisation:
 class LinearMap(Protocol):
     """A function at mu [B, d]: its value [B, n] and its derivative J [n, d] of each row as a linear map."""
 
-    value: Tensor
+    @property
+    def value(self) -> Tensor: ...
 
     def push(self, v: Tensor) -> Tensor:
         """J v: [B, d] -> [B, n]."""
@@ -233,7 +234,7 @@ class Joint:
     def _trunk(self, mu: Tensor) -> LinearMap:
         """h [B, H] at mu and dh/dz."""
         own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
-        return own(mu, self.c) if own else Differentiated(lambda z: self.decoder.trunk(z, self.c), mu)
+        return Differentiated(lambda z: self.decoder.trunk(z, self.c), mu) if own is None else own(mu, self.c)
 
     @property
     def _gram_linearises(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,9 @@ class Stack(nn.Module):
             pre = layer(h)
             h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
             slopes.append(slope)
-        weights = [layer.weight for layer in self.layers]
-        if weights:
-            weights[0] = weights[0][:, :inputs]
-        return Linearised(h, weights, slopes, inputs)
+        weights = [cast(nn.Linear, layer).weight for layer in self.layers]
+        first = [weight[:, :inputs] for weight in weights[:1]]
+        return Linearised(h, [*first, *weights[1:]], slopes, inputs)
 
 
 class Linearised:
