@@ -29,6 +29,7 @@ LEVELS = {
     "report": 6,
     "run": 7,
     "sweep": 8,
+    "bench": 8,
     "cli": 9,
 }
 """From architecture.md. Packages of one level do not know each other."""

@@ -1,0 +1,192 @@
+"""Training steps of VLAE (forward, backward, Adam): vaerun's path against the explicit Jacobian."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vaerun.bench.case import Call, Case, Setting, Work
+from vaerun.bench.textbook import explicit_laplace
+from vaerun.estimators import elbo
+from vaerun.inference import Laplace
+from vaerun.models import Bernoulli, Gaussian, LatentModel
+from vaerun.nets import MLPDecoder, MLPEncoder
+
+Loss = Callable[[LatentModel, Tensor, Tensor], Tensor]
+OWN, TEXTBOOK = "vaerun", "explicit Jacobian"
+
+
+@dataclass(frozen=True)
+class Size:
+    """hidden widths of encoder and decoder, d, image shape, B and T."""
+
+    hidden: tuple[int, ...]
+    latent: int
+    shape: tuple[int, int, int] = (3, 32, 32)
+    batch: int = 128
+    steps: int = 4
+    likelihood: str = "gaussian"
+
+    def __str__(self) -> str:
+        widths = "x".join(map(str, self.hidden))
+        return (
+            f"VLAE {self.likelihood} T={self.steps}, hidden {widths}, d={self.latent}, D={math.prod(self.shape)}, "
+            f"B={self.batch}"
+        )
+
+
+SMALL, BIG = Size((256,), 16), Size((500, 500), 50)
+QUICK = Size((12, 10), 3, (1, 4, 4), 5)
+
+
+def images(size: Size, generator: torch.Generator) -> Tensor:
+    """B images [B, C, H, W] in [0, 1] that lie near a surface of d dimensions, as images do; binary for Bernoulli."""
+    basis = torch.randn(size.latent, math.prod(size.shape), generator=generator) / math.sqrt(size.latent)
+    codes = torch.randn(size.batch, size.latent, generator=generator)
+    x = torch.sigmoid(codes @ basis + 0.1 * torch.randn(size.batch, basis.shape[1], generator=generator))
+    x = (x > 0.5).float() if size.likelihood == "bernoulli" else x
+    return x.view(size.batch, *size.shape)
+
+
+def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tensor, Tensor]:
+    """A new model, x [B, C, H, W] and noise [B, d], the same at every call."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x, noise = images(size, generator), torch.randn(size.batch, size.latent, generator=generator)
+    encoder = MLPEncoder(size.shape, hidden=size.hidden)
+    decoder = MLPDecoder(size.latent, size.shape, hidden=size.hidden)
+    likelihood = Bernoulli() if size.likelihood == "bernoulli" else Gaussian(float(x.var()))
+    inference = Laplace(encoder, size.latent, steps=size.steps)
+    model = LatentModel(decoder, likelihood, inference, latent_dim=size.latent, mean=x.mean(0))
+    return model.to(device), x.to(device), noise.to(device)
+
+
+def own_loss(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
+    """-ELBO [B] by vaerun's own path; x [B, C, H, W], noise [B, d]."""
+    joint = model.joint(x, noise=lambda stream, k: noise.expand(k, -1, -1))
+    return -elbo(joint, model.infer(joint), 1).bound
+
+
+FORMS: dict[str, Loss] = {OWN: own_loss, TEXTBOOK: explicit_laplace}
+
+
+def step_of(loss: Loss, size: Size, device: torch.device) -> Call:
+    """One training step: forward, backward and Adam."""
+    model, x, noise = model_and_data(size, device)
+    optimiser = torch.optim.Adam(model.parameters(), 5e-4, fused=True)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss(model, x, noise).mean().backward()
+        optimiser.step()
+
+    return step
+
+
+def differences(size: Size, device: torch.device) -> dict[str, float]:
+    """Relative differences of loss and gradient from the explicit form in float64, of each form and precision."""
+    first, x, noise = model_and_data(size, device)
+
+    def measured(loss: Loss, dtype: torch.dtype) -> tuple[float, Tensor]:
+        model = copy.deepcopy(first).to(dtype)
+        value = loss(model, x.to(dtype), noise.to(dtype)).mean()
+        value.backward()
+        return value.item(), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+    exact_loss, exact = measured(explicit_laplace, torch.float64)
+    found = {}
+    for name, dtype in ((OWN, torch.float64), (OWN, torch.float32), (TEXTBOOK, torch.float32)):
+        value, gradient = measured(FORMS[name], dtype)
+        # In float32 a unit may fall on the other side of its kink, in either form.
+        kind = str(dtype).removeprefix("torch.")
+        found[f"loss, {name} in {kind}"] = abs(value / exact_loss - 1)
+        found[f"gradient, {name} in {kind}"] = float((gradient - exact).norm() / exact.norm())
+    return found
+
+
+def work(size: Size) -> Work:
+    """What one step of vaerun's algorithm needs; a product [m, k] x [k, n] is 2 m k n operations.
+
+    With h_0 = d, h_1, ..., h_n = H the decoder's widths and P = sum_{i>=1} h_{i-1} h_i its trunk's weights:
+
+    * Tangents of the trunk for d directions, the first layer's being its weights: C = 2 B d sum_{i>=2} h_{i-1} h_i.
+    * Gaussian, each of T + 1 linearisations: M G M' with G symmetric, half of 2 B d H^2 and 2 B d^2 H (half of it, for
+      the result is symmetric as well). The last has a graph: M G whole (its backward pass needs it), and backward
+      two products for each of the tangents', 2 B d H^2 for G's gradient and twice 2 B d^2 H.
+    * Bernoulli, each: J = M W', 2 B d H D, and J F J', half of 2 B d^2 D; backward of the last: two products each.
+    * Each step's value and gradient of the residual: forward three passes of single vectors (value, push, pull) and
+      backward twice that, of 2 B (P + H^2) where there is G, else of 2 B (P + H D); and the held linearisation's own
+      value and gradient, two passes.
+    * G = W'W, half of 2 D H^2 for its symmetry, and as much again backward twice; (x - b) W once, backward once.
+    * Encoder and the decoded sample: forward, backward twice, but for the gradient of the images.
+    """
+    b, d, dims, steps = size.batch, size.latent, math.prod(size.shape), size.steps
+    gaussian = size.likelihood == "gaussian"
+    widths = [d, *size.hidden]
+    trunk = sum(m * n for m, n in pairwise(widths))
+    later = trunk - widths[0] * widths[1] if len(widths) > 1 else 0
+    last = widths[-1]
+    tangents = 2 * b * d * later
+    if gaussian:
+        held, final = tangents + b * d * last**2 + b * d**2 * last, tangents * 3 + 4 * b * d * last**2
+        final += 5 * b * d**2 * last
+        vector = 2 * b * (trunk + last**2)
+        once = 3 * dims * last**2 + 4 * b * dims * last
+    else:
+        held = tangents + 2 * b * d * last * dims + b * d**2 * dims
+        final = 3 * tangents + 6 * b * d * last * dims + 5 * b * d**2 * dims
+        vector = 2 * b * (trunk + last * dims)
+        once = 0
+    encoder = [dims, *size.hidden]
+    encoding = sum(m * n for m, n in pairwise(encoder))
+    network = 2 * b * (3 * (encoding + encoder[-1] * d) - encoder[0] * encoder[1])
+    network += 2 * b * 3 * (trunk + last * dims)
+    parameters = encoding + encoder[-1] * d + trunk + last * dims
+    return Work(
+        products=steps * (held + 11 * vector) + final + once + network,
+        bytes=4 * 8 * parameters,  # Adam reads and writes parameters and two moments; gradients once each
+        factors=steps + 1,
+        solves=2 * 3 * steps + d + 1,  # two triangular solves a step, again for its residual and backward; the inverse
+        matrices=b,
+        size=d,
+    )
+
+
+def case(size: Size, setting: Setting) -> Case:
+    """The step at this size."""
+    device = setting.device
+    return Case(
+        str(size),
+        "step",
+        {name: lambda loss=loss: step_of(loss, size, device) for name, loss in FORMS.items()},  # type: ignore[misc]
+        work(size),
+        lambda: differences(size, device),
+        items=size.batch,
+    )
+
+
+def at(sizes: Sequence[Size], steps: Sequence[int]) -> Iterator[Size]:
+    """Each size at each T."""
+    for size in sizes:
+        for t in steps:
+            yield Size(size.hidden, size.latent, size.shape, size.batch, t, size.likelihood)
+
+
+def gaussian(setting: Setting) -> Iterator[Case]:
+    """T = 1, 2, 4, 8 at the paper's small and big sizes on CIFAR-10."""
+    for size in at([QUICK] if setting.quick else [SMALL, BIG], [1, 2] if setting.quick else [1, 2, 4, 8]):
+        yield case(size, setting)
+
+
+def bernoulli(setting: Setting) -> Iterator[Case]:
+    """T = 1, 4 at the paper's big size on binary MNIST."""
+    big = Size((500, 500), 50, (1, 28, 28), likelihood="bernoulli")
+    quick = Size(QUICK.hidden, QUICK.latent, QUICK.shape, QUICK.batch, likelihood="bernoulli")
+    for size in at([quick] if setting.quick else [big], [1] if setting.quick else [1, 4]):
+        yield case(size, setting)

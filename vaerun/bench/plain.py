@@ -1,0 +1,239 @@
+"""Training of a plain VAE: one step against its textbook form, an epoch against pythae and a DataLoader."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vaerun.bench.case import Call, Case, Setting, Work
+from vaerun.bench.textbook import vae_loss
+from vaerun.data.arrays import Arrays
+from vaerun.data.dataset import Batch, ImageData
+from vaerun.estimators import elbo
+from vaerun.inference import Amortised
+from vaerun.models import Gaussian, LatentModel
+from vaerun.nets import MLPDecoder, MLPEncoder
+from vaerun.objectives import Variational
+from vaerun.training import TrainSettings, train
+from vaerun.training.guard import FiniteGuard
+from vaerun.training.ranks import Silent
+from vaerun.training.signals import Stop
+from vaerun.training.update import make_optimisers, update
+
+WORKERS = 2  # of the DataLoader
+RATE = 1e-4
+
+
+def vae(shape: tuple[int, ...], hidden: list[int], latent: int) -> LatentModel:
+    """A VAE with pixel variance 1, whose loss the others have too."""
+    torch.manual_seed(0)
+    encoder, decoder = MLPEncoder(shape, hidden=hidden), MLPDecoder(latent, shape, hidden=hidden)
+    inference = Amortised(encoder, latent)
+    return LatentModel(decoder, Gaussian(1.0, learned=False), inference, latent_dim=latent, mean=torch.zeros(shape))
+
+
+def sequential(widths: list[int]) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for m, n in pairwise(widths):
+        layers += [nn.Linear(m, n), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def plain(pixels: int, hidden: list[int], latent: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder and decoder of the same widths, in torch's own words."""
+    torch.manual_seed(0)
+    return sequential([pixels, *hidden, 2 * latent]), sequential([latent, *hidden[::-1], pixels])
+
+
+# -- a step -------------------------------------------------------------------------------------------------------
+
+
+def own_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """A step as the trainer makes it: noise, loss, backward, norm of the gradient, guard, Adam."""
+    objective = Variational(vae(shape, hidden, latent).to(device), elbo, 1)
+    optimisers = make_optimisers(objective.phases, TrainSettings(0, 1, batch, RATE))
+    x = torch.rand(batch, *shape, device=device)
+    data = Batch(x, None, 0, torch.zeros(batch, device=device), torch.arange(batch))
+    guard = FiniteGuard(device)
+
+    def step() -> None:
+        loss, metrics = objective.loss("model", 0, data)
+        update(optimisers["model"], loss.mean(), metrics, 1.0, None, guard, 0)
+
+    return step
+
+
+def textbook_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """The few lines that everybody writes, with the same fused Adam."""
+    pixels = int(np.prod(shape))
+    encoder, decoder = (part.to(device) for part in plain(pixels, hidden, latent))
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], RATE, fused=True)
+    x = torch.rand(batch, pixels, device=device)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        vae_loss(encoder, decoder, x, torch.randn(batch, latent, device=device)).backward()
+        optimiser.step()
+
+    return step
+
+
+def step_work(pixels: int, hidden: list[int], latent: int, batch: int) -> Work:
+    """Products: 2 B operations a weight, forward, for the weight's gradient, and for the layer's input, which the first
+    layer has none of. Memory: Adam reads and writes the parameter and two moments and reads the gradient, which
+    backward wrote (8 numbers a weight); images and what is decoded of them, each read or written three times."""
+    widths = [pixels, *hidden, 2 * latent]
+    encoding = sum(m * n for m, n in pairwise(widths))
+    widths = [latent, *hidden[::-1], pixels]
+    weights = encoding + sum(m * n for m, n in pairwise(widths))
+    return Work(
+        products=2.0 * batch * (3 * weights - pixels * hidden[0]), bytes=4.0 * (8 * weights + 6 * batch * pixels)
+    )
+
+
+def step(setting: Setting) -> Iterator[Case]:
+    """One step at B = 32, 128, 512, two hidden layers of 500, d = 50, images of CIFAR-10's size."""
+    shape, hidden, latent = ((1, 4, 4), [12, 10], 3) if setting.quick else ((3, 32, 32), [500, 500], 50)
+    pixels = int(np.prod(shape))
+    for batch in (8,) if setting.quick else (32, 128, 512):
+        size = (shape, hidden, latent, batch, setting.device)
+        yield Case(
+            f"VAE step, hidden {'x'.join(map(str, hidden))}, d={latent}, D={pixels}, B={batch}",
+            "step",
+            {"vaerun": lambda size=size: own_step(*size), "textbook": lambda size=size: textbook_step(*size)},  # type: ignore[misc]
+            step_work(pixels, hidden, latent, batch),
+            items=batch,
+        )
+
+
+# -- an epoch -----------------------------------------------------------------------------------------------------
+
+
+def pixels_of(shape: tuple[int, ...], n: int) -> np.ndarray:
+    """uint8 [N, C, H, W]; their values do not matter to anybody's speed."""
+    return np.random.RandomState(0).randint(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def own_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """The trainer itself, without validation, records and checkpoints."""
+    arrays = Arrays(images, None, images[:1], None, "synthetic")
+    data = ImageData("synthetic", arrays, validation=0, device=device)
+    objective = Variational(vae(data.image_shape, hidden, latent).to(device), elbo, 1)
+    settings = TrainSettings(0, 1, batch, RATE)
+
+    def epoch() -> None:
+        train(objective, data.train, settings, validate=None, selection=None, log=Silent(), store=Silent(), stop=Stop())
+
+    return epoch
+
+
+def textbook_epoch(
+    images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device, workers: int = WORKERS
+) -> Call:
+    """A DataLoader with worker processes over a TensorDataset of uint8 images, scaled to [0, 1] in the loop."""
+    pixels = int(np.prod(images.shape[1:]))
+    encoder, decoder = (part.to(device) for part in plain(pixels, hidden, latent))
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], RATE, fused=True)
+    stored = torch.utils.data.TensorDataset(torch.from_numpy(images))
+    loader = torch.utils.data.DataLoader(stored, batch, shuffle=True, num_workers=workers)
+
+    def epoch() -> None:
+        for (part,) in loader:
+            x = part.to(device).flatten(1) / 255
+            optimiser.zero_grad()
+            vae_loss(encoder, decoder, x, torch.randn(len(x), latent, device=device)).backward()
+            optimiser.step()
+
+    return epoch
+
+
+def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """pythae's BaseTrainer on its VAE with these networks; one pass of its training loader a call."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pythae.data.datasets import BaseDataset
+        from pythae.models import VAE, VAEConfig
+        from pythae.models.base.base_utils import ModelOutput
+        from pythae.models.nn import BaseDecoder, BaseEncoder
+        from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    shape = images.shape[1:]
+    first, second = plain(int(np.prod(shape)), hidden, latent)
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = first
+
+        def forward(self, x: Tensor) -> Any:
+            mean, log_variance = self.network(x.flatten(1)).chunk(2, dim=-1)
+            return ModelOutput(embedding=mean, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = second
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.network(z).unflatten(-1, shape))
+
+    logging.disable(logging.WARNING)  # its loggers have handlers and levels of their own
+    model = VAE(VAEConfig(input_dim=shape, latent_dim=latent, reconstruction_loss="mse"), Encoder(), Decoder())
+    stored = BaseDataset(torch.from_numpy(images).float() / 255, torch.zeros(len(images)))
+    folder = tempfile.TemporaryDirectory(prefix="vaerun-bench-")
+    options = BaseTrainerConfig(
+        output_dir=folder.name,
+        per_device_train_batch_size=batch,
+        num_epochs=1,
+        learning_rate=RATE,
+        optimizer_cls="Adam",
+        optimizer_params={"fused": True},
+        no_cuda=device.type != "cuda",
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        trainer = BaseTrainer(model, stored, training_config=options)
+        trainer.prepare_training()
+    trainer.callback_handler.callbacks.clear()  # progress bars
+    trainer.bench_folder = folder  # removed with the trainer
+
+    return lambda: trainer.train_step(1)
+
+
+def epoch(setting: Setting) -> Iterator[Case]:
+    """A pass through images of MNIST's and CIFAR-10's shape, B = 128, two hidden layers of 500, d = 50."""
+    quick = setting.quick
+    for name, shape, n in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
+        n = 64 if quick else n // 5
+        hidden, latent, batch = ([12, 10], 3, 16) if quick else ([500, 500], 50, 128)
+        images = pixels_of((1, 4, 4) if quick else shape, n)
+        size = (images, hidden, latent, batch, setting.device)
+        makers: dict[str, Callable[..., Call]] = {"vaerun": own_epoch, f"DataLoader, {WORKERS} workers": textbook_epoch}
+        notes = []
+        if importlib.util.find_spec("pythae") is None:
+            notes.append("pythae is not installed: pip install 'vaerun[bench]'")
+        else:
+            makers["pythae"] = pythae_epoch
+        whole, rest = divmod(n, batch)
+        one = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
+        steps = whole + rest / batch
+        yield Case(
+            f"epoch of {n} images of {name}'s shape, VAE, hidden {'x'.join(map(str, hidden))}, d={latent}, B={batch}",
+            "epoch",
+            {form: lambda maker=maker, size=size: maker(*size) for form, maker in makers.items()},  # type: ignore[misc]
+            Work(products=one.products * steps, bytes=one.bytes * steps),
+            items=n,
+            notes=notes,
+            memory=False,
+        )

@@ -1,0 +1,129 @@
+"""`vaerun-bench`: speed and memory beside textbook forms, a peer and the machine's floor."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from vaerun.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from vaerun.bench.measure import Measured
+
+LEAST = 5  # rounds whose median is worth telling
+NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and error; exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="vaerun-bench",
+        allow_abbrev=False,
+        description="Times vaerun's own forms, their textbook forms and pythae in turn, in one run, and tells medians, "
+        "ratios of the calls of one round, the fraction of the machine's floor, and peak memory.",
+        epilog="The floor is the time that the algorithm's operations and bytes take at the rates that the same rounds "
+        "measure. On a busy machine only the ratios mean something.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
+    parser.add_argument("--rounds", type=int, default=7, help=f"calls of each form, at least {LEAST} (7)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (torch's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there, after each case")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything work? Times mean nothing")
+    parser.add_argument("--list", action="store_true", help="print the names and what they measure, and end")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    for name in options.names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            parser.error(f"there is no benchmark {name}: {hint}Choices: {', '.join(NAMES)}")
+    if options.rounds < LEAST:
+        parser.error(f"--rounds must be at least {LEAST}, got {options.rounds}")
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    try:
+        return _run(options)
+    except (InputError, RunError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+    import torch
+    from torch.distributions import Distribution
+
+    from vaerun.bench.case import Setting
+    from vaerun.bench.machine import description
+    from vaerun.bench.measure import measure, table
+    from vaerun.bench.names import BENCHMARKS
+
+    if options.list:
+        for name, benchmark in BENCHMARKS.items():
+            print(f"{name:16}{(benchmark.__doc__ or '').splitlines()[0]}")
+        return 0
+    if options.json is not None and not options.json.parent.is_dir():
+        raise InputError(f"--json: there is no folder {options.json.parent}: make it first")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    Distribution.set_default_validate_args(False)  # as in training: an argument's check waits for a GPU
+    setting = Setting(_device(options.device), options.quick)
+    facts = description(setting)
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
+    found: list[Measured] = []
+    for name in options.names or NAMES:
+        for case in BENCHMARKS[name](setting):
+            found.append(measure(name, case, setting, options.rounds))
+            print(table(found[-1]), flush=True)
+            if options.json is not None:
+                record = {"machine": facts, "rounds": options.rounds, "cases": [m.record() for m in found]}
+                _write(options.json, json.dumps(record | {"written": time.time()}, indent=1))
+    return 0
+
+
+def _write(file: Path, text: str) -> None:
+    from vaerun.files import write_atomically
+
+    try:
+        write_atomically(file, text.encode())
+    except OSError as error:
+        raise InputError(f"--json: cannot write {file} ({error.strerror or error})") from error
+
+
+def _device(name: str):  # type: ignore[no-untyped-def]
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device={name}: choose cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device={name}: choose cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device={name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())
