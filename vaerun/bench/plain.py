@@ -38,7 +38,7 @@ RATE = 1e-4
 def vae(shape: tuple[int, ...], hidden: list[int], latent: int) -> LatentModel:
     """A VAE with pixel variance 1, whose loss the others have too."""
     torch.manual_seed(0)
-    encoder, decoder = MLPEncoder(shape, hidden=hidden), MLPDecoder(latent, shape, hidden=hidden)
+    encoder, decoder = MLPEncoder(shape, hidden=hidden), MLPDecoder(latent, shape, hidden=hidden[::-1])
     inference = Amortised(encoder, latent)
     return LatentModel(decoder, Gaussian(1.0, learned=False), inference, latent_dim=latent, mean=torch.zeros(shape))
 

@@ -41,7 +41,7 @@ def exponent(values: list[float], costs: list[float]) -> float:
 
 
 def scaling(setting: Setting) -> Iterator[Case]:
-    """T, d, H, D, B and K in turn: one case each, whose forms are its values; fitted exponents stand below the table."""
+    """T, d, H, D, B and K in turn: a case each, whose forms are its values; fitted exponents stand below the table."""
     for name, sizes in variations(setting).items():
         counted = exponent([value for value, _ in sizes], [work(size).products for _, size in sizes])
         base = QUICK if setting.quick else BASE
