@@ -23,7 +23,7 @@ from torch.distributions import MultivariateNormal
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.estimators import elbo_mc, iwae, renyi
-from vaerun.evaluation import Validator, importance_sampling, log_likelihood
+from vaerun.evaluation import Validator, importance, importance_sampling, log_likelihood
 from vaerun.evaluation.pareto import pareto_k, tail_length
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
@@ -172,6 +172,26 @@ def test_the_estimate_is_spelled_out(samples, transform):
     found = importance_sampling(model, split, samples=samples, seed=9)
     check_equal(found, expected)
     assert found["pareto_k"].isfinite().all() == (samples > 20)
+
+
+def test_the_time_is_foretold(monkeypatch):
+    """A clock that counts latent samples: what a block of the first images says of all is then exact."""
+    model = make_model("amortised")
+    split = make_split(model, 20)
+    clock, weigh, foretold, done = [0.0], importance.weigh, [], []  # seconds
+
+    def counted(joint, q, samples, *rest):
+        clock[0] += samples * len(joint.x)
+        return weigh(joint, q, samples, *rest)
+
+    monkeypatch.setattr(importance, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(importance, "weigh", counted)
+    options = {"samples": 1200, "seed": 0, "images": 16, "chunk": 2000}
+    found = importance_sampling(model, split, **options, progress=done.append, forecast=foretold.append)
+    assert len(done) == 4
+    assert foretold == [1200 * 16]
+    for name, value in importance_sampling(model, split, **options).items():
+        assert torch.equal(found[name], value), name
 
 
 def test_another_seed_gives_other_noise_and_samples_are_checked():

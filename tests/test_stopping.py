@@ -121,3 +121,12 @@ def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
     stop.signum = 15
     with log.Progression("work", 8, stop=stop), pytest.raises(Interrupted):
         stop.check()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(9.0, ""), (30.4, "about 30 s\n"), (89.0, "about 89 s\n"), (150.0, "about 2 min\n")]
+)
+def test_long_work_is_announced(seconds, said, capsys):
+    with log.Progression("log-likelihood of test, K=5000", 10_000) as progression:
+        progression.forecast(seconds)
+    assert capsys.readouterr().err == (said and f"log-likelihood of test, K=5000: 10000 images, {said}")

@@ -7,6 +7,8 @@ On a CPU it is the largest resident size, as the kernel counts it (Linux only), 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,8 @@ def main() -> None:
         before = torch.cuda.memory_allocated(setting.device)
         torch.cuda.reset_peak_memory_stats(setting.device)
     else:
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed while preparing would serve the calls unseen
         CLEAR.write_text("5")  # the largest resident size starts anew from the present one
         before = _read("VmRSS")
     for _ in range(CALLS):

@@ -160,7 +160,7 @@ def textbook_epoch(
 
 
 def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
-    """pythae's BaseTrainer on its VAE with these networks; one pass of its training loader a call."""
+    """pythae's BaseTrainer, its settings as shipped, on its VAE with these networks; a pass of its loader a call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pythae.data.datasets import BaseDataset
@@ -198,8 +198,7 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
         per_device_train_batch_size=batch,
         num_epochs=1,
         learning_rate=RATE,
-        optimizer_cls="Adam",
-        optimizer_params={"fused": True},
+        optimizer_cls="Adam",  # as pythae makes it: torch's default, not the fused one
         no_cuda=device.type != "cuda",
     )
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -99,6 +100,7 @@ def importance_sampling(
     chunk: int | None = None,
     stop: Stop | None = None,
     progress: Callable[[int], None] | None = None,
+    forecast: Callable[[float], None] | None = None,
 ) -> dict[str, Tensor]:
     """Evaluate a model on a split.
 
@@ -111,6 +113,8 @@ def importance_sampling(
         chunk: latent samples evaluated at once (memory grows with it); None: by device.
         stop: looked at between blocks of samples.
         progress: called with the number of images done.
+        forecast: called once, before the first image is done, with the seconds that all will take, as a block of
+            samples of the first images tells.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
     same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
@@ -118,11 +122,21 @@ def importance_sampling(
     check_samples(samples)
     size = max(1, (chunk or default_chunk(split.images.device)) // min(BLOCK, samples))
     found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
+    count = len(split) if images is None else min(images, len(split))
     with torch.no_grad():
         for batch in split.batches(size, images):
             noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
             joint = model.joint(batch.x, batch.c if model.classes else None, noise)
-            values = weigh(joint, model.infer(joint), samples, stop, chunk)
+            started = perf_counter()
+            q = model.infer(joint)
+            if forecast is not None:
+                inferred = perf_counter()
+                few = min(BLOCK, samples)
+                float(weigh(joint, q, few, stop, chunk)["elbo"][0])  # waits for the device
+                a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
+                forecast(a_batch * count / len(batch.rows))
+                forecast = None
+            values = weigh(joint, q, samples, stop, chunk)
             for name in DENSITIES:
                 values[name] += batch.log_det
             for name in NAMES:

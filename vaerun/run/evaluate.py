@@ -87,6 +87,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 chunk=s.chunk,
                 stop=self.stop,
                 progress=progression.advance,
+                forecast=progression.forecast,
             )
         tail = values.pop("pareto_k")
         for name, value in values.items():
@@ -140,6 +141,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 images=n,
                 stop=self.stop,
                 progress=progression.advance,
+                forecast=progression.forecast,
             )
         tail = values.pop("gap_pareto_k")
         found.per_image["gap_pareto_k"] = tail

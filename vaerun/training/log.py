@@ -19,6 +19,7 @@ from vaerun.training.signals import Stop
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
 """What the progress line shows: the first of these that is recorded."""
+FORECAST_SECONDS = 10.0  # work that takes less is not announced
 PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
 
 
@@ -198,6 +199,17 @@ class Progression:
             self.stop.on_check = self._outer  # of a piece of work that this one is part of
         if self._bar is not None:
             self._bar.close()
+
+    def forecast(self, seconds: float) -> None:
+        """Say beforehand how long it will take, where that is worth a line."""
+        if seconds < FORECAST_SECONDS:
+            return
+        amount = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        line = f"{self.words}: {self.images} {self.unit}, about {amount}"
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
     def advance(self, images: int) -> None:
         """So many more are done."""
