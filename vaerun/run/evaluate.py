@@ -141,7 +141,6 @@ class _Evaluator(Evaluator[LatentModel]):
                 images=n,
                 stop=self.stop,
                 progress=progression.advance,
-                forecast=progression.forecast,
             )
         tail = values.pop("gap_pareto_k")
         found.per_image["gap_pareto_k"] = tail
