@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaerun.models.congruence import BLOCK, congruence
+from vaerun.models.congruence import BLOCK, congruence, quadratic
 
 SIZES = [(2, 3, 5), (1, 1, 1), (3, 1, 4), (1, 4, 2)]
 
@@ -29,6 +29,15 @@ def test_with_and_without_a_graph(size):
         without = congruence(m, gram)
     torch.testing.assert_close(without, expected)
     assert torch.equal(without, without.mT)
+
+
+@pytest.mark.parametrize("width", [1, 5, 2 * BLOCK, 3 * BLOCK + 7])
+def test_quadratic_form(width):
+    m, gram = example(2, 3, width)
+    expected = torch.einsum("bih,hk,bik->bi", m, gram, m)
+    torch.testing.assert_close(quadratic(m, gram), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(quadratic(m, gram), expected)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -66,8 +66,8 @@ def calls(size: Size, samples: int, device: torch.device) -> dict[str, Callable[
 def log_likelihood(setting: Setting) -> Iterator[Case]:
     """K = 5000 at the paper's big size on CIFAR-10.
 
-    The floor: each sample goes through the trunk, 2 P operations, and through G, 2 H^2; log p of a decoded sample needs
-    2 (P + H D).
+    The floor: each sample goes through the trunk, 2 P operations, and through half of the symmetric G, H^2; log p of a
+    decoded sample needs 2 (P + H D).
     """
     size, samples = (QUICK, 20) if setting.quick else (BIG, 5000)
     widths = [size.latent, *size.hidden]
@@ -85,7 +85,7 @@ def log_likelihood(setting: Setting) -> Iterator[Case]:
             form: lambda form=form: calls(size, samples, setting.device)[form]  # type: ignore[misc]
             for form in ("vaerun", "decoding every sample")
         },
-        Work(products=2.0 * few * samples * (trunk + widths[-1] ** 2)),
+        Work(products=float(few * samples * (2 * trunk + widths[-1] ** 2))),
         compare,
         items=few,
     )

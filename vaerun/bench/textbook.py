@@ -63,10 +63,13 @@ def explicit_laplace(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
 
 def decode_every_sample(joint: Joint, q: LatentDistribution, noise: Tensor, chunk: int) -> Tensor:
     """Importance-weighted log p(x) [B] from noise [K, B, d], each sample decoded to D pixels, `chunk` at a time."""
-    log_w = []
+    log_w, likelihood, dims = [], cast(Gaussian, joint.likelihood), joint.x[0].numel()
+    constant = dims * (math.log(2 * math.pi) + likelihood.log_variance)
     for part in noise.split(max(1, chunk // noise.shape[1])):
         z, log_q = q.transform(part)
-        log_w.append(joint.likelihood.log_prob(joint.x, joint.decode(z)) + joint.prior.log_prob(z) - log_q)
+        squared = (joint.x - joint.decode(z)).square().flatten(-3).sum(-1)
+        log_likelihood = -0.5 * (squared / likelihood.log_variance.exp() + constant)
+        log_w.append(log_likelihood + joint.prior.log_prob(z) - log_q)
     return torch.logsumexp(torch.cat(log_w).double(), 0) - math.log(len(noise))
 
 

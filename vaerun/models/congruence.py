@@ -1,4 +1,4 @@
-"""The product M G M' with G symmetric, at the cost of its symmetry.
+"""The products M G M' and v'Gv with G symmetric, at the cost of their symmetry.
 
 Autograd would differentiate the two products one by one: for M [B, d, H] two further products of B d H^2. Because the
 result is symmetric, with S = A + A' of the incoming gradient A,
@@ -8,7 +8,8 @@ result is symmetric, with S = A + A' of the incoming gradient A,
 and M G is there already from the forward pass: one product of B d H^2 is left.
 
 Where no gradient is asked for, G = U + U' with U the upper triangle and half the diagonal gives M G M' = N + N' with
-N = (M U) M', and by blocks of columns M U needs just the part of U that is not zero: of b blocks (b + 1) / 2b of M G.
+N = (M U) M', and v'Gv = 2 v'Uv. By blocks of columns M U needs just the part of U that is not zero: of b blocks
+(b + 1) / 2b of M G.
 """
 
 from __future__ import annotations
@@ -59,10 +60,28 @@ def congruence(m: Tensor, gram: Tensor) -> Tensor:
     return _by_halves(m, gram)
 
 
+def quadratic(v: Tensor, gram: Tensor) -> Tensor:
+    """v' G v of rows v [..., H] for symmetric gram = G [H, H]: [...]."""
+    if torch.is_grad_enabled():
+        return (v * (v @ gram)).sum(-1)
+    half, blocks = _half(gram), _blocks(gram.shape[0])
+    parts = [((v[..., :stop] @ half[:stop, start:stop]) * v[..., start:stop]).sum(-1) for start, stop in blocks]
+    return 2 * sum(parts[1:], parts[0])
+
+
 def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
-    width = gram.shape[0]
-    rows, half = m.flatten(0, 1), gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
-    edges = [*range(0, width, BLOCK), width] if width >= 2 * BLOCK else [0, width]
-    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in pairwise(edges)]
+    rows, half = m.flatten(0, 1), _half(gram)
+    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in _blocks(gram.shape[0])]
     product = torch.cat(parts, 1).view_as(m) @ m.mT
     return product + product.mT
+
+
+def _half(gram: Tensor) -> Tensor:
+    """U of G = U + U'."""
+    return gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
+
+
+def _blocks(width: int) -> list[tuple[int, int]]:
+    """First and last column of each block; a narrow matrix is one."""
+    edges = [*range(0, width, BLOCK), width] if width >= 2 * BLOCK else [0, width]
+    return list(pairwise(edges))

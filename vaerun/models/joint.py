@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.distributions import LatentDistribution, StandardNormal, held_module
-from vaerun.models.congruence import congruence
+from vaerun.models.congruence import congruence, quadratic
 from vaerun.randomness import batch_normal
 
 
@@ -282,6 +282,5 @@ class Joint:
         precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]
         delta = h - centre
         linear = (delta * ((residual @ w) * precision)).sum(-1)
-        quadratic = (delta * (delta @ gram)).sum(-1)
-        scaled = residual.square().sum(-1) * precision - 2 * linear + quadratic
+        scaled = residual.square().sum(-1) * precision - 2 * linear + quadratic(delta, gram)
         return self.likelihood.log_prob_of_distance(scaled / precision, residual.shape[1])  # type: ignore[attr-defined]
