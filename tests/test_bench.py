@@ -115,7 +115,7 @@ def test_peak_memory_is_that_of_the_calls():
 
 
 @pytest.mark.parametrize(
-    "name", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("evaluation", "vlae_bernoulli", "prepare"))]
+    "name", ["vae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("evaluation", "vlae_bernoulli"))]
 )
 def test_command(name, tmp_path, capsys):
     threads = torch.get_num_threads()
@@ -162,3 +162,12 @@ def test_bad_input(words, said, capsys):
     assert code == 2
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_whole_commands_are_timed(capsys):
+    assert bench.main(["startup", "prepare", "--quick", "--rounds", "5"]) == 0
+    out = capsys.readouterr().out
+    for title in ("start to the record of the first step", "vaerun-data digits into an empty cache"):
+        assert title in out
+    assert out.count("| vaerun | ") == 2
