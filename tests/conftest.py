@@ -10,6 +10,7 @@ import pytest
 import torch
 from adversarial_runs import Command, Finished, finish
 from evaluating import SMALL
+from sweeping import Sweeping, compose_quickly
 from torch.distributions import Distribution
 
 from vaerun.cli import evaluate as evaluation
@@ -99,3 +100,16 @@ def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
     """A finished run of these words, to be evaluated."""
     return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
+    """A folder for a sweep whose jobs are stand-ins."""
+    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
+
+
+@pytest.fixture
+def quick_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in a folder of the test's own, and compose what differs in its seed alone once."""
+    monkeypatch.chdir(tmp_path)
+    compose_quickly(monkeypatch)

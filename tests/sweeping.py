@@ -41,6 +41,7 @@ from vaerun.training.signals import Stop
 
 STUB = Path(__file__).with_name("stub_worker.py")
 KILLED = "killed by SIGKILL: by hand, or by the system when memory ran out"
+Here = Callable[..., tuple[int, str, str]]
 WORDS = ["-m", "model=vae", *TINY, "trainer.max_steps=20"]
 
 
@@ -243,6 +244,16 @@ def _become(call: Callable[[], Any], output: Path, terminal: int | None) -> None
         with suppress(OSError):
             sys.stderr.flush()
         os._exit(code)
+
+
+def planned(text: str) -> dict[str, str]:
+    """The lines of a plan: {job: what will be done}."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("  ") and " steps  " in line:
+            left, _, will = line.partition(" steps  ")
+            found[left.rpartition(" ")[0].strip()] = will
+    return found
 
 
 def printed_command(err: str) -> list[str]:

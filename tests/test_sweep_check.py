@@ -7,38 +7,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeping import WORDS, Launcher, Sweeping, compose_quickly
+from sweeping import WORDS, Here, Launcher, Sweeping, planned
 
 from vaerun.cli import main
 from vaerun.sweep.plan import Checker
 from vaerun.sweep.sweep import Sweep
 
-pytestmark = pytest.mark.usefixtures("command_environment")
-
-Here = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    """Jobs that are stand-ins."""
-    monkeypatch.chdir(tmp_path)
-    compose_quickly(monkeypatch)
-    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
-
-
-def planned(text: str) -> dict[str, str]:
-    """The lines of a plan: {job: what will be done}."""
-    found = {}
-    for line in text.splitlines():
-        if line.startswith("  ") and " steps  " in line:
-            left, _, will = line.partition(" steps  ")
-            found[left.rpartition(" ")[0].strip()] = will
-    return found
+pytestmark = pytest.mark.usefixtures("command_environment", "quick_commands")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

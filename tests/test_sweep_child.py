@@ -14,12 +14,6 @@ from sweeping import KILLED, Launcher, Sweeping, hold, wait_until
 from vaerun.run import child as module
 from vaerun.run.child import Child, Ending, environment, last_words, settle
 
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
-
-
 OLD, RUNNING, OTHER = (
     {"status": "running", "ended": 1},
     {"status": "running"},

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from sweeping import KILLED, Sweeping, alive
@@ -17,12 +16,6 @@ from vaerun.run.child import Child, Ending
 from vaerun.sweep import local
 from vaerun.sweep.slots import Slot
 from vaerun.training.signals import Stop
-
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
-
 
 # -- how a job ends -------------------------------------------------------------------------------------------------
 

@@ -19,11 +19,6 @@ from vaerun.sweep.plan import Checker, Planned, distinct, label, read_plan, stat
 pytestmark = pytest.mark.usefixtures("command_environment")
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
-
-
 def result(folder: Path, status: str, fingerprint: str = "fingerprint0") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {"fingerprint": fingerprint, "status": status, "metrics": {}, "protocol": {}}

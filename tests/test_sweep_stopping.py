@@ -15,12 +15,6 @@ from vaerun.errors import Interrupted
 from vaerun.sweep import local
 from vaerun.training.signals import Stop
 
-
-@pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
-
-
 # -- other processes ------------------------------------------------------------------------------------------------
 
 
