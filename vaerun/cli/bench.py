@@ -7,11 +7,11 @@ import difflib
 import json
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -21,14 +21,8 @@ LEAST = 5  # rounds whose median is worth telling
 NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of argparse's usage and error; exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="vaerun-bench",
         allow_abbrev=False,
         description="Times vaerun's own forms, their textbook forms and pythae in turn, in one run, and tells medians, "
@@ -70,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+    from vaerun.run.worker import quiet
+
+    quiet()
     import torch
     from torch.distributions import Distribution
 

@@ -7,22 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from vaerun.cli.parser import Parser
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
 if TYPE_CHECKING:
     from vaerun.data.arrays import Arrays
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of argparse's usage and error; exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C."""
-    parser = _Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
+    parser = Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (--list shows which there are)")
     parser.add_argument(
         "--root", metavar="DIR", help="where prepared files NAME.npz lie (default: $VAERUN_DATA, else the cache)"

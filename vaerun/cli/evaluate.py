@@ -51,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
         if len(folders) != 1 or not folders[0]:
             raise InputError("name one run directory: vaerun-eval run=DIR")
-        import warnings
+        from vaerun.run.worker import quiet
 
-        # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+        quiet()
         from vaerun.run.again import evaluate_again
 
         evaluate_again(Path(folders[0]).expanduser(), [w for w in words if not w.startswith("run=")])

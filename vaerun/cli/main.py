@@ -99,10 +99,10 @@ def main() -> None:
 
 
 def _sweep(arguments: list[str]) -> None:
-    from vaerun.cli.compose import run_hydra
+    from vaerun.cli.compose import run_hydra, without_cells
+    from vaerun.run.worker import quiet
 
-    _quiet()
-    from vaerun.cli.compose import without_cells
+    quiet()
     from vaerun.sweep.launch import installed
 
     sys.argv = [sys.argv[0], *without_cells(arguments)]
@@ -116,13 +116,6 @@ def _sweep(arguments: list[str]) -> None:
     sys.stdout.flush()
     if code:
         sys.exit(code)
-
-
-def _quiet() -> None:
-    import warnings
-
-    # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
 
 
 def _leave(code: int, why: object) -> None:
@@ -145,12 +138,13 @@ def job(cfg: DictConfig) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
+    from vaerun.run.worker import quiet
     from vaerun.settings import check
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     text = OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra}))
-    _quiet()
+    quiet()
     if hydra.mode == RunMode.MULTIRUN:
         from vaerun.sweep.remote import run_job
 

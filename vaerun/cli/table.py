@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from vaerun.cli.parser import Parser
 from vaerun.cli.show import show
 from vaerun.errors import InputError, RunError
 
@@ -15,14 +15,8 @@ LISTED = ("md", "csv")
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of argparse's usage and error; exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="vaerun-table",
         allow_abbrev=False,
         description="The runs below a folder: compared, a cell for each method and setting with mean and standard "

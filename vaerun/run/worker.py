@@ -13,12 +13,18 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 BUSY = 74  # another process works in the run's folder
 AGAIN = 75  # saved
+
+
+def quiet() -> None:
+    """Silence torch's warning of its own use of torch.jit inside torch.func: no user can do anything about it."""
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
 
 
 def _leave_early(signum: int, frame: FrameType | None = None) -> None:
@@ -58,15 +64,12 @@ def main(path: str, member: bool = False) -> int:
         from vaerun.run.several import supervise
 
         return supervise(path, processes)
-    import warnings
-
     from omegaconf import OmegaConf
 
     from vaerun.errors import InputError, Interrupted, RunError
     from vaerun.settings import check
 
-    # torch's own use of torch.jit inside torch.func; nothing that a user could do about it.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
+    quiet()
     from vaerun.run.execute import execute
     from vaerun.run.folder import Busy
     from vaerun.training.signals import Stop
