@@ -90,10 +90,15 @@ def test_forms_are_called_in_turn():
 
 
 def test_table_and_ratios():
-    case = Case("what", "call", {}, items=6, memory=True, notes=["a note"])
+    case = Case("what", "call", {}, items=6, memory=True)
     seconds = {"own": [1.0, 2.0, 4.0], "other": [3.0, 4.0, 20.0]}
     found = Measured(
-        case, seconds, floor=0.5, rates={"product": 2e9, "copy": 1e9}, memory={"own": 2**20, "other": None}
+        case,
+        seconds,
+        floor=0.5,
+        rates={"product": 2e9, "copy": 1e9},
+        memory={"own": 2**20, "other": None},
+        notes=["a note"],
     )
     assert found.ratios("other") == [3, 2, 5]
     text = table(found)

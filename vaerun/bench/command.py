@@ -22,7 +22,7 @@ def _environment(cache: str) -> dict[str, str]:
 
 
 def first_step(data: str, cache: str) -> Call:
-    """Start a run of two steps in a folder of its own and wait until the first one's record is in metrics.jsonl."""
+    """Start a run of one step in a folder of its own and wait until the step's record is in metrics.jsonl."""
 
     def call() -> None:
         with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as folder:
@@ -67,18 +67,17 @@ def _imports() -> None:
 
 def startup(setting: Setting) -> Iterator[Case]:
     """From the start of the process to the first step's record, data prepared."""
-    cache = tempfile.TemporaryDirectory(prefix="vaerun-bench-")
-    for data in ("digits",) if setting.quick or not os.environ.get("VAERUN_DATA") else ("digits", "mnist"):
-        yield Case(
-            f"vaerun model=vae data={data}: start to the record of the first step",
-            "start",
-            {
-                "vaerun": lambda data=data: first_step(data, cache.name),  # type: ignore[misc]
-                "python importing torch and hydra": lambda: _imports,
-            },
-            memory=False,
-        )
-    cache.cleanup()
+    with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as cache:
+        for data in ("digits",) if setting.quick or not os.environ.get("VAERUN_DATA") else ("digits", "mnist"):
+            yield Case(
+                f"vaerun model=vae data={data}: start to the record of the first step",
+                "start",
+                {
+                    "vaerun": lambda data=data: first_step(data, cache),  # type: ignore[misc]
+                    "python importing torch and hydra": lambda: _imports,
+                },
+                memory=False,
+            )
 
 
 def prepare(setting: Setting) -> Iterator[Case]:
@@ -91,11 +90,10 @@ def prepare(setting: Setting) -> Iterator[Case]:
 
     def call() -> None:
         with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as cache:
-            subprocess.run(
-                [sys.executable, "-m", "vaerun.cli.data", name],
-                check=True,
-                env=_environment(cache),
-                stdout=subprocess.DEVNULL,
-            )
+            words = [sys.executable, "-m", "vaerun.cli.data", name]
+            done = subprocess.run(words, env=_environment(cache), capture_output=True, text=True)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()
+                raise RunError(f"vaerun-data {name} failed: {said[-1] if said else 'silent'}")
 
     yield Case(f"vaerun-data {name} into an empty cache", "preparation", {"vaerun": lambda: call}, memory=False)

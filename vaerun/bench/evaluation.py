@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -22,14 +23,13 @@ TRAINED = 100  # steps: log-weights and densities are then of the sizes that a t
 IMAGES = 8
 
 
+@cache  # the forms only read it
 def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tensor]:
     """A VAE trained for some steps on the images [B, C, H, W] that are to be evaluated."""
     torch.manual_seed(0)
     x = images(size, torch.Generator().manual_seed(0)).to(device)
-    encoder, decoder = (
-        MLPEncoder(size.shape, hidden=size.hidden),
-        MLPDecoder(size.latent, size.shape, hidden=size.hidden),
-    )
+    encoder = MLPEncoder(size.shape, hidden=size.hidden)
+    decoder = MLPDecoder(size.latent, size.shape, hidden=size.hidden)
     likelihood, inference = Gaussian(float(x.var())), Amortised(encoder, size.latent)
     model = LatentModel(decoder, likelihood, inference, latent_dim=size.latent, mean=x.mean(0).cpu()).to(device)
     optimiser = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
@@ -79,7 +79,8 @@ def log_likelihood(setting: Setting) -> Iterator[Case]:
 
     few = min(IMAGES, size.batch)
     yield Case(
-        f"log p(x), K={samples}, hidden {'x'.join(map(str, size.hidden))}, d={size.latent}, {few} images",
+        f"importance-weighted log p(x), K={samples}, hidden {'x'.join(map(str, size.hidden))}, d={size.latent}, "
+        f"{few} images",
         "evaluation",
         {
             form: lambda form=form: calls(size, samples, setting.device)[form]  # type: ignore[misc]
@@ -88,4 +89,5 @@ def log_likelihood(setting: Setting) -> Iterator[Case]:
         Work(products=float(few * samples * (2 * trunk + widths[-1] ** 2))),
         compare,
         items=few,
+        notes=[f"synthetic images, a VAE after {TRAINED} steps on them"],
     )

@@ -168,6 +168,7 @@ def case(size: Size, setting: Setting) -> Case:
         work(size),
         lambda: differences(size, device),
         items=size.batch,
+        notes=["synthetic images, a new model"],
     )
 
 

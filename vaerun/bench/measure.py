@@ -11,6 +11,8 @@ from vaerun.bench.machine import Rates, timed
 from vaerun.bench.memory import peak
 from vaerun.bench.scaling import exponent
 
+NAMES = {"factor": "batch of Cholesky factors", "solve": "batch of triangular solves"}
+
 
 @dataclass
 class Measured:
@@ -23,6 +25,7 @@ class Measured:
         rates: medians, see machine.Rates.
         differences: of the forms, see Case.compare.
         memory: peak bytes of each form; None where the system does not count them.
+        notes: lines to be printed below the table: the case's, and exponents.
     """
 
     case: Case
@@ -31,6 +34,7 @@ class Measured:
     rates: dict[str, float] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def ratios(self, form: str) -> list[float]:
         """How many times as long as the first form it took, round by round."""
@@ -47,7 +51,7 @@ class Measured:
             "rates": self.rates,
             "differences": self.differences,
             "peak_bytes": self.memory,
-            "notes": self.case.notes,
+            "notes": self.notes,
         }
 
 
@@ -55,7 +59,7 @@ def measure(benchmark: str, case: Case, setting: Setting, rounds: int) -> Measur
     """Compare the forms, time them in turn for so many rounds, measure their memory."""
     differences = {} if case.compare is None else case.compare()
     calls = {name: make() for name, make in case.forms.items()}
-    found = Measured(case, {name: [] for name in calls}, differences=differences)
+    found = Measured(case, {name: [] for name in calls}, differences=differences, notes=list(case.notes))
     rates = None if case.work is None else Rates(setting, case.work.matrices, case.work.size)
     for call in calls.values():
         call(), call()  # first calls also compile, allocate and fill caches
@@ -72,10 +76,10 @@ def measure(benchmark: str, case: Case, setting: Setting, rounds: int) -> Measur
     if case.values:
         values = case.values
         grown = exponent(values, [statistics.median(times) for times in found.seconds.values()])
-        case.notes.append(f"exponent of the median time: {grown:.2f}")
+        found.notes.append(f"exponent of the median time: {grown:.2f}")
         if all(found.memory.values()):
             grown = exponent(values, [float(b or 0) for b in found.memory.values()])
-            case.notes.append(f"exponent of the peak memory: {grown:.2f}")
+            found.notes.append(f"exponent of the peak memory: {grown:.2f}")
     return found
 
 
@@ -112,7 +116,4 @@ def table(found: Measured) -> str:
         parts += [f"{1e3 / found.rates[n]:.3g} ms a {w}" for n, w in NAMES.items() if n in found.rates]
         lines.append(f"- {', '.join(parts)} (medians of the same rounds)")
     lines += [f"- difference: {name}: {value:.1e}" for name, value in found.differences.items()]
-    return "\n".join([*lines, *(f"- {note}" for note in case.notes)])
-
-
-NAMES = {"factor": "batch of Cholesky factors", "solve": "batch of triangular solves"}
+    return "\n".join([*lines, *(f"- {note}" for note in found.notes)])

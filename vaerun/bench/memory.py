@@ -1,6 +1,6 @@
 """Peak memory of a form: above what it needs before its first call, in a process of its own.
 
-    python -m vaerun.bench.memory BENCHMARK CASE FORM DEVICE QUICK     prints bytes
+    python -m vaerun.bench.memory BENCHMARK CASE FORM DEVICE QUICK THREADS     prints bytes
 
 On a CPU it is the largest resident size, as the kernel counts it (Linux only), on a GPU what torch allocated.
 """

@@ -189,7 +189,6 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
         def forward(self, z: Tensor) -> Any:
             return ModelOutput(reconstruction=self.network(z).unflatten(-1, shape))
 
-    logging.disable(logging.WARNING)  # its loggers have handlers and levels of their own
     model = VAE(VAEConfig(input_dim=shape, latent_dim=latent, reconstruction_loss="mse"), Encoder(), Decoder())
     stored = BaseDataset(torch.from_numpy(images).float() / 255, torch.zeros(len(images)))
     folder = tempfile.TemporaryDirectory(prefix="vaerun-bench-")
@@ -201,9 +200,11 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
         optimizer_cls="Adam",  # as pythae makes it: torch's default, not the fused one
         no_cuda=device.type != "cuda",
     )
+    logging.disable(logging.WARNING)  # its loggers have handlers and levels of their own
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer = BaseTrainer(model, stored, training_config=options)
         trainer.prepare_training()
+    logging.disable(logging.NOTSET)
     trainer.callback_handler.callbacks.clear()  # progress bars
     trainer.bench_folder = folder  # removed with the trainer
 
@@ -211,10 +212,10 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
 
 
 def epoch(setting: Setting) -> Iterator[Case]:
-    """A pass through images of MNIST's and CIFAR-10's shape, B = 128, two hidden layers of 500, d = 50."""
+    """A pass through a fifth of MNIST's and CIFAR-10's number of images, B = 128, two hidden layers of 500, d = 50."""
     quick = setting.quick
-    for name, shape, n in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
-        n = 64 if quick else n // 5
+    for name, shape, whole in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
+        n = 64 if quick else whole // 5
         hidden, latent, batch = ([12, 10], 3, 16) if quick else ([500, 500], 50, 128)
         images = pixels_of((1, 4, 4) if quick else shape, n)
         size = (images, hidden, latent, batch, setting.device)
@@ -224,9 +225,8 @@ def epoch(setting: Setting) -> Iterator[Case]:
             notes.append("pythae is not installed: pip install 'vaerun[bench]'")
         else:
             makers["pythae"] = pythae_epoch
-        whole, rest = divmod(n, batch)
         one = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
-        steps = whole + rest / batch
+        steps = n / batch
         yield Case(
             f"epoch of {n} images of {name}'s shape, VAE, hidden {'x'.join(map(str, hidden))}, d={latent}, B={batch}",
             "epoch",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    import torch
+
     from vaerun.bench.measure import Measured
 
 LEAST = 5  # rounds whose median is worth telling
@@ -74,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from vaerun.bench.machine import description
     from vaerun.bench.measure import measure, table
     from vaerun.bench.names import BENCHMARKS
+    from vaerun.files import write_json
 
     if options.list:
         for name, benchmark in BENCHMARKS.items():
@@ -94,20 +96,11 @@ def _run(options: argparse.Namespace) -> int:
             print(table(found[-1]), flush=True)
             if options.json is not None:
                 record = {"machine": facts, "rounds": options.rounds, "cases": [m.record() for m in found]}
-                _write(options.json, json.dumps(record | {"written": time.time()}, indent=1))
+                write_json(options.json, record | {"written": time.time()})
     return 0
 
 
-def _write(file: Path, text: str) -> None:
-    from vaerun.files import write_atomically
-
-    try:
-        write_atomically(file, text.encode())
-    except OSError as error:
-        raise InputError(f"--json: cannot write {file} ({error.strerror or error})") from error
-
-
-def _device(name: str):  # type: ignore[no-untyped-def]
+def _device(name: str) -> torch.device:
     import torch
 
     try:
