@@ -124,7 +124,7 @@ class Local:
         return self.ending.is_set() or self.stop.signum is not None
 
     def _attend(self, planned: Planned) -> Fate:
-        slot = self.free.get()
+        slot, fate = self.free.get(), None
         try:
             with taken(slot, lambda: self.stopping) as mine:
                 fate = self._attempt(planned, slot) if mine and not self.stopping else Fate(SKIPPED)
@@ -135,7 +135,7 @@ class Local:
             fate = Fate(FAILED, f"{type(error).__name__}: {error}")
         finally:
             self.children.pop(planned.number, None)
-            if self.settings.fail_fast and "fate" in locals() and fate.state == FAILED:
+            if self.settings.fail_fast and fate is not None and fate.state == FAILED:
                 self.failed_fast = True
                 self.ending.set()  # before the slot is free for the next job
             self.free.put(slot)
