@@ -114,7 +114,7 @@ def importance_sampling(
         stop: looked at between blocks of samples.
         progress: called with the number of images done.
         forecast: called once, before the first image is done, with the seconds that all will take, as a block of
-            samples of the first images tells.
+            samples of the first images tells; not where there is no more than that to do.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
     same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
@@ -129,9 +129,9 @@ def importance_sampling(
             joint = model.joint(batch.x, batch.c if model.classes else None, noise)
             started = perf_counter()
             q = model.infer(joint)
-            if forecast is not None:
+            few = min(BLOCK, samples)
+            if forecast is not None and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
                 inferred = perf_counter()
-                few = min(BLOCK, samples)
                 float(weigh(joint, q, few, stop, chunk)["elbo"][0])  # waits for the device
                 a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
                 forecast(a_batch * count / len(batch.rows))
