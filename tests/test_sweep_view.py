@@ -19,7 +19,7 @@ from sweeping import Launcher, Sweeping
 
 from vaerun.sweep import view as module
 from vaerun.sweep.plan import FAILED, FINISHED, STARTED, Planned
-from vaerun.sweep.view import View, duration, last_records, one_line
+from vaerun.sweep.view import View, duration, newest, one_line
 
 
 @pytest.fixture
@@ -149,18 +149,18 @@ def test_one_line() -> None:
     assert one_line("\x1b[2J\u202e\u200b\x00é✓") == " [2J   é✓"
 
 
-def test_last_records(tmp_path: Path) -> None:
-    assert last_records(tmp_path) == {}
+def test_newest_records(tmp_path: Path) -> None:
+    assert newest(tmp_path) == {}
     file = tmp_path / "metrics.jsonl"
     file.write_text("")
-    assert last_records(tmp_path) == {}
+    assert newest(tmp_path) == {}
     lines = [json.dumps({"step": i, "train/elbo": -float(i), "filling": "x" * 90}) for i in range(1000)]
     lines[999] = json.dumps({"step": 999, "val/elbo": -3.5})
     file.write_text("\n".join(lines) + '\n{"step": 1000, "val/el')
-    found = last_records(tmp_path)
+    found = newest(tmp_path)
     assert (found["step"], found["val/elbo"], found["train/elbo"]) == (999, -3.5, -998.0)
     file.write_bytes(b"\xff\xfe\n[1]\n3\n" + json.dumps({"step": 1}).encode())
-    assert last_records(tmp_path) == {"step": 1}
+    assert newest(tmp_path) == {"step": 1}
 
 
 def test_a_value_that_is_no_number(sweep: Sweeping) -> None:

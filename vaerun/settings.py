@@ -20,6 +20,7 @@ from omegaconf.errors import (
 )
 
 from vaerun.errors import InputError
+from vaerun.files import flat
 from vaerun.schema import (
     AnnealingSettings,
     CodeSettings,
@@ -230,7 +231,7 @@ def is_incidental(key: str) -> bool:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return dict(_flat(OmegaConf.to_container(OmegaConf.structured(Settings))))
+    return dict(flat(OmegaConf.to_container(OmegaConf.structured(Settings))))
 
 
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     before) leaves older runs what they are. A default that changes therefore needs another NUMERICS.
     """
     defaults = _defaults()
-    kept = {k: v for k, v in _flat(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
+    kept = {k: v for k, v in flat(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
     if kept.get("trainer.resume") in ("auto", "never"):
         del kept["trainer.resume"]
     return kept
@@ -260,11 +261,3 @@ def short_name(plain: dict[str, Any]) -> str:
     parts = [str(group.get("name") if isinstance(group, dict) else group) for group in groups]
     data, model, estimator = ("".join(c if c.isalnum() or c in "-_." else "_" for c in p) for p in parts)
     return f"{data}/{model}/{estimator}-seed{plain.get('seed')}-{digest}"
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

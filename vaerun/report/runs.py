@@ -8,7 +8,6 @@ missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from vaerun.errors import InputError
-from vaerun.files import held
+from vaerun.files import flat, held, last_records
 from vaerun.report.text import clean, is_number
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
@@ -25,7 +24,6 @@ OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
 PLAN = "sweep.json"
 _LEAVES, _DEPTH = 10_000, 50  # of a configuration; more is damage, or malice (a YAML alias can stand for billions)
 _VALUES = 10_000_000  # of a JSON file
-_TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,6 @@ class Run:
         return self.settings.get(f"{key}.name")
 
 
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested mapping by dotted keys, lists as leaves."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
-
-
 def _check_size(value: Any, most: int) -> None:
     """Raises ValueError for more than so many values, or deep nesting: neither is walked through to the end."""
     stack, count = [(value, 0)], 0
@@ -139,23 +128,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _progress(folder: Path, total_steps: Any, settings: dict[str, Any]) -> float | None:
     """From the last whole line of metrics.jsonl, against the plan's steps or else the configuration's epochs."""
-    try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except (OSError, ValueError):
-        return None
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+    for record in last_records(folder / "metrics.jsonl")[-1:]:
         for key, whole in (("step", total_steps), ("epoch", settings.get("trainer.epochs"))):
-            done = record.get(key) if isinstance(record, dict) else None
-            share = _share(done, whole)
+            share = _share(record.get(key), whole)
             if share is not None:
                 return share
-        return None
     return None
 
 

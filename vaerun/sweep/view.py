@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
+from vaerun.files import last_records
 from vaerun.sweep.plan import FAILED, FINISHED, RUNNING, STARTED, Planned
 
 LIVE_SECONDS = 1.0  # between looks on a terminal
@@ -16,20 +15,11 @@ SAID = {FINISHED: "done", FAILED: "FAILED", STARTED: "stopped, saved", RUNNING: 
 PLAIN_SECONDS = 60.0  # between lines where standard error is no terminal
 
 
-def last_records(folder: Path) -> dict[str, Any]:
+def newest(folder: Path) -> dict[str, Any]:
     """The newest value of everything among the last lines of metrics.jsonl, with the newest step."""
     found: dict[str, Any] = {}
-    try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
-            lines = file.read().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        try:
-            found |= json.loads(line)
-        except (ValueError, TypeError):  # the first one may be cut, the last one still being written
-            continue
+    for record in last_records(folder / "metrics.jsonl"):
+        found |= record
     return found
 
 
@@ -112,7 +102,7 @@ class View:
             self._lines = 0
 
     def _state(self, planned: Planned) -> str:
-        found = last_records(planned.job.folder)
+        found = newest(planned.job.folder)
         step, total = found.get("step", 0), planned.total_steps
         name = next((n for n in ("val/elbo", "train/elbo") if isinstance(found.get(n), float)), None)
         value = "" if name is None else f"  {name} {found[name]:.1f}"
