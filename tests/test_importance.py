@@ -174,7 +174,11 @@ def test_the_estimate_is_spelled_out(samples, transform):
     assert found["pareto_k"].isfinite().all() == (samples > 20)
 
 
-def test_the_time_is_foretold(monkeypatch):
+@pytest.mark.parametrize(
+    ("samples", "images", "batches", "told"),
+    [(1200, 16, 4, [1200 * 16]), (400, 10, 2, [400 * 10]), (1200, 4, 1, [1200 * 4]), (400, 5, 1, [])],
+)
+def test_the_time_is_foretold(monkeypatch, samples, images, batches, told):
     """A clock that counts latent samples: what a block of the first images says of all is then exact."""
     model = make_model("amortised")
     split = make_split(model, 20)
@@ -186,10 +190,10 @@ def test_the_time_is_foretold(monkeypatch):
 
     monkeypatch.setattr(importance, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(importance, "weigh", counted)
-    options = {"samples": 1200, "seed": 0, "images": 16, "chunk": 2000}
+    options = {"samples": samples, "seed": 0, "images": images, "chunk": 2000}
     found = importance_sampling(model, split, **options, progress=done.append, forecast=foretold.append)
-    assert len(done) == 4
-    assert foretold == [1200 * 16]
+    assert len(done) == batches
+    assert foretold == told  # not where a block is all there is
     for name, value in importance_sampling(model, split, **options).items():
         assert torch.equal(found[name], value), name
 

@@ -37,9 +37,8 @@ def cholesky(precision: Tensor) -> Tensor:
 def newton_step(joint: Joint, mu: Tensor) -> Tensor:
     """L^-1 s at mu [B, d], differentiable in mu and in the joint's parameters (implicitly, see above)."""
     local = joint.linearise_held(mu)
-    with torch.no_grad():
-        factor = cholesky(local.precision)
-        step = torch.cholesky_solve(local.gradient.unsqueeze(-1), factor).squeeze(-1)
+    factor = cholesky(local.precision)
+    step = torch.cholesky_solve(local.gradient.unsqueeze(-1), factor).squeeze(-1)
     if not torch.is_grad_enabled():
         return step
     # The residual is zero up to rounding, which adding it takes away: its value refines the step, its gradient is ours.
