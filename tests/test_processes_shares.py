@@ -67,7 +67,7 @@ def test_rows_end_with_their_block_and_are_counted() -> None:
         assert batch_normal((1,), 0).shape == (1,)
     with contextlib.suppress(ZeroDivisionError), rows(0, 1, 2):
         raise ZeroDivisionError
-    assert randomness._part is None
+    assert randomness._drawing.part is None
     with rows(0, 1, 2), pytest.raises(RuntimeError, match="noise for 3 images"):
         batch_normal((3, 1), 0)
 

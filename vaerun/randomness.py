@@ -7,6 +7,7 @@ the chunk size and whichever images stand beside it. A process that sees a part 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,22 +60,36 @@ class Part:
     draws: int = 0
 
 
-_part: Part | None = None  # of the batch at hand; None: it is seen whole
+class _Drawing(threading.local):
+    part: Part | None = None  # of the batch at hand; None: it is seen whole
+    source: torch.Generator | None = None  # None: torch's global generator
+
+
+_drawing = _Drawing()  # each thread has its own run
 
 
 @contextmanager
 def rows(start: int, stop: int, total: int) -> Iterator[Part]:
     """Inside, a batch is rows start..stop-1 of one of `total`, and has those rows of the noise of all of it."""
-    global _part
-    outer, _part = _part, Part(start, stop, total)
+    outer, _drawing.part = _drawing.part, Part(start, stop, total)
     try:
-        yield _part
+        yield _drawing.part
     finally:
-        _part = outer
+        _drawing.part = outer
+
+
+@contextmanager
+def drawing_from(source: torch.Generator | None) -> Iterator[None]:
+    """Inside, this thread's batch noise comes from this generator (None: torch's global one)."""
+    outer, _drawing.source = _drawing.source, source
+    try:
+        yield
+    finally:
+        _drawing.source = outer
 
 
 def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """Standard normal numbers for a training batch, from torch's global generator.
+    """Standard normal numbers for a training batch, from torch's global generator or that of `drawing_from`.
 
     Arguments:
         shape: of the result.
@@ -90,13 +105,14 @@ def batch_uniform(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
 
 
 def _of_batch(draw: Any, shape: Sequence[int], dim: int, options: dict[str, Any]) -> Tensor:
-    if _part is None:
+    part, options = _drawing.part, options | {"generator": _drawing.source}
+    if part is None:
         return draw(shape, **options)
-    if shape[dim] != _part.stop - _part.start:
-        raise RuntimeError(f"noise for {shape[dim]} images of a batch of which {_part} are at hand")
-    _part.draws += 1
-    whole = [*shape[:dim], _part.total, *shape[dim + 1 :]]
-    return draw(whole, **options).narrow(dim, _part.start, _part.stop - _part.start).contiguous()
+    if shape[dim] != part.stop - part.start:
+        raise RuntimeError(f"noise for {shape[dim]} images of a batch of which {part} are at hand")
+    part.draws += 1
+    whole = [*shape[:dim], part.total, *shape[dim + 1 :]]
+    return draw(whole, **options).narrow(dim, part.start, part.stop - part.start).contiguous()
 
 
 class ImageNoise:
@@ -118,11 +134,12 @@ class ImageNoise:
     def __call__(self, stream: str, k: int) -> Tensor:
         if self._kept is not None and (stream, k) in self._kept:
             return self._kept[stream, k]
-        out = torch.empty(k, len(self.images), self.latent_dim, dtype=self.dtype, device=self.device)
+        # On a GPU the launches count: each image's numbers are drawn where they stay.
+        out = torch.empty(len(self.images), k, self.latent_dim, dtype=self.dtype, device=self.device)
         source = torch.Generator(device=self.device)
-        for row, image in enumerate(self.images):
-            source.manual_seed(mix(self.seed, "image", image, stream))
-            out[:, row] = torch.randn(k, self.latent_dim, generator=source, dtype=self.dtype, device=self.device)
+        for row, image in zip(out.unbind(), self.images, strict=True):
+            row.normal_(generator=source.manual_seed(mix(self.seed, "image", image, stream)))
+        out = out.transpose(0, 1).contiguous()
         if self._kept is not None:
             self._kept[stream, k] = out
         return out

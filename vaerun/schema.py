@@ -103,6 +103,9 @@ class TrainerSettings:
     log_every: int = 50
     checkpoint_seconds: float = 60.0
     processes: int = 1
+    precision: str = "float32"
+    compile: str = "auto"
+    replicas: int = 1
 
 
 @dataclass

@@ -22,27 +22,21 @@ from torch import Tensor, nn
 from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError
 from vaerun.inference.common import check_steps
+from vaerun.inference.factor import cholesky, factor_and_solve, solve
 from vaerun.models import Joint
 from vaerun.nets.init import head
 
 DAMPING = ("paper", "none")
 
 
-def cholesky(precision: Tensor) -> Tensor:
-    """Lower factors of [B, d, d] without a host sync; one that does not exist is NaN, which stops the run by name."""
-    factor, info = torch.linalg.cholesky_ex(precision)
-    return torch.where((info == 0)[:, None, None], factor, torch.nan)
-
-
 def newton_step(joint: Joint, mu: Tensor) -> Tensor:
     """L^-1 s at mu [B, d], differentiable in mu and in the joint's parameters (implicitly, see above)."""
     local = joint.linearise_held(mu)
-    factor = cholesky(local.precision)
-    step = torch.cholesky_solve(local.gradient.unsqueeze(-1), factor).squeeze(-1)
+    factor, step = factor_and_solve(local.precision, local.gradient)
     if not torch.is_grad_enabled():
         return step
     # The residual is zero up to rounding, which adding it takes away: its value refines the step, its gradient is ours.
-    return step + torch.cholesky_solve(joint.residual(mu, step).unsqueeze(-1), factor).squeeze(-1)
+    return step + solve(factor, joint.residual(mu, step))
 
 
 class Laplace(nn.Module):
@@ -71,6 +65,9 @@ class Laplace(nn.Module):
             mu = joint.prior.mean
         else:
             mu = self.mean(self.encoder(joint.inputs, joint.c))
-        for t in range(self.steps):
-            mu = mu + self.rate(t) * newton_step(joint, mu)
-        return PrecisionNormal(mu, cholesky(joint.linearise(mu).precision))
+        # What is factorised keeps its digits where trainer.precision=bf16 lowers the layers'.
+        with torch.autocast(mu.device.type, enabled=False):
+            mu = mu.to(joint.x.dtype)
+            for t in range(self.steps):
+                mu = mu + self.rate(t) * newton_step(joint, mu)
+            return PrecisionNormal(mu, cholesky(joint.linearise(mu).precision))

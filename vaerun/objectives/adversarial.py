@@ -97,7 +97,7 @@ class Adversarial(nn.Module):
         self.register_buffer("longest", torch.zeros((), dtype=torch.int64))  # since it was last looked at
         self._flawless: Tensor | None = None
 
-    def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One phase's loss [B] nats and metrics [B], with noise from torch's global generator."""
         shape = len(batch.x), self.model.noise_dim
         noise = batch_normal(shape, 0, dtype=batch.x.dtype, device=batch.x.device)
@@ -175,7 +175,7 @@ class Adversarial(nn.Module):
         if self._flawless is not None:
             self._flawless = every(self._flawless)
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int | Tensor) -> None:
         """Moves the generator's average on; counts the steps that the discriminator has won."""
         if self._flawless is not None:
             self.won.copy_((self.won + 1) * self._flawless)
@@ -183,7 +183,11 @@ class Adversarial(nn.Module):
             self._flawless = None
         if self.model.average is None:
             return
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay: float | Tensor
+        if isinstance(step, Tensor):
+            decay = ((1 + step) / (10 + step)).clamp(max=self.decay)
+        else:
+            decay = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
             average, current = self.model.average.state_dict(), self.model.generator.state_dict()
             for name, value in average.items():

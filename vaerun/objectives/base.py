@@ -48,15 +48,19 @@ class Objective(Protocol):
         """The setting by which the loss of an image depends on the others of its batch; None: there is none."""
         ...
 
-    def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [B] to descend and metrics {name: [B]} to report, none of them reduced."""
+    def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [B] to descend and metrics {name: [B]} to report, none of them reduced.
+
+        `step` (steps done) is an int, or where the step is recorded to be replayed (training/step.py) a tensor []: what
+        depends on it must then be computed from it on the device.
+        """
         ...
 
     def agree(self, every: Callable[[Tensor], Tensor]) -> None:
         """Called before after_step where processes share the batch; `every` is a logical and over all of it."""
         ...
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int | Tensor) -> None:
         """Called once after each training step (moving averages)."""
         ...
 

@@ -22,8 +22,10 @@ class WarmUp:
     weight: float
     steps: int
 
-    def __call__(self, step: int) -> float:
-        """The weight at this step (steps done so far)."""
+    def __call__(self, step: int | Tensor) -> float | Tensor:
+        """The weight at this step (steps done so far, as a number here or on the device)."""
+        if isinstance(step, Tensor):
+            return self.weight * (step / self.steps).clamp(max=1.0)
         return self.weight * min(1.0, step / self.steps)
 
 
@@ -42,7 +44,7 @@ class Variational(nn.Module):
         self.model, self.estimator, self.samples, self.warm_up = model, estimator, samples, warm_up
         self.phases = {"model": Phase(model.parameter_groups())}
 
-    def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """-surrogate [B]; metrics: elbo (weight 1, with the transform's log|det|) and its terms, nats per image.
 
         An estimator of another bound has that one too, by its name.
@@ -57,7 +59,7 @@ class Variational(nn.Module):
             metrics["reconstruction"] = metrics["reconstruction"] + batch.log_det
         metrics[found.name] = found.bound.detach() + batch.log_det
         if self.warm_up is not None:
-            metrics["kl_weight"] = torch.full_like(metrics[found.name], options["kl_weight"])
+            metrics["kl_weight"] = torch.ones_like(metrics[found.name]) * options["kl_weight"]
         return -found.surrogate, metrics
 
     @property
@@ -68,7 +70,7 @@ class Variational(nn.Module):
     def agree(self, every: Callable[[Tensor], Tensor]) -> None:
         """Nothing to do."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int | Tensor) -> None:
         """Nothing to do."""
 
     def look(self) -> Look:

@@ -225,6 +225,8 @@ def train_settings(settings: Settings) -> TrainSettings:
         log_every=t.log_every,
         validate_every=settings.evaluation.every,
         checkpoint_seconds=t.checkpoint_seconds,
+        precision=t.precision,
+        compile=t.compile,
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be evaluated of a model on a data set, looked at before any work."""
+"""What can be evaluated of a model on a data set, and how it can be trained here, looked at before any work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from vaerun.evaluation.traversals import parse_expression, parse_sets, parse_sto
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate_samples import has_classifier
-from vaerun.settings import EvaluationSettings, Settings
+from vaerun.settings import EvaluationSettings, Settings, TrainerSettings
+from vaerun.training.precision import check_precision
 
 DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
 POSTERIOR_ONLY = ("gaps", "gradient_noise")
@@ -164,6 +165,20 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         parse_expression(expression, sets)
     if model.classes and (settings.interpolation or settings.arithmetic) and settings.label >= model.classes:
         raise InputError(f"evaluation.label={settings.label}: the model has classes 0 to {model.classes - 1}")
+
+
+def check_arithmetic(settings: TrainerSettings, device: torch.device) -> None:
+    """Raises InputError for a way to make the steps that this device or the number of processes does not allow."""
+    check_precision(settings.precision, device)
+    if settings.compile == "graph" and device.type != "cuda":
+        raise InputError(
+            f"trainer.compile=graph records CUDA graphs, and this run is on {device}: use trainer.compile=auto"
+        )
+    if settings.compile == "graph" and settings.processes > 1:
+        raise InputError(
+            f"trainer.compile=graph records the steps of one process, and trainer.processes={settings.processes}: use "
+            "trainer.compile=auto"
+        )
 
 
 def _options(settings: Any) -> dict[str, Any]:

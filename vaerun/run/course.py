@@ -7,6 +7,7 @@ import math
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vaerun.training.checkpoint import Damaged, Store, load, load_named
 from vaerun.training.log import Log
 from vaerun.training.ranks import Ranks, Silent
 from vaerun.training.signals import Stop
+from vaerun.training.step import own_stream
 
 
 class Course:
@@ -42,9 +44,12 @@ class Course:
         device: torch.device,
         parts: Prepared,
         ranks: Ranks,
+        source: torch.Generator | None = None,
+        ready: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.folder, self.stop, self.device, self.ranks = settings, folder, stop, device, ranks
         self.data, self.model, self.objective, self.identity = parts.data, parts.model, parts.objective, parts.identity
+        self.source, self.ready = source, ready
         self.family = family_of(self.model)
         self.store = Store(folder / "checkpoints", self.identity, self.warn)
         self.train_settings, self.total_steps = train_settings(settings), parts.total_steps
@@ -149,7 +154,7 @@ class Course:
             images_per_step=self.images_per_step,
         )
         try:
-            with self.stop.deferred():
+            with self.stop.deferred(), own_stream(self.device):
                 closed_form = self.settings.model.fit == "closed_form"
                 done = self._fit_closed_form(log) if closed_form else self._train(log, state)
                 self.ranks.first(lambda: self._select_and_evaluate(log, done))
@@ -191,7 +196,14 @@ class Course:
             stop=self.stop,
             resume=state,
             ranks=self.ranks,
+            source=self.source,
+            ready=self.ready,
+            compared=self._compared,
         )
+
+    def _compared(self, found: dict[str, dict[str, float]]) -> None:
+        """Lower precision against float32: for the record."""
+        self.record["protocol"]["precision_difference"] = found
 
     def _fit_closed_form(self, log: Log) -> Progress:
         started = time.perf_counter()

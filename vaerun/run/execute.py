@@ -12,6 +12,7 @@ import torch
 
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
+from vaerun.run.checks import check_arithmetic
 from vaerun.run.course import Course
 from vaerun.run.folder import claim, fresh
 from vaerun.run.prepare import prepare
@@ -51,6 +52,7 @@ def _execute(
     settings: Settings, folder: Path, overrides: list[str], hydra: str | None, stop: Stop, ranks: Ranks
 ) -> dict[str, Any]:
     device = ranks.device or device_named(settings.trainer.device)
+    check_arithmetic(settings.trainer, device)
     if settings.trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
     torch.use_deterministic_algorithms(settings.trainer.deterministic)

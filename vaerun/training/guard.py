@@ -34,23 +34,32 @@ class FiniteGuard:
         self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
         self.terms: dict[str, Tensor] = {}
 
-    def see(self, bad: Tensor, step: int, metrics: dict[str, Tensor], norm: Tensor) -> None:
-        """Raises RunError at once where looking costs no transfer."""
+    def see(self, bad: Tensor, step: int | Tensor, metrics: dict[str, Tensor], norm: Tensor) -> None:
+        """Raises RunError at once where looking costs no transfer; `step` may be a number on the device."""
         terms = {k: v for k, v in metrics.items() if k != "elbo"} | {"gradient": norm}
         if self.on_device:
             assert self.first is not None
             new = bad & (self.first < 0)
-            self.first = torch.where(new, step, self.first)
+            self.first.copy_(torch.where(new, step, self.first))  # in place: a recorded step knows addresses
             for name, value in terms.items():
                 finite = torch.isfinite(value).all()
-                self.terms[name] = torch.where(new, finite, self.terms.get(name, torch.ones_like(finite)))
+                known = self.terms.setdefault(name, torch.ones_like(finite))
+                known.copy_(torch.where(new, finite, known))
         elif bool(bad):
-            self._raise(step, {name: torch.isfinite(value).all() for name, value in terms.items()})
+            self._raise(int(step), {name: torch.isfinite(value).all() for name, value in terms.items()})
 
-    def check(self) -> None:
-        """Raises RunError when a bad step has been seen on the device."""
-        if self.first is not None and int(self.first) >= 0:
-            self._raise(int(self.first), self.terms)
+    @property
+    def memory(self) -> list[Tensor]:
+        """What is remembered on the device."""
+        return [] if self.first is None else [self.first, *self.terms.values()]
+
+    def check(self, first: int | None = None) -> None:
+        """Raises RunError when a bad step has been seen on the device; `first`: its number, where known already."""
+        if self.first is None:
+            return
+        first = int(self.first) if first is None else first
+        if first >= 0:
+            self._raise(first, self.terms)
 
     def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
         # A bad step is one for all processes, though the image may have been another's.

@@ -18,7 +18,7 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.objectives import Objective
-from vaerun.randomness import mix, permutation
+from vaerun.randomness import permutation
 from vaerun.training.checkpoint import Store
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
@@ -27,7 +27,11 @@ from vaerun.training.ranks import Ranks, Silent
 from vaerun.training.schedule import factor
 from vaerun.training.settings import TrainSettings
 from vaerun.training.signals import Stop
-from vaerun.training.update import make_optimisers, update
+from vaerun.training.step import Recorded, Step, recorded
+from vaerun.training.update import make_optimisers
+
+
+FEW = 20  # steps that are not worth a recording
 
 
 def train(
@@ -44,6 +48,9 @@ def train(
     stop: Stop,
     resume: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
+    source: torch.Generator | None = None,
+    ready: Callable[[], None] | None = None,
+    compared: Callable[[dict[str, dict[str, float]]], None] | None = None,
 ) -> Progress:
     """Train until the last step, early stopping, a signal or a loss that is not finite.
 
@@ -60,10 +67,14 @@ def train(
         resume: a checkpoint to go on from.
         ranks: the processes of this run, each of which calls this; None: there is one. Only the first one's validate,
             selection, warn, after_validation, log and store are used: the others may give None.
+        source: where batch noise comes from; None: torch's global generator, which is then this run's alone.
+        ready: called once, when the step can be made and none has been.
+        compared: called with how a lower settings.precision differs from float32 on the first batch, by phase.
 
     Raises:
         Interrupted: a signal came; the state is saved.
-        RunError: a loss or gradient was not finite; its update was not made, and last.pt is from before it.
+        RunError: a loss or gradient was not finite; its update was not made, and last.pt is from before it. Or
+            settings.precision or settings.compile cannot be had for this objective.
         InputError: the checkpoint does not fit this run's model.
         Lost: another process of the run has ended.
     """
@@ -78,6 +89,8 @@ def train(
     total = settings.total_steps(len(split))
     per_epoch = -(-len(split) // settings.batch_size)
     guard = FiniteGuard(device, ranks)
+    step = Step(objective, split, settings, optimisers, guard, ranks, source)
+    step.sums |= sums
     saved_at = time.monotonic()
     best_waiting: dict[str, Any] | None = None
     validates, selection = ranks.first(lambda: (validate is not None, None if validate is None else selection))
@@ -107,7 +120,7 @@ def train(
 
     def save() -> None:
         nonlocal saved_at
-        totals = ranks.sum(sums)
+        totals = ranks.sum(step.sums)
         ranks.first(lambda: write(totals))
         saved_at = time.monotonic()
 
@@ -119,7 +132,17 @@ def train(
             "step, settings and number of images": [progress.step, settings, len(split)],
         }
     )
+    if settings.precision != "float32":
+        found = step.compare_precision()
+        if compared is not None:
+            compared(found)
     objective.train()
+    make: Step | Recorded = step
+    if not progress.finished and total - progress.step >= FEW:
+        sizes = {min(settings.batch_size, len(split)), len(split) % settings.batch_size or settings.batch_size}
+        make = recorded(step, sorted(sizes), repeats, progress.step, warn)
+    if ready is not None:
+        ready()
     while not progress.finished:
         if not progress.validation_due:
             # Place in the run: batch i of an epoch.
@@ -133,26 +156,11 @@ def train(
             part = slice(i * settings.batch_size, (i + 1) * settings.batch_size)
             scale = factor(settings.schedule, epoch, progress.step / total)
 
-            # One step: each phase in turn, its loss averaged over the batch here and nowhere else.
             clock.begin(progress)
-            torch.manual_seed(mix(settings.seed, "step", progress.step))
-            images = len(orders[0][part])
-            with ranks.share(images) as share:
-                batches = [split.training_batch(order[part][share.place]) for order in orders]
-                for name, phase in objective.phases.items():
-                    for batch in batches[: phase.repeats]:
-                        loss, metrics = objective.loss(name, progress.step, batch)
-                        how = scale, settings.clip_norm, guard, progress.step, ranks
-                        norm = update(optimisers[name], share.mean(loss), metrics, *how)
-                        totals = {key: share.sum(value) for key, value in metrics.items()}
-                        totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
-                        for key, total_value in totals.items():
-                            sums[key] = sums.get(key, 0) + total_value / phase.repeats
-            if ranks.size > 1:
-                objective.agree(ranks.every)
-            objective.after_step(progress.step)
+            rows = [order[part] for order in orders]
+            make(progress.step, scale, rows)
             progress.step += 1
-            count += images
+            count += len(rows[0])
             last = progress.step >= total
             progress.validation_due = last or (
                 progress.step % per_epoch == 0 and (epoch + 1) % settings.validate_every == 0
@@ -160,8 +168,7 @@ def train(
 
             # Records of the training loss; the only place where the host waits for the device.
             if progress.step % settings.log_every == 0 or last:
-                guard.check()
-                values = {f"train/{k}": float(v) / count for k, v in ranks.sum(sums).items()}
+                values = {f"train/{k}": v / count for k, v in step.look().items()}
                 values["train/learning_rate"] = settings.learning_rate * scale
                 look = objective.look()
                 values |= {f"train/{k}": v for k, v in look.values.items()}
@@ -170,7 +177,8 @@ def train(
                         warn(f"step {progress.step}: {line}")
                 told = set(look.warnings)
                 log.record(progress.step, progress.step / per_epoch, values)
-                sums, count = {}, 0
+                step.clear()
+                count = 0
                 log.progress(progress.step, epoch + 1, settings.epochs)
 
         # Validation: selects the parameters that will be evaluated.
@@ -230,7 +238,7 @@ def restore(
     try:
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():
-            own = [{k: group[k] for k in ("base_lr", "betas")} for group in optimiser.param_groups]
+            own = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimisers"][name])
             for group, options in zip(optimiser.param_groups, own, strict=True):
                 group |= options  # the settings' own: a run that starts from another's checkpoint may differ

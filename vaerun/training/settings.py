@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from vaerun.errors import InputError
 
 
+COMPILE = ("auto", "none", "graph")
+"""graph: record the step as a CUDA graph; none: make each; auto: graph on a GPU, where the step can be recorded."""
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train.
@@ -27,6 +31,8 @@ class TrainSettings:
         log_every: steps between records of training metrics.
         validate_every: epochs between validations.
         checkpoint_seconds: least time between checkpoints.
+        precision: see training/precision.py.
+        compile: see COMPILE.
     """
 
     seed: int
@@ -44,6 +50,8 @@ class TrainSettings:
     log_every: int = 50
     validate_every: int = 1
     checkpoint_seconds: float = 60.0
+    precision: str = "float32"
+    compile: str = "none"
 
     def total_steps(self, images: int) -> int:
         """Steps of the whole run on so many training images. Raises InputError for a batch larger than the data."""

@@ -14,7 +14,10 @@ from vaerun.training.settings import TrainSettings
 
 
 def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
-    """One Adam per phase; each group remembers its base rate and its betas."""
+    """One Adam per phase; each group remembers its base rate and its betas.
+
+    On a GPU rates and counts of steps live there, so that a recorded step can be replayed under a schedule.
+    """
     own_rates = {
         "variance": settings.variance_learning_rate,
         "discriminator": settings.discriminator_learning_rate,
@@ -26,25 +29,41 @@ def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[s
         rate = settings.learning_rate if rate is None else rate
         return {"lr": rate, "base_lr": rate, "betas": settings.betas if betas is None else betas}
 
-    return {
-        name: torch.optim.Adam([{"params": p, **options(g)} for g, p in phase.groups.items() if p], fused=True)
-        for name, phase in phases.items()
-    }
+    found: dict[str, torch.optim.Optimizer] = {}
+    for name, phase in phases.items():
+        groups = [{"params": p, **options(g)} for g, p in phase.groups.items() if p]
+        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+        found[name] = torch.optim.Adam(groups, fused=True, capturable=on_gpu)
+        if on_gpu:
+            for group in found[name].param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+    return found
+
+
+def set_rates(optimiser: torch.optim.Optimizer, scale: float) -> None:
+    """Each group's learning rate, as a part of its base rate."""
+    for group in optimiser.param_groups:
+        rate = group["base_lr"] * scale
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # where it is: recorded steps know the place
+        else:
+            group["lr"] = rate
 
 
 def update(
     optimiser: torch.optim.Optimizer,
     loss: Tensor,
     metrics: dict[str, Tensor],
-    scale: float,
+    scale: float | None,
     clip_norm: float | None,
     guard: FiniteGuard,
-    step: int,
+    step: int | Tensor,
     ranks: Ranks | None = None,
 ) -> Tensor:
     """One optimiser step, unless loss or gradient is not finite; returns the gradient's norm before clipping.
 
-    Loss and metrics are this process's share of the batch; gradient and decision are of all of it.
+    Loss and metrics are this process's share of the batch; gradient and decision are of all of it. `scale` is the
+    schedule's, None where the rates are set already.
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
@@ -55,8 +74,8 @@ def update(
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * scale
+    if scale is not None:
+        set_rates(optimiser, scale)
     bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
     guard.see(bad, step, metrics, norm)
     if guard.on_device:
