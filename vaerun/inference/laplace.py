@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError
 from vaerun.inference.common import check_steps
-from vaerun.inference.factor import cholesky, factor_and_solve, solve
+from vaerun.inference.factor import cholesky, factor_and_solve, implicit
 from vaerun.models import Joint
 from vaerun.nets.init import head
 
@@ -35,8 +35,7 @@ def newton_step(joint: Joint, mu: Tensor) -> Tensor:
     factor, step = factor_and_solve(local.precision, local.gradient)
     if not torch.is_grad_enabled():
         return step
-    # The residual is zero up to rounding, which adding it takes away: its value refines the step, its gradient is ours.
-    return step + solve(factor, joint.residual(mu, step))
+    return implicit(step, joint.residual(mu, step), factor)
 
 
 class Laplace(nn.Module):

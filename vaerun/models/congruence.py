@@ -57,12 +57,13 @@ def congruence(m: Tensor, gram: Tensor) -> Tensor:
     """M G M' [B, d, d] for contiguous m = M [B, d, H] and symmetric gram = G [H, H]."""
     if torch.is_grad_enabled():
         return _Congruence.apply(m, gram)[0]
-    return _by_halves(m, gram)
+    # A GPU is busy with one large product and not with the parts of half of it.
+    return (m.flatten(0, 1) @ gram).view_as(m) @ m.mT if m.is_cuda else _by_halves(m, gram)
 
 
 def quadratic(v: Tensor, gram: Tensor) -> Tensor:
     """v' G v of rows v [..., H] for symmetric gram = G [H, H]: [...]."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or v.is_cuda:
         return (v * (v @ gram)).sum(-1)
     half, blocks = _half(gram), _blocks(gram.shape[0])
     parts = [((v[..., :stop] @ half[:stop, start:stop]) * v[..., start:stop]).sum(-1) for start, stop in blocks]

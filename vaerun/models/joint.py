@@ -83,6 +83,10 @@ class LinearMap(Protocol):
         """J', [B, d, n]."""
         ...
 
+    def held(self) -> LinearMap:
+        """The same without a graph."""
+        ...
+
 
 class Differentiated:
     """The LinearMap of any function at z [B, d] by forward and reverse mode; all that it gives is differentiable.
@@ -110,6 +114,9 @@ class Differentiated:
     def jacobian(self) -> Tensor:
         eye = torch.eye(self.z.shape[-1], dtype=self.z.dtype, device=self.z.device)
         return torch.vmap(lambda tangent: self.push(tangent.expand_as(self.z)), out_dims=1)(eye)
+
+    def held(self) -> Differentiated:
+        return Differentiated(self.function, self.z.detach())
 
 
 class Joint:
@@ -147,6 +154,7 @@ class Joint:
         self.inputs = x if inputs is None else inputs
         self.noise: Noise = self._global_noise if noise is None else noise
         self._gram_cache: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._latest: tuple[Tensor, bool, LinearMap] | None = None
 
     def _global_noise(self, stream: str, k: int) -> Tensor:
         return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
@@ -157,7 +165,7 @@ class Joint:
         view.decoder = cast(Decoder, held_module(cast(nn.Module, self.decoder)))
         view.likelihood = cast(Any, held_module(cast(nn.Module, self.likelihood)))
         view.prior = self.prior.held()
-        view._gram_cache = {}
+        view._gram_cache, view._latest = {}, None
         return view
 
     # -- densities ----------------------------------------------------------------------------------------------
@@ -180,25 +188,32 @@ class Joint:
 
     def linearise(self, mu: Tensor) -> Linearisation:
         """Gradient and Gauss-Newton precision of log p(x, z | c) at z = mu [B, d]."""
-        gradient, curvature = (self._linearise_gram if self._gram_linearises else self._linearise_general)(mu)
-        prior_precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
-        return Linearisation(
-            gradient - prior_precision * (mu - self.prior.mean), curvature + torch.diag_embed(prior_precision)
-        )
+        return self._linearise(mu, self._map(mu))
 
     def linearise_held(self, mu: Tensor) -> Linearisation:
-        """The same without a graph."""
+        """The same without a graph; what `residual` at this mu shares with it is made once, for both."""
         if self._gram_linearises:
-            self._gram()  # in the caller's mode: it is made once
+            self._gram()  # in the caller's mode
+        network = self._map(mu)
         with torch.no_grad():
-            return self.linearise(mu)
+            return self._linearise(mu, network.held())
 
-    def _linearise_general(self, mu: Tensor) -> tuple[Tensor, Tensor]:
+    def _linearise(self, mu: Tensor, network: LinearMap) -> Linearisation:
+        gradient, curvature = (self._linearise_gram if self._gram_linearises else self._linearise_general)(network)
+        if isinstance(self.prior, StandardNormal):
+            return Linearisation(gradient - mu, curvature + self._identity)
+        precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
+        return Linearisation(gradient - precision * (mu - self.prior.mean), curvature + torch.diag_embed(precision))
+
+    @cached_property
+    def _identity(self) -> Tensor:
+        return torch.eye(self.latent_dim, dtype=self.x.dtype, device=self.x.device)
+
+    def _linearise_general(self, network: LinearMap) -> tuple[Tensor, Tensor]:
         if self.decoder.affine is None:
-            whole = Differentiated(lambda z: self.decode(z).flatten(1), mu)
-            eta, jacobian = whole.value, whole.jacobian()  # [B, D], [B, d, D]
+            eta, jacobian = network.value, network.jacobian()  # [B, D], [B, d, D]
         else:
-            trunk, (w, b) = self._trunk(mu), self._affine()
+            trunk, (w, b) = network, self._affine()
             m = trunk.jacobian()
             eta, jacobian = trunk.value @ w.mT + b, (m.flatten(0, 1) @ w.mT).unflatten(0, m.shape[:2])
         eta = eta.unflatten(1, self.x.shape[1:])
@@ -206,8 +221,8 @@ class Joint:
         weight = self.likelihood.fisher(eta).flatten(1)
         return (jacobian @ score.unsqueeze(-1)).squeeze(-1), (jacobian * weight.unsqueeze(1)) @ jacobian.mT
 
-    def _linearise_gram(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        (gram, rho), trunk = self._gram(), self._trunk(mu)
+    def _linearise_gram(self, trunk: LinearMap) -> tuple[Tensor, Tensor]:
+        gram, rho = self._gram()
         return trunk.pull(rho - trunk.value @ gram), congruence(trunk.jacobian().contiguous(), gram)
 
     def residual(self, mu: Tensor, step: Tensor) -> Tensor:
@@ -215,15 +230,17 @@ class Joint:
 
         By derivatives along single directions, so neither Jacobian nor precision is formed, in value or in gradient.
         """
+        network = self._map(mu)
         if self._gram_linearises:
-            (gram, rho), trunk = self._gram(), self._trunk(mu)
-            data = trunk.pull(rho - (trunk.value + trunk.push(step)) @ gram)
+            gram, rho = self._gram()
+            data = network.pull(rho - (network.value + network.push(step)) @ gram)
         elif self.decoder.affine is None:
-            whole = Differentiated(lambda z: self.decode(z).flatten(1), mu)
-            data = whole.pull(self._pixel_residual(whole.value, whole.push(step)))
+            data = network.pull(self._pixel_residual(network.value, network.push(step)))
         else:
-            trunk, (w, b) = self._trunk(mu), self._affine()
-            data = trunk.pull(self._pixel_residual(trunk.value @ w.mT + b, trunk.push(step) @ w.mT) @ w)
+            w, b = self._affine()
+            data = network.pull(self._pixel_residual(network.value @ w.mT + b, network.push(step) @ w.mT) @ w)
+        if isinstance(self.prior, StandardNormal):
+            return data - (mu + step)
         return data - torch.exp(-self.prior.log_variance) * (mu + step - self.prior.mean)  # type: ignore[attr-defined]
 
     def _pixel_residual(self, eta: Tensor, moved: Tensor) -> Tensor:
@@ -231,15 +248,25 @@ class Joint:
         eta = eta.unflatten(1, self.x.shape[1:])
         return self.likelihood.score(self.x, eta).flatten(1) - self.likelihood.fisher(eta).flatten(1) * moved
 
-    def _trunk(self, mu: Tensor) -> LinearMap:
-        """h [B, H] at mu and dh/dz."""
-        own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
-        return Differentiated(lambda z: self.decoder.trunk(z, self.c), mu) if own is None else own(mu, self.c)
+    def _map(self, mu: Tensor) -> LinearMap:
+        """At mu: h [B, H] and dh/dz, or eta [B, D] and d eta/dz of a decoder that does not end in an affine map."""
+        graph = torch.is_grad_enabled()
+        if self._latest is None or self._latest[0] is not mu or self._latest[1] != graph:
+            own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
+            found: LinearMap
+            if self.decoder.affine is None:
+                found = Differentiated(lambda z: self.decode(z).flatten(1), mu)
+            elif own is None:
+                found = Differentiated(lambda z: self.decoder.trunk(z, self.c), mu)
+            else:
+                found = own(mu, self.c)
+            self._latest = mu, graph, found
+        return self._latest[2]
 
     @property
     def _gram_linearises(self) -> bool:
         # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
-        return self.has_gram and self.x[0].numel() > self._affine()[0].shape[1]
+        return self.has_gram and self.x[0].numel() > cast(nn.Linear, self.decoder.affine).in_features
 
     # -- Gram path ----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda value: value.sign(),
+    "leaky_relu": lambda value: torch.where(value > 0, 1.0, 0.01).to(value.dtype),
+}
+"""Of piecewise linear activations, from their values: constant but for kinks, so nothing differentiates them."""
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name. Raises InputError for an unknown one."""
     if name not in ACTIVATIONS:

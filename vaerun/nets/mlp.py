@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from vaerun.nets.init import SLOPES, check_widths, join, linear
 from vaerun.nets.init import activation as activation_named
-from vaerun.nets.init import check_widths, join, linear
 
 
 class Stack(nn.Module):
@@ -21,7 +21,7 @@ class Stack(nn.Module):
         super().__init__()
         widths = [in_features, *hidden]
         self.layers = nn.ModuleList(linear(a, b, activation) for a, b in pairwise(widths))
-        self.activation = activation_named(activation)
+        self.activation, self.slope = activation_named(activation), SLOPES.get(activation)
         self.out_features = widths[-1]
 
     def forward(self, h: Tensor) -> Tensor:
@@ -34,7 +34,11 @@ class Stack(nn.Module):
         slopes = []
         for layer in self.layers:
             pre = layer(h)
-            h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
+            if self.slope is not None:
+                h = self.activation(pre)
+                slope = self.slope(h.detach())
+            else:
+                h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
             slopes.append(slope)
         weights = [cast(nn.Linear, layer).weight for layer in self.layers]
         first = [weight[:, :inputs] for weight in weights[:1]]
@@ -55,6 +59,13 @@ class Linearised:
 
     def __init__(self, value: Tensor, weights: Sequence[Tensor], slopes: Sequence[Tensor], inputs: int) -> None:
         self.value, self.weights, self.slopes, self.inputs = value, weights, slopes, inputs
+
+    def held(self) -> Linearised:
+        """The same without a graph."""
+        with torch.no_grad():
+            return Linearised(
+                self.value.detach(), [w.detach() for w in self.weights], [s.detach() for s in self.slopes], self.inputs
+            )
 
     def push(self, v: Tensor) -> Tensor:
         """M v: [B, d] -> [B, H]."""
