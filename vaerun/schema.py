@@ -209,6 +209,7 @@ class SweepSettings:
 
     jobs: int | None = None
     jobs_per_gpu: int = 1
+    together: int = 1
     job_minutes: float | None = None
     fail_fast: bool = False
     table: TableSettings = field(default_factory=TableSettings)

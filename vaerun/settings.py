@@ -109,6 +109,7 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "trainer.replicas": (1, True),
     "sweep.jobs": (1, True),
     "sweep.jobs_per_gpu": (1, True),
+    "sweep.together": (1, True),
     "sweep.job_minutes": (0, False),
     "evaluation.samples": (1, True),
     "evaluation.images": (1, True),
@@ -211,6 +212,8 @@ def _check_values(settings: Settings) -> None:
             raise InputError(f"{key} must be two numbers of at least 0 and below 1, such as [0.5,0.999], got {betas}")
     if settings.trainer.average is not None and not settings.trainer.average < 1:
         raise InputError(f"trainer.average must be below 1, got {settings.trainer.average}")
+    if settings.trainer.replicas > 1 and settings.trainer.processes > 1:
+        raise InputError("trainer.replicas and trainer.processes do not go together: set one of them to 1")
     if not settings.evaluation.observation.variances or min(settings.evaluation.observation.variances) <= 0:
         raise InputError("evaluation.observation.variances must list variances above 0, such as [0.01,0.03,0.1]")
     if not 0 <= settings.seed < 2**63:

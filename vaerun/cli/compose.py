@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -19,7 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.cli.main import GROUPS, choices
 from vaerun.errors import InputError
 from vaerun.plugins import config_folders, group_file, own_config_folder
-from vaerun.settings import is_incidental, keys, missing, nearest, short_name
+from vaerun.settings import Settings, is_incidental, keys, missing, nearest, short_name
+
+if TYPE_CHECKING:
+    from vaerun.run.together import Member
 
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
@@ -57,6 +62,24 @@ def _run_dir(_root_: Any) -> str:
     _places.update((place, *place.parents))
     absent.update(p for p in (place, *place.parents) if not _exists(p))
     return str(folder)
+
+
+def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str], hydra_text: str) -> list[Member]:
+    """The runs of trainer.replicas=N: seeds seed ... seed + N - 1, each in the folder that it would have alone.
+
+    With an output_dir they are seedN within it.
+    """
+    from vaerun.run.together import Member
+
+    found = []
+    words = [word for word in words if not word.lstrip("+").startswith(("seed=", "trainer.replicas="))]
+    for seed in range(settings.seed, settings.seed + settings.trainer.replicas):
+        own = copy.deepcopy(cfg)
+        own.seed = seed
+        place = folder / f"seed{seed}" if cfg.output_dir is not None else Path("outputs") / short_name(_plain(own))
+        single = replace(settings, seed=seed, trainer=replace(settings.trainer, replicas=1))
+        found.append(Member(single, place, [*words, f"seed={seed}"], hydra_text, f"seed {seed}: "))
+    return found
 
 
 def _job_dir(_root_: Any) -> str:

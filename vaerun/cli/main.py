@@ -159,6 +159,11 @@ def job(cfg: DictConfig) -> float | None:
             from vaerun.run.attended import run_single
 
             run_single(settings, folder, overrides, text)
+        elif settings.trainer.replicas > 1:
+            from vaerun.cli.compose import replicas
+            from vaerun.run.together import run_replicas
+
+            run_replicas(replicas(cfg, settings, folder, overrides, text))
         else:
             from vaerun.run.execute import execute
 

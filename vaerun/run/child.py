@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically, write_json
 from vaerun.run.folder import Busy, claim
 from vaerun.run.record import JOB_LOG, RESULT, now, read_result, write_config
-from vaerun.run.worker import AGAIN, BUSY
+from vaerun.run.worker import AGAIN, BUSY, ENDED
 from vaerun.settings import Settings
 
 GRACE_SECONDS = 120.0  # for saving, from the request to stop to SIGKILL
@@ -85,40 +85,62 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return dict(os.environ) | own | dict(extra or {})
 
 
-def command(file: Path) -> list[str]:
-    """That runs the job of this file."""
-    return [sys.executable, "-m", "vaerun.run.worker", str(file)]
+def command(*files: Path) -> list[str]:
+    """That runs the jobs of these files."""
+    return [sys.executable, "-m", "vaerun.run.worker", *map(str, files)]
+
+
+class Attempt:
+    """One attempt at a job, as it begins: its file is written, its folder made.
+
+    Raises OSError, InputError or RunError where that cannot be done.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.file = job, job.folder / ".job.json"
+        settings = replace(job.settings, trainer=replace(job.settings.trainer))
+        if settings.trainer.resume == "never":
+            settings.trainer.resume = "auto"  # the folder of its own has been chosen
+        record = {"settings": asdict(settings), "folder": str(job.folder), "words": job.words, "hydra": job.hydra}
+        job.folder.mkdir(parents=True, exist_ok=True)
+        self.before = read_result(job.folder)
+        write_atomically(self.file, json.dumps(record).encode())  # not write_json: an infinite setting stays so
+        (job.folder / ENDED).unlink(missing_ok=True)
+        log = job.folder / JOB_LOG
+        self.log_from = log.stat().st_size if log.exists() else 0
+
+    def ending(self, of_process: Ending) -> Ending:
+        """Of this run among others in one process: what it has left word of, else the process's."""
+        try:
+            return Ending(int((self.job.folder / ENDED).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            return of_process
 
 
 class Child:
-    """A run in a process of its own (of several, with trainer.processes above 1).
+    """A run in a process of its own (of several, with trainer.processes above 1), or several runs in one.
 
     Arguments:
         job: to run; its folder is made.
         extra: variables of its environment.
         log: print to job.log in its folder, appended; else where this process prints to.
+        company: other jobs that the process runs at the same time.
 
-    Raises InputError where its folder cannot be written into, or no process can be started.
+    Raises InputError where a folder cannot be written into, or no process can be started.
     """
 
-    def __init__(self, job: Job, extra: Mapping[str, str] | None = None, log: bool = True) -> None:
+    def __init__(
+        self, job: Job, extra: Mapping[str, str] | None = None, log: bool = True, company: Sequence[Job] = ()
+    ) -> None:
         self.job = job
         self.sent: set[int] = set()
-        settings = replace(job.settings, trainer=replace(job.settings.trainer))
-        if settings.trainer.resume == "never":
-            settings.trainer.resume = "auto"  # the folder of its own has been chosen
-        file = job.folder / ".job.json"
-        record = {"settings": asdict(settings), "folder": str(job.folder), "words": job.words, "hydra": job.hydra}
         target: IO[Any] | None = None
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            self.before = read_result(job.folder)
-            write_atomically(file, json.dumps(record).encode())  # not write_json: an infinite setting stays so
+            self.attempts = [Attempt(one) for one in (job, *company)]
             if log:
                 target = open(job.folder / JOB_LOG, "ab")  # noqa: SIM115
-            self.log_from = 0 if target is None else target.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(
-                command(file),
+                command(*(attempt.file for attempt in self.attempts)),
                 stdin=subprocess.PIPE,
                 stdout=target,
                 stderr=subprocess.STDOUT if log else None,
@@ -167,21 +189,31 @@ class Child:
         return Ending(code)
 
     def verdict(self, ending: Ending, asked: int | None = None, why: str = "") -> Verdict:
-        """What became of the run; a failure, and why, is then in its result.json, whoever had to write it.
+        """What became of the run; see `verdicts`."""
+        return self.verdicts(ending, asked, why)[0]
+
+    def verdicts(self, ending: Ending, asked: int | None = None, why: str = "") -> list[Verdict]:
+        """What became of each run; a failure, and why, is then in its result.json, whoever had to write it.
 
         Arguments:
             ending: of the process.
             asked: the signal by which this process was asked to stop, which may have reached the child as well.
             why: it failed, and this is the reason.
         """
+        if len(self.attempts) == 1:
+            return [self._verdict(self.attempts[0], ending, asked, why)]
+        return [self._verdict(attempt, attempt.ending(ending), asked, why) for attempt in self.attempts]
+
+    def _verdict(self, attempt: Attempt, ending: Ending, asked: int | None, why: str) -> Verdict:
+        job = attempt.job
         if ending.code == BUSY:
             return Verdict(BUSY_ELSEWHERE)
         try:
-            found = read_result(self.job.folder)
+            found = read_result(job.folder)
         except InputError as error:
             return Verdict(FAILED, str(error))
-        new = found is not None and found != self.before  # of this attempt
-        if found is not None and found["status"] == "ok" and found["fingerprint"] == self.job.fingerprint:
+        new = found is not None and found != attempt.before  # of this attempt
+        if found is not None and found["status"] == "ok" and found["fingerprint"] == job.fingerprint:
             return Verdict(FINISHED)  # though the process may have fallen over while it was left
         signals = self.sent | ({asked} if asked is not None else set())
         # Of several processes the exit code does not say that they saved and stopped; their record does.
@@ -190,12 +222,12 @@ class Child:
         if signals and not why and (ending.code in (AGAIN, 130) or -ending.code in signals or saved or not new):
             return Verdict(STOPPED)
         # Of several processes the first may only have recorded that another one is gone; the log says why.
-        several = self.job.settings.trainer.processes > 1
+        several = job.settings.trainer.processes > 1
         if not (why or several) and ending.code == 1 and new and found is not None and found["status"] == "failed":
             return Verdict(FAILED, str(found.get("error")))
         if not why and ending.code > 0:
-            why = last_words(self.job.folder, self.log_from) or ""
-        return Verdict(FAILED, settle(self.job, why or ending.cause))
+            why = last_words(job.folder, attempt.log_from) or ""
+        return Verdict(FAILED, settle(job, why or ending.cause))
 
 
 def settle(job: Job, why: str) -> str:

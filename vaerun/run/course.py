@@ -44,12 +44,12 @@ class Course:
         device: torch.device,
         parts: Prepared,
         ranks: Ranks,
-        source: torch.Generator | None = None,
-        ready: Callable[[], None] | None = None,
     ) -> None:
         self.settings, self.folder, self.stop, self.device, self.ranks = settings, folder, stop, device, ranks
         self.data, self.model, self.objective, self.identity = parts.data, parts.model, parts.objective, parts.identity
-        self.source, self.ready = source, ready
+        self.source: torch.Generator | None = None
+        self.ready: Callable[[], None] | None = None
+        self.label = ""
         self.family = family_of(self.model)
         self.store = Store(folder / "checkpoints", self.identity, self.warn)
         self.train_settings, self.total_steps = train_settings(settings), parts.total_steps
@@ -63,11 +63,15 @@ class Course:
         self.named: dict[str, Any] | None = None
         self.started_from: dict[str, str] | None = None
 
+    def join(self, source: torch.Generator, ready: Callable[[], None], label: str) -> None:
+        """Other runs train in this process (execute.Company): noise comes from a generator of this one's own."""
+        self.source, self.ready, self.label = source, ready, label
+
     def warn(self, line: str) -> None:
         """One line on standard error and in run.log."""
         if self.ranks.rank:
             return
-        print(f"vaerun: warning: {line}", file=sys.stderr)
+        print(f"vaerun: warning: {self.label}{line}", file=sys.stderr)
         if self.logger.handlers:
             self.logger.warning(line)
         else:

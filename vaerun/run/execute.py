@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vaerun.data.dataset import ImageData
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.checks import check_arithmetic
 from vaerun.run.course import Course
 from vaerun.run.folder import claim, fresh
 from vaerun.run.prepare import prepare
-from vaerun.settings import Settings, fingerprint
+from vaerun.settings import DataSettings, Settings, fingerprint
 from vaerun.training import parallel
 from vaerun.training.ranks import Ranks
 from vaerun.training.signals import Stop
+from vaerun.training.step import alone
+
+
+@dataclass(frozen=True)
+class Company:
+    """What a run needs to know where others train in the same process, each in a thread of its own.
+
+    Attributes:
+        data: gives the data set of these settings on the device; those that are equal are one.
+        ready: called once, when all that concerns the whole process is done; returns when it is for all.
+        label: what warnings of this run begin with.
+    """
+
+    data: Callable[[DataSettings, torch.device], ImageData]
+    ready: Callable[[], None]
+    label: str
 
 
 def execute(
-    settings: Settings, folder: Path, overrides: list[str], hydra: str | None = None, stop: Stop | None = None
+    settings: Settings,
+    folder: Path,
+    overrides: list[str],
+    hydra: str | None = None,
+    stop: Stop | None = None,
+    company: Company | None = None,
 ) -> dict[str, Any]:
     """Run what the settings say in this folder and return the record of result.json.
 
@@ -33,12 +56,13 @@ def execute(
         overrides: the command's words, for the record.
         hydra: Hydra's own configuration as yaml, for the record.
         stop: signals.
+        company: of other runs in this process; None: it is alone.
 
     Raises InputError, RunError, Interrupted (errors.py); whatever is raised after the run has begun is in result.json.
     """
     with stop or Stop() as stop:
         if settings.trainer.processes == 1:
-            return _execute(settings, folder, overrides, hydra, stop, Ranks())
+            return _execute(settings, folder, overrides, hydra, stop, Ranks(), company)
         with parallel.joined(device_named(settings.trainer.device).type) as ranks:
             try:
                 return _execute(settings, folder, overrides, hydra, stop, ranks)
@@ -49,7 +73,13 @@ def execute(
 
 
 def _execute(
-    settings: Settings, folder: Path, overrides: list[str], hydra: str | None, stop: Stop, ranks: Ranks
+    settings: Settings,
+    folder: Path,
+    overrides: list[str],
+    hydra: str | None,
+    stop: Stop,
+    ranks: Ranks,
+    company: Company | None = None,
 ) -> dict[str, Any]:
     device = ranks.device or device_named(settings.trainer.device)
     check_arithmetic(settings.trainer, device)
@@ -59,11 +89,16 @@ def _execute(
     torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
     if settings.trainer.resume == "never":
         folder = fresh(folder)
-    data = build_data(settings.data, device)
-    identity = fingerprint(asdict(settings), data.sha256)
-    ranks.first(lambda: records.look(folder, identity))
-    run = Course(settings, folder, stop, device, prepare(settings, data), ranks)
-    run.start_from_named()
+    with alone:  # what is built draws from torch's global generator
+        data = (build_data if company is None else company.data)(settings.data, device)
+        identity = fingerprint(asdict(settings), data.sha256)
+        ranks.first(lambda: records.look(folder, identity))
+        run = Course(settings, folder, stop, device, prepare(settings, data), ranks)
+        run.start_from_named()
+        if company is not None:
+            parallel.check_noise(run.objective, data.train, "several runs in a process", "run them one by one")
+    if company is not None:
+        run.join(torch.Generator(device), company.ready, company.label)
     # Everything so far only read. The lock file is made by a run that cannot be refused any more, except for
     # another one being at work here.
     with ExitStack() as held:

@@ -1,8 +1,9 @@
-"""A run as a process of its own: `python -m vaerun.run.worker JOBFILE`, started by vaerun.run.child.
+"""A run as a process of its own: `python -m vaerun.run.worker JOBFILE...`, started by vaerun.run.child.
 
 The job's file holds the checked settings, so nothing is composed again and what runs is what was checked. Standard
 input is a pipe that the process which started the run holds open: when it closes, that process is gone, and the run
-saves and stops. Exit codes: those of `vaerun`, and BUSY.
+saves and stops. Exit codes: those of `vaerun`, and BUSY. Of several jobs each has its own in the file ENDED of its
+folder, and what it says is in its own job.log.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 BUSY = 74  # another process works in the run's folder
 AGAIN = 75  # saved
+ENDED = ".ended"
 
 
 def quiet() -> None:
@@ -93,6 +96,40 @@ def main(path: str, member: bool = False) -> int:
     return 0
 
 
+def together(paths: Sequence[str]) -> int:
+    """Run the jobs of these files in this process, on a GPU at once, and return 0; each leaves word of its own end."""
+    _listen(_leave_early)
+    _watch_parent()
+    # Streams share so many queues to the GPU; read when CUDA starts.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    jobs: list[dict[str, Any]] = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+    from omegaconf import OmegaConf
+
+    from vaerun.settings import check
+
+    quiet()
+    from vaerun.run.record import JOB_LOG
+    from vaerun.run.together import Member, exit_code, run_together, told
+    from vaerun.training.signals import Stop
+
+    members = [
+        Member(check(OmegaConf.create(job["settings"])), Path(job["folder"]), job["words"], job["hydra"])
+        for job in jobs
+    ]
+
+    def ended(number: int, error: BaseException | None) -> None:
+        folder = members[number].folder
+        if error is not None:
+            with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
+                log.write(told(error) + "\n")
+        (folder / ENDED).write_text(str(exit_code(error)), encoding="ascii")
+
+    with Stop(outside=_leave_early) as stop, stop.deferred():
+        run_together(members, stop, ended)
+    _listen(signal.SIG_IGN)
+    return 0
+
+
 def _told(code: int, why: BaseException) -> int:
     sys.stdout.flush()
     if not getattr(why, "told", False):  # by the process whom it happened to
@@ -101,4 +138,6 @@ def _told(code: int, why: BaseException) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 and not sys.argv[2].isdigit():
+        sys.exit(together(sys.argv[1:]))
     sys.exit(main(sys.argv[1], member=len(sys.argv) > 2))

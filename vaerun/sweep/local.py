@@ -1,6 +1,7 @@
 """The jobs of a sweep on this machine, each a process of its own, so many at once.
 
-A pool of threads deals out the jobs; each thread waits for one child process. Another sweep in the same folder is no
+A pool of threads deals out the jobs; each thread waits for one child process, which runs one job, or on a GPU as many
+at once as sweep.together says. Another sweep in the same folder is no
 harm: a job whose folder is held is left to whoever has it, and looked at again when it is free.
 """
 
@@ -69,12 +70,13 @@ class Local:
             self.free.put(slot)
         waiting = list(jobs)  # held by others
         with self.stop.deferred(), ThreadPoolExecutor(len(self.slots)) as pool:
-            running: dict[Future[Fate], Planned] = {}
+            running: dict[Future[dict[int, Fate]], list[Planned]] = {}
             try:
                 while waiting or running:
-                    for planned in [p for p in waiting if not (self.stopping or held(p.job.folder))]:
-                        waiting.remove(planned)
-                        running[pool.submit(self._attend, planned)] = planned
+                    ready = [p for p in waiting if not (self.stopping or held(p.job.folder))]
+                    for group in self._groups(ready):
+                        waiting = [p for p in waiting if p not in group]
+                        running[pool.submit(self._attend, group)] = group
                     if self.stopping:
                         for planned in waiting:
                             self._note(planned, Fate(RUNNING if held(planned.job.folder) else SKIPPED))
@@ -83,12 +85,14 @@ class Local:
                     if not running:
                         time.sleep(TICK_SECONDS)
                     for future in done:
-                        planned, fate = running.pop(future), future.result()
-                        if fate.state == RUNNING:
-                            waiting.append(planned)
-                            self.view.elsewhere(planned)
-                            continue
-                        self._note(planned, fate)
+                        group, fates = running.pop(future), future.result()
+                        for planned in group:
+                            fate = fates[planned.number]
+                            if fate.state == RUNNING:
+                                waiting.append(planned)
+                                self.view.elsewhere(planned)
+                                continue
+                            self._note(planned, fate)
                         if self.failed_fast:
                             self._end(signal.SIGTERM)
                     if self.stop.signum is not None and self.stop.signum != self.passed_on:
@@ -102,6 +106,13 @@ class Local:
         if self.stop.signum is not None:
             raise Interrupted(self.stop.signum)
         return self.fates
+
+    def _groups(self, ready: list[Planned]) -> list[list[Planned]]:
+        """Jobs that share a process: one, or on GPUs sweep.together of them, spread over the slots."""
+        size = 1
+        if all(slot.gpu is not None for slot in self.slots):
+            size = max(1, min(self.settings.together, -(-len(ready) // len(self.slots))))
+        return [ready[i : i + size] for i in range(0, len(ready), size)]
 
     def kill(self) -> None:
         """End all children at once."""
@@ -123,41 +134,59 @@ class Local:
         """Whether no job may be begun any more: a signal came (which may have reached the jobs too), or one failed."""
         return self.ending.is_set() or self.stop.signum is not None
 
-    def _attend(self, planned: Planned) -> Fate:
-        slot, fate = self.free.get(), None
+    def _attend(self, group: list[Planned]) -> dict[int, Fate]:
+        slot, fates = self.free.get(), dict[int, Fate]()
         try:
             with taken(slot, lambda: self.stopping) as mine:
-                fate = self._attempt(planned, slot) if mine and not self.stopping else Fate(SKIPPED)
+                if mine and not self.stopping:
+                    fates = self._attempt(group, slot)
+                else:
+                    fates = {planned.number: Fate(SKIPPED) for planned in group}
         except Exception as error:  # a bug of ours, or of the machine's: no reason to take the other jobs along
             traceback.print_exc()
-            if planned.number in self.children:
-                self.children[planned.number].abandon()
-            fate = Fate(FAILED, f"{type(error).__name__}: {error}")
+            for child in {self.children[p.number] for p in group if p.number in self.children}:
+                child.abandon()
+            fates = {planned.number: Fate(FAILED, f"{type(error).__name__}: {error}") for planned in group}
         finally:
-            self.children.pop(planned.number, None)
-            if self.settings.fail_fast and fate is not None and fate.state == FAILED:
+            for planned in group:
+                self.children.pop(planned.number, None)
+            if self.settings.fail_fast and any(fate.state == FAILED for fate in fates.values()):
                 self.failed_fast = True
                 self.ending.set()  # before the slot is free for the next job
             self.free.put(slot)
-        return fate
+        return fates
 
-    def _attempt(self, planned: Planned, slot: Slot) -> Fate:
-        """One child for this job, unless somebody else has dealt with it since the sweep began."""
-        job, began = planned.job, time.monotonic()
-        if held(job.folder):  # since it was dealt out
+    def _settled(self, planned: Planned) -> Fate | None:
+        """Whether somebody else has dealt with the job since it was dealt out, and how."""
+        job = planned.job
+        if held(job.folder):
             return Fate(RUNNING)
         try:
             found = records.read_result(job.folder)
-            if found is not None and found["fingerprint"] == job.fingerprint and found != planned.before:
-                if found["status"] == "ok":
-                    return Fate(FINISHED)
-                if found["status"] == "failed":
-                    return Fate(FAILED, str(found.get("error")))
-            child = Child(job, slot.environment)
         except InputError as error:
             return Fate(FAILED, str(error))
-        self.children[planned.number] = child
-        self.view.began(planned)
+        if found is not None and found["fingerprint"] == job.fingerprint and found != planned.before:
+            if found["status"] == "ok":
+                return Fate(FINISHED)
+            if found["status"] == "failed":
+                return Fate(FAILED, str(found.get("error")))
+        return None
+
+    def _attempt(self, group: list[Planned], slot: Slot) -> dict[int, Fate]:
+        """One child for these jobs, less those that somebody else has dealt with since the sweep began."""
+        began = time.monotonic()
+        settled = {planned.number: self._settled(planned) for planned in group}
+        fates = {number: fate for number, fate in settled.items() if fate is not None}
+        mine = [planned for planned in group if planned.number not in fates]
+        if not mine:
+            return fates
+        try:
+            child = Child(mine[0].job, slot.environment, company=[planned.job for planned in mine[1:]])
+        except InputError as error:
+            return fates | {planned.number: Fate(FAILED, str(error)) for planned in mine}
+        for planned in mine:
+            self.children[planned.number] = child
+            self.view.began(planned)
         if self.stopping:  # since the look
             child.signal(self.stop.signum or signal.SIGTERM)
         minutes, why, asked = self.settings.job_minutes, "", None
@@ -174,9 +203,12 @@ class Local:
         if (ending.code < 0 or ending.code in (AGAIN, 130)) and not self.stopping:
             # A signal to all processes may have been met here first: Python tells of it at the main thread's next tick.
             time.sleep(2 * TICK_SECONDS)
-        verdict = child.verdict(ending, self.stop.signum, why)
         seconds = time.monotonic() - began
-        if verdict.state == STOPPED:
-            return Fate(NEW if records.read_result(job.folder) is None else STARTED, seconds=seconds)
-        state = {FINISHED_RUN: FINISHED, BUSY_ELSEWHERE: RUNNING}.get(verdict.state, FAILED)
-        return Fate(state, verdict.why, seconds)
+        for planned, verdict in zip(mine, child.verdicts(ending, self.stop.signum, why), strict=True):
+            if verdict.state == STOPPED:
+                new = records.read_result(planned.job.folder) is None
+                fates[planned.number] = Fate(NEW if new else STARTED, seconds=seconds)
+            else:
+                state = {FINISHED_RUN: FINISHED, BUSY_ELSEWHERE: RUNNING}.get(verdict.state, FAILED)
+                fates[planned.number] = Fate(state, verdict.why, seconds)
+        return fates

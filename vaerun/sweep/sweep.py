@@ -82,7 +82,13 @@ class Sweep:
                 del whole["hydra"]
             composed.append(whole)
             try:
-                planned.append(self.checker.check(check(whole), folder, list(words), hydra, number))
+                settings = check(whole)
+                if settings.trainer.replicas > 1:
+                    raise InputError(
+                        f"trainer.replicas={settings.trainer.replicas} is for a single run: in a sweep name the seeds, "
+                        "such as seed=range(5); sweep.together=5 then runs five jobs at once in a process of a GPU"
+                    )
+                planned.append(self.checker.check(settings, folder, list(words), hydra, number))
             except InputError as error:
                 refused += 1
                 planned.append(error)

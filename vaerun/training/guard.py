@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -31,27 +32,40 @@ class FiniteGuard:
     def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
         self.on_device = device.type == "cuda"
+        # The first bad step, and which of its terms were finite: in place, as a recorded step knows addresses.
         self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
-        self.terms: dict[str, Tensor] = {}
+        self.finite: dict[tuple[str, ...], Tensor] = {}  # by names of terms: each phase has its own
 
-    def see(self, bad: Tensor, step: int | Tensor, metrics: dict[str, Tensor], norm: Tensor) -> None:
-        """Raises RunError at once where looking costs no transfer; `step` may be a number on the device."""
-        terms = {k: v for k, v in metrics.items() if k != "elbo"} | {"gradient": norm}
-        if self.on_device:
-            assert self.first is not None
-            new = bad & (self.first < 0)
-            self.first.copy_(torch.where(new, step, self.first))  # in place: a recorded step knows addresses
-            for name, value in terms.items():
-                finite = torch.isfinite(value).all()
-                known = self.terms.setdefault(name, torch.ones_like(finite))
-                known.copy_(torch.where(new, finite, known))
-        elif bool(bad):
-            self._raise(int(step), {name: torch.isfinite(value).all() for name, value in terms.items()})
+    def see(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+        """Whether the update must not be made, [] bool: loss or gradient is not finite.
+
+        Arguments:
+            step: steps done; it may be a number on the device.
+            loss: of the batch, [].
+            norm: of the gradient, [].
+            terms: by name, of any shape on the CPU, [] on a GPU: sums over the batch, which a bad image spoils.
+
+        Raises RunError at once where looking costs no transfer.
+        """
+        terms = {k: v.detach() for k, v in terms.items() if k != "elbo"} | {"gradient": norm}
+        if not self.on_device:
+            bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+            if bool(bad):
+                self._raise(int(step), {name: torch.isfinite(value).all() for name, value in terms.items()})
+            return bad
+        assert self.first is not None
+        finite = torch.isfinite(torch.stack([loss.detach(), *(v.to(loss.dtype) for v in terms.values())]))
+        bad = ~(finite[0] & finite[-1])
+        new = bad & (self.first < 0)
+        self.first.copy_(torch.where(new, step, self.first))
+        known = self.finite.setdefault(tuple(terms), torch.ones_like(finite[1:]))
+        known.copy_(torch.where(new, finite[1:], known))
+        return bad
 
     @property
     def memory(self) -> list[Tensor]:
         """What is remembered on the device."""
-        return [] if self.first is None else [self.first, *self.terms.values()]
+        return [] if self.first is None else [self.first, *self.finite.values()]
 
     def check(self, first: int | None = None) -> None:
         """Raises RunError when a bad step has been seen on the device; `first`: its number, where known already."""
@@ -59,11 +73,12 @@ class FiniteGuard:
             return
         first = int(self.first) if first is None else first
         if first >= 0:
-            self._raise(first, self.terms)
+            # Only the phase that was bad first has noted a term; the others' are all finite.
+            self._raise(first, {k: v for names, f in self.finite.items() for k, v in zip(names, f, strict=True) if not v})
 
     def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
         # A bad step is one for all processes, though the image may have been another's.
-        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist()
+        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist() if terms else []
         name = next((name for name, good in zip(terms, finite, strict=True) if not good), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
         raise self.ranks.agreed(

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,23 @@ SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss"
 """What the progress line shows: the first of these that is recorded."""
 FORECAST_SECONDS = 10.0  # work that takes less is not announced
 PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
+
+
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def without_progress() -> Iterator[None]:
+    """Inside, this thread shows no progress: another run of the process does."""
+    _here.silent = True
+    try:
+        yield
+    finally:
+        _here.silent = False
+
+
+def _silent() -> bool:
+    return getattr(_here, "silent", False)
 
 
 class Log:
@@ -124,7 +142,7 @@ class Log:
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
         """Move the progress line to this step; where that is no terminal, print one if it is time, or the last one."""
-        if not self.show:
+        if not self.show or _silent():
             return
         words = f"epoch {epoch}/{epochs}"
         words += "".join(
@@ -182,11 +200,13 @@ class Progression:
     def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None) -> None:
         self.words, self.images, self.unit, self.stop, self.done = words, images, unit, stop, 0
         self._outer: Callable[[], None] | None = None
+        self.silent = False
         self._bar: Any = None
         self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> Progression:
-        if sys.stderr.isatty():
+        self.silent = _silent()
+        if sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
             self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
@@ -202,7 +222,7 @@ class Progression:
 
     def forecast(self, seconds: float) -> None:
         """Say beforehand how long it will take, where that is worth a line."""
-        if seconds < FORECAST_SECONDS:
+        if seconds < FORECAST_SECONDS or self.silent:
             return
         amount = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         line = f"{self.words}: {self.images} {self.unit}, about {amount}"
@@ -231,6 +251,8 @@ class Progression:
 
     def _print(self) -> None:
         self._shown = time.monotonic()
+        if self.silent:
+            return
         spent = self._shown - self._started
         time_left = f"{spent * (self.images / self.done - 1):.0f} s left" if self.done else f"{spent:.0f} s so far"
         print(f"{self.words}: {self.done}/{self.images} {self.unit}  {time_left}", file=sys.stderr, flush=True)

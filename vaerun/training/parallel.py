@@ -128,6 +128,19 @@ def check(objective: Objective, split: Split, processes: int) -> None:
             )
 
 
+def check_noise(objective: Objective, split: Split, where: str, instead: str) -> None:
+    """Raises InputError where a run that shares its process with others would draw other random numbers than alone.
+
+    Arguments:
+        objective, split: as in check.
+        where: the setting that asks for it.
+        instead: what else the user can set.
+    """
+    images = min(2, len(split))
+    with torch.random.fork_rng([split.images.device] if split.images.device.type == "cuda" else []):
+        _trial(objective, split, images, images, where, instead)
+
+
 def _trial(objective: Objective, split: Split, stop: int, images: int, where: str, instead: str) -> list[Tensor]:
     """Losses [stop], phase by phase, of the first `stop` of `images` images. Raises InputError for foreign draws."""
     objective = copy.deepcopy(objective)
@@ -141,7 +154,7 @@ def _trial(objective: Objective, split: Split, stop: int, images: int, where: st
     if len(draws.names) != at_hand.draws:
         raise InputError(
             f"{where}: a part of the model or of the estimator draws random numbers of its own "
-            f"({', '.join(sorted(set(draws.names)))}), which would not be those of one process: {instead}, or draw "
+            f"({', '.join(sorted(set(draws.names)))}), which would not be those of a run alone: {instead}, or draw "
             "them by vaerun.randomness.batch_normal or batch_uniform"
         )
     return losses

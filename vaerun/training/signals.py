@@ -22,17 +22,27 @@ class Stop:
     Arguments:
         outside: called with the signal instead of raising where one comes outside `deferred()`. Raising in the middle
             of an import (of torch, scikit-learn) is not safe; a process that has nothing to lose yet can end instead.
+        parent: the process's, which collects the signals for this one too: of a run in a thread of its own.
     """
 
-    def __init__(self, outside: Callable[[int], None] | None = None) -> None:
-        self.signum: int | None = None
-        self.outside = outside
+    def __init__(self, outside: Callable[[int], None] | None = None, parent: Stop | None = None) -> None:
+        self._signum: int | None = None
+        self.outside, self.parent = outside, parent
         self._depth = 0
         self.on_check: Callable[[], None] | None = None  # what else is to be looked at while work goes on
         self._previous: dict[int, object] = {}
 
+    @property
+    def signum(self) -> int | None:
+        """The signal that has come, or None."""
+        return self._signum if self.parent is None or self._signum is not None else self.parent.signum
+
+    @signum.setter
+    def signum(self, value: int | None) -> None:
+        self._signum = value
+
     def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
+        if self.parent is None and threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 

@@ -10,7 +10,7 @@ replayed step draws what the step itself would have drawn.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -84,22 +84,22 @@ class Step:
                 for batch in batches[: phase.repeats]:
                     with layers(precision, self.device):
                         loss, metrics = self.objective.loss(name, step, batch)
-                    how = None, self.settings.clip_norm, self.guard, step, self.ranks
-                    norm = update(self.optimisers[name], share.mean(loss), metrics, *how)
                     totals = {key: share.sum(value) for key, value in metrics.items()}
+                    how = None, self.settings.clip_norm, self.guard, step, self.ranks
+                    norm = update(self.optimisers[name], share.mean(loss), totals, *how)
                     totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
-                    for key, value in totals.items():
-                        self.add(key, value / phase.repeats)
+                    self.add(totals, phase.repeats)
         if self.ranks.size > 1:
             self.objective.agree(self.ranks.every)
         self.objective.after_step(step)
 
-    def add(self, key: str, value: Tensor) -> None:
-        """To the running sum, in place."""
-        if key in self.sums:
-            self.sums[key] += value
-        else:
-            self.sums[key] = value.clone()
+    def add(self, totals: Mapping[str, Tensor], repeats: int) -> None:
+        """To the running sums, in place: the mean over a phase's repeats."""
+        values = [value if repeats == 1 else value / repeats for value in totals.values()]
+        for key, value in zip(totals, values, strict=True):
+            if key not in self.sums:
+                self.sums[key] = torch.zeros_like(value)
+        torch._foreach_add_([self.sums[key] for key in totals], values)
 
     def compare_precision(self) -> dict[str, dict[str, float]]:
         """By phase, how loss and gradient of the first batch differ from float32's; see precision.compare."""

@@ -76,8 +76,7 @@ def update(
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     if scale is not None:
         set_rates(optimiser, scale)
-    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-    guard.see(bad, step, metrics, norm)
+    bad = guard.see(step, loss, norm, metrics)
     if guard.on_device:
         # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
         optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
