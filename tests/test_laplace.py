@@ -20,7 +20,8 @@ from members import (
 )
 
 from vaerun.inference import Laplace
-from vaerun.inference.laplace import cholesky, newton_step
+from vaerun.inference.factor import cholesky
+from vaerun.inference.laplace import newton_step
 from vaerun.models import LatentModel
 from vaerun.nets import MLPDecoder
 

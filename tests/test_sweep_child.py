@@ -12,7 +12,7 @@ import pytest
 from sweeping import KILLED, Launcher, Sweeping, hold, wait_until
 
 from vaerun.run import child as module
-from vaerun.run.child import Child, Ending, environment, last_words, settle
+from vaerun.run.child import Attempt, Child, Ending, environment, last_words, settle
 
 OLD, RUNNING, OTHER = (
     {"status": "running", "ended": 1},
@@ -65,8 +65,10 @@ def test_verdicts(
     (planned,) = sweep.jobs(0)
     whole = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
     child = Child.__new__(Child)
-    child.job, child.sent, child.log_from = planned.job, set(sent), 5
-    child.before = whole | OLD if record is OLD else None
+    attempt = Attempt.__new__(Attempt)
+    attempt.job, attempt.log_from = planned.job, 5
+    attempt.before = whole | OLD if record is OLD else None
+    child.job, child.sent, child.attempts = planned.job, set(sent), [attempt]
     planned.job.folder.mkdir()
     (planned.job.folder / "job.log").write_text("past\nthe last words\n")
     path = planned.job.folder / "result.json"

@@ -236,8 +236,8 @@ def test_a_job_begun_while_the_sweep_ends(sweep: Sweeping, monkeypatch: pytest.M
     running = sweep.local(jobs := sweep.jobs(0), stop=stop)
 
     class Late(Child):
-        def __init__(self, *words: object) -> None:
-            super().__init__(*words)  # type: ignore[arg-type]
+        def __init__(self, *words: object, **options: object) -> None:
+            super().__init__(*words, **options)  # type: ignore[arg-type]
             sweep.until("train")
             stop.signum = running.passed_on = signal.SIGTERM
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vaerun.data.arrays import Arrays
 from vaerun.data.transforms import Transform
@@ -41,7 +40,12 @@ class Batch:
     @property
     def c(self) -> Tensor | None:
         """One-hot labels [B, classes] float32, made when asked for; None when the data has none."""
-        return None if self.labels is None else F.one_hot(self.labels, self.classes).float()
+        return None if self.labels is None else one_hot(self.labels, self.classes)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """int64 [B] -> float32 [B, classes]; unlike torch's own it looks at no number on the host."""
+    return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).float()
 
 
 class Split:
@@ -72,7 +76,7 @@ class Split:
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """int64 [B] -> float32 [B, classes]."""
-        return F.one_hot(labels, self.classes).float()
+        return one_hot(labels, self.classes)
 
     def training_batch(self, rows: Tensor) -> Batch:
         """The images of these rows [B] (on the device), with fresh noise from torch's global generator."""

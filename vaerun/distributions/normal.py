@@ -161,16 +161,16 @@ class HouseholderNormal(LatentDistribution):
 class PrecisionNormal(LatentDistribution):
     """N(mean, L^-1), given the lower Cholesky factor of the precision L = C C'.
 
-    Equal to MultivariateNormal(precision_matrix=L), at the cost of one triangular solve a sample instead of a second
-    factorisation.
+    Equal to MultivariateNormal(precision_matrix=L), without its second factorisation.
 
     Arguments:
         mean: [B, d].
         cholesky: C, [B, d, d], lower triangular with a positive diagonal.
+        inverse: C^-1, [B, d, d]; None: made when asked for, and samples take a triangular solve.
     """
 
-    def __init__(self, mean: Tensor, cholesky: Tensor) -> None:
-        self._mean, self.cholesky = mean, cholesky
+    def __init__(self, mean: Tensor, cholesky: Tensor, inverse: Tensor | None = None) -> None:
+        self._mean, self.cholesky, self._inverse = mean, cholesky, inverse
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
 
     @property
@@ -180,8 +180,11 @@ class PrecisionNormal(LatentDistribution):
 
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         leading = noise.shape[: -len(self.batch_shape) - 1]
-        columns = noise.reshape(-1, *self._mean.shape).movedim(0, -1)  # [B, d, K]: one solve for all samples
-        solved = torch.linalg.solve_triangular(self.cholesky.mT, columns, upper=True)
+        columns = noise.reshape(-1, *self._mean.shape).movedim(0, -1)  # [B, d, K]: all samples at once
+        if self._inverse is not None:
+            solved = self._inverse.mT @ columns
+        else:
+            solved = torch.linalg.solve_triangular(self.cholesky.mT, columns, upper=True)
         z = self._mean + solved.movedim(-1, 0).reshape(*leading, *self._mean.shape)
         return z, self.half_log_det - 0.5 * (noise.square().sum(-1) + noise.shape[-1] * LOG_2PI)
 
@@ -191,7 +194,8 @@ class PrecisionNormal(LatentDistribution):
         return self.half_log_det - 0.5 * (white.square().sum(-1) + z.shape[-1] * LOG_2PI)
 
     def held(self) -> PrecisionNormal:
-        return PrecisionNormal(self._mean.detach(), self.cholesky.detach())
+        inverse = None if self._inverse is None else self._inverse.detach()
+        return PrecisionNormal(self._mean.detach(), self.cholesky.detach(), inverse)
 
     def free(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
         # Below the diagonal in units of it: sharp and flat posteriors then take the same steps.
@@ -211,6 +215,8 @@ class PrecisionNormal(LatentDistribution):
     @property
     def inverse_cholesky(self) -> Tensor:
         """C^-1, [B, d, d]: the covariance is C^-T C^-1."""
+        if self._inverse is not None:
+            return self._inverse
         eye = torch.eye(self.event_shape[0], dtype=self._mean.dtype, device=self._mean.device)
         return torch.linalg.solve_triangular(self.cholesky, eye.expand_as(self.cholesky), upper=False)
 

@@ -2,7 +2,7 @@
 
 A Laplace step factorises B matrices of d x d, solves with each, and solves again for the gradient. On a GPU the
 libraries take a launch for the factor and two for a solution, each of them short and waiting for the last; a kernel of
-our own (kernels.py, in Triton) does all three at once, a matrix to a warp. On the CPU, and for what the kernel does not
+our own (kernels.py, in Triton) does all three at once. On the CPU, and for what the kernel does not
 take, the libraries do it.
 
 A matrix that is not positive definite has no factor: it becomes NaN, as does what is solved with it, and the trainer
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST = 128  # d beyond which the kernel's panel of columns no longer fits into a warp's registers
+LARGEST = 128  # d beyond which the kernel's panel of columns no longer fits into registers
 
 
 class Factor(NamedTuple):
@@ -32,6 +32,45 @@ def cholesky(precision: Tensor) -> Tensor:
     """Lower factors of [B, d, d]; differentiable."""
     factor, info = torch.linalg.cholesky_ex(precision)
     return torch.where((info == 0)[:, None, None], factor, torch.nan)
+
+
+def factor_and_inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
+    """C of L = C C' and R = C^-1, both lower triangular [B, d, d]; differentiable."""
+    return _FactorAndInverse.apply(precision)
+
+
+class _FactorAndInverse(torch.autograd.Function):
+    """With R at hand the derivative takes products alone, where autograd's own takes four triangular solutions.
+
+    From dL = dC C' + C dC' follows dC = C Phi(R dL R'), Phi taking the lower triangle with half the diagonal, and
+    dR = -R dC R = -Phi(R dL R') R. With incoming gradients A of C and B of R the gradient of L is therefore
+
+        R' Phi(C'A - B R') R,  made symmetric.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, precision: Tensor) -> tuple[Tensor, Tensor]:
+        factor = cholesky(precision)
+        eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+        ctx.save_for_backward(factor, inverse)
+        ctx.set_materialize_grads(False)
+        return factor, inverse
+
+    @staticmethod
+    def backward(ctx: Any, of_factor: Tensor | None, of_inverse: Tensor | None) -> Tensor | None:
+        factor, inverse = ctx.saved_tensors
+        inner: Tensor | None = None
+        if of_factor is not None:
+            inner = factor.mT @ of_factor
+        if of_inverse is not None:
+            other = of_inverse @ inverse.mT
+            inner = -other if inner is None else inner - other
+        if inner is None:
+            return None
+        halved = inner.tril() - torch.diag_embed(0.5 * inner.diagonal(dim1=-2, dim2=-1))
+        found = inverse.mT @ halved @ inverse
+        return 0.5 * (found + found.mT)
 
 
 def factor_and_solve(precision: Tensor, right: Tensor) -> tuple[Factor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError
 from vaerun.inference.common import check_steps
-from vaerun.inference.factor import cholesky, factor_and_solve, implicit
+from vaerun.inference.factor import factor_and_inverse, factor_and_solve, implicit
 from vaerun.models import Joint
 from vaerun.nets.init import head
 
@@ -69,4 +69,4 @@ class Laplace(nn.Module):
             mu = mu.to(joint.x.dtype)
             for t in range(self.steps):
                 mu = mu + self.rate(t) * newton_step(joint, mu)
-            return PrecisionNormal(mu, cholesky(joint.linearise(mu).precision))
+            return PrecisionNormal(mu, *factor_and_inverse(joint.linearise(mu).precision))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vaerun.data.dataset import one_hot
 from vaerun.distributions.normal import LOG_2PI
 from vaerun.errors import InputError
 
@@ -76,14 +77,14 @@ class Codes:
     def of_noise(self, noise: Tensor) -> Tensor:
         """Standard normal numbers [..., noise_dim] -> codes [..., size]."""
         *scores, values = noise.split([*self.categorical, self.continuous], -1)
-        chosen = [F.one_hot(s.argmax(-1), s.shape[-1]).to(noise.dtype) for s in scores]
+        chosen = [one_hot(s.argmax(-1), s.shape[-1]).to(noise.dtype) for s in scores]
         return torch.cat([*chosen, 2 * torch.special.ndtr(values) - 1], -1)
 
     def write(self, code: Tensor, index: int, value: Tensor) -> Tensor:
         """The codes [N, size] with code `index` (counted as in `names`) set to value [N]."""
         parts = list(code.split([*self.categorical, *[1] * self.continuous], -1))
         if index < len(self.categorical):
-            parts[index] = F.one_hot(value.long(), self.categorical[index]).to(code)
+            parts[index] = one_hot(value.long(), self.categorical[index]).to(code)
         else:
             parts[index] = value.to(code).unsqueeze(-1)
         return torch.cat(parts, -1)

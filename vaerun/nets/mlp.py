@@ -89,7 +89,7 @@ class Linearised:
         jacobian: Tensor | None = None
         for weight, slope in zip(self.weights, self.slopes, strict=True):
             if jacobian is None:
-                pushed = weight.mT.expand(len(slope), -1, -1)
+                pushed = weight.mT.contiguous().expand(len(slope), -1, -1)  # else the product is laid out like it
             else:
                 pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
             jacobian = pushed * slope.unsqueeze(1)

@@ -32,9 +32,9 @@ class FiniteGuard:
     def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
         self.on_device = device.type == "cuda"
-        # The first bad step, and which of its terms were finite: in place, as a recorded step knows addresses.
+        # The first bad step, and which of its terms were spoiled: in place, as a recorded step knows addresses.
         self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
-        self.finite: dict[tuple[str, ...], Tensor] = {}  # by names of terms: each phase has its own
+        self.spoiled: dict[tuple[str, ...], Tensor] = {}  # by names of terms: each phase has its own
 
     def see(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
         """Whether the update must not be made, [] bool: loss or gradient is not finite.
@@ -58,14 +58,14 @@ class FiniteGuard:
         bad = ~(finite[0] & finite[-1])
         new = bad & (self.first < 0)
         self.first.copy_(torch.where(new, step, self.first))
-        known = self.finite.setdefault(tuple(terms), torch.ones_like(finite[1:]))
-        known.copy_(torch.where(new, finite[1:], known))
+        known = self.spoiled.setdefault(tuple(terms), torch.zeros_like(finite[1:]))
+        known.copy_(torch.where(new, ~finite[1:], known))
         return bad
 
     @property
     def memory(self) -> list[Tensor]:
         """What is remembered on the device."""
-        return [] if self.first is None else [self.first, *self.finite.values()]
+        return [] if self.first is None else [self.first, *self.spoiled.values()]
 
     def check(self, first: int | None = None) -> None:
         """Raises RunError when a bad step has been seen on the device; `first`: its number, where known already."""
@@ -73,12 +73,13 @@ class FiniteGuard:
             return
         first = int(self.first) if first is None else first
         if first >= 0:
-            # Only the phase that was bad first has noted a term; the others' are all finite.
-            self._raise(first, {k: v for names, f in self.finite.items() for k, v in zip(names, f, strict=True) if not v})
+            # Only the phase that was bad first has noted terms.
+            terms = {k: ~v for names, flags in self.spoiled.items() for k, v in zip(names, flags, strict=True)}
+            self._raise(first, terms)
 
     def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
         # A bad step is one for all processes, though the image may have been another's.
-        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist() if terms else []
+        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist()
         name = next((name for name, good in zip(terms, finite, strict=True) if not good), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
         raise self.ranks.agreed(
