@@ -38,7 +38,7 @@ def test_replays_are_the_steps(name: str) -> None:
         assert_same_bits(found, expected)
 
 
-@pytest.mark.parametrize("d", [1, 2, 16, 17, 33, 50, 64, 100, 128])
+@pytest.mark.parametrize("d", [1, 17, 32, 50, 128])
 def test_kernels_factorise_and_solve(d: int) -> None:
     spread = torch.randn(40, d, d + 3, device=GPU)
     precision = torch.eye(d, device=GPU) + spread @ spread.mT / d

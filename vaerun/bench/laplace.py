@@ -152,7 +152,7 @@ def work(size: Size) -> Work:
         products=steps * (held + 11 * vector) + final + once + network,
         bytes=4 * 8 * parameters,  # Adam reads and writes parameters and two moments; gradients once each
         factors=steps + 1,
-        solves=2 * 3 * steps + d + 1,  # two triangular solves a step, again for its residual and backward; the inverse
+        solves=2 * 2 * steps + d,  # two triangular solves a step, and again backward; the inverse
         matrices=b,
         size=d,
     )

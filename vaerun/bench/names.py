@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vaerun.bench import command, evaluation, laplace, plain, scaling
+from vaerun.bench import command, evaluation, laplace, plain, recorded, scaling
 from vaerun.bench.case import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -14,4 +14,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "startup": command.startup,
     "prepare": command.prepare,
     "scaling": scaling.scaling,
+    "steps": recorded.steps,
+    "together": recorded.together,
 }

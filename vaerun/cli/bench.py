@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vaerun.bench.measure import Measured
 
 LEAST = 5  # rounds whose median is worth telling
-NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling")
+NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling", "steps", "together")
 
 
 def _parser() -> Parser:
