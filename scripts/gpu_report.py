@@ -71,7 +71,10 @@ def text(found: dict[str, Any]) -> str:
             lines.append(f"| {form} | {1000 * statistics.median(seconds):.3g} ms | {ratio:.2f} | {share} |")
     if found["runs"]:
         lines += ["", "## Table: log-likelihood in nats per image, importance-weighted (a lower bound)", ""]
-        lines.append("| run | status | test log-likelihood | standard error | val/elbo | steps | steps/s | training s | evaluation s |")
+        lines.append(
+            "| run | status | test log-likelihood | standard error | val/elbo | steps | steps/s | training s | "
+            "evaluation s |"
+        )
         lines.append("| --- " * 9 + "|")
         for run in found["runs"]:
             values = [

@@ -25,14 +25,17 @@ GPU = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
 
 @pytest.mark.parametrize("name", MODELS)
 def test_replays_are_the_steps(name: str) -> None:
-    """As on the tape (test_recorded.py), by CUDA graphs; convolutions may choose other algorithms."""
+    """As on the tape (test_recorded.py), by CUDA graphs.
+
+    Convolutions may choose other algorithms; a warm-up's weight is divided on the device, which rounds otherwise.
+    """
     with own_stream(GPU):
         plain, other = step_of(MODELS[name], "cuda"), step_of(MODELS[name], "cuda", source=True)
         make = recorded(other)
         steps(plain, plain, 0, 9)
         steps(make, other, 0, 9)
         found, expected = state(other), state(plain)
-    if name == "convolutional vae":
+    if name in ("convolutional vae", "vae with warm-up"):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     else:
         assert_same_bits(found, expected)
@@ -57,7 +60,10 @@ def test_kernels_factorise_and_solve(d: int) -> None:
 
 @pytest.mark.parametrize("name", ["vae", "vlae", "sa_vae", "gan"])
 def test_runs_side_by_side_are_runs_alone(name: str) -> None:
-    """Three threads with different seeds, each with its own stream and generator, against the same one by one."""
+    """Three threads with different seeds, each with its own stream and generator, against the same one by one.
+
+    Where a gradient is differentiated (SA-VAE) autograd orders its sums by how much each thread has done before.
+    """
     gate, found, lock = threading.Barrier(3), dict[int, Any](), threading.Lock()
 
     def train(seed: int, together: bool) -> None:
@@ -77,7 +83,10 @@ def test_runs_side_by_side_are_runs_alone(name: str) -> None:
         thread.join()
     for seed in range(3):
         train(seed, False)
-        assert_same_bits(found[seed, True], found[seed, False])
+        if name == "sa_vae":
+            torch.testing.assert_close(found[seed, True], found[seed, False], rtol=1e-3, atol=1e-4)
+        else:
+            assert_same_bits(found[seed, True], found[seed, False])
 
 
 def command(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +107,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         command(*base, *words, f"output_dir={folder}", monkeypatch=monkeypatch)
     torch.use_deterministic_algorithms(False)
-    first = load(tmp_path / "together" / "seed1" / "checkpoints" / "best.pt")["objective"]
+    first = load(tmp_path / "together" / "seed1", "best")["objective"]
     for folder in ("alone", "plain"):
-        assert_same_bits(load(tmp_path / folder / "checkpoints" / "best.pt")["objective"], first)
-    other = load(tmp_path / "deterministic" / "checkpoints" / "best.pt")["objective"]
+        assert_same_bits(load(tmp_path / folder, "best")["objective"], first)
+    other = load(tmp_path / "deterministic", "best")["objective"]
     torch.testing.assert_close(other, first, rtol=1e-3, atol=1e-4)

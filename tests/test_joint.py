@@ -51,7 +51,9 @@ def check_linearisation(model: LatentModel, b: int, gram: bool) -> None:
     torch.testing.assert_close(local.gradient, gradient)
     torch.testing.assert_close(local.precision, precision)
     if gram:
-        for found, expected in zip(joint._linearise_gram(joint._map(mu)), joint._linearise_general(joint._map(mu)), strict=True):
+        for found, expected in zip(
+            joint._linearise_gram(joint._map(mu)), joint._linearise_general(joint._map(mu)), strict=True
+        ):
             torch.testing.assert_close(found, expected)
 
 

@@ -73,7 +73,9 @@ def test_a_bad_step_is_not_made_and_named() -> None:
     before = state(step)
     steps(make, step, 5, 6)
     after = state(step)
-    assert_same_bits({k: v for k, v in after.items() if k[0] == "objective"}, {("objective", "w"): before["objective", "w"]})
+    assert_same_bits(
+        {k: v for k, v in after.items() if k[0] == "objective"}, {("objective", "w"): before["objective", "w"]}
+    )
     steps(make, step, 6, 8)
     with pytest.raises(RunError, match="stopped at step 6: the term 'kl' is not finite"):
         step.look()
@@ -94,7 +96,7 @@ def test_on_a_cpu_steps_are_made_each_time() -> None:
     for how in ("none", "auto"):
         step.settings = settings_of(MODELS["vae"], compile=how)
         assert recorded_where_possible(step, [8], 1, 0, None) is step
-    with pytest.raises(InputError, match="trainer.compile=graph records CUDA graphs, and this run is on cpu"):
+    with pytest.raises(InputError, match=r"trainer\.compile=graph records CUDA graphs, and this run is on cpu"):
         check_arithmetic(TrainerSettings(compile="graph"), torch.device("cpu"))
-    with pytest.raises(InputError, match="trainer.precision=tf32 needs an NVIDIA GPU"):
+    with pytest.raises(InputError, match=r"trainer\.precision=tf32 needs an NVIDIA GPU"):
         check_arithmetic(TrainerSettings(precision="tf32"), torch.device("cpu"))

@@ -20,7 +20,7 @@ from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.randomness import ImageNoise
 
 TRAINED = 100  # steps: log-weights and densities are then of the sizes that a trained model has
-IMAGES = 8
+IMAGES = {"cpu": 8, "cuda": 128}  # at once: a GPU wants more
 
 
 @cache  # the forms only read it
@@ -38,7 +38,7 @@ def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tenso
         joint = model.joint(x)
         (-elbo(joint, model.infer(joint), 1).bound).mean().backward()
         optimiser.step()
-    return model, x[:IMAGES]
+    return model, x[: IMAGES[device.type]]
 
 
 def calls(size: Size, samples: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
@@ -77,7 +77,7 @@ def log_likelihood(setting: Setting) -> Iterator[Case]:
         own, textbook = (call() for call in calls(size, samples, setting.device).values())
         return {"largest difference of an image's log p(x), nats": float((own - textbook).abs().max())}
 
-    few = min(IMAGES, size.batch)
+    few = min(IMAGES[setting.device.type], size.batch)
     yield Case(
         f"importance-weighted log p(x), K={samples}, hidden {'x'.join(map(str, size.hidden))}, d={size.latent}, "
         f"{few} images",

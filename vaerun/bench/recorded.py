@@ -1,4 +1,4 @@
-"""Training steps on a GPU as the trainer makes them: made each time, recorded, in other precisions, several runs at once.
+"""Training steps on a GPU as the trainer makes them: made each time, recorded, in other precisions, of several runs.
 
 One call is some steps: a recording is started and not waited for. Images are synthetic, of CIFAR-10's size.
 """

@@ -99,12 +99,12 @@ def solve(factor: Factor, right: Tensor) -> Tensor:
 
 
 def implicit(step: Tensor, residual: Tensor, factor: Factor) -> Tensor:
-    """The step [B, d] as a function of its equation's residual [B, d], which is zero there: d step = L^-1 d residual."""
+    """The step [B, d] as a function of its equation's residual [B, d], zero there: d step = L^-1 d residual."""
     return _Implicit.apply(step, residual, *factor)
 
 
 class _Implicit(torch.autograd.Function):
-    """L is symmetric, so the gradient is a solution with the same factor; L is held in it, as in the step's equation."""
+    """L is symmetric, so the gradient is a solution with the same factor; L is held, as in the step's equation."""
 
     @staticmethod
     def forward(ctx: Any, step: Tensor, residual: Tensor, lower: Tensor, inverses: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ SIZE = 16  # of a block: the least that tl.dot takes
 
 
 @triton.jit
-def _factor_and_solve(
-    precision, right, lower, inverses, solution, d, ROWS: tl.constexpr, SIZE: tl.constexpr
-):  # type: ignore[no-untyped-def]
+def _factor_and_solve(precision, right, lower, inverses, solution, d, ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64)
     precision += place * d * d
     right += place * d

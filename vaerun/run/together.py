@@ -84,27 +84,22 @@ class SharedData:
         return self.known[-1][2]
 
 
-def run_together(
-    members: Sequence[Member],
-    stop: Stop,
-    ended: Callable[[int, BaseException | None], None],
-    *,
-    at_once: bool | None = None,
-) -> None:
+def side_by_side(members: Sequence[Member]) -> bool:
+    """Whether they run at once: on a GPU. Raises InputError for a device that there is not."""
+    return all(device_named(member.settings.trainer.device).type == "cuda" for member in members)
+
+
+def run_together(members: Sequence[Member], stop: Stop, ended: Callable[[int, BaseException | None], None]) -> None:
     """Run all of them; whatever becomes of one, the others go on.
 
     Arguments:
         members: the runs.
         stop: signals, which reach every run: each saves and stops.
         ended: called with the number of a run when it ends, and what was raised, from the run's thread.
-        at_once: in threads; None: where the device is a GPU.
 
     Raises Interrupted where a second SIGINT comes.
     """
-    devices = [device_named(member.settings.trainer.device) for member in members]
-    shared = SharedData()
-    if at_once is None:
-        at_once = all(device.type == "cuda" for device in devices)
+    shared, at_once = SharedData(), side_by_side(members)
     gate = Gate(len(members) if at_once else 0, stop)
 
     def run(number: int) -> None:

@@ -30,7 +30,6 @@ from vaerun.training.signals import Stop
 from vaerun.training.step import Recorded, Step, recorded
 from vaerun.training.update import make_optimisers
 
-
 FEW = 20  # steps that are not worth a recording
 
 

@@ -8,7 +8,7 @@ factorises stay in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -36,7 +36,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Inside, float32 products forward and backward are made as tf32 says. For the whole process: torch has no other."""
+    """Inside, float32 products forward and backward are made as tf32 says, in the whole process: torch has no other."""
     if precision != "tf32":
         yield
         return
@@ -54,7 +54,7 @@ def layers(precision: str, device: torch.device) -> Any:
 
 
 def differences(
-    lower: tuple[Tensor, list[Tensor | None]], exact: tuple[Tensor, list[Tensor | None]]
+    lower: tuple[Tensor, Sequence[Tensor | None]], exact: tuple[Tensor, Sequence[Tensor | None]]
 ) -> tuple[float, float]:
     """Relative differences of two (loss, gradients): of the loss, and of the whole gradient by its norm."""
     pairs = [(a, b) for a, b in zip(lower[1], exact[1], strict=True) if a is not None and b is not None]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from vaerun.errors import InputError
 
-
 COMPILE = ("auto", "none", "graph")
 """graph: record the step as a CUDA graph; none: make each; auto: graph on a GPU, where the step can be recorded."""
 

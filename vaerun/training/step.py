@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class CudaRecording:
         pool: memory that recordings which are never replayed at the same time share.
     """
 
-    def __init__(self, source: torch.Generator | None, pool: tuple[int, int]) -> None:
+    def __init__(self, source: torch.Generator | None, pool: Any) -> None:
         self.graph, self.pool = torch.cuda.CUDAGraph(), pool
         if source is not None:
             self.graph.register_generator_state(source)
