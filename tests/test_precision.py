@@ -71,7 +71,7 @@ def test_names_and_devices() -> None:
 
 @pytest.mark.usefixtures("command_environment")
 def test_a_run_records_its_precision(here: Any, tmp_path: Path) -> None:
-    code, out, err = here("model=vlae", *SHORT, "trainer.precision=bf16", f"output_dir={tmp_path}/run")
+    code, _, err = here("model=vlae", *SHORT, "trainer.precision=bf16", f"output_dir={tmp_path}/run")
     assert code == 0, err
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(record["protocol"]["precision_difference"]["model"]) == {"loss", "gradient"}

@@ -43,7 +43,7 @@ def test_replicas_are_runs_alone(
     words = [f"model={model}", *(SHORT if model != "gan" else GAN)]
     if way == "at once":
         threads(monkeypatch)
-    code, out, err = here(*words, "trainer.replicas=2", "seed=4", f"output_dir={tmp_path}/all")
+    code, _, err = here(*words, "trainer.replicas=2", "seed=4", f"output_dir={tmp_path}/all")
     assert code == 0, err
     assert "2 of 2 runs done" in err
     for seed in (4, 5):
