@@ -12,8 +12,9 @@ from vaerun.randomness import permutation
 from vaerun.training import TrainSettings, make_optimisers
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.ranks import Ranks
+from vaerun.training.recorded import CudaRecording, Recorded
 from vaerun.training.schedule import factor
-from vaerun.training.step import CudaRecording, Recorded, Step
+from vaerun.training.step import Step
 
 BATCH = 8
 

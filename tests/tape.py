@@ -37,7 +37,7 @@ class _Noting(TorchDispatchMode):
 
 
 class Tape:
-    """Implements vaerun.training.step.Recording."""
+    """Implements vaerun.training.recorded.Recording."""
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, Any]] = []

@@ -15,7 +15,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.objectives import Look, Phase
 from vaerun.run.checks import check_arithmetic
 from vaerun.settings import TrainerSettings
-from vaerun.training.step import recorded as recorded_where_possible
+from vaerun.training.recorded import recorded as recorded_where_possible
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 

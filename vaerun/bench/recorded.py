@@ -24,7 +24,8 @@ from vaerun.objectives import Variational
 from vaerun.training import TrainSettings, make_optimisers
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.ranks import Ranks
-from vaerun.training.step import CudaRecording, Recorded, Step, own_stream
+from vaerun.training.recorded import CudaRecording, Recorded
+from vaerun.training.step import Step, own_stream
 
 STEPS = 10  # in one call
 BATCH = 128

@@ -24,10 +24,11 @@ from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
 from vaerun.training.progress import Clock, Progress
 from vaerun.training.ranks import Ranks, Silent
+from vaerun.training.recorded import Recorded, recorded
 from vaerun.training.schedule import factor
 from vaerun.training.settings import TrainSettings
 from vaerun.training.signals import Stop
-from vaerun.training.step import Recorded, Step, recorded
+from vaerun.training.step import Step
 from vaerun.training.update import make_optimisers
 
 FEW = 20  # steps that are not worth a recording
