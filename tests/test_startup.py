@@ -23,16 +23,16 @@ sys.exit(main())
 """
 UNTIL_FIRST_STEP = """
 import json, os, sys
-import vaerun.training.loop as loop
+import vaerun.training.step as step
 from vaerun.cli.main import main
-own = loop.update
+own = step.update
 
 def update(*arguments, **options):
     own(*arguments, **options)
     print("\\n" + json.dumps(sorted(sys.modules)), flush=True)
     os._exit(0)
 
-loop.update = update
+step.update = update
 sys.argv = ["vaerun", *sys.argv[1:]]
 main()
 """

@@ -1,9 +1,9 @@
 """Several runs in one process: on a GPU all at once, elsewhere one after the other.
 
 The networks here are far too small to fill a GPU: most of a step is kernels that wait for one another. So each run is a
-thread with a CUDA stream of its own, in which recorded steps (training/recorded.py) are replayed; the streams' kernels run
-side by side. Every run is an ordinary one, with its own folder, record and checkpoints, and its own generator: what it
-gives is what it would have given alone. One that fails leaves the others be.
+thread with a CUDA stream of its own, in which recorded steps (training/recorded.py) are replayed; kernels of different
+streams run side by side. Every run is an ordinary one, with its own folder, record and checkpoints, and its own
+generator: what it gives is what it would have given alone. One that fails leaves the others be.
 
 What concerns the whole process is done by one thread at a time, before any of them trains: networks drawn from torch's
 global generator, the recording of steps. On a CPU one run has all cores busy: there the runs take turns.
