@@ -85,7 +85,6 @@ _NOT_IDENTITY = (
 _LEAST: dict[str, tuple[float, bool]] = {
     "data.validation": (0, True),
     "model.latent_dim": (1, True),
-    "model.fixed_variance": (0, False),
     "estimator.samples": (1, True),
     "estimator.kl_weight": (0, True),
     "estimator.kl_warmup_epochs": (0, True),
@@ -127,6 +126,9 @@ _LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.noise.draws": (3, True),
     "evaluation.noise.images": (1, True),
 }
+
+# Between these, densities of pixels and their gradients stay finite in single precision.
+_VARIANCE = (1e-12, 1e12)
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.family": ("likelihood", "adversarial"),
@@ -198,6 +200,12 @@ def _check_values(settings: Settings) -> None:
             raise InputError(f"{key} must be a finite number, got {value}")
         if value is not None and not (value >= least if itself else value > least):
             raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value}")
+    variance, (least, most) = settings.model.fixed_variance, _VARIANCE
+    if variance is not None and not least <= variance <= most:  # NaN is not, either
+        raise InputError(
+            f"model.fixed_variance must be between {least:g} and {most:g}, beyond which single precision overflows; "
+            f"got {variance}"
+        )
     for key, choices in _CHOICES.items():
         value = value_of(settings, key)
         if value not in choices:

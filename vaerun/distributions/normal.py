@@ -12,11 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.distributions import register_kl
-from torch.nn import functional as F
 
 from vaerun.distributions.base import LatentDistribution, leaf
 
 LOG_2PI = math.log(2 * math.pi)
+SHORTEST = 1e-12
+"""Length of a vector that still reflects."""
 
 
 class StandardNormal(LatentDistribution):
@@ -108,13 +109,15 @@ class HouseholderNormal(LatentDistribution):
 
     Arguments:
         mean, log_variance: of the base distribution, [B, d].
-        vectors: v_1 ... v_T, [T, B, d]; a zero vector reflects nothing.
+        vectors: v_1 ... v_T, [T, B, d]; one shorter than 1e-12 reflects nothing: it has no direction to speak of.
     """
 
     def __init__(self, mean: Tensor, log_variance: Tensor, vectors: Tensor) -> None:
         self.base = DiagonalNormal(mean, log_variance)
         self.vectors = vectors
-        self._unit = F.normalize(vectors, dim=-1)
+        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        # Divided by anything but its length it would be no unit vector, and the reflection would not keep volume.
+        self._unit = torch.where(length < SHORTEST, 0.0, vectors / length.clamp(min=SHORTEST))
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
 
     def reflect(self, z: Tensor, inverse: bool = False) -> Tensor:

@@ -18,6 +18,11 @@ from vaerun.estimators.base import Estimate, pathwise
 from vaerun.models import Joint
 
 
+NEAR_ONE = 1e-3
+"""Orders alpha this near to 1 are refused: rounding of the logarithm is divided by 1 - alpha (single precision: 1e-3 nats
+at 1e-4), while the bound is the ELBO's up to (1 - alpha) / 2 times the variance of log w."""
+
+
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
     """log 1/K sum_k w_k: [K, B] -> [B] nats."""
     return torch.logsumexp(log_w, 0) - math.log(len(log_w))
@@ -50,12 +55,15 @@ def renyi(joint: Joint, q: LatentDistribution, samples: int, *, alpha: float) ->
 
     For alpha >= 0 a lower bound of log p(x) in expectation. For alpha < 0 it is none, and is named so in records.
 
-    Raises InputError for alpha = 1, where the formula is 0/0, and for one that is not finite.
+    Raises InputError for alpha at or near 1, where the formula is 0/0, and for one that is not finite.
     """
     if not math.isfinite(alpha):
         raise InputError(f"estimator.alpha must be a finite number, got {alpha}")
-    if alpha == 1:
-        raise InputError(f"estimator.alpha={alpha}: at alpha=1 the Renyi bound is the ELBO: use estimator=elbo_mc")
+    if abs(alpha - 1) < NEAR_ONE:
+        raise InputError(
+            f"estimator.alpha={alpha}: at alpha=1 the Renyi bound is the ELBO, and within {NEAR_ONE} of it rounding "
+            "spoils it: use estimator=elbo_mc"
+        )
     draw = pathwise(joint, q, samples)
     bound = importance_weighted_bound((1 - alpha) * draw.log_w) / (1 - alpha)
     return Estimate(bound, bound, draw.terms, "renyi" if alpha >= 0 else "renyi_no_lower_bound")

@@ -164,10 +164,17 @@ class _Evaluator(Evaluator[LatentModel]):
         found = self.found
         found.details["kl_by_dimension"] = statistics.kl.tolist()
         found.pictures |= latent_pictures(statistics)
+        lost = int((~statistics.kl.isfinite()).sum())
+        if lost:
+            found.warnings.append(
+                f"kl_by_dimension is not finite for {lost} of {len(statistics.kl)} latent dimensions: a variance of q "
+                "there is 0 or infinite in single precision"
+            )
         if len(statistics.means) < 2:
             return  # a single image varies in nothing
         found.metrics["active_units"] = float(statistics.active_units)
-        if not statistics.active_units and (found.metrics["kl"] or 0.0) < COLLAPSED:
+        kl = found.metrics["kl"]  # None: not finite
+        if not statistics.active_units and kl is not None and kl < COLLAPSED:
             found.warnings.append(
                 f"posterior collapse: q hardly differs from the prior on {self.split.name} (no active unit, KL below "
                 f"{COLLAPSED} nats): the decoder ignores z"

@@ -19,7 +19,9 @@ class FiniteGuard:
     """
 
     CAUSES: ClassVar = {
-        "kl": "the posterior's variance or mean diverged: lower trainer.learning_rate or set trainer.clip_norm=100",
+        "kl": "the posterior's variance or mean diverged, or (model=vlae) its precision has no Cholesky factor in "
+        "single precision, as when the likelihood's variance is tiny: lower trainer.learning_rate or "
+        "trainer.variance_learning_rate, or set trainer.clip_norm=100",
         "reconstruction": "the decoder's output or the likelihood's variance diverged: lower trainer.learning_rate or "
         "trainer.variance_learning_rate, or set trainer.clip_norm=100",
         "discriminator_loss": "the discriminator diverged: lower trainer.discriminator_learning_rate, or set "
@@ -80,7 +82,9 @@ class FiniteGuard:
     def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
         # A bad step is one for all processes, though the image may have been another's.
         finite = self.ranks.every(torch.stack(list(terms.values()))).tolist()
-        name = next((name for name, good in zip(terms, finite, strict=True) if not good), "loss")
+        lost = [name for name, good in zip(terms, finite, strict=True) if not good]
+        # Samples of a posterior that is not finite spoil the reconstruction too: the posterior is to be named.
+        name = "kl" if "kl" in lost else next(iter(lost), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
         raise self.ranks.agreed(
             RunError(
