@@ -94,5 +94,6 @@ def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> T
 
     fitted = (torch.log(below_top + (weight * c[:, None]).sum(0) * y).sum(0) + taken_out.sum(0)) / n
     steadied = torch.where(n < LEAST, math.inf, (n * fitted + PRIOR_WEIGHT * PRIOR) / (n + PRIOR_WEIGHT))
-    equal = weights[-1] - threshold <= rounding
+    spread = weights[-1] - threshold
+    equal = (spread <= rounding) & (spread < math.inf)  # where a log-likelihood is infinite, so is its rounding
     return torch.where(equal | (top == -math.inf), -math.inf, steadied)
