@@ -1,4 +1,4 @@
-"""Evaluation where weights, features or likelihoods are constant, zero, infinite or single: the right number, or none."""
+"""Evaluation where weights, features or likelihoods are constant, zero, infinite or single: right numbers, or none."""
 
 from __future__ import annotations
 
@@ -98,15 +98,15 @@ def test_tails_of_weights_that_are_infinite_or_no_numbers():
 @pytest.mark.parametrize("level", [0, 255])
 def test_the_logits_of_black_and_white_images_are_exact(level, single_precision):
     """log|det| of single precision beside that of double precision at the same x."""
-    pixels = torch.full((50, 1, 4, 4), level, dtype=torch.uint8)
+    pixels, transform = torch.full((50, 1, 4, 4), level, dtype=torch.uint8), Transform(dequantize=True, logit=True)
     for u in (torch.rand(50, 1, 4, 4), torch.zeros(50, 1, 4, 4), torch.full((50, 1, 4, 4), 1 - 2.0**-24)):
-        x, log_det = Transform(dequantize=True, logit=True)(pixels, lambda u=u: u, False)
+        x, log_det = transform(pixels, lambda u=u: u, False)
         assert x.isfinite().all()
         wide = 1e-6 + (1 - 2e-6) * (pixels.double() + u.double()) / 256
         exact = (math.log(1 - 2e-6) - wide.log() - torch.log1p(-wide)).flatten(1).sum(1)
         rounding = (2.0**-23 / torch.minimum(wide, 1 - wide)).flatten(1).sum(1)  # of x, as it moves log(x (1 - x))
         assert ((log_det.double() - exact).abs() < rounding + 1e-5).all()
-        torch.testing.assert_close(Transform(logit=True, dequantize=True).to_unit(x), (pixels + u) / 256, atol=3e-7, rtol=0)
+        torch.testing.assert_close(transform.to_unit(x), (pixels + u) / 256, atol=3e-7, rtol=0)
 
 
 # -- annealing --------------------------------------------------------------------------------------------------------

@@ -17,10 +17,9 @@ from vaerun.errors import InputError
 from vaerun.estimators.base import Estimate, pathwise
 from vaerun.models import Joint
 
-
-NEAR_ONE = 1e-3
-"""Orders alpha this near to 1 are refused: rounding of the logarithm is divided by 1 - alpha (single precision: 1e-3 nats
-at 1e-4), while the bound is the ELBO's up to (1 - alpha) / 2 times the variance of log w."""
+NEAR_ONE = 1e4
+"""In units of eps: orders alpha nearer to 1 are refused. The logarithm's rounding is divided by 1 - alpha, and the bound
+is the ELBO to within (1 - alpha) / 2 times the variance of log w."""
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
@@ -59,9 +58,10 @@ def renyi(joint: Joint, q: LatentDistribution, samples: int, *, alpha: float) ->
     """
     if not math.isfinite(alpha):
         raise InputError(f"estimator.alpha must be a finite number, got {alpha}")
-    if abs(alpha - 1) < NEAR_ONE:
+    near = NEAR_ONE * torch.finfo(joint.x.dtype).eps
+    if abs(alpha - 1) < near:
         raise InputError(
-            f"estimator.alpha={alpha}: at alpha=1 the Renyi bound is the ELBO, and within {NEAR_ONE} of it rounding "
+            f"estimator.alpha={alpha}: at alpha=1 the Renyi bound is the ELBO, and within {near:.2g} of it rounding "
             "spoils it: use estimator=elbo_mc"
         )
     draw = pathwise(joint, q, samples)
