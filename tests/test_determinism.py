@@ -120,13 +120,10 @@ def test_how_often_is_validated_changes_what_is_selected_at_most(
 
 
 @pytest.mark.parametrize("family", DENSITY)
-@pytest.mark.parametrize("chunk", [1, 70])
 def test_the_chunk_of_an_evaluation_changes_rounding_alone(
-    family: str, chunk: int, base: Callable[[str], Path], tmp_path: Path
+    family: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    if chunk == 1 and family != "vae":
-        chunk = 7  # one image at a time is slow
-    run(tmp_path, family, f"evaluation.chunk={chunk}")
+    run(tmp_path, family, "evaluation.chunk=70")  # two images at a time
     assert_same_bits(trained(tmp_path), trained(base(family)))
     found, expected = metrics(tmp_path), metrics(base(family))
     assert found == pytest.approx(expected, rel=1e-5)
@@ -149,7 +146,7 @@ def test_two_threads_repeat_themselves_and_differ_from_one_by_rounding(
     assert all(math.isfinite(v) for k, v in metrics(tmp_path / "first").items() if v is not None)
 
 
-@families
+@pytest.mark.parametrize("family", ["vae", "gan"])
 def test_another_seed_is_another_run(family: str, base: Callable[[str], Path], tmp_path: Path) -> None:
     """What the tests above compare does depend on what it should."""
     run(tmp_path, family, "seed=1")

@@ -102,6 +102,7 @@ def test_dequantised_extremes_have_bits(kind: str, transform: list[str], at_edge
     assert m["test/bits_per_dimension"] == pytest.approx(8 - m["test/log_likelihood"] / (36 * math.log(2)))
 
 
+@pytest.mark.slow
 @models
 def test_more_latent_dimensions_than_pixels_are_trained(model: str, at_edge: Run) -> None:
     words = ["model.latent_dim=12", *(["model.inference.hidden=[16]"] if model == "vae_iaf" else [])]

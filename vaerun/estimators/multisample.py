@@ -18,8 +18,8 @@ from vaerun.estimators.base import Estimate, pathwise
 from vaerun.models import Joint
 
 NEAR_ONE = 1e4
-"""In units of eps: orders alpha nearer to 1 are refused. The logarithm's rounding is divided by 1 - alpha, and the bound
-is the ELBO to within (1 - alpha) / 2 times the variance of log w."""
+"""In units of eps: orders alpha nearer to 1 are refused. The logarithm's rounding is divided by 1 - alpha, and the
+bound is the ELBO to within (1 - alpha) / 2 times the variance of log w."""
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
