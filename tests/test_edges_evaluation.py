@@ -62,7 +62,7 @@ def test_very_many_samples_of_a_posterior_that_is_off():
 @pytest.mark.parametrize("samples", [1, 30, 1300])
 def test_weights_that_are_infinite_or_missing(samples):
     """Images whose weights are all zero; all zero but one; one infinite; one no number; all equal."""
-    some = torch.full((samples, 5), -700.0)
+    some = torch.full((samples, 5), -7000.0)
     some[:, 0] = -math.inf
     some[1:, 1] = -math.inf
     some[0, 2], some[0, 3] = math.inf, math.nan
@@ -71,11 +71,11 @@ def test_weights_that_are_infinite_or_missing(samples):
     value, size, tail = (found[k] for k in ("log_likelihood", "effective_sample_size", "pareto_k"))
     assert value[0] == -math.inf
     assert size[0].isnan()  # no weight at all
-    torch.testing.assert_close(value[1], torch.tensor(-700 - math.log(samples)))
+    torch.testing.assert_close(value[1], torch.tensor(-7000 - math.log(samples)))
     torch.testing.assert_close(size[1], torch.tensor(1.0))
     assert value[2] == math.inf
     assert value[3].isnan()
-    torch.testing.assert_close(value[4], torch.tensor(-700.0))
+    torch.testing.assert_close(value[4], torch.tensor(-7000.0))
     torch.testing.assert_close(size[4], torch.tensor(float(samples)))
     assert found["elbo"][:4].isfinite().tolist() == [False, samples == 1, False, False]
     if samples > 20:

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 from edges import EPS, doubled, drift, joint_of, make, set_log_variance
-from members import ESTIMATORS, LIKELIHOODS, POSTERIORS, Posterior, make_data, make_model, mlp
+from members import ESTIMATORS, LIKELIHOODS, POSTERIORS, Network, Posterior, make_data, make_model, mlp
 from torch import Tensor
 
 from vaerun.data.dataset import Batch
@@ -23,6 +23,7 @@ from vaerun.evaluation.importance import weigh
 from vaerun.inference import Laplace
 from vaerun.inference.laplace import cholesky
 from vaerun.models import LatentModel
+from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
 from vaerun.training import TrainSettings
 from vaerun.training.guard import FiniteGuard
@@ -46,6 +47,17 @@ def test_single_precision_drifts_by_rounding_alone(posterior, likelihood, varian
         with torch.no_grad():
             model.likelihood.log_variance.fill_(math.log(variance))
     x, _ = make_data(model, 6)
+    assert max(drift(model, x).values()) < 30
+
+
+def test_images_of_a_real_size_drift_no_further():
+    """784 pixels and 200 units: the samples' likelihood goes through G = W'W / s2, about their mean."""
+    wide = Network((1, 28, 28), partial(MLPEncoder, hidden=[50]), partial(MLPDecoder, hidden=[200]))
+    model = make_model("laplace2", network=wide, d=10)
+    with torch.no_grad():
+        model.likelihood.log_variance.fill_(math.log(1e-2))
+        model.decoder.stack.layers[0].bias.fill_(3.0)  # all samples have much in common ...
+        x = model.decode_mean(torch.randn(3, 10)) + 0.1 * torch.randn(3, 1, 28, 28)  # ... and it fits the images
     assert max(drift(model, x).values()) < 30
 
 
