@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from support import assert_same_bits, flat, load
+from support import assert_same_bits, flat, load, shell
 from torch import Tensor
 
 from vaerun.plugins import own_config_folder
@@ -128,6 +128,17 @@ def test_the_chunk_of_an_evaluation_changes_rounding_alone(
     found, expected = metrics(tmp_path), metrics(base(family))
     assert found == pytest.approx(expected, rel=1e-5)
     assert found["val/elbo"] == expected["val/elbo"]  # a validation has no chunks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vlae", "infogan"])
+def test_another_process_with_another_order_of_hashes(
+    family: str, base: Callable[[str], Path], env: dict[str, str], tmp_path: Path
+) -> None:
+    words = [f"model={family}", *SHORT.split(), *FAMILIES[family].split()]
+    done = shell([*words, f"output_dir={tmp_path / 'run'}"], tmp_path, env | {"PYTHONHASHSEED": "1"})
+    assert done.returncode == 0, done.stderr
+    assert_same_results(tmp_path / "run", base(family))
 
 
 @pytest.mark.slow

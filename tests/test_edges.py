@@ -13,8 +13,9 @@ from edges import EPS
 from torch.distributions import kl_divergence
 
 from vaerun.distributions import AutoregressiveFlow, DiagonalNormal, HouseholderNormal, PrecisionNormal, StandardNormal
+from vaerun.estimators import Minimax, NonSaturating
 from vaerun.inference.semi_amortised import clip_rows
-from vaerun.models import Bernoulli, Gaussian
+from vaerun.models import Bernoulli, Codes, Gaussian
 from vaerun.nets.draw import filterbank
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -48,6 +49,33 @@ def test_gaussian_variances_that_a_setting_may_have(variance, distance):
     gradients = torch.autograd.grad(value.sum(), [eta, likelihood.log_variance])
     assert all(g.isfinite().all() for g in gradients)
     assert gradients[0].norm().isfinite()
+
+
+@pytest.mark.parametrize("size", [88.0, 1e4, 1e30])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_adversarial_losses_of_logits_of_any_size(size, smoothing):
+    logits = torch.tensor([size, -size], requires_grad=True)
+    for estimator, expected in ((NonSaturating, [0, size]), (Minimax, [-size, 0])):
+        losses = estimator(label_smoothing=smoothing)
+        assert losses.generator(logits).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-30)
+        # Real images with these logits, generated ones with the opposite: no mistake, and nothing but mistakes.
+        value = losses.discriminator(logits, -logits)
+        assert value.tolist() == pytest.approx([smoothing * size, (2 - smoothing) * size], rel=1e-6, abs=1e-30)
+        (gradient,) = torch.autograd.grad(value.sum() + losses.generator(logits).sum(), logits)
+        assert gradient.abs().max() <= 3
+
+
+@pytest.mark.parametrize("size", [1e4, 1e18])
+def test_codes_that_are_read_with_certainty(size):
+    """log Q of a right and of a wrong reading; a learned variance has a floor and no ceiling."""
+    codes = Codes([2], 1, variance=None)
+    right, wrong = torch.tensor([[size, -size, 0.5, -size]]), torch.tensor([[-size, size, 0.5, 80.0]])
+    code = torch.tensor([[1.0, 0.0, 0.5]])
+    sharp, flat = codes.log_q(right, code), codes.log_q(wrong, code)
+    assert sharp["categorical"].item() == 0
+    assert flat["categorical"].item() == pytest.approx(-2 * size)
+    assert sharp["continuous"].item() == pytest.approx(-0.5 * math.log(2 * math.pi * 1e-3), rel=1e-5)
+    assert flat["continuous"].item() == pytest.approx(-0.5 * (80 + math.log(2 * math.pi)), rel=1e-5)
 
 
 # -- distributions over z ---------------------------------------------------------------------------------------------

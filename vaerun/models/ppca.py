@@ -18,6 +18,9 @@ from vaerun.models.latent import LatentModel
 from vaerun.models.likelihoods import Gaussian
 from vaerun.nets import MLPDecoder
 
+LEAST_VARIANCE = 1e-12
+"""Of s2: data that fill no more than d dimensions have an unbounded likelihood."""
+
 
 def is_linear_gaussian(model: LatentModel) -> bool:
     """Whether p(x) has a closed form: linear unconditional decoder, Gaussian likelihood, prior N(0, I)."""
@@ -72,13 +75,18 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
     check(model, count)
     shift = first / count
     values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # ascending
-    noise = values[:-d].mean().clamp(min=1e-12)
+    noise = values[:-d].mean().clamp(min=LEAST_VARIANCE)
     scale = (values[-d:] - noise).clamp(min=0).sqrt()
     assert decoder.affine is not None
     with torch.no_grad():
         decoder.affine.weight.copy_((vectors[:, -d:] * scale).flip(1))
         decoder.affine.bias.copy_(shift)
         likelihood.log_variance.fill_(math.log(float(noise)))
+
+
+def at_least_variance(model: LatentModel) -> bool:
+    """Whether the closed form's s2 is the least it may be, and not the data's."""
+    return float(_parts(model)[1].log_variance.detach()) <= math.log(LEAST_VARIANCE) + 1e-3
 
 
 def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
