@@ -71,7 +71,7 @@ def test_more_latent_dimensions_than_pixels(posterior, likelihood, network):
         chosen = Posterior(partial(chosen.make, hidden=[20]))
     model = make_model(chosen, likelihood, network, d=20)
     x, _ = make_data(model, 6)
-    assert max(drift(model, x).values()) < 100
+    assert max(drift(model, x).values()) < 30
     found = estimate(elbo_mc, model.infer, joint_of(model, x), 2)
     found.surrogate.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -202,6 +202,15 @@ def test_where_the_factor_exists_it_is_torchs_own():
             joint = joint_of(model, x)
             precision = joint.linearise(torch.randn(6, 30)).precision
         assert torch.equal(cholesky(precision), torch.linalg.cholesky(precision))
+
+
+def test_the_factor_needs_no_control_flow():
+    """Rows with and without one, mapped as replicas are: the same as one by one."""
+    good = torch.eye(3) + 0.1
+    stacked = torch.stack([torch.stack([good, -good]), torch.stack([2 * good, good])])
+    found = torch.vmap(cholesky)(stacked)
+    assert found.isnan().all(-1).all(-1).tolist() == [[False, True], [False, False]]
+    torch.testing.assert_close(found, torch.stack([cholesky(rows) for rows in stacked]), equal_nan=True)
 
 
 def test_a_precision_without_a_factor_stops_training_by_name():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
+from vaerun.errors import RunError
 from vaerun.evaluation.classifier import Classifier
 from vaerun.evaluation.sample_quality import diversity, frechet_distance
 from vaerun.models import AdversarialModel, LatentModel
@@ -34,6 +35,8 @@ def generated(
     The noise of a batch depends on the seed, the stream (what the images are for: what selects parameters is not what
     they are judged by) and its place alone. A conditional model is given the labels of the split's
     images, in order and over again.
+
+    Raises RunError for images that are not finite.
     """
     parts, given = [], None
     if model.classes:
@@ -51,7 +54,13 @@ def generated(
             parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
             if progress is not None:
                 progress(n)
-    return torch.cat(parts), given
+    images = torch.cat(parts)
+    if not bool(images.isfinite().all()):
+        raise RunError(
+            "generated images are not finite numbers: the parameters have diverged; lower trainer.learning_rate or set "
+            "trainer.clip_norm=100"
+        )
+    return images, given
 
 
 def real(split: Split, count: int) -> Tensor:

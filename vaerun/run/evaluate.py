@@ -52,7 +52,9 @@ class _Evaluator(Evaluator[LatentModel]):
         if self.model.has_density:
             self.importance()
         else:
-            self.found.mean("reconstruction_error", self.reconstruction_error())
+            errors = self.reconstruction_error()
+            self.found.mean("reconstruction_error", errors)
+            self.found.diverged = None if bool(errors.isfinite().all()) else "reconstruction_error"
         for wanted, piece in ((s.ais, self.annealed), (s.bdmc, self.bidirectional), (s.gaps, self.gaps)):
             if wanted:
                 piece()
