@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
+@contextmanager
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -95,9 +98,10 @@ def assert_same_results(one: Path, other: Path) -> None:
 def test_records_pictures_checkpoints_and_a_bar_at_once(
     family: str, base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = base(family)  # before the terminal is there
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(tmp_path, family, *{word for words in BESIDE.values() for word in words.split() if "1000" not in word})
-    assert_same_results(tmp_path, base(family))
+    assert_same_results(tmp_path, expected)
 
 
 @pytest.mark.slow
@@ -106,9 +110,10 @@ def test_records_pictures_checkpoints_and_a_bar_at_once(
 def test_each_of_them_alone(
     family: str, beside: str, base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = base(family)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: beside == "bar", raising=False)
     run(tmp_path, family, *BESIDE[beside].split())
-    assert_same_results(tmp_path, base(family))
+    assert_same_results(tmp_path, expected)
 
 
 @families
@@ -144,13 +149,16 @@ def test_another_process_with_another_order_of_hashes(
 @pytest.mark.slow
 @families
 def test_two_threads_repeat_themselves_and_differ_from_one_by_rounding(
-    family: str, base: Callable[[str], Path], two_threads: None, tmp_path: Path
+    family: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Reductions are split among threads: the number of them is part of what must be the same, and is recorded."""
-    records = [run(tmp_path / name, family) for name in ("first", "second")]
+    expected = base(family)
+    assert json.loads((expected / "result.json").read_text())["environment"]["threads"] == 1
+    with threads(2):
+        records = [run(tmp_path / name, family) for name in ("first", "second")]
     assert [record["environment"]["threads"] for record in records] == [2, 2]
     assert_same_results(tmp_path / "first", tmp_path / "second")
-    one, two = (flat(load(folder)["objective"]) for folder in (base(family), tmp_path / "first"))
+    one, two = (flat(load(folder)["objective"]) for folder in (expected, tmp_path / "first"))
     for name, value in one.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)  # 14 steps of Adam at 0.001
