@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from annealing import QUICK, make_split, noise_of
+from annealing import make_split, noise_of
 from members import Posterior, make_data, make_model
 from test_pareto import Prescribed
 from torch import Tensor
@@ -15,7 +15,14 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
-from vaerun.evaluation.annealed import anneal, annealed_importance_sampling, bidirectional, effective_chains, tune
+from vaerun.evaluation.annealed import (
+    Annealing,
+    anneal,
+    annealed_importance_sampling,
+    bidirectional,
+    effective_chains,
+    tune,
+)
 from vaerun.evaluation.importance import log_likelihood, unreliable, weigh
 from vaerun.evaluation.latent import latent_statistics
 from vaerun.evaluation.pareto import pareto_k, tail_length
@@ -25,6 +32,7 @@ from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.models.ppca import exact_log_likelihood
 
+FEW = Annealing(temperatures=8, chains=4, adapt=False)
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
 
@@ -126,11 +134,11 @@ def test_annealing_of_a_flat_likelihood(likelihood):
     split = make_split(model, 4, Transform(binarize="fixed" if likelihood == "bernoulli" else "none"))
     batch = split.batch(0, 4)
     exact = model.joint(batch.x).log_likelihood(torch.zeros(1, 4, 3))[0].detach()
-    found = annealed_importance_sampling(model, split, QUICK, seed=0)
+    found = annealed_importance_sampling(model, split, FEW, seed=0)
     torch.testing.assert_close(found["ais"], exact, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found["ais_ess"], torch.full((4,), float(QUICK.chains)))
+    torch.testing.assert_close(found["ais_ess"], torch.full((4,), float(FEW.chains)))
     assert (found["ais_acceptance"] > 0.3).all()
-    both = bidirectional(model, QUICK, images=4, seed=0)
+    both = bidirectional(model, FEW, images=4, seed=0)
     torch.testing.assert_close(both["bdmc_lower"], both["bdmc_upper"], atol=1e-9, rtol=0)
 
 
@@ -142,7 +150,7 @@ def test_annealing_where_no_sample_of_the_prior_has_a_likelihood(single_precisio
         model.decoder.affine.bias.add_(10.0)
     x, _ = make_data(model, 3)
     joint, noise = model.joint(x), noise_of(model, 3)
-    log_weight, acceptance = anneal(joint, noise, QUICK, tune(joint, noise, QUICK))
+    log_weight, acceptance = anneal(joint, noise, FEW, tune(joint, noise, FEW))
     assert (log_weight == -math.inf).all()
     assert acceptance.isfinite().all()
     assert effective_chains(log_weight).tolist() == [0.0] * 3
