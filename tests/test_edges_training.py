@@ -21,7 +21,7 @@ from vaerun.estimators import Estimator, elbo, elbo_mc, estimate, renyi
 from vaerun.estimators.multisample import NEAR_ONE, importance_weighted_bound
 from vaerun.evaluation.importance import weigh
 from vaerun.inference import Laplace
-from vaerun.inference.laplace import cholesky
+from vaerun.inference.factor import cholesky
 from vaerun.models import LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational

@@ -8,7 +8,7 @@ take, the libraries do it.
 A matrix that is not positive definite has no factor: it becomes NaN, as does what is solved with it, and the trainer
 stops the run by name. Nothing is added to the diagonal. A precision is the prior's plus a positive semidefinite part, so
 that in exact arithmetic the factor exists. It is lost to rounding where the largest eigenvalue is beyond some 1/eps
-times the prior's (float32: 1e7, as with a likelihood variance of 1e-8), and there the search has no digits left either.
+times smallest (float32: 1e7 to 1e8), and there the search has no digits left either.
 """
 
 from __future__ import annotations
