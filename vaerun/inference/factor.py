@@ -6,9 +6,9 @@ our own (kernels.py, in Triton) does all three at once. On the CPU, and for what
 take, the libraries do it.
 
 A matrix that is not positive definite has no factor: it becomes NaN, as does what is solved with it, and the trainer
-stops the run by name. Nothing is added to the diagonal. A precision is the prior's plus a positive semidefinite part, so
-that in exact arithmetic the factor exists. It is lost to rounding where the largest eigenvalue is beyond some 1/eps
-times smallest (float32: 1e7 to 1e8), and there the search has no digits left either.
+stops the run by name. Nothing is added to the diagonal. A precision is the prior's plus a positive semidefinite part,
+so that in exact arithmetic the factor exists. It is lost to rounding where the largest eigenvalue is beyond some 1/eps
+times the smallest (float32: 1e7 to 1e8), and there the search has no digits left either.
 """
 
 from __future__ import annotations

@@ -72,9 +72,11 @@ def quadratic(v: Tensor, gram: Tensor) -> Tensor:
 
 def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
     rows, half = m.flatten(0, 1), _half(gram)
-    parts = [rows[:, :stop] @ half[:stop, start:stop] for start, stop in _blocks(gram.shape[0])]
-    product = torch.cat(parts, 1).view_as(m) @ m.mT
-    return product + product.mT
+    product = torch.empty_like(rows)
+    for start, stop in _blocks(gram.shape[0]):
+        torch.mm(rows[:, :stop], half[:stop, start:stop], out=product[:, start:stop])
+    found = product.view_as(m) @ m.mT
+    return found + found.mT
 
 
 def _half(gram: Tensor) -> Tensor:

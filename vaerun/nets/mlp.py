@@ -86,14 +86,13 @@ class Linearised:
         if not self.weights:
             eye = torch.eye(self.inputs, self.value.shape[-1], dtype=self.value.dtype, device=self.value.device)
             return eye.expand(len(self.value), -1, -1)
-        jacobian: Tensor | None = None
-        for weight, slope in zip(self.weights, self.slopes, strict=True):
-            if jacobian is None:
-                pushed = weight.mT.contiguous().expand(len(slope), -1, -1)  # else the product is laid out like it
-            else:
-                pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
-            jacobian = pushed * slope.unsqueeze(1)
-        assert jacobian is not None
+        first = self.weights[0].mT.contiguous().expand(len(self.value), -1, -1)  # else the product is laid out like it
+        jacobian = first * self.slopes[0].unsqueeze(1)
+        for weight, slope in zip(self.weights[1:], self.slopes[1:], strict=True):
+            pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
+            slope = slope.unsqueeze(1)
+            # Large enough that new memory costs; what is differentiated must stay.
+            jacobian = pushed * slope if torch.is_grad_enabled() else pushed.mul_(slope)
         return jacobian
 
 
