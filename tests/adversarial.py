@@ -148,7 +148,7 @@ def fit(
         images_per_step=1,
         show=False,
     )
-    log._writer = Mock()  # TensorBoard's is slow to open; metrics.jsonl is what is read
+    log._events = Mock()  # TensorBoard's is slow to open; metrics.jsonl is what is read
     rest = {"validate": validate, "selection": selection, "warn": told.append, "log": log, "store": store}
     try:
         progress = train(objective, split, TrainSettings(**options), stop=stop or Stop(), resume=state, **rest)

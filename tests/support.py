@@ -24,6 +24,15 @@ def load(folder: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)
 
 
+def lasting(folder: Path, name: str = "last") -> dict[str, Any]:
+    """What a checkpoint holds but for times, which no two runs share, and names of files that have them in it."""
+    state = load(folder, name)
+    for timing in ("seconds", "timed_seconds", "timed_steps"):
+        state.get("progress", {}).pop(timing, None)
+    (state.get("log") or {}).pop("events", None)
+    return state
+
+
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(state, dict | list):
         items = state.items() if isinstance(state, dict) else enumerate(state)

@@ -16,7 +16,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from support import assert_same_bits, load
+from support import assert_same_bits, lasting, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -45,11 +45,7 @@ def run(folder: Path, *overrides: str, model: str = "vae") -> dict[str, Any]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last", "best"):
-        states = [load(folder, name) for folder in (one, other)]
-        for state in states:
-            for timing in ("seconds", "timed_seconds", "timed_steps"):
-                state.get("progress", {}).pop(timing, None)
-        assert_same_bits(*states)
+        assert_same_bits(lasting(one, name), lasting(other, name))
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     events = EventAccumulator(str(other), size_guidance={"scalars": 0}).Reload()
     lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]

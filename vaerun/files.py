@@ -2,29 +2,110 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 
 from vaerun.errors import RunError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename. Raises RunError in one line (disk full, read-only)."""
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Names of files that are being written, `.NAME.PID.tmp`; a process that is killed leaves them."""
+ANYBODYS = ".job.json."  # written into a run's folder by whoever starts the run, without the folder's lock
+STALE_SECONDS = 3600.0  # nobody writes one file for so long
+
+
+def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write under a temporary name, flush to the disk, rename, flush the folder's entry.
+
+    Arguments:
+        path: to write.
+        content: all of it.
+        keep: the name under which what was at `path` stays.
+
+    Raises RunError in one line (disk full, read-only).
+    """
+    try:
+        with replacing(path, keep) as file:
+            file.write(content)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+
+
+@contextmanager
+def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to be written that takes the place of `path` once it is whole and on the disk. Raises OSError."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove_if_stale(old)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _keep(path, keep)
         os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _keep(path: Path, name: Path) -> None:
+    # A hard link, not a rename: there is no moment without a file at `path`.
+    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # file systems without links
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk: a file may be there after a power cut and its name not."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not know this
+            raise
+    finally:
+        os.close(number)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left half written in a run directory. The caller holds its lock."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            if not TEMPORARY.fullmatch(name):
+                continue
+            file = Path(base, name)
+            if name.startswith(ANYBODYS):
+                _remove_if_stale(file)
+            else:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+
+
+def _remove_if_stale(file: Path) -> None:
+    with suppress(OSError):  # somebody else's work is done, or it cannot be removed and does no harm
+        if time.time() - file.stat().st_mtime > STALE_SECONDS:
+            file.unlink()
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run
 from vaerun.run.words import lines
 from vaerun.settings import Settings, check, identity
-from vaerun.training.log import Log
+from vaerun.training.log import END, Log
 from vaerun.training.signals import Stop
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
@@ -211,9 +211,7 @@ def _record(
     if found.diverged:
         raise RunError(f"{e.split}/{found.diverged} is not finite for some images of {data.name}")
     step, epoch = facts
-    log = Log(
-        run.folder, position={"bytes": sys.maxsize}, start_step=step, total_steps=step, images_per_step=1, show=False
-    )
+    log = Log(run.folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
     path = run.folder / "per_example.npz"
     old = path.read_bytes() if path.exists() else None
     try:

@@ -134,7 +134,7 @@ class Course:
         """Read the checkpoint of trainer.resume=PATH. Raises InputError where it cannot be gone on from."""
         if self.settings.trainer.resume in ("auto", "never"):
             return
-        if (self.store.folder / "last.pt").exists():
+        if self.store.begun:
             return  # this run has begun: it goes on from its own, and the other's may be gone
         if self.settings.model.fit == "closed_form":
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")

@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 
 from vaerun.errors import InputError
+from vaerun.files import clear_temporaries
 
 LOCK_SECONDS = 1.0  # somebody who only looks whether the folder is held has it for a moment
 
@@ -30,6 +31,8 @@ def fresh(folder: Path) -> Path:
 def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
     """Hold a lock on the folder; the system releases it when the process ends, however it ends.
 
+    What killed processes have left half written there is removed.
+
     Arguments:
         folder: to work in.
         otherwise: what else the user can do where that is not possible.
@@ -46,6 +49,7 @@ def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterato
         why = error.strerror or error
         raise InputError(f"cannot write into {folder} ({why}): {otherwise}") from error
     try:
+        clear_temporaries(folder)
         yield
     finally:
         lock.release()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -16,19 +15,23 @@ from typing import Any
 
 import torch
 
-from vaerun.errors import InputError
-from vaerun.files import write_atomically
+from vaerun.errors import InputError, RunError
+from vaerun.files import sync_folder, write_atomically
+
+
+LAST = ("last.pt", "previous.pt")
+"""Where training goes on, the newest first."""
 
 
 class Damaged(Exception):
     """A checkpoint file cannot be read; the message is the cause."""
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of tensors and plain values."""
+def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    """Write a state of tensors and plain values; what was at `path` stays under the name `keep`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue(), keep)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -58,26 +61,39 @@ class Store:
 
     def __init__(self, folder: Path, fingerprint: str, warn: Any) -> None:
         self.folder, self.fingerprint, self.warn = folder, fingerprint, warn
+        self._good: bool | None = None  # whether last.pt can be gone on from; None: not known
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from, good or not."""
+        return any((self.folder / name).exists() for name in LAST)
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Make `state` the place to go on from, keeping the one before as previous.pt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make `state` the place to go on from, keeping the one before as previous.pt.
+
+        A damaged one is not kept: previous.pt is the good one then, until the new one is on the disk.
+        """
+        self._make_folder()
         last = self.folder / "last.pt"
-        if last.exists():
-            # A hard link, not a rename: there is no moment without a last.pt.
-            link = self.folder / ".previous.tmp"
-            link.unlink(missing_ok=True)
-            try:
-                os.link(last, link)
-                os.replace(link, self.folder / "previous.pt")
-            except OSError:  # file systems without links
-                os.replace(last, self.folder / "previous.pt")
-        save(last, state | {"fingerprint": self.fingerprint})
+        if self._good is None and last.exists():
+            self._good = self._read(last, "cpu")[0] is not None
+        keep = self.folder / "previous.pt" if self._good else None
+        save(last, state | {"fingerprint": self.fingerprint}, keep)
+        self._good = True
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write best.pt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         save(self.folder / "best.pt", state | {"fingerprint": self.fingerprint})
+
+    def _make_folder(self) -> None:
+        if self.folder.exists():
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
+        except OSError as error:
+            raise RunError(f"cannot make {self.folder}: {error.strerror or error}") from error
 
     def load_last(self, device: torch.device | str) -> dict[str, Any] | None:
         """The newest good state, or None when there is no checkpoint at all.
@@ -85,16 +101,15 @@ class Store:
         Raises InputError when there are files but none is good.
         """
         causes = []
-        for name in ("last.pt", "previous.pt"):
+        for name in LAST:
             path = self.folder / name
             if not path.exists():
                 continue
-            try:
-                state = load(path, device)
-                if state.get("fingerprint") != self.fingerprint:
-                    raise Damaged("it belongs to another configuration")
-            except Damaged as damage:
-                causes.append(f"{path}: {damage}")
+            state, cause = self._read(path, device)
+            if name == "last.pt":
+                self._good = state is not None
+            if state is None:
+                causes.append(f"{path}: {cause}")
                 continue
             for cause in causes:
                 self.warn(f"passed over a damaged checkpoint ({cause}); going on from {name}")
@@ -104,6 +119,16 @@ class Store:
                 f"no good checkpoint to go on from ({'; '.join(causes)}): remove {self.folder} to start this run again"
             )
         return None
+
+    def _read(self, path: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, str]:
+        """The state of this run's in a file, or None and why there is none."""
+        try:
+            state = load(path, device)
+            if state.get("fingerprint") != self.fingerprint:
+                raise Damaged("it belongs to another configuration")
+        except Damaged as damage:
+            return None, str(damage)
+        return state, ""
 
 
 def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:

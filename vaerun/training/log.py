@@ -9,13 +9,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from vaerun.errors import RunError
+from vaerun.files import sync_folder
+from vaerun.training import events
+from vaerun.training.events import Events
 from vaerun.training.signals import Stop
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
@@ -41,12 +44,25 @@ def _silent() -> bool:
     return getattr(_here, "silent", False)
 
 
+END: dict[str, Any] = {}
+"""A position: after all that was recorded."""
+
+
+def _whole(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends: a process that was killed may have left half a line."""
+    end = file.seek(0, os.SEEK_END)
+    start = max(0, end - (1 << 16))
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
+
+
 class Log:
     """Writes what happens during a run.
 
     Arguments:
         folder: the run directory.
-        position: where metrics.jsonl and TensorBoard go on after a resume (what `position()` gave), or None.
+        position: where metrics.jsonl and TensorBoard go on after a resume (what `position()` gave); END: where they
+            end; None: they are begun anew.
         images_per_step: for the progress line, images/s.
         total_steps: of the whole run.
         show: print a progress line (on standard error; plain lines, rarely, when that is no terminal).
@@ -56,7 +72,7 @@ class Log:
         self,
         folder: Path,
         *,
-        position: dict[str, int] | None,
+        position: dict[str, Any] | None,
         start_step: int,
         total_steps: int,
         images_per_step: float,
@@ -65,36 +81,29 @@ class Log:
         self.folder, self.start_step = folder, start_step
         self.total_steps, self.images_per_step, self.show = total_steps, images_per_step, show
         self.path = folder / "metrics.jsonl"
+        self._events: Events | None = None
         try:
             if position is not None and self.path.exists():
                 with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
-                    file.truncate(min(position["bytes"], self.path.stat().st_size))
+                    file.truncate(min(position.get("bytes", sys.maxsize), _whole(file)))
             if position is None:  # a start that left no checkpoint: its records would stand beside this one's
-                for old in folder.glob("events.out.tfevents.*"):
-                    old.unlink()
+                events.cut(folder, {})
+            elif "events" in position:
+                events.cut(folder, position["events"])
             self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
+            sync_folder(folder)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}") from error
-        self._writer: Any = None
         self._bar: Any = None
         self._started, self._printed = time.monotonic(), time.monotonic()
         self._shown: dict[str, float] = {}
 
     @property
-    def writer(self) -> Any:
-        """TensorBoard's writer, opened when first needed: its import takes a while."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = self.start_step + 1 if self.start_step else None
-            if purge is not None:
-                # Readers take the files in the order of their names, which begin with the second they were made in.
-                last = max((p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")), default="0")
-                until = time.monotonic() + 1.1
-                while str(int(time.time())) <= last and time.monotonic() < until:
-                    time.sleep(0.02)
-            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
-        return self._writer
+    def events(self) -> Events:
+        """TensorBoard's file, opened when first needed: its import takes a while."""
+        if self._events is None:
+            self._events = Events(self.folder, self.start_step)
+        return self._events
 
     def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Scalars of one step, e.g. {"train/elbo": nats per image}."""
@@ -103,8 +112,11 @@ class Log:
         try:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
+            from torch.utils.tensorboard.summary import scalar
+
             for tag, value in values.items():
-                self.writer.add_scalar(tag, value, step)
+                self.events.add(scalar(tag, value), step)
+            self.events.flush()
         except OSError as error:
             raise self._cannot_write(error) from error
         names = {k.partition("/")[2] for k in values}
@@ -115,26 +127,35 @@ class Log:
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """A picture [3 or 1, H, W] in [0, 1]."""
-        self.writer.add_image(tag, picture, step)
+        from torch.utils.tensorboard.summary import image
+
+        self._add([image(tag, picture, dataformats="CHW")], step)
 
     def hyperparameters(self, chosen: dict[str, Any], metrics: dict[str, float]) -> None:
         """Settings and final numbers for TensorBoard's HParams tab."""
         from torch.utils.tensorboard.summary import hparams
 
-        # add_hparams would open a second events file: the same three summaries go into this run's own.
-        for summary in hparams(chosen, metrics):
-            self.writer.file_writer.add_summary(summary)
+        # SummaryWriter.add_hparams would open a second events file.
+        self._add(hparams(chosen, metrics))
 
-    def position(self) -> dict[str, int]:
+    def _add(self, summaries: Iterable[Any], step: int = 0) -> None:
+        try:
+            for summary in summaries:
+                self.events.add(summary, step)
+            self.events.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def position(self) -> dict[str, Any]:
         """What a checkpoint keeps so that after a resume each step stands once; what it counts is on the disk."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
-            if self._writer is not None:
-                self._writer.flush()
+            if self._events is not None:
+                self._events.flush(disk=True)
+            return {"bytes": self.file.tell(), "events": events.sizes(self.folder)}
         except OSError as error:
             raise self._cannot_write(error) from error
-        return {"bytes": self.file.tell()}
 
     def _cannot_write(self, error: OSError) -> RunError:
         why = error.strerror or error
@@ -179,12 +200,12 @@ class Log:
     def close(self) -> None:
         """Flush and close everything."""
         self.end_progress()
-        for file in (self.file, self._writer):
+        for file in (self.file, self._events):
             # A full disk has been told of by the write that met it; closing meets it again.
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
-        self._writer = None
+        self._events = None
 
 
 class Progression:

@@ -1,0 +1,277 @@
+"""Runs that are killed: `python tests/killing.py JOBFILE` kills runs of one model at many moments and lets them go on.
+
+One process imports what a run needs; each attempt at a run is a fork of it, so that nearly all of an attempt's time is
+training, evaluation and writing. An attempt ends by SIGKILL, from outside after a random time, or from inside at the
+n-th place of a kind:
+
+    time    whenever it is
+    call    before a file of the run is opened, renamed, linked or removed, or a folder is made
+    write   in the middle of a write, half of which is in the file
+    torn    before a flush to the disk, what was written since the last one cut short
+    placed  after a file was put in its place
+
+When it is let through the run must have what the run has that was never killed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import sklearn.datasets  # noqa: F401  before the fork
+import tensorboard.compat.proto.event_pb2  # noqa: F401
+import torch
+from adversarial_runs import NETWORKS
+from support import flat, lasting, tensorboard
+
+from vaerun.evaluation import charts  # noqa: F401
+from vaerun.plugins import own_config_folder
+from vaerun.run.course import Course
+from vaerun.run.execute import execute
+from vaerun.settings import Settings, check
+from vaerun.training.signals import Stop
+
+# 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 12 steps are 3 epochs. A checkpoint each step.
+QUICK = """trainer.device=cpu trainer.batch_size=64 trainer.max_steps=12 trainer.log_every=3 data.train_images=250
+trainer.checkpoint_seconds=0 evaluation.images=20 evaluation.pictures=2""".split()  # noqa: SIM905
+LIKELIHOOD = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=3", "evaluation.samples=20"]
+ADVERSARIAL = ["model.latent_dim=4", "evaluation.generated.samples=50", "evaluation.quality=false"]
+FAMILIES = {
+    "vae": ["model=vae", *LIKELIHOOD],
+    "sa_vae": ["model=sa_vae", "model.inference.steps=2", *LIKELIHOOD],
+    "vlae": ["model=vlae", "model.inference.steps=2", *LIKELIHOOD],
+    "gan": ["model=gan", *NETWORKS["gan_mlp"], "trainer.average=0.9", "estimator.discriminator_steps=2", *ADVERSARIAL],
+    "infogan": ["model=infogan", *NETWORKS["gan_mlp"], *ADVERSARIAL],
+}
+KINDS = ("call", "write", "torn", "placed")
+EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+MOST = 6  # kills of one run, which then goes on to its end
+LOST_SECONDS = 120.0
+
+
+def settings_of(family: str) -> Settings:
+    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+        return check(hydra.compose("config", [*FAMILIES[family], *QUICK]))
+
+
+class Places:
+    """Counts the places of each kind that a run comes through, and dies at the n-th of one kind."""
+
+    def __init__(self, folder: Path, kind: str | None, n: int, share: float) -> None:
+        self.folder, self.kind, self.n, self.share = str(folder), kind, n, share
+        self.counts: Counter[str] = Counter()
+        self.flushed: dict[int, int] = {}  # inode -> bytes
+        self.on = True
+
+    def here(self, kind: str) -> bool:
+        self.counts[kind] += 1
+        return kind == self.kind and self.counts[kind] == self.n
+
+    @staticmethod
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def install(self) -> None:
+        fsync, replace, opened = os.fsync, os.replace, builtins.open
+
+        def flush(fd: int) -> None:
+            status = os.fstat(fd)
+            if self.here("torn"):
+                before = self.flushed.get(status.st_ino, 0)
+                if status.st_size > before:  # a folder has another kind of size, and cannot be cut
+                    os.ftruncate(fd, before + int(self.share * (status.st_size - before)))
+                self.die()
+            fsync(fd)
+            self.flushed[status.st_ino] = status.st_size
+
+        def put(source: Any, target: Any, **options: Any) -> None:
+            replace(source, target, **options)
+            if self.here("placed"):
+                self.die()
+
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if self.on and event in EVENTS and str(arguments[0]).startswith(self.folder) and self.here("call"):
+                self.die()
+
+        def open_(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
+            made = opened(file, mode, *rest, **options)
+            if not (str(file).startswith(self.folder) and set(mode) & set("wa+")):
+                return made
+            status = os.fstat(made.fileno())
+            self.flushed[status.st_ino] = status.st_size  # what others wrote is on the disk
+            return Halved(made, self)
+
+        os.fsync, os.replace, builtins.open = flush, put, open_  # type: ignore[assignment]
+        sys.addaudithook(audit)
+
+
+class Halved:
+    """A file whose n-th write is cut in the middle."""
+
+    def __init__(self, file: Any, places: Places) -> None:
+        self._file, self._places = file, places
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Halved:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def write(self, content: Any) -> int:
+        if self._places.here("write"):
+            self._file.write(content[: int(self._places.share * len(content))])
+            self._file.flush()
+            self._places.die()
+        return self._file.write(content)
+
+
+def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: float, share: float) -> tuple[int, Any]:
+    """One attempt at the run, in a fork: its exit status (negative: killed), and the counts where it came to its end."""
+    begun, told = os.pipe()
+    counts = folder.with_suffix(".counts")
+    pid = os.fork()
+    if not pid:
+        status = 3
+        try:
+            os.close(begun)
+            with open(folder.with_suffix(".log"), "ab") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            places = Places(folder, kind, n, share)
+            places.install()
+            recorded = Course.recorded
+
+            def first(*arguments: Any) -> Any:
+                os.write(told, b".")
+                return recorded(*arguments)
+
+            Course.recorded = first  # type: ignore[method-assign]
+            execute(settings, folder, ["tests"], None, Stop())
+            places.on = False
+            counts.write_text(json.dumps(places.counts))
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(told)
+    os.read(begun, 1)  # it writes from now on, or has ended
+    os.close(begun)
+    started = time.monotonic()
+    if kind == "time":
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    found = json.loads(counts.read_text()) if code == 0 else None
+    return code, (found, time.monotonic() - started)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run directory holds and must hold however often it was killed, by name."""
+    states = {name: lasting(folder, name) for name in ("last", "best")}
+    result = json.loads((folder / "result.json").read_text())
+    events = tensorboard(folder)
+    tags = events.Tags()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    images = {tag: [(e.step, e.encoded_image_string) for e in events.Images(tag)] for tag in tags["images"]}
+    with np.load(folder / "per_example.npz") as archive:
+        arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    return {
+        "state": states,
+        "result": {k: result[k] for k in ("status", "metrics", "protocol", "details", "error")},
+        "metrics.jsonl": (folder / "metrics.jsonl").read_text(),
+        "scalars": scalars,
+        "images": images,
+        "per_example": arrays,
+        "figures": {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "figures").rglob("*.png"))},
+        "temporary files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*.tmp")),
+    }
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Names of what is not the same to the bit."""
+    one, other = flat(one), flat(other)
+    differing = [k for k in one.keys() & other.keys() if not same(one[k], other[k])]
+    return sorted([*differing, *(one.keys() ^ other.keys())])
+
+
+def same(one: Any, other: Any) -> bool:
+    """To the bit, NaN included."""
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+    return one == other
+
+
+def kill_runs(family: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Kill runs of a model so many times in all; what was killed where, and which runs were lost or came out otherwise."""
+    settings, choose = settings_of(family), random.Random(seed)
+    whole = folder / "whole"
+    code, found = attempt(settings, whole, None, 0, 0.0, 0.0)
+    assert code == 0, whole.with_suffix(".log").read_text()
+    counts, seconds = found
+    expected = contents(whole)
+    outcome: dict[str, Any] = {"family": family, "kills": Counter(), "steps": [], "runs": 0, "lost": [], "different": []}
+    while sum(outcome["kills"].values()) < kills:
+        number = outcome["runs"]
+        outcome["runs"] += 1
+        run, plan, code = folder / f"run{number}", [], 1
+        for i in itertools.count():
+            kind = choose.choice(["time", "time", *KINDS])
+            last = i == MOST or sum(outcome["kills"].values()) >= kills
+            n = choose.randint(1, counts.get(kind, 1)) if kind != "time" else 0
+            where = (None, 0, 0.0, 0.0) if last else (kind, n, choose.uniform(0, seconds), choose.random())
+            plan.append(where)
+            code, _ = attempt(settings, run, *where)
+            if code != -signal.SIGKILL:
+                break
+            outcome["kills"][kind] += 1
+            outcome["steps"].append(step_of(run))
+        if code:
+            outcome["lost"].append({"run": str(run), "plan": plan, "log": run.with_suffix(".log").read_text()[-2000:]})
+        elif names := differences(expected, contents(run)):
+            outcome["different"].append({"run": str(run), "plan": plan, "names": names[:20]})
+        if not code and not names:
+            shutil.rmtree(run)
+    return outcome
+
+
+def step_of(run: Path) -> int:
+    """After how many recorded steps an attempt died; -1: before the first record."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["step"] if lines else -1
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
+def main(file: str) -> None:
+    job = json.loads(Path(file).read_text())
+    torch.set_num_threads(1)
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome = kill_runs(job["family"], folder, job["kills"], job["seed"])
+    (folder / "outcome.json").write_text(json.dumps(outcome, default=str))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
