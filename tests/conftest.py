@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 
 from vaerun.cli import evaluate as evaluation
 from vaerun.cli import main
+from vaerun.stopping import SIGNALS
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +35,15 @@ def exact_arithmetic() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     Distribution.set_default_validate_args(checked)
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command that was called in this process ends in ignoring signals."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from typing import Any
 import hydra
 import numpy as np
 import sklearn.datasets  # noqa: F401  before the fork
-import tensorboard.compat.proto.event_pb2  # noqa: F401
+import tensorboard.compat.proto.event_pb2
 import torch
 from adversarial_runs import NETWORKS
 from support import flat, lasting, tensorboard
@@ -141,7 +141,7 @@ class Halved:
 
 
 def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: float, share: float) -> tuple[int, Any]:
-    """One attempt at the run, in a fork: its exit status (negative: killed), and the counts where it came to its end."""
+    """One attempt at the run, in a fork: its exit status (negative: killed); where it ended, counts and seconds."""
     begun, told = os.pipe()
     counts = folder.with_suffix(".counts")
     pid = os.fork()
@@ -223,14 +223,21 @@ def same(one: Any, other: Any) -> bool:
 
 
 def kill_runs(family: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill runs of a model so many times in all; what was killed where, and which runs were lost or came out otherwise."""
+    """Kill runs of a model so many times in all: how, after which step, which were lost or came out otherwise."""
     settings, choose = settings_of(family), random.Random(seed)
     whole = folder / "whole"
     code, found = attempt(settings, whole, None, 0, 0.0, 0.0)
     assert code == 0, whole.with_suffix(".log").read_text()
     counts, seconds = found
     expected = contents(whole)
-    outcome: dict[str, Any] = {"family": family, "kills": Counter(), "steps": [], "runs": 0, "lost": [], "different": []}
+    outcome: dict[str, Any] = {
+        "family": family,
+        "kills": Counter(),
+        "steps": [],
+        "runs": 0,
+        "lost": [],
+        "different": [],
+    }
     while sum(outcome["kills"].values()) < kills:
         number = outcome["runs"]
         outcome["runs"] += 1

@@ -14,7 +14,7 @@ import vaerun
 
 ROOT = Path(vaerun.__file__).parent
 
-HELPERS = {"errors", "randomness", "files", "plugins"}  # free for all; they know nothing but each other
+HELPERS = {"errors", "randomness", "files", "plugins", "stopping"}  # free for all; they know nothing but each other
 
 LEVELS = {
     "nets": 0,

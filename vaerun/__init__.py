@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.plugins import trust
 
 if TYPE_CHECKING:
     from vaerun.evaluation import log_likelihood
+    from vaerun.plugins import trust
     from vaerun.run.load import load_run
 
 __all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood", "trust"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; the command line must answer --help before that.
+    # torch takes seconds to import; the command line must answer --help before that, and signals before anything.
     if name == "load_run":
         from vaerun.run.load import load_run
 
@@ -29,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from vaerun.evaluation import log_likelihood
 
         return log_likelihood
+    if name == "trust":
+        from vaerun.plugins import trust
+
+        return trust
     raise AttributeError(f"module 'vaerun' has no attribute '{name}'")

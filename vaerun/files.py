@@ -17,7 +17,6 @@ import filelock
 
 from vaerun.errors import RunError
 
-
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of files that are being written, `.NAME.PID.tmp`; a process that is killed leaves them."""
 ANYBODYS = ".job.json."  # written into a run's folder by whoever starts the run, without the folder's lock

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
+from vaerun.stopping import leaves, listening
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,11 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    with listening(leaves("vaerun-bench")):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     for name in options.names:

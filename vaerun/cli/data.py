@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
+from vaerun.stopping import leaves, listening, raises
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
 if TYPE_CHECKING:
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C."""
+    """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C, 75 for other signals."""
+    with listening(leaves("vaerun-data")):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (--list shows which there are)")
     parser.add_argument(
@@ -29,13 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.names and not arguments.list:
         parser.error("no data set named")
 
-    from vaerun.errors import InputError
+    from vaerun.errors import InputError, Interrupted
 
     try:
-        return _run(arguments)
+        with listening(raises("vaerun-data")):  # what is half done is tidied up
+            return _run(arguments)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
@@ -75,19 +84,13 @@ def _pack(arrays: Arrays, file: Path) -> Path:
 
     from vaerun.data.arrays import FIELDS
     from vaerun.errors import InputError
+    from vaerun.files import replacing
 
     present = {field: getattr(arrays, field) for field in FIELDS if getattr(arrays, field) is not None}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as out:
-                np.savez_compressed(out, **present, split=np.array(arrays.split))
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(file) as out:
+            np.savez_compressed(out, **present, split=np.array(arrays.split))
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"--output: cannot write {file} ({reason}); give a folder that can be written") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.stopping import leaves, listening, raises
 
 HELP = """vaerun-eval: evaluate a finished run again
 
@@ -35,6 +36,11 @@ Of adversarial models (gan, dcgan, cgan, infogan):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 failed, 2 unusable input, 130 or 75 stopped."""
+    with listening(leaves("vaerun-eval")):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or "--help" in words or "-h" in words:
         from vaerun.plugins import group_file
@@ -55,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         quiet()
         from vaerun.run.again import evaluate_again
+        from vaerun.training.signals import Stop
 
-        evaluate_again(Path(folders[0]).expanduser(), [w for w in words if not w.startswith("run=")])
+        stop = Stop(outside=raises("vaerun-eval"))
+        evaluate_again(Path(folders[0]).expanduser(), [w for w in words if not w.startswith("run=")], stop)
     except InputError as error:
         return _tell(2, f"error: {error}")
     except RunError as error:

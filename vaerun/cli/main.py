@@ -7,11 +7,13 @@ Nothing heavy is imported before a run really starts.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.stopping import leaves, listening, raises
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,6 +59,19 @@ def help_text() -> str:
 
 def main() -> None:
     """Entry point."""
+    with listening(leaves("vaerun", _tidy)):
+        _main()
+
+
+def _tidy() -> None:
+    """Hydra makes the run's folder early: a command that is stopped before it has begun leaves none that is empty."""
+    composing = sys.modules.get("vaerun.cli.compose")
+    for place in sorted(getattr(composing, "absent", ()), reverse=True):
+        with suppress(OSError):  # not empty, or not there
+            place.rmdir()
+
+
+def _main() -> None:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         try:
@@ -166,8 +181,10 @@ def job(cfg: DictConfig) -> float | None:
             run_replicas(replicas(cfg, settings, folder, overrides, text))
         else:
             from vaerun.run.execute import execute
+            from vaerun.training.signals import Stop
 
-            execute(settings, folder, overrides, text)
+            # Until the run records that it has begun a signal means: leave.
+            execute(settings, folder, overrides, text, Stop(outside=raises("vaerun", _tidy)))
     except Exception as error:
         global _failure
         _failure = error

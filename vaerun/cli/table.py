@@ -10,6 +10,7 @@ from pathlib import Path
 from vaerun.cli.parser import Parser
 from vaerun.cli.show import show
 from vaerun.errors import InputError, RunError
+from vaerun.stopping import leaves, listening
 
 LISTED = ("md", "csv")
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
@@ -55,6 +56,11 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 for a file that cannot be written, 2 for unusable input."""
+    with listening(leaves("vaerun-table")):
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     given = [n for n in ("rows", "columns", "metric", "published", "where", "mix", "paired") if getattr(arguments, n)]

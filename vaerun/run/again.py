@@ -36,16 +36,17 @@ CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
 
 
-def evaluate_again(folder: Path, overrides: list[str]) -> dict[str, Any]:
+def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None) -> dict[str, Any]:
     """Evaluate the run in this folder and return the record that was added to its result.json.
 
     Arguments:
         folder: a finished run's directory.
         overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME chooses data.
+        stop: signals.
 
     Raises InputError, RunError, Interrupted (errors.py).
     """
-    with Stop() as stop:
+    with stop or Stop() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
         given = _parse(overrides)
         where = given.get("data", {})

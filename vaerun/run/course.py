@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from vaerun.run.prepare import Prepared
 from vaerun.settings import Settings
 from vaerun.training import Progress, make_optimisers, restore, train
 from vaerun.training.checkpoint import Damaged, Store, load, load_named
-from vaerun.training.log import Log
+from vaerun.training.log import Log, RunLog
 from vaerun.training.ranks import Ranks, Silent
 from vaerun.training.signals import Stop
 from vaerun.training.step import own_stream
@@ -98,6 +99,10 @@ class Course:
 
     def recorded(self, before: dict[str, Any] | None, overrides: list[str], hydra: str | None) -> dict[str, Any]:
         """Train and evaluate, with the status in result.json at every moment; `before`: what it said until now."""
+        with self.stop.deferred():  # whatever comes from now on is recorded
+            return self._recorded(before, overrides, hydra)
+
+    def _recorded(self, before: dict[str, Any] | None, overrides: list[str], hydra: str | None) -> dict[str, Any]:
         self.record = records.start(
             self.settings, self.data, self.device, self.identity, overrides, self.started_from, self.model
         )
@@ -105,25 +110,23 @@ class Course:
         if own is not None and before is not None:
             records.carry_on(self.record, before)
         records.write_result(self.folder, self.record)
-        records.write_config(self.folder, asdict(self.settings), overrides, hydra)
-        handler = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler = RunLog(self.folder / "run.log")
         self.logger.addHandler(handler)
-        self.logger.info("start: %s", " ".join(["vaerun", *overrides]))
-        for line in self.warnings:
-            self.logger.warning(line)
         try:
+            records.write_config(self.folder, asdict(self.settings), overrides, hydra)
+            self.logger.info("start: %s", " ".join(["vaerun", *overrides]))
+            for line in self.warnings:
+                self.logger.warning(line)
             self._train_and_evaluate(own or self.named)
         except BaseException as error:
             stopped = isinstance(error, Interrupted | KeyboardInterrupt)
             self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
             self.record["ended"] = records.now()
             known = isinstance(error, InputError | RunError | Interrupted | KeyboardInterrupt)
-            self.logger.error("%s", self.record["error"] if known else traceback.format_exc())
-            try:
+            with suppress(RunError):  # the disk that is full may be why the run failed: that is what is told
+                self.logger.error("%s", self.record["error"] if known else traceback.format_exc())
+            with suppress(RunError):
                 records.write_result(self.folder, self.record)
-            except RunError as second:  # the disk that is full may be why the run failed: that one is to be told
-                print(f"vaerun: warning: {second}", file=sys.stderr)
             raise
         finally:
             self.logger.removeHandler(handler)
@@ -286,7 +289,7 @@ class Course:
         metrics = {k: v for k, v in self.record["metrics"].items() if v is not None and not k.endswith("_se")}
         log.hyperparameters(records.hyperparameters(self.settings), metrics)
         self.record |= {"status": "ok", "ended": records.now()}
-        records.write_result(self.folder, self.record)
         text = "\n".join([*self.texts, records.table(self.record, self.folder)])
         self.logger.info("done\n%s", text)
+        records.write_result(self.folder, self.record)
         print(text)

@@ -18,7 +18,6 @@ import torch
 from vaerun.errors import InputError, RunError
 from vaerun.files import sync_folder, write_atomically
 
-
 LAST = ("last.pt", "previous.pt")
 """Where training goes on, the newest first."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -54,6 +55,37 @@ def _whole(file: BinaryIO) -> int:
     start = max(0, end - (1 << 16))
     file.seek(start)
     return start + file.read().rfind(b"\n") + 1
+
+
+class RunLog(logging.FileHandler):
+    """run.log, opened with its first line. Raises RunError where it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; logging's own way would be to print a traceback and go on without it."""
+        try:
+            super().emit(record)
+        except OSError as error:  # opening it
+            raise self._cannot_write(error) from error
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by logging where a write failed."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            raise
+        raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        why = error.strerror or error
+        return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to go on")
+
+    def close(self) -> None:
+        """A full disk has been told of by the write that met it; closing meets it again."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class Log:

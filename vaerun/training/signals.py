@@ -8,9 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from vaerun.errors import Interrupted
-
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # the last: the terminal was closed
-SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+from vaerun.stopping import SIGNALS, Handler
 
 
 class Stop:
@@ -20,12 +18,13 @@ class Stop:
     elsewhere it raises at once. A second SIGINT always raises at once.
 
     Arguments:
-        outside: called with the signal instead of raising where one comes outside `deferred()`. Raising in the middle
-            of an import (of torch, scikit-learn) is not safe; a process that has nothing to lose yet can end instead.
+        outside: called with the signal and the frame instead of raising where one comes outside `deferred()`. Raising
+            in the middle of an import (of torch, scikit-learn) is not safe; a process that has nothing to lose yet can
+            end instead.
         parent: the process's, which collects the signals for this one too: of a run in a thread of its own.
     """
 
-    def __init__(self, outside: Callable[[int], None] | None = None, parent: Stop | None = None) -> None:
+    def __init__(self, outside: Handler | None = None, parent: Stop | None = None) -> None:
         self._signum: int | None = None
         self.outside, self.parent = outside, parent
         self._depth = 0
@@ -56,7 +55,7 @@ class Stop:
             return  # Slurm signals every process of a job, and its parent passes the signal on: saving goes on
         self.signum = signum
         if self._depth == 0 and self.outside is not None:
-            self.outside(signum)
+            self.outside(signum, frame)
         if again or self._depth == 0:
             raise Interrupted(signum)
 
