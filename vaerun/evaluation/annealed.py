@@ -35,6 +35,7 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.hmc import LOG_UNIFORM, Target, transition, transition_noise
 from vaerun.evaluation.importance import default_chunk
+from vaerun.evaluation.memory import Note, joined
 from vaerun.models import Joint, LatentModel
 from vaerun.nets.init import whole_number
 from vaerun.randomness import ImageNoise, mix
@@ -187,10 +188,6 @@ def annealing_noise(model: LatentModel, seed: int, images: list[int]) -> ImageNo
     return ImageNoise(mix(seed, "annealing"), images, model.latent_dim + LOG_UNIFORM, model.mean)
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name].cpu().double() for part in parts]) for name in parts[0]}
-
-
 def annealed_importance_sampling(
     model: LatentModel,
     split: Split,
@@ -201,6 +198,7 @@ def annealed_importance_sampling(
     batch: int | None = None,
     stop: Stop | None = None,
     progress: Callable[[int], None] | None = None,
+    note: Note | None = None,
 ) -> dict[str, Tensor]:
     """A lower bound of log p(x | c), in expectation, that needs no inference network.
 
@@ -214,21 +212,25 @@ def annealed_importance_sampling(
             which many long trajectories may amplify into another draw of the same estimate.
         stop: looked at between transitions.
         progress: called with the number of images done.
+        note: called with one line where memory ran out and `batch` was halved.
 
     Returns per image [N] (float64, CPU): ais (nats: log of the mean of w over chains), ais_ess (effective number of
     chains, 1 to K), ais_acceptance (mean over chains and transitions; 1 where T = 1 leaves nothing to accept).
     """
-    found = []
+
+    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+        part = split.batch(start, end)
+        joint = model.joint(part.x, part.c if model.classes else None)
+        noise = annealing_noise(model, seed, part.rows.tolist())
+        log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing, stop), stop=stop)
+        ais = log_mean_exp(log_weight) + part.log_det
+        return {"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance}
+
+    count = len(split) if images is None else min(images, len(split))
+    size = _batch_size(images, batch, annealing, split.images.device)
+    what, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
     with torch.no_grad():
-        for part in split.batches(_batch_size(images, batch, annealing, split.images.device), images):
-            joint = model.joint(part.x, part.c if model.classes else None)
-            noise = annealing_noise(model, seed, part.rows.tolist())
-            log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing, stop), stop=stop)
-            ais = log_mean_exp(log_weight) + part.log_det
-            found.append({"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance})
-            if progress is not None:
-                progress(len(part.rows))
-    return _joined(found)
+        return joined(count, size, work, progress=progress, note=note, what=what, setting=setting)
 
 
 def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -261,6 +263,7 @@ def bidirectional(
     batch: int | None = None,
     stop: Stop | None = None,
     progress: Callable[[int], None] | None = None,
+    note: Note | None = None,
 ) -> dict[str, Tensor]:
     """Bounds of log p(x | c) from both sides on images drawn from the model (Grosse et al. 2015; Wu et al. 2017).
 
@@ -270,29 +273,28 @@ def bidirectional(
         model: in evaluation mode.
         annealing: how; both directions use the same step sizes.
         images: how many to draw; labels of a conditional model go round the classes.
-        seed, batch, stop, progress: as in annealed_importance_sampling.
+        seed, batch, stop, progress, note: as in annealed_importance_sampling.
 
     Returns per image [N] (float64, CPU): bdmc_lower, bdmc_upper (nats, in the model's own units of x), and the mean
     acceptance of either direction, bdmc_acceptance_forward and bdmc_acceptance_reverse. Means over images satisfy
     lower <= log p(x | c) <= upper in expectation.
     """
-    size, found = _batch_size(images, batch, annealing, model.mean.device), []
+
+    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+        numbers = list(range(start, end))
+        x, z, c = simulate(model, numbers, seed)
+        joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
+        step_sizes = tune(joint, noise, annealing, stop)
+        forward, accepted = anneal(joint, noise, annealing, step_sizes, stop=stop)
+        reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, stop=stop)
+        return {
+            "bdmc_lower": log_mean_exp(forward),
+            "bdmc_upper": -log_mean_exp(-reverse),
+            "bdmc_acceptance_forward": accepted,
+            "bdmc_acceptance_reverse": accepted_back,
+        }
+
+    size = _batch_size(images, batch, annealing, model.mean.device)
+    what, setting = "bidirectional Monte Carlo", "evaluation.annealing.chains"
     with torch.no_grad():
-        for first in range(0, images, size):
-            numbers = list(range(first, min(first + size, images)))
-            x, z, c = simulate(model, numbers, seed)
-            joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
-            step_sizes = tune(joint, noise, annealing, stop)
-            forward, accepted = anneal(joint, noise, annealing, step_sizes, stop=stop)
-            reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, stop=stop)
-            found.append(
-                {
-                    "bdmc_lower": log_mean_exp(forward),
-                    "bdmc_upper": -log_mean_exp(-reverse),
-                    "bdmc_acceptance_forward": accepted,
-                    "bdmc_acceptance_reverse": accepted_back,
-                }
-            )
-            if progress is not None:
-                progress(len(numbers))
-    return _joined(found)
+        return joined(images, size, work, progress=progress, note=note, what=what, setting=setting)

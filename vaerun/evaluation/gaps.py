@@ -32,6 +32,7 @@ from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.adam import Adam
 from vaerun.evaluation.importance import default_chunk, weigh
+from vaerun.evaluation.memory import Note, joined
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.training.signals import Stop
@@ -219,6 +220,7 @@ def inference_gaps(
     batch: int | None = None,
     stop: Stop | None = None,
     progress: Callable[[int], None] | None = None,
+    note: Note | None = None,
 ) -> dict[str, Tensor]:
     """Approximation and amortisation gap of each image.
 
@@ -233,6 +235,7 @@ def inference_gaps(
         batch: images at a time (memory grows with it), which changes no result beyond rounding; None: by samples.
         stop: looked at before every step.
         progress: called with the number of images done.
+        note: called with one line where memory ran out and `batch` was halved.
 
     Returns per image [N] (CPU; float64, nats): elbo (of q), elbo_optimal (of q*), log_likelihood, gap_approximation,
     gap_amortisation, gap_inference (their sum); gap_steps (a number); gap_converged (bool).
@@ -242,9 +245,9 @@ def inference_gaps(
     for name, value in (("importance_samples", importance_samples), ("elbo_samples", elbo_samples)):
         if value < 1:
             raise InputError(f"evaluation.gap.{name} must be at least 1, got {value}")
-    found: dict[str, list[Tensor]] = {name: [] for name in (*NAMES, "gap_steps", "gap_converged")}
-    size = batch or max(1, LATENTS // refinement.samples)
-    for part in split.batches(size, images):
+
+    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+        part = split.batch(start, end)
         c, noise = part.c if model.classes else None, ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
         optimum = optimise(model, part.x, c, part.rows, refinement, seed=seed, stop=stop)
         with torch.no_grad():
@@ -255,10 +258,11 @@ def inference_gaps(
         values["gap_inference"] = values["log_likelihood"] - values["elbo"]
         for name in ("elbo", "elbo_optimal", "log_likelihood"):
             values[name] += part.log_det
-        for name in NAMES:
-            found[name].append(values[name].cpu().double())
-        found["gap_steps"].append(optimum.steps.cpu().double())
-        found["gap_converged"].append(optimum.converged.cpu())
-        if progress is not None:
-            progress(len(part.rows))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: values[name] for name in NAMES} | {
+            "gap_steps": optimum.steps.double(),
+            "gap_converged": optimum.converged,
+        }
+
+    count = len(split) if images is None else min(images, len(split))
+    size, what = batch or max(1, LATENTS // refinement.samples), f"inference gaps of {split.name}"
+    return joined(count, size, work, progress=progress, note=note, what=what, setting="evaluation.gap.samples")

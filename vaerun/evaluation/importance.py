@@ -21,6 +21,7 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
+from vaerun.evaluation.memory import Note, joined
 from vaerun.evaluation.pareto import keep_largest, pareto_k, tail_length
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
@@ -101,6 +102,7 @@ def importance_sampling(
     stop: Stop | None = None,
     progress: Callable[[int], None] | None = None,
     forecast: Callable[[float], None] | None = None,
+    note: Note | None = None,
 ) -> dict[str, Tensor]:
     """Evaluate a model on a split.
 
@@ -115,35 +117,44 @@ def importance_sampling(
         progress: called with the number of images done.
         forecast: called once, before the first image is done, with the seconds that all will take, as a block of
             samples of the first images tells; not where there is no more than that to do.
+        note: called with one line where memory ran out and `chunk` was halved.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
     same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
     """
     check_samples(samples)
-    size = max(1, (chunk or default_chunk(split.images.device)) // min(BLOCK, samples))
-    found: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     count = len(split) if images is None else min(images, len(split))
+    few = min(BLOCK, samples)
+
+    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+        nonlocal forecast
+        batch = split.batch(start, end)
+        noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
+        joint = model.joint(batch.x, batch.c if model.classes else None, noise)
+        started = perf_counter()
+        q = model.infer(joint)
+        if forecast is not None and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
+            inferred = perf_counter()
+            float(weigh(joint, q, few, stop, at_once)["elbo"][0])  # waits for the device
+            a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
+            forecast(a_batch * count / len(batch.rows))
+            forecast = None
+        values = weigh(joint, q, samples, stop, at_once)
+        for name in DENSITIES:
+            values[name] += batch.log_det
+        return {name: values[name] for name in NAMES}
+
     with torch.no_grad():
-        for batch in split.batches(size, images):
-            noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
-            joint = model.joint(batch.x, batch.c if model.classes else None, noise)
-            started = perf_counter()
-            q = model.infer(joint)
-            few = min(BLOCK, samples)
-            if forecast is not None and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
-                inferred = perf_counter()
-                float(weigh(joint, q, few, stop, chunk)["elbo"][0])  # waits for the device
-                a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
-                forecast(a_batch * count / len(batch.rows))
-                forecast = None
-            values = weigh(joint, q, samples, stop, chunk)
-            for name in DENSITIES:
-                values[name] += batch.log_det
-            for name in NAMES:
-                found[name].append(values[name].cpu().double())
-            if progress is not None:
-                progress(len(batch.rows))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        return joined(
+            count,
+            chunk or default_chunk(split.images.device),
+            work,
+            progress=progress,
+            note=note,
+            what=f"log-likelihood of {split.name}",
+            setting="evaluation.chunk",
+            samples=few,
+        )
 
 
 def log_likelihood(

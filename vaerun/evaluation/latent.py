@@ -23,6 +23,7 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution, Point
 from vaerun.errors import InputError
 from vaerun.evaluation.charts import Ellipse, bar_chart, scatter
+from vaerun.evaluation.memory import Note, in_parts
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.training.signals import Stop
@@ -94,6 +95,7 @@ def latent_statistics(
     batch: int = 500,
     samples: int = 500,
     stop: Stop | None = None,
+    note: Note | None = None,
 ) -> LatentStatistics:
     """Posterior moments of a split's images.
 
@@ -105,30 +107,34 @@ def latent_statistics(
         batch: images at a time.
         samples: from how many samples to estimate moments that q does not know in closed form.
         stop: looked at between batches.
+        note: called with one line where memory ran out and `batch` was halved.
 
     Raises InputError for fewer than 2 samples.
     """
     if samples < 2:
         raise InputError(f"latent_statistics: samples must be at least 2, to have a variance, got {samples}")
-    parts: list[tuple[Tensor, ...]] = []
-    labels: list[Tensor] = []
-    estimated = False
-    with torch.no_grad():
-        for part in split.batches(batch, images):
-            if stop is not None:
-                stop.check()
-            noise = ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
-            joint = model.joint(part.x, part.c if model.classes else None, noise)
-            q = model.infer(joint)
-            estimated = not q.exact_moments
-            mean, variance, draw = _sampled_moments(joint, q, samples) if estimated else _moments(joint, q)
-            prior = joint.prior
-            found = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
-            parts.append(tuple(value.cpu().double() for value in found))
-            if part.labels is not None:
-                labels.append(part.labels.cpu())
-    if not parts:
+    count = len(split) if images is None else min(images, len(split))
+    if not count:
         raise InputError(f"latent_statistics: {split.name} has no images to look at")
+    estimated = False
+
+    def work(start: int, end: int, at_once: int) -> tuple[Tensor, ...]:
+        nonlocal estimated
+        if stop is not None:
+            stop.check()
+        part = split.batch(start, end)
+        noise = ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
+        joint = model.joint(part.x, part.c if model.classes else None, noise)
+        q = model.infer(joint)
+        estimated = not q.exact_moments
+        mean, variance, draw = _sampled_moments(joint, q, samples) if estimated else _moments(joint, q)
+        prior = joint.prior
+        found = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
+        return tuple(value.cpu().double() for value in found)
+
+    how = {"note": note, "what": f"posterior moments of {split.name}", "setting": "evaluation.images"}
+    with torch.no_grad():
+        parts = list(in_parts(count, batch, work, **how))  # type: ignore[arg-type]
     means, variances, draws, prior_means, prior_variances = (torch.cat(column) for column in zip(*parts, strict=True))
     return LatentStatistics(
         means,
@@ -136,7 +142,7 @@ def latent_statistics(
         draws,
         prior_means,
         prior_variances,
-        labels=torch.cat(labels) if labels else None,
+        labels=None if split.labels is None else split.labels[:count].cpu(),
         samples=samples if estimated else 0,
     )
 

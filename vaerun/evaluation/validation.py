@@ -6,6 +6,7 @@ import torch
 
 from vaerun.data.dataset import Batch, Split
 from vaerun.estimators import Estimate, Estimator, elbo_mc, estimate
+from vaerun.evaluation.memory import Note, in_parts
 from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.training.signals import Stop
@@ -27,6 +28,7 @@ class Validator:
         seed: of the noise.
         batch_size: images at a time; it does not change the result beyond rounding.
         stop: looked at between batches.
+        note: called with one line where memory ran out and batches were halved.
 
     Attributes:
         selection: the metric that the best parameters are chosen by; higher is better.
@@ -42,9 +44,10 @@ class Validator:
         seed: int,
         batch_size: int,
         stop: Stop,
+        note: Note | None = None,
     ) -> None:
-        self.model, self.split, self.seed, self.stop = model, split, seed, stop
-        self._noise: dict[int, ImageNoise] = {}
+        self.model, self.split, self.seed, self.stop, self.note = model, split, seed, stop, note
+        self._noise: dict[tuple[int, int], ImageNoise] = {}
         self.estimator, self.samples, self.batch_size = estimator, samples, max(1, batch_size // samples)
         with torch.no_grad():
             name = self._estimate(split.batch(0, 1)).name
@@ -63,24 +66,35 @@ class Validator:
         Of a plain autoencoder only val/reconstruction.
         """
         sums: dict[str, float] = {}
+        what = f"validation on {self.split.name}"
         with torch.no_grad():
-            for batch in self.split.batches(self.batch_size):
-                self.stop.check()
-                found = self._estimate(batch)
-                values = {**found.terms, found.name: found.bound + batch.log_det}
-                if {"reconstruction", "kl"} <= values.keys():
-                    values["elbo"] = found.terms["reconstruction"] - found.terms["kl"] + batch.log_det
-                values["reconstruction"] = found.terms["reconstruction"] + batch.log_det
+            for values in in_parts(
+                len(self.split), self.batch_size, self._batch, note=self.note, what=what, setting="trainer.batch_size"
+            ):
                 for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value.cpu().double().sum().item()
+                    sums[name] = sums.get(name, 0.0) + value
         return {f"val/{name}": value / len(self.split) for name, value in sums.items()}
 
+    def _batch(self, start: int, end: int, at_once: int) -> dict[str, float]:
+        """Sums over images start..end-1."""
+        self.stop.check()
+        if at_once != self.batch_size:  # what memory allows, from now on
+            self.batch_size = at_once
+            self._noise.clear()
+        batch = self.split.batch(start, end)
+        found = self._estimate(batch)
+        values = {**found.terms, found.name: found.bound + batch.log_det}
+        if {"reconstruction", "kl"} <= values.keys():
+            values["elbo"] = found.terms["reconstruction"] - found.terms["kl"] + batch.log_det
+        values["reconstruction"] = found.terms["reconstruction"] + batch.log_det
+        return {name: value.cpu().double().sum().item() for name, value in values.items()}
+
     def _noise_of(self, rows: torch.Tensor) -> ImageNoise:
-        start = int(rows[0])
-        if start not in self._noise:
+        place = int(rows[0]), len(rows)
+        if place not in self._noise:
             keep = len(self.split) * self.model.latent_dim * self.samples <= KEPT
             noise = ImageNoise(self.seed, rows.tolist(), self.model.latent_dim, self.model.mean, keep)
             if not keep:
                 return noise
-            self._noise[start] = noise
-        return self._noise[start]
+            self._noise[place] = noise
+        return self._noise[place]

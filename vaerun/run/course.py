@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.evaluation.memory import out_of_memory
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
 from vaerun.models import ppca
@@ -190,23 +191,31 @@ class Course:
         if validate is not None and validate.selection is not None:
             self.record["protocol"]["selection"] = f"best {validate.selection}"
             records.keep_space(self.record, getattr(validate, "space", None))
-        return train(
-            self.objective,
-            self.data.train,
-            self.train_settings,
-            validate=validate,
-            selection=validate.selection if validate is not None else None,
-            warn=self.warn,
-            after_validation=after_validation,
-            log=log,
-            store=self.store,
-            stop=self.stop,
-            resume=state,
-            ranks=self.ranks,
-            source=self.source,
-            ready=self.ready,
-            compared=self._compared,
-        )
+        try:
+            return train(
+                self.objective,
+                self.data.train,
+                self.train_settings,
+                validate=validate,
+                selection=validate.selection if validate is not None else None,
+                warn=self.warn,
+                after_validation=after_validation,
+                log=log,
+                store=self.store,
+                stop=self.stop,
+                resume=state,
+                ranks=self.ranks,
+                source=self.source,
+                ready=self.ready,
+                compared=self._compared,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"memory ran out in training with trainer.batch_size={self.settings.trainer.batch_size}: lower it, or "
+                "the model's size"
+            ) from error
 
     def _compared(self, found: dict[str, dict[str, float]]) -> None:
         """Lower precision against float32: for the record."""
@@ -263,7 +272,15 @@ class Course:
 
     def _evaluate(self, log: Log, done: Progress) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
-        found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
+        try:
+            found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                "memory ran out in evaluation, at what cannot be done in smaller parts: lower evaluation.images, or "
+                "leave out what was added to the evaluation"
+            ) from error
         self.record["metrics"] |= named(found, e.split)
         self.record["details"] = found.details
         self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)

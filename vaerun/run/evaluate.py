@@ -60,7 +60,13 @@ class _Evaluator(Evaluator[LatentModel]):
                 piece()
         if (s.latent and self.model.has_density) or s.probe or s.arrays:
             statistics = latent_statistics(
-                self.model, self.split, seed=self.seed, images=self.images, batch=BATCH, stop=self.stop
+                self.model,
+                self.split,
+                seed=self.seed,
+                images=self.images,
+                batch=BATCH,
+                stop=self.stop,
+                note=self.found.warnings.append,
             )
             if s.latent and self.model.has_density:
                 self.latent(statistics)
@@ -90,6 +96,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 stop=self.stop,
                 progress=progression.advance,
                 forecast=progression.forecast,
+                note=self.found.warnings.append,
             )
         tail = values.pop("pareto_k")
         for name, value in values.items():
@@ -143,6 +150,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 images=n,
                 stop=self.stop,
                 progress=progression.advance,
+                note=self.found.warnings.append,
             )
         tail = values.pop("gap_pareto_k")
         found.per_image["gap_pareto_k"] = tail

@@ -45,6 +45,7 @@ class Evaluator(Generic[M]):
                 images=n,
                 stop=self.stop,
                 progress=progression.advance,
+                note=self.found.warnings.append,
             )
         for name, value in values.items():
             self.found.mean(name, value)
@@ -61,6 +62,7 @@ class Evaluator(Generic[M]):
                 seed=self.seed,
                 stop=self.stop,
                 progress=progression.advance,
+                note=self.found.warnings.append,
             )
         for name, value in values.items():
             self.found.mean(name, value)

@@ -64,6 +64,7 @@ class Likelihood:
             seed=settings.seed,
             batch_size=EVALUATION_BATCH,
             stop=stop,
+            note=warn,
         )
 
     @staticmethod

@@ -1,0 +1,99 @@
+"""Work on many images in parts, which are made smaller where memory runs out.
+
+What is computed for an image does not depend on the others (randomness.ImageNoise), so a part that is done again in
+two halves gives the same numbers up to the rounding of sums over other shapes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vaerun.errors import RunError
+
+T = TypeVar("T")
+Note = Callable[[str], None]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, the device's or the machine's."""
+    # torch has a type of its own for devices only; on the CPU it is a RuntimeError of the allocator's.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def in_parts(
+    count: int,
+    at_once: int,
+    work: Callable[[int, int, int], T],
+    *,
+    note: Note | None,
+    what: str,
+    setting: str,
+    samples: int = 1,
+) -> Iterator[T]:
+    """What `work(start, stop, at_once)` gives for parts of 0..count in order.
+
+    Arguments:
+        count: images.
+        at_once: how much is computed at once to begin with, in images times `samples`; halved each time that memory
+            runs out, and not raised again.
+        work: computes images start..stop-1, with at most so much at once.
+        note: called with one line each time that memory runs out; None: nobody is told.
+        what: is computed, for that line.
+        setting: that the user can lower.
+        samples: that an image's work computes at once where it can.
+
+    Raises RunError where memory runs out for the least that there is.
+    """
+    start = 0
+    while start < count:
+        stop = min(start + max(1, at_once // samples), count)
+        try:
+            found = work(start, stop, at_once)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            yield found
+            start = stop
+            continue
+        # Here, where the error is gone and with it the frames that hold what was computed.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if at_once == 1:
+            raise RunError(f"{what}: memory ran out for a single one at once: lower {setting}, or the model's size")
+        if note is not None:
+            note(f"{what}: memory ran out with {at_once} at once, going on with {at_once // 2} (see {setting})")
+        at_once //= 2
+
+
+def joined(
+    count: int,
+    at_once: int,
+    work: Callable[[int, int, int], dict[str, Tensor]],
+    *,
+    progress: Callable[[int], None] | None,
+    note: Note | None,
+    what: str,
+    setting: str,
+    samples: int = 1,
+) -> dict[str, Tensor]:
+    """Values per image [N] by name, on the CPU (floating ones float64), of the parts of in_parts.
+
+    Arguments:
+        progress: called with the number of images done.
+        others: see in_parts.
+    """
+    parts = []
+    for part in in_parts(count, at_once, work, note=note, what=what, setting=setting, samples=samples):
+        parts.append({k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in part.items()})
+        if progress is not None:
+            progress(len(next(iter(part.values()))))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
