@@ -16,7 +16,6 @@ When it is let through the run must have what the run has that was never killed.
 from __future__ import annotations
 
 import builtins
-import itertools
 import json
 import os
 import random
@@ -58,12 +57,14 @@ FAMILIES = {
 KINDS = ("call", "write", "torn", "placed")
 EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 MOST = 6  # kills of one run, which then goes on to its end
-LOST_SECONDS = 120.0
+Place = tuple[str | None, int, float, float]
+"""Of a kill: the kind, the n-th of it, the time in seconds, the share of a write that is done."""
+THROUGH: Place = (None, 0, 0.0, 0.0)
 
 
-def settings_of(family: str) -> Settings:
+def settings_of(family: str, words: list[str]) -> Settings:
     with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
-        return check(hydra.compose("config", [*FAMILIES[family], *QUICK]))
+        return check(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
 
 
 class Places:
@@ -222,44 +223,66 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def kill_runs(family: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill runs of a model so many times in all: how, after which step, which were lost or came out otherwise."""
-    settings, choose = settings_of(family), random.Random(seed)
-    whole = folder / "whole"
-    code, found = attempt(settings, whole, None, 0, 0.0, 0.0)
-    assert code == 0, whole.with_suffix(".log").read_text()
-    counts, seconds = found
-    expected = contents(whole)
-    outcome: dict[str, Any] = {
-        "family": family,
-        "kills": Counter(),
-        "steps": [],
-        "runs": 0,
-        "lost": [],
-        "different": [],
-    }
-    while sum(outcome["kills"].values()) < kills:
-        number = outcome["runs"]
-        outcome["runs"] += 1
-        run, plan, code = folder / f"run{number}", [], 1
-        for i in itertools.count():
-            kind = choose.choice(["time", "time", *KINDS])
-            last = i == MOST or sum(outcome["kills"].values()) >= kills
-            n = choose.randint(1, counts.get(kind, 1)) if kind != "time" else 0
-            where = (None, 0, 0.0, 0.0) if last else (kind, n, choose.uniform(0, seconds), choose.random())
-            plan.append(where)
-            code, _ = attempt(settings, run, *where)
+class Killing:
+    """Kills runs of one model, lets them go on, and compares them with one that was never killed."""
+
+    def __init__(self, family: str, folder: Path, words: list[str]) -> None:
+        self.settings, self.folder = settings_of(family, words), folder
+        self.folder.mkdir(parents=True)
+        whole = folder / "whole"
+        code, found = attempt(self.settings, whole, None, 0, 0.0, 0.0)
+        assert code == 0, whole.with_suffix(".log").read_text()
+        self.counts, self.seconds = found
+        self.expected = contents(whole)
+        self.runs, self.kills, self.steps = 0, Counter[str](), list[int]()
+        self.lost: list[dict[str, Any]] = []
+        self.different: list[dict[str, Any]] = []
+
+    def run(self, plan: list[Place]) -> None:
+        """A run that meets these places in turn, and is let through at last."""
+        run, code = self.folder / f"run{self.runs}", -signal.SIGKILL
+        self.runs += 1
+        for place in [*plan, THROUGH]:
+            code, _ = attempt(self.settings, run, *place)
             if code != -signal.SIGKILL:
                 break
-            outcome["kills"][kind] += 1
-            outcome["steps"].append(step_of(run))
+            self.kills[str(place[0])] += 1
+            self.steps.append(step_of(run))
         if code:
-            outcome["lost"].append({"run": str(run), "plan": plan, "log": run.with_suffix(".log").read_text()[-2000:]})
-        elif names := differences(expected, contents(run)):
-            outcome["different"].append({"run": str(run), "plan": plan, "names": names[:20]})
-        if not code and not names:
+            self.lost.append({"run": str(run), "plan": plan, "log": run.with_suffix(".log").read_text()[-2000:]})
+        elif names := differences(self.expected, contents(run)):
+            self.different.append({"run": str(run), "plan": plan, "names": names[:20]})
+        else:
             shutil.rmtree(run)
-    return outcome
+
+    def at_random(self, kills: int, seed: int) -> None:
+        """Kill so many times in all, each run a few times."""
+        choose = random.Random(seed)
+        until = self.kills.total() + kills
+        while (left := until - self.kills.total()) > 0:
+            kinds = [choose.choice(["time", "time", *KINDS]) for _ in range(min(left, choose.randint(1, MOST)))]
+            self.run(
+                [
+                    (
+                        kind,
+                        choose.randint(1, self.counts.get(kind, 1)),
+                        choose.uniform(0, self.seconds),
+                        choose.random(),
+                    )
+                    for kind in kinds
+                ]
+            )
+
+    def everywhere(self) -> None:
+        """Kill once at each place that a run comes through."""
+        for kind in KINDS:
+            for n in range(1, self.counts[kind] + 1):
+                self.run([(kind, n, 0.0, 0.5)])
+
+    def outcome(self) -> dict[str, Any]:
+        """What was killed how often, after which steps, and what came of it."""
+        names = ("runs", "kills", "steps", "lost", "different", "counts", "seconds")
+        return {name: getattr(self, name) for name in names}
 
 
 def step_of(run: Path) -> int:
@@ -274,10 +297,15 @@ def step_of(run: Path) -> int:
 def main(file: str) -> None:
     job = json.loads(Path(file).read_text())
     torch.set_num_threads(1)
-    folder = Path(job["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = kill_runs(job["family"], folder, job["kills"], job["seed"])
-    (folder / "outcome.json").write_text(json.dumps(outcome, default=str))
+    outcomes = {}
+    for name, task in job["tasks"].items():
+        killing = Killing(task["family"], Path(job["folder"]) / name, task.get("words", []))
+        if "kills" in task:
+            killing.at_random(task["kills"], task["seed"])
+        else:
+            killing.everywhere()
+        outcomes[name] = killing.outcome()
+        Path(job["outcome"]).write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
