@@ -10,12 +10,15 @@ n-th place of a kind:
     torn    before a flush to the disk, what was written since the last one cut short
     placed  after a file was put in its place
 
+Or from the n-th place on the disk is full, and the run has to say so:
+
+    full    a write (half of it is done), a flush, a new file, folder or link fails
+
 When it is let through the run must have what the run has that was never killed.
 """
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import random
@@ -24,6 +27,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,10 @@ import sklearn.datasets  # noqa: F401  before the fork
 import tensorboard.compat.proto.event_pb2
 import torch
 from adversarial_runs import NETWORKS
+from places import Places
 from support import flat, lasting, tensorboard
 
+from vaerun.errors import InputError, RunError
 from vaerun.evaluation import charts  # noqa: F401
 from vaerun.plugins import own_config_folder
 from vaerun.run.course import Course
@@ -55,7 +61,6 @@ FAMILIES = {
     "infogan": ["model=infogan", *NETWORKS["gan_mlp"], *ADVERSARIAL],
 }
 KINDS = ("call", "write", "torn", "placed")
-EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 MOST = 6  # kills of one run, which then goes on to its end
 Place = tuple[str | None, int, float, float]
 """Of a kill: the kind, the n-th of it, the time in seconds, the share of a write that is done."""
@@ -65,80 +70,6 @@ THROUGH: Place = (None, 0, 0.0, 0.0)
 def settings_of(family: str, words: list[str]) -> Settings:
     with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         return check(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
-
-
-class Places:
-    """Counts the places of each kind that a run comes through, and dies at the n-th of one kind."""
-
-    def __init__(self, folder: Path, kind: str | None, n: int, share: float) -> None:
-        self.folder, self.kind, self.n, self.share = str(folder), kind, n, share
-        self.counts: Counter[str] = Counter()
-        self.flushed: dict[int, int] = {}  # inode -> bytes
-        self.on = True
-
-    def here(self, kind: str) -> bool:
-        self.counts[kind] += 1
-        return kind == self.kind and self.counts[kind] == self.n
-
-    @staticmethod
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def install(self) -> None:
-        fsync, replace, opened = os.fsync, os.replace, builtins.open
-
-        def flush(fd: int) -> None:
-            status = os.fstat(fd)
-            if self.here("torn"):
-                before = self.flushed.get(status.st_ino, 0)
-                if status.st_size > before:  # a folder has another kind of size, and cannot be cut
-                    os.ftruncate(fd, before + int(self.share * (status.st_size - before)))
-                self.die()
-            fsync(fd)
-            self.flushed[status.st_ino] = status.st_size
-
-        def put(source: Any, target: Any, **options: Any) -> None:
-            replace(source, target, **options)
-            if self.here("placed"):
-                self.die()
-
-        def audit(event: str, arguments: tuple[Any, ...]) -> None:
-            if self.on and event in EVENTS and str(arguments[0]).startswith(self.folder) and self.here("call"):
-                self.die()
-
-        def open_(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
-            made = opened(file, mode, *rest, **options)
-            if not (str(file).startswith(self.folder) and set(mode) & set("wa+")):
-                return made
-            status = os.fstat(made.fileno())
-            self.flushed[status.st_ino] = status.st_size  # what others wrote is on the disk
-            return Halved(made, self)
-
-        os.fsync, os.replace, builtins.open = flush, put, open_  # type: ignore[assignment]
-        sys.addaudithook(audit)
-
-
-class Halved:
-    """A file whose n-th write is cut in the middle."""
-
-    def __init__(self, file: Any, places: Places) -> None:
-        self._file, self._places = file, places
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def __enter__(self) -> Halved:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-
-    def write(self, content: Any) -> int:
-        if self._places.here("write"):
-            self._file.write(content[: int(self._places.share * len(content))])
-            self._file.flush()
-            self._places.die()
-        return self._file.write(content)
 
 
 def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: float, share: float) -> tuple[int, Any]:
@@ -166,6 +97,9 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
             places.on = False
             counts.write_text(json.dumps(places.counts))
             status = 0
+        except (RunError, InputError) as error:
+            status = 1 if isinstance(error, RunError) else 2
+            print(f"vaerun: error: {error}", file=sys.stderr)
         except BaseException:
             import traceback
 
@@ -236,31 +170,39 @@ class Killing:
         self.expected = contents(whole)
         self.runs, self.kills, self.steps = 0, Counter[str](), list[int]()
         self.lost: list[dict[str, Any]] = []
+        self.unclear: list[dict[str, Any]] = []
         self.different: list[dict[str, Any]] = []
 
     def run(self, plan: list[Place]) -> None:
         """A run that meets these places in turn, and is let through at last."""
         run, code = self.folder / f"run{self.runs}", -signal.SIGKILL
         self.runs += 1
+        log = run.with_suffix(".log")
         for place in [*plan, THROUGH]:
+            said = log.stat().st_size if log.exists() else 0
             code, _ = attempt(self.settings, run, *place)
-            if code != -signal.SIGKILL:
+            if place[0] == "full" and code in (1, 2):
+                lines = log.read_bytes()[said:].decode().splitlines()
+                errors = [line for line in lines if not line.startswith("epoch ")]
+                if len(errors) != 1 or "No space left on device" not in errors[0]:
+                    self.unclear.append({"plan": plan, "lines": lines})
+            elif code != -signal.SIGKILL:
                 break
             self.kills[str(place[0])] += 1
             self.steps.append(step_of(run))
         if code:
-            self.lost.append({"run": str(run), "plan": plan, "log": run.with_suffix(".log").read_text()[-2000:]})
+            self.lost.append({"run": str(run), "plan": plan, "log": log.read_text()[-2000:]})
         elif names := differences(self.expected, contents(run)):
             self.different.append({"run": str(run), "plan": plan, "names": names[:20]})
         else:
             shutil.rmtree(run)
 
-    def at_random(self, kills: int, seed: int) -> None:
+    def at_random(self, kills: int, seed: int, kinds: Sequence[str] = ("time", "time", *KINDS)) -> None:
         """Kill so many times in all, each run a few times."""
         choose = random.Random(seed)
         until = self.kills.total() + kills
         while (left := until - self.kills.total()) > 0:
-            kinds = [choose.choice(["time", "time", *KINDS]) for _ in range(min(left, choose.randint(1, MOST)))]
+            several = [choose.choice(kinds) for _ in range(min(left, choose.randint(1, MOST)))]
             self.run(
                 [
                     (
@@ -269,19 +211,19 @@ class Killing:
                         choose.uniform(0, self.seconds),
                         choose.random(),
                     )
-                    for kind in kinds
+                    for kind in several
                 ]
             )
 
-    def everywhere(self) -> None:
+    def everywhere(self, kinds: Sequence[str]) -> None:
         """Kill once at each place that a run comes through."""
-        for kind in KINDS:
+        for kind in kinds:
             for n in range(1, self.counts[kind] + 1):
                 self.run([(kind, n, 0.0, 0.5)])
 
     def outcome(self) -> dict[str, Any]:
         """What was killed how often, after which steps, and what came of it."""
-        names = ("runs", "kills", "steps", "lost", "different", "counts", "seconds")
+        names = ("runs", "kills", "steps", "lost", "different", "unclear", "counts", "seconds")
         return {name: getattr(self, name) for name in names}
 
 
@@ -301,9 +243,9 @@ def main(file: str) -> None:
     for name, task in job["tasks"].items():
         killing = Killing(task["family"], Path(job["folder"]) / name, task.get("words", []))
         if "kills" in task:
-            killing.at_random(task["kills"], task["seed"])
+            killing.at_random(task["kills"], task["seed"], task.get("kinds", ["time", "time", *KINDS]))
         else:
-            killing.everywhere()
+            killing.everywhere(task.get("kinds", KINDS))
         outcomes[name] = killing.outcome()
         Path(job["outcome"]).write_text(json.dumps(outcomes))
 

@@ -39,9 +39,14 @@ def assert_spread(found: dict[str, Any], least: int) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path: Path, env: dict[str, str]) -> None:
-    tasks = {family: {"family": family, "kills": 4, "seed": i} for i, family in enumerate(FAMILIES)}
-    assert_spread(kill(tmp_path, tasks, env, 600), 20)
+def test_twenty_kills_and_a_full_disk(tmp_path: Path, env: dict[str, str]) -> None:
+    tasks: dict[str, Any] = {family: {"family": family, "kills": 4, "seed": i} for i, family in enumerate(FAMILIES)}
+    tasks["disk"] = {"family": "vae", "words": SHORT, "kills": 8, "seed": 3, "kinds": ["full"]}
+    found = kill(tmp_path, tasks, env, 600)
+    disk = found.pop("disk")
+    assert_spread(found, 20)
+    assert disk["kills"] == {"full": 8}
+    assert disk["unclear"] == []  # each time one line that says so
 
 
 @pytest.mark.nightly
@@ -56,3 +61,11 @@ def test_two_hundred_kills(tmp_path: Path, env: dict[str, str]) -> None:
 def test_a_kill_at_every_place(family: str, tmp_path: Path, env: dict[str, str]) -> None:
     (one,) = kill(tmp_path, {family: {"family": family, "words": SHORT}}, env, 7200).values()
     assert one["kills"] == {kind: one["counts"][kind] for kind in KINDS}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_a_full_disk_at_every_place(family: str, tmp_path: Path, env: dict[str, str]) -> None:
+    (one,) = kill(tmp_path, {family: {"family": family, "words": SHORT, "kinds": ["full"]}}, env, 7200).values()
+    assert one["kills"] == {"full": one["counts"]["full"]}
+    assert one["unclear"] == []

@@ -183,12 +183,19 @@ def _store(arrays: Arrays, folder: Path) -> None:
         array = getattr(arrays, field)
         if array is not None:
             with open(folder / f"{field}.npy", "wb") as file:
-                np.save(file, array)
+                np.save(_Plain(file), array)
                 _sync(file)
                 present[field] = {"bytes": file.tell(), "shape": list(array.shape), "dtype": array.dtype.str}
     with open(folder / "meta.json", "w", encoding="utf-8") as text:
         json.dump({"split": arrays.split, "sha256": arrays.sha256, "arrays": present}, text, indent=1)
         _sync(text)
+
+
+class _Plain:
+    """A file that numpy does not know as one: its own way of writing loses the system's reason for a failure."""
+
+    def __init__(self, file: Any) -> None:
+        self.write = file.write
 
 
 def _sync(file: Any) -> None:

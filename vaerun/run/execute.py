@@ -92,7 +92,8 @@ def _execute(
     with alone:  # what is built draws from torch's global generator
         data = (build_data if company is None else company.data)(settings.data, device)
         identity = fingerprint(asdict(settings), data.sha256)
-        ranks.first(lambda: records.look(folder, identity))
+        if (done := _shown(ranks.first(lambda: records.look(folder, identity)), folder, ranks)) is not None:
+            return done
         run = Course(settings, folder, stop, device, prepare(settings, data), ranks)
         run.start_from_named()
         if company is not None:
@@ -108,11 +109,18 @@ def _execute(
             return records.look(folder, identity)
 
         before = ranks.first(begin)
-        if before is not None and before["status"] == "ok":
-            if not ranks.rank:
-                print(f"finished before: {folder}\n{records.table(before, folder)}")
-            return before
+        if (done := _shown(before, folder, ranks)) is not None:
+            return done
         if ranks.rank:
             run.follow()
             return before or {}
         return run.recorded(before, overrides, hydra)
+
+
+def _shown(record: dict[str, Any] | None, folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """The record of a run that is finished, once it is printed; None for another one."""
+    if record is None or record["status"] != "ok":
+        return None
+    if not ranks.rank:
+        print(f"finished before: {folder}\n{records.table(record, folder)}")
+    return record

@@ -89,7 +89,7 @@ class Store:
         if self.folder.exists():
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # the run's own folder must be there still
             sync_folder(self.folder.parent)
         except OSError as error:
             raise RunError(f"cannot make {self.folder}: {error.strerror or error}") from error
