@@ -104,8 +104,10 @@ def test_prepared_data_on_a_full_disk(
     assert "No space left on device" in line
     assert "VAERUN_CACHE" in line
     assert [p for p in (disk.place / "cache").rglob("*") if p.is_file() and p.suffix != ".lock"] == []
-    assert data.main(["digits", "--root", str(tmp_path), "--output", str(disk.place)]) == 2
-    assert "No space left on device" in capsys.readouterr().err
-    assert list(disk.place.glob("*.npz")) + list(disk.place.glob(".*.tmp")) == []
+    with monkeypatch.context() as patch:
+        patch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
+        assert data.main(["mnist", "--root", str(tmp_path), "--output", str(disk.place)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert list(disk.place.glob("*.npz")) + list(disk.place.glob(".*.tmp")) == []
     disk.options("size=4m")
     assert data.main(["mnist", "--root", str(tmp_path)]) == 0

@@ -20,8 +20,8 @@ from vaerun.training.signals import Stop
 pytestmark = pytest.mark.usefixtures("command_environment")
 
 
-def start(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    words = [COMMAND, *LONG, f"output_dir={folder}"]
+def start(folder: Path, env: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    words = [COMMAND, *LONG, *more, f"output_dir={folder}"]
     return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
