@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from vaerun.cli.data import main
 from vaerun.data import sources
 from vaerun.data.arrays import Arrays, check, digest, split_off_test
-from vaerun.data.cache import built_in, prepare
+from vaerun.data.cache import SCRATCH_SECONDS, built_in, prepare
 from vaerun.errors import InputError
 
 REAL = os.environ.get("VAERUN_DATA", "")  # read before the fixture hides it
@@ -108,6 +109,20 @@ def test_full_disk_and_unwritable_cache(cache: Path, tmp_path: Path, monkeypatch
     (tmp_path / "file").touch()
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "file" / "cache"))
     refused(lambda: prepare("own", Counting()), str(tmp_path / "file" / "cache"), "VAERUN_CACHE")
+
+
+def test_scratch_folders_of_killed_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name, age in (("vaerun-scratch-old", 1.5), ("vaerun-scratch-new", 0.5), ("mine", 1.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "raw").touch()
+        then = time.time() - age * SCRATCH_SECONDS
+        os.utime(tmp_path / name, (then, then))
+    prepare("own", Counting(), cached=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "vaerun-scratch-new"]
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    built_in("digits")  # which needs no folder at all
 
 
 def test_roots_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from vaerun.errors import InputError
 
 FORMAT = 1
 """Part of every key: to be raised when sources or the layout of a copy change, so that older copies are not used."""
+
+SCRATCH = "vaerun-scratch-"
+SCRATCH_SECONDS = 7 * 24 * 3600.0  # no source takes so long to read
 
 
 def cache_folder() -> Path:
@@ -99,8 +103,11 @@ def prepare(
     def make(scratch: Path) -> Arrays:
         return _make(name, source, scratch, arguments, missing=prepared)
 
+    if source is sources.digits:
+        return make(Path(os.devnull))  # read where scikit-learn has them: a killed process leaves nothing
     if not cached:
-        with _writing(Path(tempfile.gettempdir()), "TMPDIR"), tempfile.TemporaryDirectory(prefix="vaerun-") as scratch:
+        _clear_scratch()
+        with _writing(Path(tempfile.gettempdir()), "TMPDIR"), tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
             return make(Path(scratch))
     cache = cache_folder()
     facts = [FORMAT, name, None if origin is None else [str(origin.resolve()), _stamp(origin)], options]
@@ -108,6 +115,14 @@ def prepare(
     entry = cache / "prepared" / f"{name}-{key}"
     # A whole copy is never changed, so reading it takes no lock (and works in a cache that cannot be written).
     return _load(entry) or _build(entry, name, cache, make)
+
+
+def _clear_scratch() -> None:
+    """Remove the scratch folders that killed processes have left long ago."""
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+            if time.time() - folder.stat().st_mtime > SCRATCH_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _build(entry: Path, name: str, cache: Path, make: Callable[[Path], Arrays]) -> Arrays:
