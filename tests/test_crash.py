@@ -23,6 +23,7 @@ from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import importance
 from vaerun.files import clear_temporaries, write_atomically
 from vaerun.objectives import Variational
+from vaerun.run import record
 from vaerun.run.folder import claim
 from vaerun.training import events
 from vaerun.training.checkpoint import Store
@@ -263,6 +264,21 @@ def test_the_folder_goes_while_the_run_is_on(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RunError, match=r"cannot (make|write).*run.*No such file or directory"):
         run(tmp_path / "run", "trainer.checkpoint_seconds=0")
     assert not (tmp_path / "run").exists()
+
+
+def test_stopped_while_its_beginning_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, sent = record.write_result, ["SIGTERM"]
+
+    def signalled(folder: Path, content: dict[str, Any]) -> None:
+        if sent:
+            signal.raise_signal(getattr(signal, sent.pop()))
+        write(folder, content)
+
+    monkeypatch.setattr(record, "write_result", signalled)
+    with pytest.raises(Interrupted):
+        run(tmp_path)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert (found["status"], load(tmp_path)["progress"]["step"]) == ("interrupted", 1)
 
 
 @pytest.mark.parametrize("where", ["evaluation", "second SIGINT"])

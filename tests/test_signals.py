@@ -27,12 +27,17 @@ CATCHES = 1 << (signal.SIGUSR1 - 1)  # which Python itself does not
 
 
 def listens(process: subprocess.Popen[str]) -> None:
-    """Wait until a process has said what is to be done with signals; Python's own start, some 25 ms, is before that."""
+    """Wait until a process has said what is to be done with signals, before it imports anything that takes its time.
+
+    Python's own start, some 25 ms, is earlier still.
+    """
     until = time.monotonic() + 60
     status = Path("/proc", str(process.pid), "status")
     while time.monotonic() < until and process.poll() is None:
         caught = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt"))
         if int(caught, 16) & CATCHES:
+            loaded = Path("/proc", str(process.pid), "maps").read_text()
+            assert not any(name in loaded for name in ("libtorch", "_multiarray_umath"))
             return
         time.sleep(0.001)
     raise AssertionError(process.communicate())
