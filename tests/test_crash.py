@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ import torch
 from support import load, records, tensorboard
 from test_training import assert_same_run, run, signal_at
 
-from vaerun import files
+from vaerun import events, files
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import importance
 from vaerun.files import clear_temporaries, write_atomically
 from vaerun.objectives import Variational
 from vaerun.run import record
 from vaerun.run.folder import claim
-from vaerun.training import events
 from vaerun.training.checkpoint import Store
 from vaerun.training.log import END, Log, RunLog
 
@@ -317,3 +317,13 @@ def test_vanished_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run(tmp_path / "run", *words)
     (tmp_path / "gone.npz").rename(tmp_path / "own.npz")
     assert run(tmp_path / "run", *words)["metrics"] == expected
+
+
+def test_a_reader_that_leaves_early_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as in `vaerun | head -1`: the run has finished, and says so."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        run(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "ok"

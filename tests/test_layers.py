@@ -14,7 +14,8 @@ import vaerun
 
 ROOT = Path(vaerun.__file__).parent
 
-HELPERS = {"errors", "randomness", "files", "plugins", "stopping"}  # free for all; they know nothing but each other
+# Free for all; they know nothing but each other.
+HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events"}
 
 LEVELS = {
     "nets": 0,

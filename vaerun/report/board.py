@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing, suppress
 from pathlib import Path
 
+from vaerun import events
 from vaerun.errors import RunError
+from vaerun.events import Events
 from vaerun.report.comparison import Comparison
 
 FOLDER = "table"
@@ -21,20 +24,26 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
     """
     import numpy as np
     from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard import summary
 
     folder = table.folder / FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        old = list(folder.glob("events.out.tfevents.*"))
-        with SummaryWriter(str(folder)) as writer:
-            writer.add_text("table", text)
-            with Image.open(io.BytesIO(picture)) as image:
-                writer.add_image("table", np.asarray(image.convert("RGB")), dataformats="HWC")
-            for tag, step, value in scalars(table):
-                writer.add_scalar(tag, value, step)
-        for path in old:
-            path.unlink(missing_ok=True)
+        old = events.sizes(folder)
+        try:
+            with closing(Events(folder, 0)) as board:
+                board.add(summary.text("table", text))
+                with Image.open(io.BytesIO(picture)) as image:
+                    board.add(summary.image("table", np.asarray(image.convert("RGB")), dataformats="HWC"))
+                for tag, step, value in scalars(table):
+                    board.add(summary.scalar(tag, value), step)
+                board.flush(disk=True)
+        except OSError:
+            with suppress(OSError):
+                events.cut(folder, old)
+            raise
+        for name in old:
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

@@ -309,4 +309,4 @@ class Course:
         text = "\n".join([*self.texts, records.table(self.record, self.folder)])
         self.logger.info("done\n%s", text)
         records.write_result(self.folder, self.record)
-        print(text)
+        records.tell(text)

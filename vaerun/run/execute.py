@@ -122,5 +122,5 @@ def _shown(record: dict[str, Any] | None, folder: Path, ranks: Ranks) -> dict[st
     if record is None or record["status"] != "ok":
         return None
     if not ranks.rank:
-        print(f"finished before: {folder}\n{records.table(record, folder)}")
+        records.tell(f"finished before: {folder}\n{records.table(record, folder)}")
     return record

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -61,6 +63,15 @@ def look(folder: Path, identity: str) -> dict[str, Any] | None:
 def now() -> str:
     """UTC, to the microsecond: two attempts at a run never have the same."""
     return datetime.now(UTC).isoformat()
+
+
+def tell(text: str) -> None:
+    """Print; a reader that has closed standard output has seen enough, and the run has not failed for it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it ends, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_result(folder: Path, record: dict[str, Any]) -> None:

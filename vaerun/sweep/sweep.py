@@ -13,6 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaerun.errors import InputError, RunError
+from vaerun.files import write_atomically
 from vaerun.run import record as records
 from vaerun.run.child import settle
 from vaerun.settings import check
@@ -210,7 +211,7 @@ class Sweep:
         if self.multirun is None:
             (self.folder / MULTIRUN).unlink(missing_ok=True)
         else:
-            (self.folder / MULTIRUN).write_bytes(self.multirun)
+            write_atomically(self.folder / MULTIRUN, self.multirun)
         for place in self.absent:
             try:
                 place.rmdir()

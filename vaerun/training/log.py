@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from vaerun import events
 from vaerun.errors import RunError
+from vaerun.events import Events
 from vaerun.files import sync_folder
-from vaerun.training import events
-from vaerun.training.events import Events
 from vaerun.training.signals import Stop
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))

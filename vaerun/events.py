@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run, written at once and by this process alone.
+"""TensorBoard's files, written at once and by this process alone.
 
 torch's SummaryWriter leaves the writing to a thread: what a checkpoint can count on is not known, a full disk ends the
 thread with its own traceback, and a file's name (which readers take for its place in time) is the clock's.
@@ -41,7 +41,7 @@ class Events:
     """A new file of TensorBoard's in a run directory, which readers take as going on where the others end.
 
     Arguments:
-        folder: the run directory.
+        folder: the run directory (or another one for TensorBoard).
         start_step: steps done before; a reader that has seen later ones, which are to come again, forgets them.
 
     Raises OSError.
