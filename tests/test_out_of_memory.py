@@ -222,6 +222,7 @@ print(len(lines))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to know how much is in use")
 def test_memory_that_really_runs_out(env: dict[str, str]) -> None:
     call = [sys.executable, "-c", REAL, str(Path(__file__).parent)]

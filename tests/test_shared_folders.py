@@ -68,8 +68,11 @@ def test_a_table_while_a_run_writes(tmp_path: Path, env: dict[str, str], capsys:
 
 @pytest.mark.parametrize(
     "name",
-    ["with spaces/größe/模型/модель", "/".join(["x" * 100] * 3), "*[a]?/{b}/'quoted'"],
-    ids=["spaces and letters", "300 characters", "patterns and quotes"],
+    [
+        "with spaces/größe/模型/модель",
+        pytest.param("/".join(["x" * 100] * 3), marks=pytest.mark.slow, id="300 characters"),
+        pytest.param("*[a]?/{b}/'quoted'", marks=pytest.mark.slow, id="patterns and quotes"),
+    ],
 )
 def test_names_of_folders(
     name: str, tmp_path: Path, here: Callable[..., tuple[int, str, str]], evaluate: Any, capsys: Any
