@@ -19,6 +19,8 @@ When it is let through the run must have what the run has that was never killed.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import random
@@ -28,6 +30,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,13 @@ from vaerun.training.signals import Stop
 # 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 12 steps are 3 epochs. A checkpoint each step.
 QUICK = """trainer.device=cpu trainer.batch_size=64 trainer.max_steps=12 trainer.log_every=3 data.train_images=250
 trainer.checkpoint_seconds=0 evaluation.images=20 evaluation.pictures=2""".split()  # noqa: SIM905
-LIKELIHOOD = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]", "model.latent_dim=3", "evaluation.samples=20"]
+LIKELIHOOD = [
+    "model.encoder.hidden=[8]",
+    "model.decoder.hidden=[8]",
+    "model.latent_dim=3",
+    "evaluation.samples=20",
+    "evaluation.latent=false",
+]
 ADVERSARIAL = ["model.latent_dim=4", "evaluation.generated.samples=50", "evaluation.quality=false"]
 FAMILIES = {
     "vae": ["model=vae", *LIKELIHOOD],
@@ -76,6 +85,7 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
     """One attempt at the run, in a fork: its exit status (negative: killed); where it ended, counts and seconds."""
     begun, told = os.pipe()
     counts = folder.with_suffix(".counts")
+    known = set(sys.modules)
     pid = os.fork()
     if not pid:
         status = 3
@@ -95,7 +105,7 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
             Course.recorded = first  # type: ignore[method-assign]
             execute(settings, folder, ["tests"], None, Stop())
             places.on = False
-            counts.write_text(json.dumps(places.counts))
+            counts.write_text(json.dumps({"counts": places.counts, "modules": sorted(sys.modules.keys() - known)}))
             status = 0
         except (RunError, InputError) as error:
             status = 1 if isinstance(error, RunError) else 2
@@ -166,7 +176,13 @@ class Killing:
         whole = folder / "whole"
         code, found = attempt(self.settings, whole, None, 0, 0.0, 0.0)
         assert code == 0, whole.with_suffix(".log").read_text()
-        self.counts, self.seconds = found
+        ended, self.seconds = found
+        self.counts = ended["counts"]
+        for name in ended["modules"]:  # what it imported is not to be imported by every fork again
+            with suppress(Exception):
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # a fork copies what the collector touches
         self.expected = contents(whole)
         self.runs, self.kills, self.steps = 0, Counter[str](), list[int]()
         self.lost: list[dict[str, Any]] = []

@@ -57,6 +57,16 @@ def test_a_write_that_fails_changes_nothing(place: str, tmp_path: Path, monkeypa
     assert names(tmp_path) == ["file"]
 
 
+def test_killed_between_the_two_renames(tmp_path: Path) -> None:
+    """The old name and the new one are then links to one file, and renaming one to the other does nothing."""
+    path, old = tmp_path / "file", tmp_path / "old"
+    write_atomically(path, b"first")
+    os.link(path, old)
+    write_atomically(path, b"second", keep=old)
+    assert (path.read_bytes(), old.read_bytes()) == (b"second", b"first")
+    assert names(tmp_path) == ["file", "old"]
+
+
 def test_the_folders_entry_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace

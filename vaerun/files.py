@@ -71,6 +71,8 @@ def _keep(path: Path, name: Path) -> None:
         os.replace(path, name)
     else:
         os.replace(link, name)
+        # It stays where both are the same file: what was here before was killed between the two renames.
+        link.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
