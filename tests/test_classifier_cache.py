@@ -129,9 +129,9 @@ def test_an_interruption_leaves_neither_file_nor_lock(tmp_path: Path) -> None:
 def test_a_signal_during_the_writing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, write = Stop(), checkpoint.write_atomically
 
-    def signalled(path: Path, content: bytes) -> None:
+    def signalled(*arguments: Any) -> None:
         stop._handle(15, None)
-        write(path, content)
+        write(*arguments)
 
     monkeypatch.setattr(checkpoint, "write_atomically", signalled)
     make(tmp_path, stop=stop)
