@@ -6,6 +6,7 @@ import builtins
 import errno
 import os
 import signal
+import stat
 import sys
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,7 @@ class Places:
             self.fill()
             if self.here("torn"):
                 before = self.flushed.get(status.st_ino, 0)
-                if status.st_size > before:  # a folder has another kind of size, and cannot be cut
+                if stat.S_ISREG(status.st_mode) and status.st_size > before:
                     os.ftruncate(fd, before + int(self.share * (status.st_size - before)))
                 self.die()
             fsync(fd)
