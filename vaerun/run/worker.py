@@ -8,6 +8,7 @@ folder, and what it says is in its own job.log.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -119,10 +120,11 @@ def together(paths: Sequence[str]) -> int:
 
     def ended(number: int, error: BaseException | None) -> None:
         folder = members[number].folder
-        if error is not None:
-            with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
-                log.write(told(error) + "\n")
-        (folder / ENDED).write_text(str(exit_code(error)), encoding="ascii")
+        with contextlib.suppress(OSError):  # then the process's own end says it
+            if error is not None:
+                with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
+                    log.write(told(error) + "\n")
+            (folder / ENDED).write_text(str(exit_code(error)), encoding="ascii")
 
     with Stop(outside=_leave_early) as stop, stop.deferred():
         run_together(members, stop, ended)

@@ -63,6 +63,8 @@ def recorded(
     pool = torch.cuda.graph_pool_handle()
     try:
         return Recorded(step, sizes, repeats, number, lambda: CudaRecording(step.source, pool))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         why = str(error).partition("\n")[0]
         if how == "graph":
