@@ -15,7 +15,7 @@ import vaerun
 ROOT = Path(vaerun.__file__).parent
 
 # Free for all; they know nothing but each other.
-HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events"}
+HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events", "foreign", "archives"}
 
 LEVELS = {
     "nets": 0,
@@ -38,6 +38,7 @@ LEVELS = {
 SAME_LEVEL = {
     ("evaluation", "training.signals"),
     ("evaluation", "training.checkpoint"),  # states written whole or not at all
+    ("evaluation", "training.tensors"),  # files of tensors, weighed before they are read
     ("evaluation", "training.log"),  # progress lines
 }
 NARROWER = {

@@ -1,0 +1,133 @@
+"""Files that may be damaged, or a stranger's: of bounded size and structure, or refused before they are taken in.
+
+A run directory is something that people send each other. What is read of it is a regular file (a pipe would be waited
+for without end) that lies in it (a link could lead anywhere), and no larger or deeper than what vaerun itself writes.
+Everything here raises OSError and ValueError; whoever reads says what that means for the user.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+RECORD_BYTES = 16 * MIB  # of a result.json, which has some 10 kB
+CONFIG_BYTES = MIB  # of a config.yaml, which has some 5 kB
+PLAN_BYTES = 256 * MIB  # of a sweep.json: some 5 kB for each job
+DEPTH = 50
+CONFIG_VALUES, JSON_VALUES = 10_000, 10_000_000
+
+
+def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
+    """Opens a regular file to be read as bytes.
+
+    Arguments:
+        path: of the file.
+        within: a folder that the file must lie in once all links are followed; None: anywhere.
+
+    Raises ValueError for a pipe, a device and a link that leads out of `within`, OSError as `open`.
+    """
+    if within is not None and not leads_into(path, within):
+        raise ValueError("it is a link that leads out of the folder")
+    # Without O_NONBLOCK opening a pipe waits until somebody writes into it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(21, "Is a directory", str(path))
+        if not stat.S_ISREG(kind):
+            raise ValueError("it is no regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def leads_into(path: Path, folder: Path) -> bool:
+    """Whether a path, all its links followed, lies in a folder. A ring of links lies nowhere."""
+    try:
+        return Path(os.path.realpath(path, strict=False)).is_relative_to(os.path.realpath(folder))
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def first_link_out(folder: Path) -> Path | None:
+    """The first link below a folder that leads out of it, or None. What is written there could land anywhere."""
+    for base, folders, files in os.walk(folder):
+        for name in sorted([*folders, *files]):
+            path = Path(base, name)
+            if path.is_symlink() and not leads_into(path, folder):
+                return path
+    return None
+
+
+def read_bytes(path: Path, most: int, within: Path | None = None) -> bytes:
+    """A whole file of at most so many bytes."""
+    with open_regular(path, within) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1)
+    if max(size, len(content)) > most:
+        raise ValueError(f"it has {max(size, len(content))} bytes, where at most {most} make sense")
+    return content
+
+
+def read_json(path: Path, most: int = RECORD_BYTES, within: Path | None = None) -> Any:
+    """A JSON file's value."""
+    try:
+        found = json.loads(read_bytes(path, most, within).decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    check_size(found, JSON_VALUES)
+    return found
+
+
+def read_config(path: Path, within: Path | None = None) -> Any:
+    """The plain values of a yaml file that vaerun has written, which has neither anchors nor tags.
+
+    An alias can stand for billions of values, and so can a merge of mappings, in memory too.
+    """
+    import yaml
+
+    text = read_bytes(path, CONFIG_BYTES, within).decode("utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        depth = 0
+        for count, event in enumerate(yaml.parse(text, loader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias (*), which vaerun never writes")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH or count > 4 * CONFIG_VALUES:
+                raise ValueError("nested too deeply" if depth > DEPTH else "too many values")
+        found = yaml.load(text, loader)
+    # Beyond YAMLError the constructors of PyYAML let pass what they meet: dates and numbers that are none.
+    except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    check_size(found, CONFIG_VALUES)
+    return found
+
+
+def check_size(value: Any, most: int) -> None:
+    """Raises ValueError for more than so many values, or deep nesting: neither is walked through to the end."""
+    stack, count = [(value, 0)], 0
+    while stack:
+        item, depth = stack.pop()
+        count += 1
+        if depth > DEPTH or count > most:
+            raise ValueError("nested too deeply" if depth > DEPTH else "too many values")
+        if isinstance(item, dict | list | tuple | set):
+            stack += [(part, depth + 1) for part in (item.values() if isinstance(item, dict) else item)]
+
+
+def printable(text: object, most: int | None = None) -> str:
+    """Text of a stranger as one line for a terminal: control codes, reversed letters and the like become `?`."""
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in str(text)).split())
+    return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, whose spaces stay as they are."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
