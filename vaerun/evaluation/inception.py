@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError, RunError
+from vaerun.foreign import open_regular
+from vaerun.training.tensors import read_tensors
 
 STANDARD = "6726825d"  # the released file is named after it: weights-inception-2015-12-05-6726825d.pth
 NAME = "inception-v3-compat"  # the package's own
 FEATURES, CLASSES = 2048, 1008
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 BATCH = 32  # images at a time: resized to 299 x 299 they and what the network makes of them take some 20 MB each
 
 
@@ -72,14 +71,15 @@ def inception_features(weights: Path, *, device: torch.device | str) -> Callable
 def _read(weights: Path) -> dict[str, Tensor]:
     if not weights.is_file():
         raise InputError(f"there is no file {weights}: FID needs Inception's weights, which vaerun does not download")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of TorchScript, which is refused below
-        try:
-            values = torch.load(weights, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise InputError(f"cannot read Inception's weights {weights}: {error.strerror}") from None
-        except UNREADABLE:
-            values = None
+    try:
+        with open_regular(weights) as file:
+            released = hashlib.file_digest(file, "sha256").hexdigest().startswith(STANDARD)
+        # The released file may be of a torch from before it wrote archives, which do say beforehand what they hold.
+        values = torch.load(weights, map_location="cpu", weights_only=True) if released else read_tensors(weights)
+    except OSError as error:
+        raise InputError(f"cannot read Inception's weights {weights}: {error.strerror}") from None
+    except Exception:  # zipfile, pickle and torch know a dozen kinds for a file that is something else
+        values = None
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise InputError(f"{weights} does not hold Inception's weights: it must be a state_dict of tensors and no code")
     last = values.get("fc.weight")

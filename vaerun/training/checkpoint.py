@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ import torch
 
 from vaerun.errors import InputError, RunError
 from vaerun.files import sync_folder, write_atomically
+from vaerun.foreign import printable
+from vaerun.training.tensors import read_tensors
 
 LAST = ("last.pt", "previous.pt")
 """Where training goes on, the newest first."""
@@ -33,17 +33,16 @@ def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
     write_atomically(path, buffer.getvalue(), keep)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values only. Raises Damaged, also where a checksum does not fit."""
+def load(path: Path, device: torch.device | str = "cpu", within: Path | None = None) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values only.
+
+    Raises Damaged, also where a checksum does not fit, where it claims more than it holds, or where it is a link that
+    leads out of the folder `within`.
+    """
     try:
-        # torch reads its zip members without looking at their checksums; zipfile does look.
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise Damaged(f"checksum of its part {bad} does not fit")
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError) as error:
-        raise Damaged(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        state = read_tensors(path, device, within)
+    except Exception as error:  # zipfile, pickle and torch know a dozen kinds for damage
+        raise Damaged(printable(error, 200) or type(error).__name__) from error
     if not isinstance(state, dict):
         raise Damaged("it holds no checkpoint of vaerun's")
     return state
