@@ -111,6 +111,9 @@ def prepare(
             return make(Path(scratch))
     cache = cache_folder()
     facts = [FORMAT, name, None if origin is None else [str(origin.resolve()), _stamp(origin)], options]
+    own = getattr(source, "func", source)
+    if own not in (sources.BUILT_IN.get(name), sources.npz, sources.folder):  # under this name, another function's
+        facts.append(f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}")
     key = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:16]
     entry = cache / "prepared" / f"{name}-{key}"
     # A whole copy is never changed, so reading it takes no lock (and works in a cache that cannot be written).
@@ -168,6 +171,8 @@ def _make(
         if isinstance(error, OSError):
             raise InputError(f"{name}: {arguments.get('path')}: cannot be read ({sources.reason(error)})") from error
         raise
+    if not isinstance(arrays, Arrays):
+        raise InputError(f"{name}: its source gave {type(arrays).__name__}, and no vaerun.data.arrays.Arrays")
     arrays = check(arrays, name)
     if arrays.test_images is None:
         arrays = split_off_test(arrays.train_images, arrays.train_labels)

@@ -8,11 +8,10 @@ them. Broken files of the user's are `InputError`s here.
 from __future__ import annotations
 
 import functools
-import os
-import re
 import socket
 import sys
-import zipfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from vaerun.archives import DATA_BYTES, array_names, read_npz
 from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
+from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
 from vaerun.errors import InputError
+from vaerun.foreign import printable
 
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
 UNOFFICIAL = {"omniglot": OMNIGLOT_SPLIT}
 """The splits of prepared files whose test part is not the authors' and that do not name it themselves."""
@@ -31,18 +32,47 @@ UNOFFICIAL = {"omniglot": OMNIGLOT_SPLIT}
 
 @contextmanager
 def _download() -> Iterator[None]:
-    """Progress bars only on a terminal; a server that falls silent is given up after 60 s, not waited for for ever."""
+    """Progress bars only on a terminal; a server that falls silent is given up after 60 s, not waited for for ever.
+
+    Nothing is asked for over plain http, neither at first nor by a server that sends on to it.
+    """
     from torchvision.datasets import utils
 
     bar, timeout = utils.tqdm, socket.getdefaulttimeout()
     if not sys.stderr.isatty():
         utils.tqdm = functools.partial(bar, disable=True)
     socket.setdefaulttimeout(60.0)
+    before = getattr(urllib.request, "_opener", None)
+    urllib.request.install_opener(urllib.request.build_opener(_OnlyEncrypted))
     try:
         yield
     finally:
         utils.tqdm = bar
         socket.setdefaulttimeout(timeout)
+        urllib.request.install_opener(before)
+
+
+class _OnlyEncrypted(urllib.request.BaseHandler):
+    handler_order = 100  # before a proxy is looked for
+
+    def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
+        host = request.host.rpartition(":")[0] or request.host
+        if host not in ("127.0.0.1", "localhost", "[::1]"):
+            raise urllib.error.URLError(f"{request.full_url} is not encrypted: refused")
+        return request
+
+
+ENCRYPTED = {
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/": (
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+    ),
+    "http://ufldl.stanford.edu/": "https://ufldl.stanford.edu/",
+}
+"""Where torchvision has addresses without encryption: the same files with it. It checks their md5 in any case."""
+
+
+def _encrypted(url: str) -> str:
+    return next((new + url.removeprefix(old) for old, new in ENCRYPTED.items() if url.startswith(old)), url)
 
 
 def digits(scratch: Path) -> Arrays:
@@ -68,7 +98,9 @@ def fashion_mnist(scratch: Path) -> Arrays:
 def _mnist_like(kind: str, scratch: Path) -> Arrays:
     from torchvision import datasets
 
-    train, test = (getattr(datasets, kind)(str(scratch), train=part, download=True) for part in (True, False))
+    source = getattr(datasets, kind)
+    source = type(kind, (source,), {"mirrors": [_encrypted(url) for url in source.mirrors]})
+    train, test = (source(str(scratch), train=part, download=True) for part in (True, False))
     return Arrays(
         train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy(), "official"
     )
@@ -90,7 +122,9 @@ def svhn(scratch: Path) -> Arrays:
     """SVHN, cropped digits: uint8 [73257 and 26032, 3, 32, 32], labels 0..9. The 'extra' part is not used."""
     from torchvision.datasets import SVHN
 
-    train, test = (SVHN(str(scratch), split=part, download=True) for part in ("train", "test"))
+    files = {part: [_encrypted(url), *rest] for part, (url, *rest) in SVHN.split_list.items()}
+    source = type("SVHN", (SVHN,), {"split_list": files})
+    train, test = (source(str(scratch), split=part, download=True) for part in ("train", "test"))
     return Arrays(train.data, train.labels, test.data, test.labels, "official")
 
 
@@ -145,19 +179,12 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz file; {needs}")
     found: dict[str, Any] = dict.fromkeys((*FIELDS, "split"))
     names: list[str] = []
-    field = "archive"
     try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise ValueError("no zip archive of arrays, or cut short")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                names = archive.files
-                for field in set(found) & set(names):
-                    found[field] = archive[field]
-    # Damage shows as one of a dozen exceptions of zipfile, zlib, lzma and numpy; which one tells the user nothing more.
+        found |= read_npz(path, found.keys(), most=DATA_BYTES)
+        names = array_names(path)
+    # Damage shows as one of a dozen exceptions of zipfile, zlib and numpy; which one tells the user nothing more.
     except Exception as error:
-        raise InputError(f"{path}: not a readable .npz file ({field}: {reason(error)}); {needs}") from error
+        raise InputError(f"{path}: not a readable .npz file ({reason(error)}); {needs}") from error
     if "train_images" not in names:
         raise InputError(f"{path}: holds {', '.join(names) or 'no arrays'}; {needs}")
     named = found.pop("split")
@@ -184,116 +211,26 @@ def folder(
         raise InputError(f"{path}: not a folder; expected a folder of images")
     if channels not in (1, 3):
         raise InputError(f"data.channels={channels}: expected 1 (grey) or 3 (RGB)")
-    size = _size(image_size)
+    size = parse_size(image_size)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        train, test = _image_files(path / "train"), _image_files(path / "test")
-        train_labels, names = _classes(train, path / "train")
-        test_labels, _ = _classes(test, path / "test", names)
-        images = _read(train + test, size, channels)
+        train, test = image_files(path / "train"), image_files(path / "test")
+        train_labels, names = classes(train, path / "train")
+        test_labels, _ = classes(test, path / "test", names)
+        images = read_pixels(train + test, size, channels)
         return Arrays(images[: len(train)], train_labels, images[len(train) :], test_labels, "official")
-    files = _image_files(path)
+    files = image_files(path)
     top = {file.relative_to(path).parts[0] for file in files}
     if "train" in top and top <= {"train", "val", "valid", "validation"}:
         raise InputError(f"{path}: has train/ but no test/; add it, or give {path / 'train'} to have a part split off")
-    return split_off_test(_read(files, size, channels), _classes(files, path)[0])
+    return split_off_test(read_pixels(files, size, channels), classes(files, path)[0])
 
 
 def reason(error: BaseException) -> str:
     """What an exception says, in one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return printable(error, 200) or type(error).__name__
 
 
 def _given(path: str | Path, data: str) -> Path:
     if not path:
         raise InputError(f"{data} needs to know where the images are; give data.path=PATH")
     return Path(path).expanduser()
-
-
-def _size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """Height and width."""
-    if image_size is None:
-        return None
-    try:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-            return height, width
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"data.image_size={image_size}: expected a number of pixels, or two: [height, width]")
-
-
-def _image_files(path: Path) -> list[Path]:
-    """The image files below a folder in natural order; hidden ones, such as macOS's `._1.png`, are left out."""
-    found = []
-    for base, _, names in os.walk(path, followlinks=True):
-        found += [Path(base, name) for name in names if name.lower().endswith(IMAGE_FILES) and name[0] != "."]
-    if not found:
-        raise InputError(f"{path}: holds no image files ({' '.join(IMAGE_FILES)}); give the folder that does")
-    return sorted(found, key=lambda file: [_natural(part) for part in file.relative_to(path).parts])
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """A sorting key that takes runs of digits as numbers; the name itself decides between 1.png and 01.png."""
-    # split puts text at even and digits at odd places, so that unlike things are never compared.
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
-
-
-def _classes(files: list[Path], path: Path, known: list[str] | None = None) -> tuple[np.ndarray | None, list[str]]:
-    """Labels int64 [N] (None where no file is in a subfolder) and the class names; `known` are the training part's."""
-    flat = [file for file in files if file.parent == path]
-    if flat and len(flat) < len(files):
-        deep = next(file for file in files if file.parent != path)
-        raise InputError(f"{path}: {flat[0]} is in no class subfolder but {deep} is; put all images in some, or none")
-    found = [] if flat else [file.relative_to(path).parts[0] for file in files]
-    names = sorted(set(found), key=_natural)
-    if known is None:
-        known = names
-    elif set(names) - set(known) or (known and not names):
-        odd = ", ".join(sorted(set(names) - set(known), key=_natural)[:3]) or "no class subfolders"
-        raise InputError(f"{path}: has {odd}, unlike the training part ({', '.join(known[:10]) or 'no classes'})")
-    index = {name: i for i, name in enumerate(known)}
-    return (np.asarray([index[name] for name in found], dtype=np.int64) if found else None), known
-
-
-def _read(files: list[Path], size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """The pixels of image files, uint8 [N, channels, H, W]."""
-    images: np.ndarray | None = None
-    for i, file in enumerate(files):
-        try:
-            pixels = _pixels(file, size, channels)
-        # Pillow answers damage with OSError, SyntaxError, ValueError, struct.error and more.
-        except Exception as error:
-            raise InputError(f"{file}: cannot be read as an image ({reason(error)}); repair or remove it") from error
-        if images is None:
-            images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            (height, width), (other_height, other_width) = images.shape[2:], pixels.shape[1:]
-            raise InputError(
-                f"images differ in size: {files[0]} is {width}x{height} but {file} is {other_width}x{other_height} "
-                "(width x height); give one size, e.g. data.image_size=32"
-            )
-        images[i] = pixels
-    assert images is not None  # _image_files raises where there are none
-    return images
-
-
-def _pixels(file: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """One image file as uint8 [channels, H, W]."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        if opened.mode[0] in "IF":
-            raise ValueError(f"pixels of mode {opened.mode} have more than 8 bits; convert it to 8 bits per channel")
-        image: Image.Image = ImageOps.exif_transpose(opened)  # cameras store the rotation beside the pixels
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")  # dropping alpha instead would show colours that no viewer shows
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != size[::-1]:
-        scale = min(image.height / size[0], image.width / size[1])
-        height, width = (max(1, round(scale * length)) for length in size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        # Cropped first: resize(box=...) would let the filter reach beyond the crop.
-        image = image.crop((left, top, left + width, top + height)).resize(size[::-1], Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
