@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
+from vaerun.foreign import first_link_out, printable, read_config
+from vaerun.run.allocations import Allocations, TooLarge
 from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
 from vaerun.run.record import read_result
 from vaerun.settings import Settings, check, fingerprint
 from vaerun.training.checkpoint import Damaged, load
+
+_BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
 
 
 @dataclass(frozen=True)
@@ -38,24 +43,36 @@ class Run:
     def data(self) -> ImageData:
         """Its data on the device: `train`, `validation`, `test`. Raises InputError where the data is not the run's."""
         data = build_data(self.config.data, self.device)
-        if data.sha256 != self.result["protocol"]["data_sha256"]:
+        recorded = str(self.result["protocol"].get("data_sha256"))
+        if data.sha256 != recorded:
             raise InputError(
                 f"{self.folder} was made on other data: {data.name} here has sha256 {data.sha256[:12]}..., the run's "
-                f"had {str(self.result['protocol']['data_sha256'])[:12]}..."
+                f"had {printable(recorded[:12])}..."
             )
         return data
 
     @cached_property
     def model(self) -> Model:
         """Its model with the parameters of best.pt, in evaluation mode."""
-        model = build_model(self.config.model, self.data, bool(self.config.trainer.average))
-        objective = build_objective(self.config, model, len(self.data.train))
-        path = self.folder / "checkpoints" / "best.pt"
+        data, path = self.data, self.folder / "checkpoints" / "best.pt"
+        remedy = "bring back the file, or train the run again"
         try:
-            objective.load_state_dict(load(path, self.device)["objective"])
-        except (Damaged, KeyError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"cannot use {path} ({why}): bring back the file, or train the run again") from error
+            state = load(path, self.device, self.folder)["objective"]
+            room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
+        except (Damaged, KeyError, AttributeError) as error:
+            raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
+        try:
+            with Allocations(room):
+                model = build_model(self.config.model, data, bool(self.config.trainer.average))
+                objective = build_objective(self.config, model, len(data.train))
+        except TooLarge as error:
+            raise InputError(
+                f"{self.folder} names a model far larger than the parameters in {path}: they are not of one run"
+            ) from error
+        try:
+            objective.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         return model.eval().requires_grad_(False)
 
 
@@ -77,23 +94,31 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     Raises InputError for a directory that holds no run, or names parts outside vaerun and the trusted packages.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is no directory: name the run's directory")
-    result = read_result(folder)
+    link = first_link_out(folder)
+    if link is not None:  # a run makes none: what is read or written there is somebody else's
+        raise InputError(f"{link} is a link that leads out of {folder}: put the file itself in its place")
+    result = read_result(folder, folder)
     if result is None:
         raise InputError(f"{folder} holds no run (there is no result.json)")
     path = folder / ".hydra" / "config.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
-        plain = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
+        plain = read_config(path, folder)
+    except (OSError, ValueError) as error:
+        why = printable(error, 200)
         raise InputError(f"cannot read {path} ({why}): bring back the file, or train the run again") from error
     if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or _interpolates(plain):
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
         raise InputError(f"{path} is no configuration that vaerun has written")
     plain["data"]["root"] = data_root
-    settings = check(OmegaConf.create(plain))
+    try:
+        settings = check(OmegaConf.create(plain))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = printable(error, 200)
+        raise InputError(f"{path} is no configuration that vaerun has written ({why})") from error
     if fingerprint(plain, str(result["protocol"].get("data_sha256"))) != result["fingerprint"]:
         raise InputError(
             f"{path} is not the configuration that {folder / 'result.json'} was made with (or an earlier "
