@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import filelock
 
 from vaerun.errors import RunError
+from vaerun.foreign import open_regular
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of files that are being written, `.NAME.PID.tmp`; a process that is killed leaves them."""
@@ -137,9 +138,9 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def last_records(path: Path) -> list[dict[str, Any]]:
     """The whole records among the last 64 KiB of a file of JSON lines, oldest first; none where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, path.parent) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
-            lines = file.read().splitlines()
+            lines = file.read(1 << 16).splitlines()
     except (OSError, ValueError):
         return []
     found = []

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from vaerun import events
-from vaerun.errors import RunError
+from vaerun.errors import InputError, RunError
 from vaerun.events import Events
 from vaerun.report.comparison import Comparison
 
@@ -20,13 +20,15 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
     A scalar's step is the column's number (T), or the columns' order where they are no such numbers. A row without a
     column's value is the same at every step, so that the others stand against it.
 
-    Raises RunError where it cannot be written.
+    Raises RunError where it cannot be written, InputError where it is a link.
     """
     import numpy as np
     from PIL import Image
     from torch.utils.tensorboard import summary
 
     folder = table.folder / FOLDER
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, and events would be written to where it leads: remove it")
     try:
         folder.mkdir(exist_ok=True)
         old = events.sizes(folder)

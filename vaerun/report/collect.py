@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vaerun.errors import InputError
-from vaerun.report.text import clean, escape_csv, is_number
+from vaerun.foreign import read_config, read_json
+from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
 
 COLUMNS = (
     "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
@@ -46,7 +44,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["folder"] = str(path.parent.relative_to(root))
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, within=path.parent)
         for key in ("data", "model", "estimator", "seed", "status"):
             row[key] = record[key]
         metrics, protocol = record["metrics"], record["protocol"]
@@ -59,13 +57,13 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
             row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
         row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
         row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
-        config = yaml.safe_load((path.parent / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
+        config = read_config(path.parent / ".hydra" / "config.yaml", path.parent)
         if config["model"].get("generator") is not None:
             row["network"] = str(config["model"]["generator"]["_target_"]).rpartition(".")[2].removesuffix("Generator")
         if row["test/classifier_frechet_distance"] is not None:
             row["generated"] = protocol["generated"]["samples"]
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
     return row
 
@@ -83,7 +81,7 @@ def _cell(value: Any, digits: str = ".2f") -> str:
     if value is None:
         return ""
     text = format(value, digits) if isinstance(value, float) else str(value)
-    return "".join(c for c in text if c.isprintable()).replace("|", "\\|")
+    return escape_markdown(clean(text))
 
 
 def markdown(found: list[dict[str, Any]]) -> str:

@@ -68,14 +68,14 @@ def markdown(table: Comparison, compared: Sequence[Paired] = ()) -> str:
     caption = f"{table.caption}; {meaning(table)}"
     if table.empty is not None and len(table.columns) > 1:
         caption += f"; column {table.empty}: no {table.axes[1]}"
-    parts = [escape_markdown(caption), _grid(lines_of(table))]
-    parts.append("\n".join(f"- {escape_markdown(note)}" for note in table.notes))
+    parts = [escape_markdown(caption, line=True), _grid(lines_of(table))]
+    parts.append("\n".join(f"- {escape_markdown(note, line=True)}" for note in table.notes))
     if compared:
         parts += [escape_markdown(_PAIRED), _grid(paired_lines(table, compared))]
     if any(cell.n for cell in table.cells.values()):
         parts += ["Time of a run, mean over the cell's finished runs:", _grid(cost_lines(table))]
         slow = warnings(list(table.cells.values()))
-        parts += ["\n".join(f"- {escape_markdown(note)}" for note in slow)] if slow else []
+        parts += ["\n".join(f"- {escape_markdown(note, line=True)}" for note in slow)] if slow else []
     return "\n\n".join(part for part in parts if part)
 
 

@@ -7,23 +7,20 @@ missing.
 
 from __future__ import annotations
 
-import json
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vaerun.errors import InputError
 from vaerun.files import flat, held, last_records
+from vaerun.foreign import CONFIG_VALUES, PLAN_BYTES, RECORD_BYTES, check_size, leads_into, read_config, read_json
 from vaerun.report.text import clean, is_number
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
 )  # fmt: skip
 PLAN = "sweep.json"
-_LEAVES, _DEPTH = 10_000, 50  # of a configuration; more is damage, or malice (a YAML alias can stand for billions)
-_VALUES = 10_000_000  # of a JSON file
 
 
 @dataclass(frozen=True)
@@ -78,22 +75,10 @@ class Run:
         return self.settings.get(f"{key}.name")
 
 
-def _check_size(value: Any, most: int) -> None:
-    """Raises ValueError for more than so many values, or deep nesting: neither is walked through to the end."""
-    stack, count = [(value, 0)], 0
-    while stack:
-        item, depth = stack.pop()
-        count += 1
-        if depth > _DEPTH or count > most:
-            raise ValueError("nested too deeply" if depth > _DEPTH else "too many values")
-        if isinstance(item, dict | list | tuple | set):
-            stack += [(part, depth + 1) for part in (item.values() if isinstance(item, dict) else item)]
-
-
 def _flat_settings(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise ValueError("no mapping")
-    _check_size(value, _LEAVES)
+    check_size(value, CONFIG_VALUES)
     return dict(flat(value))
 
 
@@ -104,25 +89,19 @@ def _flat_or_empty(value: Any) -> dict[str, Any]:
         return {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, most: int) -> dict[str, Any]:
     """Raises OSError and ValueError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    found = read_json(path, most, path.parent)
     if not isinstance(found, dict):
         raise ValueError("no mapping")
-    _check_size(found, _VALUES)
     return found
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """.hydra/config.yaml by dotted keys; {} where there is none that can be read."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = (folder / ".hydra" / "config.yaml").read_text(encoding="utf-8")
-        return _flat_settings(yaml.load(text, loader))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return _flat_settings(read_config(folder / ".hydra" / "config.yaml", folder))
+    except (OSError, ValueError):
         return {}
 
 
@@ -137,8 +116,12 @@ def _progress(folder: Path, total_steps: Any, settings: dict[str, Any]) -> float
 
 
 def _busy(folder: Path) -> bool:
-    """A lock that is a link was not made by a run; to try it would write to where it points."""
-    return not (folder / ".lock").is_symlink() and held(folder)
+    """A lock that is a link (a hard one too) was not made by a run; to try it would write to where it points."""
+    try:
+        found = (folder / ".lock").lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and held(folder)
 
 
 def _share(done: Any, whole: Any) -> float | None:
@@ -156,7 +139,7 @@ def _run(folder: Path, name: str, job: dict[str, Any]) -> Run:
     }
     known: dict[str, Any] = {"settings": settings, "table": table, "planned": bool(job)}
     try:
-        record = _json(folder / "result.json")
+        record = _json(folder / "result.json", RECORD_BYTES)
     except FileNotFoundError:
         return Run(folder, name, RUNNING if _busy(folder) else MISSING, **known)
     except (OSError, ValueError) as error:
@@ -175,13 +158,24 @@ def _run(folder: Path, name: str, job: dict[str, Any]) -> Run:
     return Run(folder, name, state, progress, why, record, **known)
 
 
-def _plan(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The folders and entries of a sweep.json. Raises OSError and ValueError."""
-    jobs = _json(path).get("jobs")
+def _plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """The folders and entries of a sweep.json; a folder that is not below the plan's is left out, with a note.
+
+    Raises OSError and ValueError.
+    """
+    jobs = _json(path, PLAN_BYTES).get("jobs")
     if not isinstance(jobs, list):
         raise ValueError("no list of jobs")
-    entries = [job for job in jobs if isinstance(job, dict) and isinstance(job.get("folder"), str)]
-    return [(path.parent / job["folder"], job) for job in entries if job["folder"] and "\0" not in job["folder"]]
+    found = []
+    for job in jobs:
+        name = job.get("folder") if isinstance(job, dict) else None
+        if not isinstance(name, str) or not name or "\0" in name:
+            continue
+        if ".." in Path(name).parts or not leads_into(path.parent / name, path.parent):
+            notes.append(f"the plan names {clean(name)}, which is not below {clean(path.parent.name)}: left out")
+            continue
+        found.append((path.parent / name, job))
+    return found
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[str]]:
@@ -192,10 +186,10 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
     if not root.is_dir():
         raise InputError(f"{clean(root)} is no folder: name one with run directories, e.g. outputs")
     jobs: dict[Path, dict[str, Any]] = {}
-    notes = []
+    notes: list[str] = []
     for path in sorted(root.rglob(PLAN)):
         try:
-            jobs |= dict(_plan(path))
+            jobs |= dict(_plan(path, notes))
         except (OSError, ValueError) as error:
             notes.append(f"{clean(path.relative_to(root))} cannot be read ({clean(error)}): jobs not begun are unknown")
     folders = dict.fromkeys([*jobs, *sorted(path.parent for path in root.rglob("result.json"))])

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from vaerun.archives import read_npz
 from vaerun.report.cells import Cell
 from vaerun.report.protocol import INCOMPARABLE, canonical, protocol_of
 from vaerun.report.runs import Run
+from vaerun.report.text import clean
 
 
 def pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
@@ -148,10 +150,10 @@ def _per_image(run: Run, metric: str) -> Any:
     if metric.partition("/")[0] != protocol_of(run, metric)["evaluated_split"]:
         return "no values per image of this split"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if name not in archive.files:
-                return f"no {name} per image"
-            values = archive[name]
+        found = read_npz(path, (name,), within=run.folder)
+        if name not in found:
+            return f"no {clean(name, 60)} per image"
+        values = found[name]
         if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiu":
             return f"{run.name}: no list of numbers per image"
         values = values.astype(np.float64)

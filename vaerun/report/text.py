@@ -6,13 +6,14 @@ import re
 import unicodedata
 from typing import TypeGuard
 
+from vaerun.foreign import printable
+
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def clean(text: object, most: int = 200) -> str:
     """Text of a stranger as one printable line of at most so many characters."""
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in str(text)).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return printable(text, most)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -20,17 +21,26 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no cell ends, no HTML, no link begins."""
+def escape_markdown(text: str, line: bool = False) -> str:
+    """Text that Markdown shows as it is: no cell ends, no HTML, link, formula or emphasis begins.
+
+    `line`: it stands at the beginning of a line, where no heading, quotation or list may begin either.
+    """
     text = re.sub(r"&(?=#|\w+;)", "&amp;", text)
-    for old, new in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("](", "] (")):
+    for old, new in (("\\", "\\\\"), ("<", "&lt;"), ("`", "'"), ("](", "] (")):
         text = text.replace(old, new)
-    return text
+    text = re.sub(r"([|[*$])", r"\\\1", text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is a letter
+    if not line:
+        return text
+    text = re.sub(r"^(#|>|~~~|[-+=](?=\s|$|[-+=]))", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
 
 
 def escape_csv(text: str) -> str:
     """Text that a spreadsheet takes for text: what would be a formula gets an apostrophe before it."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
+    begins = unicodedata.normalize("NFKC", text[:1])  # a full-width = is one too
+    return f"'{text}" if begins in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
 
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {

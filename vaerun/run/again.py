@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import stat
 import sys
 import time
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
+from vaerun.foreign import printable, printable_lines
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
@@ -50,12 +52,12 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
         torch.distributions.Distribution.set_default_validate_args(False)
         given = _parse(overrides)
         where = given.get("data", {})
-        _check_folder(folder)
         run = load_run(
             folder,
             given.get("trainer", {}).get("device", "auto"),
             data_root=where.get("root") if isinstance(where, dict) else None,
         )
+        _check_folder(folder)
         if run.result["status"] != "ok":
             raise InputError(
                 f"{folder} is not finished (status: {run.result['status']}): give its command again to finish it first"
@@ -69,20 +71,23 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
             per_image = run.folder / "per_example.npz"
             read_arrays(per_image)  # a damaged one is told of before the work, not after it
             if not per_image.exists():
-                print(f"vaerun-eval: warning: {run.folder} has no per_example.npz any more", file=sys.stderr)
+                print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
             found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
             found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
             for line in found.warnings:
-                print(f"vaerun-eval: warning: {line}", file=sys.stderr)
+                print(f"vaerun-eval: warning: {printable(line)}", file=sys.stderr)
             return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises InputError where what is written to would lead out of the folder: it may come from a stranger."""
-    names = (".lock", "metrics.jsonl", "figures", "checkpoints", ".hydra", "per_example.npz", "result.json")
-    for path in (folder / name for name in names):
-        if path.is_symlink():
-            raise InputError(f"{path} is a link: put the file itself in its place to evaluate this run")
+    """Raises InputError where what is appended to is a file elsewhere too: load_run has seen to links that lead out."""
+    for path in (folder / name for name in (".lock", "metrics.jsonl")):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise InputError(f"{path} is a link or no file: put a file of its own in its place to evaluate this run")
 
 
 def _facts(run: Run) -> tuple[int, float]:
@@ -90,9 +95,10 @@ def _facts(run: Run) -> tuple[int, float]:
     try:
         steps, epoch = int(run.result["timing"]["train_steps"]), float(run.result["protocol"]["selected_epoch"])
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
-        dict(run.result.get("evaluations", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
+        if not isinstance(run.result.get("evaluations", {}), dict):
+            raise TypeError("evaluations is no mapping")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        why = printable(f"{type(error).__name__}: {error}", 200)
         raise InputError(f"{run.folder / 'result.json'} is damaged ({why}): train the run again") from error
     return steps, epoch
 
@@ -236,5 +242,5 @@ def _record(
     )
     rows = described(found, protocol, e.split)
     text = "\n".join([*found.texts, head, *lines(rows), f"recorded in {run.folder} as {label}"])
-    print("".join(c for c in text if c.isprintable() or c == "\n"))  # a stranger's record may hold control codes
+    print(printable_lines(text))  # a stranger's record may hold control codes
     return record

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from vaerun.archives import read_npz
 from vaerun.errors import InputError
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
+from vaerun.foreign import printable
 from vaerun.run.found import Evaluation
 from vaerun.run.words import rows
 from vaerun.training.log import Log
@@ -26,12 +28,11 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def read_arrays(path: Path) -> dict[str, Any]:
     """What such a file holds; nothing where there is none. Raises InputError for one that cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        return read_npz(path)
     except FileNotFoundError:
         return {}
     except Exception as error:  # numpy raises many kinds for a damaged archive
-        why = " ".join(str(error).split())[:200]
+        why = printable(error, 200)
         raise InputError(f"{path} cannot be read ({why}): move it away to evaluate again") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ import yaml
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.files import write_atomically, write_json
+from vaerun.foreign import printable, printable_lines, read_json
 from vaerun.models import AdversarialModel
 from vaerun.report.collect import pixels
 from vaerun.run.build import Model
@@ -28,15 +28,19 @@ RESULT = "result.json"
 JOB_LOG = "job.log"  # what a run that was started as a job of a sweep printed
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The folder's result.json, or None where there is none. Raises InputError for one that cannot be read."""
+def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | None:
+    """The folder's result.json, or None where there is none.
+
+    Raises InputError for one that cannot be read, or is a link that leads out of the folder `within`.
+    """
     path = folder / RESULT
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, within=within)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): move it away, or choose another output_dir") from error
+        why = printable(error, 200)
+        raise InputError(f"{path} cannot be read ({why}): move it away, or choose another output_dir") from error
     kinds = {"fingerprint": str, "status": str, "metrics": dict, "protocol": dict}
     if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in kinds.items()):
         raise InputError(f"{path} is no result of vaerun's: choose another output_dir")
@@ -221,8 +225,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 def table(record: dict[str, Any], folder: Path) -> str:
     """The final numbers, each with what it is. Raises InputError for a record that does not hold them."""
     try:
-        return _table(record, folder)
-    except (KeyError, TypeError, ValueError) as error:
+        return printable_lines(_table(record, folder))  # a stranger's record may hold control codes
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder / RESULT} is damaged ({why}): move it away, or choose another output_dir") from error
 

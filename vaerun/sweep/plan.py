@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ import torch
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.files import held, write_json
+from vaerun.foreign import PLAN_BYTES, printable, read_json
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.child import Job
@@ -179,11 +179,11 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     """The sweep's plan, or None where there is none. Raises InputError for one that cannot be read."""
     path = folder / PLAN
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, PLAN_BYTES)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): move it away") from error
+        raise InputError(f"{path} cannot be read ({printable(error, 200)}): move it away") from error
     entries = found.get("jobs") if isinstance(found, dict) else None
     kinds = {"folder": str, "words": list, "config": dict}
     if not isinstance(entries, list) or any(
