@@ -96,8 +96,8 @@ def resolve(target: str, kind: str) -> Any:
             raise  # a bug of ours
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"_target_ '{target}': cannot import {module_name} ({why})") from error
-    if not hasattr(module, attribute):
-        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}'")
+    if not hasattr(module, attribute) or attribute.startswith("_"):
+        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}' to be chosen")
     found = getattr(module, attribute)
     # The name may be an alias: what counts is where the object itself lives.
     home = getattr(found, "__module__", None) or ""

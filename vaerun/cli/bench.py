@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
+from vaerun.foreign import printable
 from vaerun.stopping import leaves, listening
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         return _run(options)
     except (InputError, RunError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)

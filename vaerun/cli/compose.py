@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
     "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--experimental-rerun", "--info", "-i",
+    "--info", "-i",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
+from vaerun.foreign import printable
 from vaerun.stopping import leaves, listening, raises
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
@@ -40,7 +41,7 @@ def _main(argv: Sequence[str] | None) -> int:
         with listening(raises("vaerun-data")):  # what is half done is tidied up
             return _run(arguments)
     except InputError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 2
     except Interrupted as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -65,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             file = getattr(arrays.train_images, "filename", None)
             where = "no copy needed" if file is None else str(Path(file).parent)
-        print(_line(name, arrays, where), flush=True)
+        print(printable(_line(name, arrays, where)), flush=True)
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.foreign import printable
 from vaerun.stopping import leaves, listening, raises
 
 HELP = """vaerun-eval: evaluate a finished run again
@@ -78,7 +79,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _tell(code: int, line: str) -> int:
-    print(f"vaerun-eval: {' '.join(line.split())}", file=sys.stderr)
+    print(f"vaerun-eval: {printable(line)}", file=sys.stderr)
     return code
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.foreign import printable
 from vaerun.stopping import leaves, listening, raises
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _sweep(arguments: list[str]) -> None:
 
 def _leave(code: int, why: object) -> None:
     if not getattr(why, "told", False):
-        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{' '.join(str(why).split())}", file=sys.stderr)
+        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{printable(why)}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
 

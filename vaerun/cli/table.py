@@ -10,6 +10,7 @@ from pathlib import Path
 from vaerun.cli.parser import Parser
 from vaerun.cli.show import show
 from vaerun.errors import InputError, RunError
+from vaerun.foreign import printable, printable_lines
 from vaerun.stopping import leaves, listening
 
 LISTED = ("md", "csv")
@@ -78,11 +79,11 @@ def _main(argv: Sequence[str] | None) -> int:
         content = _compared(folder, arguments) if compared and not arguments.list else _listed(folder, arguments.format)
         if arguments.output is None:
             assert isinstance(content, str)
-            show(content)
+            show(printable_lines(content))
         else:
             _write(arguments.output.expanduser(), content)
     except (InputError, RunError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
+from vaerun.foreign import printable
 from vaerun.randomness import generator, permutation
 from vaerun.training.checkpoint import Damaged, load, save
 from vaerun.training.log import Progression
@@ -116,7 +117,7 @@ def classifier(
                 return _read(path, arrays, name, device)
             except Damaged as damage:
                 line = f"{path} is damaged ({damage}); training the classifier anew"
-                print(f"vaerun: warning: {line}", file=sys.stderr)
+                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
         for left in folder.glob(f".{path.name}.*.tmp"):
             left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
         state = _train(arrays, name, torch.device(device), stop)

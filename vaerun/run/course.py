@@ -19,6 +19,7 @@ from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.memory import out_of_memory
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
+from vaerun.foreign import printable
 from vaerun.models import ppca
 from vaerun.objectives import Variational
 from vaerun.run import record as records
@@ -73,7 +74,7 @@ class Course:
         """One line on standard error and in run.log."""
         if self.ranks.rank:
             return
-        print(f"vaerun: warning: {self.label}{line}", file=sys.stderr)
+        print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
         if self.logger.handlers:
             self.logger.warning(line)
         else:

@@ -133,9 +133,11 @@ def together(paths: Sequence[str]) -> int:
 
 
 def _told(code: int, why: BaseException) -> int:
+    from vaerun.foreign import printable
+
     sys.stdout.flush()
     if not getattr(why, "told", False):  # by the process whom it happened to
-        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{' '.join(str(why).split())}", file=sys.stderr)
+        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{printable(why)}", file=sys.stderr)
     return code
 
 

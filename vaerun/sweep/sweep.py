@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
+from vaerun.foreign import printable
 from vaerun.run import record as records
 from vaerun.run.child import settle
 from vaerun.settings import check
@@ -93,7 +94,7 @@ class Sweep:
             except InputError as error:
                 refused += 1
                 planned.append(error)
-                print(f"vaerun: error: {' '.join(words)}: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"vaerun: error: {printable(' '.join(words))}: {printable(error)}", file=sys.stderr)
         if refused and (not is_search(config) or (refused == len(batch) and not self.begun)):
             some = "1 job" if refused == 1 else f"{refused} jobs"
             raise InputError(f"{some} of {len(batch)} cannot work (above): nothing was started")
