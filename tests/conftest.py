@@ -114,6 +114,17 @@ def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Pa
 
 
 @pytest.fixture
+def stranger(copied: Callable[..., Path], command_environment: None) -> Path:
+    """A run directory that somebody has sent."""
+    return copied("model=vae", *SMALL)
+
+
+@pytest.fixture
+def cache(env: dict[str, str]) -> Path:
+    return Path(env["VAERUN_CACHE"])
+
+
+@pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
     """A folder for a sweep whose jobs are stand-ins."""
     return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)

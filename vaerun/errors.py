@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import signal
 
+from vaerun.foreign import printable
+
 
 class InputError(ValueError):
-    """The user's input cannot be used. The message is one line: what was wrong, where, what to do. Exit code 2."""
+    """The user's input cannot be used. The message is one line: what was wrong, where, what to do. Exit code 2.
+
+    What it quotes may be a stranger's: it keeps no control codes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class RunError(RuntimeError):
     """A run failed for a cause that can be named (a loss that is not finite, a full disk). One line. Exit code 1."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class Interrupted(BaseException):

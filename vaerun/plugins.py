@@ -115,15 +115,16 @@ def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
     """
     target = resolve(spec.get("_target_", ""), kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
-    _check_options(target, where, spec, (), given, inspect.isclass(target))
+    check_options(target, where, spec, (), given, inspect.isclass(target))
     if inspect.isclass(target):
         return target(**given)
     return update_wrapper(partial(target, **given), target)  # with what the function says of itself
 
 
-def _check_options(
+def check_options(
     target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...], given: dict[str, Any], whole: bool
 ) -> None:
+    """Raises InputError where `target` does not take these arguments; `whole`: where it misses some, too."""
     signature = inspect.signature(target)
     try:
         (signature.bind if whole else signature.bind_partial)(*args, **given)
@@ -146,5 +147,5 @@ def build(spec: Mapping[str, Any], *args: Any, kind: str, where: str) -> Any:
         raise InputError(f"{where} has no _target_")
     target = resolve(spec["_target_"], kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
-    _check_options(target, where, spec, args, given, True)
+    check_options(target, where, spec, args, given, True)
     return target(*args, **given)

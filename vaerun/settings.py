@@ -21,6 +21,7 @@ from omegaconf.errors import (
 
 from vaerun.errors import InputError
 from vaerun.files import flat
+from vaerun.foreign import printable
 from vaerun.schema import (
     AnnealingSettings,
     CodeSettings,
@@ -212,8 +213,9 @@ def _check_values(settings: Settings) -> None:
             known = ["null" if choice is None else choice for choice in choices]
             raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{nearest(str(value), known)}")
     for group in (settings.data, settings.model, settings.estimator):
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", group.name):  # folders and files are named after them
-            raise InputError(f"name '{_printable(group.name)}': use letters, digits, '_', '-' and '.' (not first) only")
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", group.name):  # folders and files are named after them
+            name = printable(group.name, 100)
+            raise InputError(f"name '{name}': use up to 100 letters, digits, '_', '-' and '.' (not first) only")
     for key in ("trainer.betas", "trainer.discriminator_betas"):
         betas = value_of(settings, key)
         if betas is not None and not (len(betas) == 2 and all(0 <= b < 1 for b in betas)):
@@ -226,10 +228,6 @@ def _check_values(settings: Settings) -> None:
         raise InputError("evaluation.observation.variances must list variances above 0, such as [0.01,0.03,0.1]")
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def value_of(settings: Settings, key: str) -> Any:

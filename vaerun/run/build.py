@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Adversarial, Variational, WarmUp
-from vaerun.plugins import bind, build, group_file, resolve
+from vaerun.plugins import bind, build, check_options, group_file, resolve
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
 from vaerun.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.training import TrainSettings
@@ -52,6 +53,8 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     source = settings.source
     options = {k: v for k, v in source.items() if k not in ("_target_", "path") and v is not None}
     function = resolve(source.get("_target_", ""), "vaerun.data.sources")
+    place = {} if settings.path is None else {"path": settings.path}
+    check_options(function, "data.source", source, (Path(),), options | place, True)
     if settings.path is not None:
         function = partial(function, path=settings.path)
     arrays = cache.prepare(

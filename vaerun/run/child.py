@@ -87,8 +87,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def command(*files: Path) -> list[str]:
     """That runs the jobs of these files."""
-    # -P: the working folder may be full of a stranger's files, and is no place to import from.
-    return [sys.executable, "-P", "-m", "vaerun.run.worker", *map(str, files)]
+    return [sys.executable, "-m", "vaerun.run.worker", *map(str, files)]
 
 
 class Attempt:

@@ -77,10 +77,12 @@ class Run:
 
 
 def _interpolates(value: Any) -> bool:
-    """Whether a parsed configuration holds an interpolation; in the file's text an escape could hide it."""
+    """Whether a parsed configuration holds an interpolation or a gap; in the file's text an escape could hide them."""
     if isinstance(value, dict):
         return any(_interpolates(v) for pair in value.items() for v in pair)
-    return any(map(_interpolates, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
+    if isinstance(value, list):
+        return any(map(_interpolates, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
 
 
 def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None = None) -> Run:

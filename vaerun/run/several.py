@@ -43,7 +43,7 @@ def supervise(file: str, processes: int) -> int:
     }  # fmt: skip
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-P", "-m", "vaerun.run.worker", file, str(rank)]
+        command = [sys.executable, "-m", "vaerun.run.worker", file, str(rank)]
         members.append(subprocess.Popen(command, env=dict(os.environ) | meeting | own))
     while all(member.poll() in (None, 0) for member in members):
         if all(member.poll() == 0 for member in members):

@@ -1,0 +1,171 @@
+"""Configurations and records of strangers: of bounded size, without interpolation, and no control code is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hostility import innocent, open_all, peak_bytes, refused, with_config, with_record
+
+from vaerun.settings import fingerprint
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("key", ["data.path", "model.name", "output_dir", "evaluation.sets.x", "seed"])
+@pytest.mark.parametrize(
+    "text",
+    ["${hydra:job.name}", "${oc.env:SECRET}", "a${oc.env:SECRET,none}b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:1}",
+     "${vaerun.run_dir:}", "\\${oc.env:SECRET}", "${", "$" + "{data.name}", "???"],
+)  # fmt: skip
+def test_nothing_is_interpolated(
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, key: str, text: str
+) -> None:
+    monkeypatch.setenv("SECRET", "hushhush")
+
+    def change(plain: dict[str, Any]) -> None:
+        *parents, last = key.split(".")
+        for parent in parents:
+            plain = plain[parent]
+        plain[last] = text
+
+    with_config(stranger, change)
+    opened = open_all(stranger, capsys)
+    assert opened.codes["load_run"] == opened.codes["eval"] == 2
+    innocent(opened, stranger, cache)
+    assert "hushhush" not in opened.text
+
+
+BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{b}: &{b} {{p: *{a}, q: *{a}}}\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}, *a{i}]}}\n" for i in range(40))
+DOCUMENTS = {
+    "object": "x: !!python/object/apply:os.system ['touch pwned']",
+    "name": "x: !!python/name:os.system",
+    "module": "!!python/module:pwned {}",
+    "aliases": BOMB,
+    "merges": MERGED,
+    "deep": "[" * 100_000,
+    "deep pairs": "{a: " * 5000 + "1" + "}" * 5000,
+    "wide": "a:\n" + "- 1\n" * 60_000,
+    "large": "a: " + "x" * (2 << 20),
+    "number": "a: " + "9" * 5000,
+    "date": "a: 2020-99-99",
+    "infinite": "a: .inf",
+    "binary": "a: !!binary '*'",
+    "bytes": "a: \udcff",
+    "nul": "a: \0",
+    "unhashable": "? [a]\n: 1",
+    "documents": "a: 1\n--- \nb: 2",
+    "list": "- 1",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_configurations_that_are_none(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
+    content = DOCUMENTS[name].encode("utf-8", "surrogateescape")
+    (stranger / ".hydra" / "config.yaml").write_bytes(content)
+    before = peak_bytes()
+    refused(stranger, capsys, cache, "config.yaml")
+    assert peak_bytes() - before < GIB // 4
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "make sense"),
+     (b'{"metrics": ' + b"9" * 5000 + b"}", "digits"), (b"\xff", "decode"), (b"", ""), (b"[]", "no result")],
+)  # fmt: skip
+def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content: bytes, said: str) -> None:
+    (stranger / "result.json").write_bytes(content)
+    refused(stranger, capsys, cache, "result.json", said)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda p: p["model"]["encoder"].update(hidden=[10**9]),
+     lambda p: p["model"]["decoder"].update(hidden=[30_000] * 9), lambda p: p["model"].update(latent_dim=10**12), lambda p: p["model"]["decoder"].update(hidden=[3000] * 100)],
+)  # fmt: skip
+def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:
+    with_config(stranger, change)
+    before = peak_bytes()
+    refused(stranger, capsys, cache, "far larger than the parameters")
+    assert peak_bytes() - before < GIB // 2
+
+
+CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e\u200b\udcff\ud800"
+
+
+def polluted(value: Any) -> Any:
+    """The same with control codes in every text, keys too."""
+    if isinstance(value, dict):
+        return {(k if k in _KEPT else k + CODES): polluted(v) for k, v in value.items()} | {
+            k: polluted(v) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [polluted(v) for v in value]
+    return value + CODES if isinstance(value, str) and value not in _KEPT else value
+
+
+_KEPT = {"ok", "nats per image"}
+
+
+def clear(text: str) -> None:
+    bad = {c for c in text if not c.isprintable() and c != "\n"}
+    assert not bad, bad
+
+
+@pytest.mark.parametrize("which", ["result.json", "config.yaml", "both", "names", "failed", "sweep.json"])
+def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str) -> None:
+    if which in ("result.json", "both"):
+        with_record(stranger, lambda record: record.update(polluted(record)))
+    if which == "failed":
+        with_record(stranger, lambda record: record.update(status="failed", error=CODES))
+    if which in ("config.yaml", "both"):
+        path = stranger / ".hydra" / "config.yaml"
+        plain = polluted(yaml.safe_load(path.read_text()))
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(plain).replace("\\udcff", "").replace("\\ud800", ""))))
+    if which == "names":
+        odd = stranger.parent / f"odd{CODES.replace(chr(0xD800), '')}" / "run"
+        odd.parent.mkdir()
+        stranger.rename(odd)
+        (odd / "result.json").write_text("{")
+        stranger = odd.parent
+    if which == "sweep.json":
+        jobs = [{"folder": CODES, "words": [CODES], "config": {"model": {"name": CODES}}, "total_steps": CODES}]
+        (stranger / "sweep.json").write_text(json.dumps({"jobs": jobs, "command": [CODES]}))
+    opened = open_all(stranger, capsys)
+    clear(opened.text)
+    assert "Traceback" not in opened.text
+
+
+def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None:
+    """What `vaerun` prints of a directory that holds this run already."""
+    from vaerun.run.record import table
+
+    record = json.loads((stranger / "result.json").read_text())
+    for key in ("likelihood", "binarize", "evaluated_split"):
+        clear(
+            table(record | {"protocol": record["protocol"] | {key: CODES}, "model": CODES}, stranger).replace("�", "")
+        )
+
+
+@pytest.mark.parametrize("damage", ["data_sha256", "units", "images", "selected_epoch", "evaluated_images"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", 1e400, 10**400, True])
+def test_a_protocol_that_is_none(stranger: Path, capsys: Any, cache: Path, damage: str, value: Any) -> None:
+    with_record(stranger, lambda record: record["protocol"].update({damage: value}))
+    opened = open_all(stranger, capsys)
+    assert set(opened.codes.values()) <= {0, 2}
+    innocent(opened, stranger, cache)
+    with_record(stranger, lambda record: record["protocol"].pop(damage))
+    record = json.loads((stranger / "result.json").read_text())
+    plain = yaml.safe_load((stranger / ".hydra" / "config.yaml").read_text())
+    record["fingerprint"] = fingerprint(plain, str(record["protocol"].get("data_sha256")))
+    (stranger / "result.json").write_text(json.dumps(record))
+    opened = open_all(stranger, capsys)
+    assert set(opened.codes.values()) <= {0, 2}
+    innocent(opened, stranger, cache)
