@@ -84,7 +84,7 @@ def read_npz(
 def array_names(path: Path) -> list[str]:
     """The names of the arrays that an npz file holds."""
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        return [m.filename.removesuffix(".npy") for m in archive.infolist()]
+        return [m.filename.removesuffix(".npy") for m in archive.infolist() if m.filename.endswith(".npy")]
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:

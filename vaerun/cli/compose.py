@@ -7,10 +7,12 @@ import hashlib
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import yaml
@@ -20,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
 from vaerun.errors import InputError
+from vaerun.foreign import printable
 from vaerun.plugins import config_folders, group_file, own_config_folder
 from vaerun.settings import Settings, is_incidental, keys, missing, nearest, short_name
 
@@ -122,6 +125,18 @@ def without_cells(arguments: list[str]) -> list[str]:
     return [*arguments, CELLS] if "cell" in params else arguments
 
 
+def _check_flags(arguments: list[str]) -> None:
+    """Raises InputError where Hydra's own parser would print its usage and leave."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message} (vaerun --help, --hydra-help)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
+
+
 def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     """Compose and run (once or as a sweep). Errors of Hydra's come out as exceptions, whole."""
     for word in arguments:
@@ -129,6 +144,7 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
             raise InputError(f"unknown flag '{word}'.{nearest(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
         if word.startswith("="):
             raise InputError(f"cannot read the override '{word}': there is no key before the '='")
+    _check_flags(arguments)
     flags = {a.split("=")[0] for a in arguments}
     for word in arguments:
         key, _, value = word.partition("=")
@@ -151,7 +167,10 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     extra = [f"file://{p}" for p in config_folders()]
     if extra and not any(a.startswith("hydra.searchpath") for a in arguments):
         sys.argv = [sys.argv[0], *arguments, f"hydra.searchpath=[{','.join(extra)}]"]
-    hydra.main(version_base="1.3", config_path=str(own_config_folder()), config_name="config")(job)()
+    with warnings.catch_warnings():
+        # Of a folder in hydra.searchpath that there is not, or that is written in another way than file://FOLDER.
+        warnings.filterwarnings("error", message=".*is not available", category=UserWarning)
+        hydra.main(version_base="1.3", config_path=str(own_config_folder()), config_name="config")(job)()
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
@@ -189,6 +208,32 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         return f"cannot make the run's folder: {error.filename}: {error.strerror}; choose another output_dir"
     if isinstance(error, OmegaConfBaseException):
         return " ".join(text.split())
+    if _in_composing(error):
+        return _unusable_file() or f"the configuration cannot be composed: {type(error).__name__}: {text}"
+    return None
+
+
+def _in_composing(error: BaseException) -> bool:
+    """Whether it was raised by Hydra at its own work, which knows only the user's words and files, not by a call back."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = max((i for i, name in enumerate(modules) if name.startswith("vaerun")), default=-1)
+    inner = {name.partition(".")[0] for name in modules[last + 1 :]}
+    return last >= 0 and modules[last] == __name__ and bool(inner & {"hydra", "omegaconf"})
+
+
+def _unusable_file() -> str | None:
+    """The first file of a trusted package's config groups that is no mapping in yaml."""
+    for folder in config_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+                return f"{path} cannot be read as yaml: {printable(error, 300)}"
+            if found is not None and not isinstance(found, dict):
+                return f"{path} holds {type(found).__name__}, and a choice of a group is a mapping: write KEY: VALUE"
+            for entry in (found or {}).get("defaults", None) or []:
+                if not isinstance(entry, str | dict):
+                    return f"{path}: defaults has the entry {printable(entry, 60)}, and they are GROUP: CHOICE"
     return None
 
 

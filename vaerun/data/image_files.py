@@ -70,7 +70,9 @@ def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) 
     images: np.ndarray | None = None
     for i, file in enumerate(files):
         try:
-            pixels = _pixels(file, size, channels)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of metadata that are cut short
+                pixels = _pixels(file, size, channels)
         # Pillow answers damage with OSError, SyntaxError, ValueError, struct.error and more.
         except Exception as error:
             why = printable(error, 200) or type(error).__name__
@@ -99,8 +101,7 @@ def _pixels(file: Path, size: tuple[int, int] | None, channels: int) -> np.ndarr
 
     if not file.is_file():
         raise ValueError("it is no regular file")
-    with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as opened:
-        warnings.simplefilter("ignore")  # of metadata that are cut short
+    with Image.open(file, formats=FORMATS) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS}")
         if opened.mode[0] in "IF":

@@ -70,10 +70,18 @@ class Run:
                 f"{self.folder} names a model far larger than the parameters in {path}: they are not of one run"
             ) from error
         try:
+            for name, own in objective.state_dict().items():
+                if (kind(state[name]) if name in state else kind(own)) != kind(own):
+                    raise TypeError(f"{name} is of type {state[name].dtype}")
             objective.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         return model.eval().requires_grad_(False)
+
+
+def kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Whether it holds fractions, or complex numbers: torch would turn the ones into the others."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _interpolates(value: Any) -> bool:
