@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import random as random_
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 import yaml
 from evaluating import SMALL
+from fuzz_words import evaluation_words, override_words, table_words
 from fuzzing import Case, call
-from mutation import Random, checkpoint, content, document, json_file, npz, text, weird
+from mutation import Random, checkpoint, content, document, json_file, npz, originals, text
 
-from vaerun.settings import Settings, fingerprint, keys
+from vaerun.settings import fingerprint
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (40, 1, 8, 8)).astype(np.uint8)
 ARRAYS = {"train_images": IMAGES[:30], "train_labels": np.arange(30) % 3, "test_images": IMAGES[30:],
@@ -74,86 +74,18 @@ class Bench:
             pass
 
 
-KEYS = list(keys(asdict(Settings())))
-GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment", "cell")
-NAMES = ("vae", "vlae", "sa_vae", "vae_iaf", "ppca", "ae", "draw", "gan", "dcgan", "infogan", "mlp", "conv", "gan_mlp", "elbo",
-         "iwae", "renyi", "score_function", "digits", "npz", "folder", "mnist", "default", "adversarial", "cifar10_quick")  # fmt: skip
-VALUES = ("1", "0", "-1", "2", "0.5", "1e-3", "1e400", "nan", "inf", "null", "true", "false", "[]", "[8]", "[4,4]", "{}",
-          "{a:1}", "''", "\"\"", "x", "???", "${seed}", "${oc.env:HOME}", "${", "gaussian", "bernoulli", "dynamic", "fixed", "cpu",
-          "cuda", "/dev/null", ".", "..", "1,2", "range(3)", "choice(1,2)", "9" * 30, "a b", "é")  # fmt: skip
-
-
-def word(random: Random) -> str:
-    how = random.randrange(12)
-    key = random.choice(KEYS)
-    if how < 5:
-        made = f"{key}={random.choice(VALUES)}"
-    elif how < 7:
-        made = f"{random.choice(GROUPS)}={random.choice(NAMES)}"
-    elif how == 7:
-        made = random.choice(("+", "++", "~", "-", "--", "")) + f"{key}={random.choice(VALUES)}"
-    elif how == 8:
-        made = f"{key}={weird(random)}"
-    elif how == 9:
-        made = random.choice(("--help", "-h", "-m", "--check", "--cfg", "--cfg=job", "-c", "hydra.verbose=true", "--info",
-                              "hydra/launcher=x", "hydra.run.dir=.", "hydra.mode=RUN", "hydra.job.chdir=true", "--resolve",
-                              "hydra.output_subdir=null", "--package=x", "-p", "--config-name=x", "--config-dir=/", "--run",
-                              "--multirun", "--config-path=x", "hydra.searchpath=[x]", "--hydra-help", "--version"))  # fmt: skip
-    else:
-        made = text(random, f"{key}={random.choice(VALUES)}")
-    return text(random, made) if random.random() < 0.15 else made
-
-
-def _words(random: Random) -> list[str]:
-    # No argument of a process can hold these.
-    found = [
-        word(random).replace("\0", "").encode("utf-8", "replace").decode() for _ in range(random.choice((1, 1, 2, 3)))
-    ]
-    heavy = ("--info", "--hydra-help", "-sc", "experiment=", "cell=", "data=mnist")
-    return [w for w in found if not w.startswith(heavy)] or ["seed=x"]
-
-
 def overrides(bench: Bench, random: Random) -> Case:
     way = ["--check", *QUICK] if random.random() < 0.6 else ["--cfg", "job"]
-    return Case("vaerun", [*way, *_words(random)], kept=(bench.work,))
+    return Case("vaerun", [*way, *override_words(random)], kept=(bench.work,))
 
 
-def evaluation_words(bench: Bench, random: Random) -> Case:
+def evaluation_of(bench: Bench, random: Random) -> Case:
     run = bench.copy()
-    words = []
-    for _ in range(random.choice((1, 1, 2))):
-        key = random.choice([k for k in KEYS if k.startswith(("evaluation", "data", "seed", "trainer.device"))])
-        made = f"{key}={random.choice(VALUES)}" if random.random() < 0.7 else f"{key}={weird(random)}"
-        words.append((text(random, made) if random.random() < 0.3 else made).replace("\0", ""))
-    words = [w for w in words if not any(s in w for s in ("9999999999", "samples=1e", "data=mnist", "data=cifar"))]
-    return Case("vaerun-eval", [f"run={run}", *words], kept=(bench.work,), safe=(run,))
+    return Case("vaerun-eval", [f"run={run}", *evaluation_words(random)], kept=(bench.work,), safe=(run,))
 
 
-def table_words(bench: Bench, random: Random) -> Case:
-    flags = (
-        "--rows",
-        "--columns",
-        "--metric",
-        "--published",
-        "--where",
-        "--mix",
-        "--format",
-        "--list",
-        "--paired",
-        "--output",
-    )
-    words = [str(bench.run)]
-    for _ in range(random.choice((1, 2, 3))):
-        flag = random.choice(flags)
-        value = random.choice((random.choice(KEYS), "none", "model,seed", "seed=0", "test/elbo", "all", "md", "tex", "csv", "",
-                               f"{random.choice(KEYS)}={random.choice(VALUES)}", str(weird(random))))  # fmt: skip
-        words += (
-            [flag]
-            if flag in ("--list", "--paired")
-            else [flag, text(random, value) if random.random() < 0.3 else value]
-        )
-    words = [w.replace("\0", "").encode("utf-8", "replace").decode() for w in words]
-    return Case("vaerun-table", words, kept=(bench.run,), safe=(bench.work,))
+def table_of(bench: Bench, random: Random) -> Case:
+    return Case("vaerun-table", [str(bench.run), *table_words(random)], kept=(bench.run,), safe=(bench.work,))
 
 
 def plugin(bench: Bench, random: Random) -> Case:
@@ -174,10 +106,8 @@ def configuration(bench: Bench, random: Random) -> Case:
     run = bench.copy()
     data = document(random, bench.config, dump)
     (run / ".hydra" / "config.yaml").write_bytes(data)
-    try:
+    with contextlib.suppress(Exception):  # it cannot be signed: the command will say that it is none
         bench.signed(yaml.safe_load(data), run)
-    except Exception:  # it cannot be signed: the command will say that it is none
-        pass
     return opened(bench, random, run)
 
 
@@ -304,36 +234,12 @@ def raw_files(bench: Bench, random: Random) -> Case:
     served = bench.folder / "served"
     served.mkdir(exist_ok=True)
     name = random.choice(("mnist", "fashion_mnist", "cifar10", "svhn"))
-    (served / "content").write_bytes(content(random, random.choice(RAW)))
+    (served / "content").write_bytes(content(random, random.choice(originals())))
     empty = bench.folder / "empty"
     empty.mkdir(exist_ok=True)
     env = {"VAERUN_CACHE": str(bench.folder / "cache-of-raw"), "VAERUN_DATA": str(empty)}
     env |= {"https_proxy": "http://127.0.0.1:9"}  # nobody is there: a process of its own reaches no server
     return Case("vaerun-data", [name], kept=(bench.work, empty), env=env)
-
-
-def _raw() -> list[bytes]:
-    import gzip
-    import pickle
-    import struct
-    import tarfile
-
-    from scipy.io import savemat
-
-    idx = gzip.compress(struct.pack(">4I", 2051, 40, 8, 8) + IMAGES.tobytes())
-    mat = io.BytesIO()
-    savemat(mat, {"X": IMAGES.transpose(2, 3, 1, 0), "y": np.arange(40)})
-    batch = pickle.dumps({"data": IMAGES.reshape(40, -1), "labels": list(range(40))}, 2)
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
-        for member in ("cifar-10-batches-py/data_batch_1", "../../escaped", "/tmp/escaped"):
-            info = tarfile.TarInfo(member)
-            info.size = len(batch)
-            archive.addfile(info, io.BytesIO(batch))
-    return [idx, mat.getvalue(), tar.getvalue(), b"<html>"]
-
-
-RAW = _raw()
 
 
 def events(bench: Bench, random: Random) -> Case:
@@ -364,9 +270,9 @@ KINDS: dict[str, tuple[Callable[[Bench, Random], Case], int, int]] = {
     "npz data file": (data_file, 3000, 60),
     "yaml of a plug-in package": (plugin, 600, 30),
     "sweep.json and metrics.jsonl": (plan, 2000, 40),
-    "vaerun-table's words": (table_words, 2000, 40),
+    "vaerun-table's words": (table_of, 2000, 40),
     "per_example.npz": (per_image, 1000, 30),
-    "vaerun-eval's words": (evaluation_words, 300, 10),
+    "vaerun-eval's words": (evaluation_of, 300, 10),
     "raw files of the sources": (raw_files, 500, 20),
     "overrides": (overrides, 1000, 70),
     "image folder": (images, 150, 10),

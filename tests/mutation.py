@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import io
 import json
 import math
 import pickle
 import random as random_
+import struct
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.io import savemat
 
 Random = random_.Random
 
 WEIRD: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, 1e-320, math.inf, -math.inf, math.nan, 2**31, 2**63, 2**64, -(2**63),
-    10**40, "", " ", "null", "~", "x", "0", "-1", "1e400", "nan", ".inf", "true", "a,b", "[1", "{a", "???", "${oc.env:HOME}",
-    "${", "../..", "/", "/etc/passwd", "/dev/zero", "~root", "a\0b", "\x1b[31m", "\u202e", "é漢\U0001f600", "a" * 5000, "a\nb",
-    "=cmd()", "| x |", "[a](javascript:b)", "\\input{x}", "%s%n", "{0}", "<b>", [], {}, [[]], [{}], {"": {}}, {"_target_": "os.system"},
+    None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, 1e-320, math.inf, -math.inf, math.nan, 2**31, 2**63, 2**64,
+    -(2**63),
+    10**40, "", " ", "null", "~", "x", "0", "-1", "1e400", "nan", ".inf", "true", "a,b", "[1", "{a", "???",
+    "${oc.env:HOME}",
+    "${", "../..", "/", "/etc/passwd", "/dev/zero", "~root", "a\0b", "\x1b[31m", "\u202e", "é漢\U0001f600",
+    "a" * 5000, "a\nb",
+    "=cmd()", "| x |", "[a](javascript:b)", "\\input{x}", "%s%n", "{0}", "<b>", [], {}, [[]], [{}], {"": {}},
+    {"_target_": "os.system"},
     {"a": [1, {"b": None}]}, [None], [1, 2, 3], ["a", 1], [0] * 200, [math.nan],
 ]  # fmt: skip
 LETTERS = "abz019_-.,:;=+~@!?#$%&*()[]{}<>|\\/'\"` \t\n\0\x1b\x7f\u202e\ufeffé漢\U0001f600"
@@ -202,10 +211,28 @@ def checkpoint(random: Random, state: dict[str, Any]) -> bytes:
 def tensor(random: Random, base: torch.Tensor) -> Any:
     """Another type, shape or content."""
     choices: list[Callable[[], Any]] = [
-        lambda: base.double(), lambda: base.half(), lambda: base.to(torch.int64), lambda: base.bool(), lambda: base.flatten(),
+        lambda: base.double(), lambda: base.half(), lambda: base.to(torch.int64), lambda: base.bool(),
+        lambda: base.flatten(),
         lambda: base[None], lambda: base[:0] if base.ndim else base, lambda: base * math.nan, lambda: base + 1e30,
         lambda: base.new_zeros(10**4, 10), lambda: base.to_sparse() if base.ndim else base, lambda: base.tolist(),
         lambda: base.numpy(), lambda: torch.nn.Parameter(base.float()), lambda: base.to("meta"),
         lambda: base.expand(3, *base.shape), lambda: base.to(torch.complex64),
     ]  # fmt: skip
     return random.choice(choices)()
+
+
+@cache
+def originals() -> tuple[bytes, ...]:
+    """Files as the built-in sources download them: idx, mat, an archive of pickles, and none."""
+    images = np.random.RandomState(0).randint(0, 256, (40, 1, 8, 8)).astype(np.uint8)
+    idx = gzip.compress(struct.pack(">4I", 2051, 40, 8, 8) + images.tobytes())
+    mat = io.BytesIO()
+    savemat(mat, {"X": images.transpose(2, 3, 1, 0), "y": np.arange(40)})
+    batch = pickle.dumps({"data": images.reshape(40, -1), "labels": list(range(40))}, 2)
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
+        for member in ("cifar-10-batches-py/data_batch_1", "../../escaped", "/tmp/escaped"):
+            info = tarfile.TarInfo(member)
+            info.size = len(batch)
+            archive.addfile(info, io.BytesIO(batch))
+    return idx, mat.getvalue(), tar.getvalue(), b"<html>"

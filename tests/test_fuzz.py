@@ -37,8 +37,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.setenv("VAERUN_CACHE", str(folder / "cache"))
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.delenv("VAERUN_DATA", raising=False)
-        patch.setattr(utils, "_get_redirect_url", lambda url, *_: url)
-        patch.setattr(utils, "_urlretrieve", lambda _, name, *more: shutil.copy(folder / "served" / "content", name))
+        patch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
+        patch.setattr(utils, "_urlretrieve", lambda _, name, **more: shutil.copy(folder / "served" / "content", name))
         bench = Bench(folder)
         yield bench
         bench.close()
@@ -51,7 +51,8 @@ def surroundings(bench: Bench, single_precision: None, monkeypatch: pytest.Monke
     """The working folder, and a limit on memory: what asks for terabytes is to be refused, not served in part."""
     monkeypatch.chdir(bench.work)
     before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+    statistics = Path("/proc/self/statm")  # of Linux
+    used = int(statistics.read_text().split()[0]) * resource.getpagesize() if statistics.exists() else 0
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)

@@ -18,7 +18,8 @@ GIB = 1 << 30
 @pytest.mark.parametrize("key", ["data.path", "model.name", "output_dir", "evaluation.sets.x", "seed"])
 @pytest.mark.parametrize(
     "text",
-    ["${hydra:job.name}", "${oc.env:SECRET}", "a${oc.env:SECRET,none}b", "${oc.decode:${oc.env:SECRET}}", "${oc.create:1}",
+    ["${hydra:job.name}", "${oc.env:SECRET}", "a${oc.env:SECRET,none}b", "${oc.decode:${oc.env:SECRET}}",
+     "${oc.create:1}",
      "${vaerun.run_dir:}", "\\${oc.env:SECRET}", "${", "$" + "{data.name}", "???"],
 )  # fmt: skip
 def test_nothing_is_interpolated(
@@ -88,7 +89,8 @@ def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content
 @pytest.mark.parametrize(
     "change",
     [lambda p: p["model"]["encoder"].update(hidden=[10**9]),
-     lambda p: p["model"]["decoder"].update(hidden=[30_000] * 9), lambda p: p["model"].update(latent_dim=10**12), lambda p: p["model"]["decoder"].update(hidden=[3000] * 100)],
+     lambda p: p["model"]["decoder"].update(hidden=[30_000] * 9), lambda p: p["model"].update(latent_dim=10**12),
+     lambda p: p["model"]["decoder"].update(hidden=[3000] * 100)],
 )  # fmt: skip
 def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:
     with_config(stranger, change)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from hostility import innocent, open_all, refused, with_config, with_record
 
-NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkpoints", "checkpoints/best.pt", "figures",
+NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkpoints", "checkpoints/best.pt",
+         "figures",
          "per_example.npz", ".lock", f".result.json.{os.getpid()}.tmp", "figures/new", "table", "arrays-new.npz",
          "events.out.tfevents.1.x", "deep/er"]  # fmt: skip
 

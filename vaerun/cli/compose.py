@@ -214,7 +214,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 
 
 def _in_composing(error: BaseException) -> bool:
-    """Whether it was raised by Hydra at its own work, which knows only the user's words and files, not by a call back."""
+    """Whether Hydra raised it at its own work, on the user's words and files, and not what it called of vaerun."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     last = max((i for i, name in enumerate(modules) if name.startswith("vaerun")), default=-1)
     inner = {name.partition(".")[0] for name in modules[last + 1 :]}
@@ -222,16 +222,17 @@ def _in_composing(error: BaseException) -> bool:
 
 
 def _unusable_file() -> str | None:
-    """The first file of a trusted package's config groups that is no mapping in yaml."""
+    """The first file of a trusted package's config groups that is no yaml, or has no defaults that Hydra knows."""
     for folder in config_folders():
         for path in sorted(folder.rglob("*.yaml")):
             try:
                 found = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
                 return f"{path} cannot be read as yaml: {printable(error, 300)}"
-            if found is not None and not isinstance(found, dict):
-                return f"{path} holds {type(found).__name__}, and a choice of a group is a mapping: write KEY: VALUE"
-            for entry in (found or {}).get("defaults", None) or []:
+            defaults = found.get("defaults") or [] if isinstance(found, dict) else []
+            if not isinstance(defaults, list):
+                return f"{path}: defaults is a list of GROUP: CHOICE"
+            for entry in defaults:
                 if not isinstance(entry, str | dict):
                     return f"{path}: defaults has the entry {printable(entry, 60)}, and they are GROUP: CHOICE"
     return None

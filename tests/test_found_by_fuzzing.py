@@ -1,0 +1,116 @@
+"""Inputs that mutation found to end in a traceback, several lines or a library's warning: each in one line now."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluating import SMALL
+from PIL import Image
+
+import vaerun as package
+from vaerun import plugins
+from vaerun.cli import data
+from vaerun.data import sources
+from vaerun.errors import InputError
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_environment: None) -> Path:
+    """The file of a model in a plug-in package."""
+    file = tmp_path / "plugins" / "mutants" / "configs" / "model" / "mutant.yaml"
+    file.parent.mkdir(parents=True)
+    (file.parents[2] / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    monkeypatch.setattr(plugins, "_trusted", {"mutants"})
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name: x\xe5\n", "mutant.yaml cannot be read as yaml"),
+        (b"name: [x\n", "mutant.yaml cannot be read as yaml"),
+        (b"name: a\0b\n", "mutant.yaml cannot be read as yaml"),
+        (b"a: {b: {c: 1}\n", "mutant.yaml cannot be read as yaml"),
+        (b"- 1\n", "mutant"),
+        (b"word\n", "unknown key 'model.word'"),
+        (b"defaults:\n- true\n", "defaults has the entry True"),
+        (b"defaults:\n- [x]\n", "defaults has the entry"),
+        (b"defaults: 3\n", "defaults is a list"),
+        (b"defaults:\n- a: {b: c}\n", "cannot be composed"),
+    ],
+)
+@pytest.mark.parametrize("way", [["--cfg", "job"], ["--check"]])
+def test_a_plugin_s_file(here: Command, mutants: Path, content: bytes, says: str, way: list[str]) -> None:
+    mutants.write_bytes(content)
+    code, out, err = here(*way, "model=mutant")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--cfg"], ["--cfg=x"], ["-p"], ["--config-dir"], ["-c"], ["--resolve"], ["-sc"], ["--cfg", "job", "--cfg"],
+     ["--cfg", "job", "hydra.searchpath=[x]"], ["--experimental-rerun", "x.pickle"]],
+)  # fmt: skip
+def test_flags(here: Command, command_environment: None, words: list[str]) -> None:
+    code, out, err = here(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("vaerun: error: ")
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to(torch.complex64), lambda t: t.to(torch.int64), lambda t: t.bool()])
+def test_parameters_of_another_kind(copied: Callable[..., Path], command_environment: None, change: Any) -> None:
+    """torch would turn them into fractions, with a warning or without one."""
+    run = copied("model=vae", *SMALL)
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    name = next(k for k in state["objective"] if k.endswith("weight"))
+    state["objective"][name] = change(state["objective"][name])
+    torch.save(state, run / "checkpoints" / "best.pt")
+    with pytest.raises(InputError, match="is of type"):
+        package.load_run(run).model  # noqa: B018
+
+
+def test_an_array_that_is_not_called_one(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "whole.npz", train_images=np.zeros((4, 8, 8), dtype=np.uint8))
+    with zipfile.ZipFile(tmp_path / "whole.npz") as old, zipfile.ZipFile(tmp_path / "mnist.npz", "w") as new:
+        new.writestr("train_images", old.read("train_images.npy"))
+    monkeypatch.setenv("VAERUN_DATA", str(tmp_path))
+    monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
+    assert data.main(["mnist"]) == 2
+    assert "holds no arrays" in capsys.readouterr().err
+
+
+def test_an_image_whose_metadata_are_cut_short(tmp_path: Path) -> None:
+    """Pillow's warnings are not for the user: the image is read, or it is not."""
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.tiff")
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    at = int.from_bytes(content[4:8], "little")
+    content[at + 6 : at + 10] = b"\xff\xff\xff\x7f"  # the count of the first entry of its directory
+    (tmp_path / "a.tiff").write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"a\.tiff"):
+        sources.folder(tmp_path, path=tmp_path, channels=1)
+
+
+def test_a_source_that_is_none(here: Command, command_environment: None, tmp_path: Path) -> None:
+    for target in ("vaerun.data.sources.reason", "vaerun.data.sources.npz"):
+        code, _, err = here("--check", f"data.source._target_={target}", f"output_dir={tmp_path / 'run'}")
+        assert (code, err.count("\n")) == (2, 1), err
+
+
+def test_a_name_longer_than_any_file_s(here: Command, command_environment: None) -> None:
+    code, _, err = here("--check", f"data.name={'a' * 5000}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "too long" in err
