@@ -58,6 +58,7 @@ def surroundings(bench: Bench, single_precision: None, monkeypatch: pytest.Monke
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_input(bench: Bench, kind: str) -> None:
     count = run(kind, maker(bench, kind), range(KINDS[kind][2]))

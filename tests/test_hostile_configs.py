@@ -15,7 +15,13 @@ from vaerun.settings import fingerprint
 GIB = 1 << 30
 
 
-@pytest.mark.parametrize("key", ["data.path", "model.name", "output_dir", "evaluation.sets.x", "seed"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.path", *(pytest.param(k, marks=SLOW) for k in ("model.name", "output_dir", "evaluation.sets.x", "seed"))],
+)
 @pytest.mark.parametrize(
     "text",
     ["${hydra:job.name}", "${oc.env:SECRET}", "a${oc.env:SECRET,none}b", "${oc.decode:${oc.env:SECRET}}",
@@ -156,6 +162,7 @@ def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["data_sha256", "units", "images", "selected_epoch", "evaluated_images"])
 @pytest.mark.parametrize("value", [None, [], {}, "x", 1e400, 10**400, True])
 def test_a_protocol_that_is_none(stranger: Path, capsys: Any, cache: Path, damage: str, value: Any) -> None:

@@ -18,7 +18,7 @@ NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkp
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("relative", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_links_that_lead_out(
     stranger: Path, capsys: Any, cache: Path, tmp_path: Path, name: str, relative: bool
 ) -> None:
@@ -110,7 +110,7 @@ def test_tables_are_written_to_no_link(stranger: Path, tmp_path: Path, capsys: A
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "a/b", "..", "", "\x1b[31m", "a" * 5000, "x\n"])
-@pytest.mark.parametrize("group", ["data", "model", "estimator"])
+@pytest.mark.parametrize("group", ["data", *(pytest.param(g, marks=pytest.mark.slow) for g in ("model", "estimator"))])
 def test_a_name_is_no_path(stranger: Path, capsys: Any, cache: Path, name: str, group: str) -> None:
     with_config(stranger, lambda plain: plain[group].update(name=name))
     opened = open_all(stranger, capsys, ("load_run", "eval"))
