@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sweeping_records
 import torch
 from evaluating import SMALL
 from PIL import Image
 
 import vaerun as package
 from vaerun import plugins
-from vaerun.cli import data
+from vaerun.cli import data, table
 from vaerun.data import sources
 from vaerun.errors import InputError
 
@@ -113,3 +114,26 @@ def test_a_name_longer_than_any_file_s(here: Command, command_environment: None)
     code, _, err = here("--check", f"data.name={'a' * 5000}")
     assert (code, err.count("\n")) == (2, 1)
     assert "too long" in err
+
+
+@pytest.mark.parametrize("key", ["model.family", "sweep.jobs", "data.name", "model.name", "seed", "sweep.table.metric"])
+@pytest.mark.parametrize("value", [[], [1, [2]], {"a": []}, None, 1e400])
+def test_settings_of_another_type_in_a_table(tmp_path: Path, capsys: Any, key: str, value: Any) -> None:
+    """What is looked up in sets and dictionaries may be a list."""
+    for seed in (0, 1):
+        settings = sweeping_records.config(seed=seed)
+        *parents, last = key.split(".")
+        place = settings
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+        sweeping_records.write_run(tmp_path / str(seed), settings, sweeping_records.record(settings, 1.0 + seed))
+    for words in (
+        ["--list"],
+        *(["--rows", "model", "--mix", "all", "--format", form] for form in ("md", "csv", "tex")),
+    ):
+        code = table.main([str(tmp_path), *words])
+        out, err = capsys.readouterr()
+        assert (code, err.count("\n"), out == "") in ((0, 0, False), (2, 1, True)), err
+    table.main([str(tmp_path), "--rows", "model", "--mix", "all", "--published", "vlae_cifar10"])
+    assert capsys.readouterr().err.count("\n") <= 1

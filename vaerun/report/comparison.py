@@ -193,8 +193,8 @@ def _from_configuration(runs: Sequence[Run], question: Question) -> dict[str, An
 
 
 def _usual_metric(runs: Sequence[Run]) -> str:
-    families = {run.settings.get("model.family", run.part("protocol").get("family")) for run in runs}
-    return words.ADVERSARIAL if families == {"adversarial"} else words.LIKELIHOOD
+    families = {canonical(run.settings.get("model.family", run.part("protocol").get("family"))) for run in runs}
+    return words.ADVERSARIAL if families == {canonical("adversarial")} else words.LIKELIHOOD
 
 
 def _check_metric(metric: str, runs: Sequence[Run], given: bool) -> None:
@@ -212,7 +212,7 @@ def _published(
     if name is None or name == "none":
         return None
     found = load(name)
-    why = found.mismatch(rows.keys, columns.keys, metric, {run.value("data") for run in runs})
+    why = found.mismatch(rows.keys, columns.keys, metric, [run.value("data") for run in runs])
     if not why:
         return found
     if given:

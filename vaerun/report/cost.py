@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vaerun.report.cells import Cell
+from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 
@@ -54,7 +55,9 @@ def warnings(cells: Sequence[Cell]) -> list[str]:
     if len(kinds) > 1:
         parts = [f"{k} ({', '.join(v[:4])}{f' and {len(v) - 4} more' if len(v) > 4 else ''})" for k, v in kinds.items()]
         found.append(f"times do not compare where hardware or threads differ: {'; '.join(parts)}")
-    several = {run.settings.get("sweep.jobs") for cell in cells for run in cell.finished} - {None, 1}
+    several = {canonical(run.settings.get("sweep.jobs")) for cell in cells for run in cell.finished}
+    several -= {canonical(None), canonical(1)}
     if several:
-        found.append(f"jobs ran side by side (sweep.jobs={', '.join(sorted(map(str, several)))}): times hold for that")
+        shown = ", ".join(clean(jobs, 20) for jobs in sorted(several))
+        found.append(f"jobs ran side by side (sweep.jobs={shown}): times hold for that")
     return found
