@@ -83,6 +83,16 @@ def test_parameters_of_another_kind(copied: Callable[..., Path], command_environ
         package.load_run(run).model  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "objective", [torch.ones(2), None, 3, [], {"a": 1}, {"a": [torch.ones(1)]}, {1: torch.ones(1)}]
+)
+def test_parameters_that_are_none(copied: Callable[..., Path], command_environment: None, objective: Any) -> None:
+    run = copied("model=vae", *SMALL)
+    torch.save({"objective": objective}, run / "checkpoints" / "best.pt")
+    with pytest.raises(InputError, match="cannot use"):
+        package.load_run(run).model  # noqa: B018
+
+
 def test_an_array_that_is_not_called_one(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "whole.npz", train_images=np.zeros((4, 8, 8), dtype=np.uint8))
     with zipfile.ZipFile(tmp_path / "whole.npz") as old, zipfile.ZipFile(tmp_path / "mnist.npz", "w") as new:

@@ -58,8 +58,10 @@ class Run:
         remedy = "bring back the file, or train the run again"
         try:
             state = load(path, self.device, self.folder)["objective"]
+            if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+                raise Damaged("it holds no parameters")
             room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
-        except (Damaged, KeyError, AttributeError) as error:
+        except (Damaged, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
             with Allocations(room):
