@@ -120,10 +120,23 @@ def test_a_source_that_is_none(here: Command, command_environment: None, tmp_pat
         assert (code, err.count("\n")) == (2, 1), err
 
 
-def test_a_name_longer_than_any_file_s(here: Command, command_environment: None) -> None:
+@pytest.mark.parametrize("key", ["steps", "context", "hidden"])
+def test_numbers_that_no_tensor_has(here: Command, mutants: Path, key: str) -> None:
+    number = "1" + "0" * 400
+    for value in (number, "1000000000000000"):
+        shown = f"[{value}]" if key == "hidden" else value
+        code, out, err = here("--check", "model=vae_iaf", f"model.inference.{key}={shown}")
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+
+
+def test_a_name_longer_than_any_file_s(
+    here: Command, command_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code, _, err = here("--check", f"data.name={'a' * 5000}")
     assert (code, err.count("\n")) == (2, 1)
     assert "too long" in err
+    assert list(tmp_path.iterdir()) == []  # nor a part of the way to it
 
 
 @pytest.mark.parametrize("key", ["model.family", "sweep.jobs", "data.name", "model.name", "seed", "sweep.table.metric"])

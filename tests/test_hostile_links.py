@@ -97,6 +97,17 @@ def test_a_plan_leads_nowhere(stranger: Path, capsys: Any, cache: Path, tmp_path
     assert (secret / ".lock").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["result.json", ".hydra/config.yaml"])
+def test_a_table_reads_through_no_link(stranger: Path, capsys: Any, tmp_path: Path, name: str) -> None:
+    with_record(stranger, lambda record: record.update(model="hushhush"))
+    with_config(stranger, lambda plain: plain["model"].update(name="hushhush"))
+    (stranger / name).rename(tmp_path / "secret")
+    (stranger / name).symlink_to(tmp_path / "secret")
+    other = "result.json" if name == ".hydra/config.yaml" else ".hydra/config.yaml"
+    (stranger / other).unlink()
+    assert "hushhush" not in open_all(stranger, capsys, ("table",)).text
+
+
 def test_tables_are_written_to_no_link(stranger: Path, tmp_path: Path, capsys: Any) -> None:
     from vaerun.cli import table
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -195,6 +196,10 @@ def missing(text: str) -> str:
 
 
 def _check_values(settings: Settings) -> None:
+    for key, value in flat(asdict(settings)):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) >= 2**63 and key != "seed":  # of which there is more to say
+                raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(number, 30)}")
     for key, (least, itself) in _LEAST.items():
         value = value_of(settings, key)
         if value is not None and not math.isfinite(value):

@@ -6,6 +6,7 @@ Nothing heavy is imported before a run really starts.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,7 @@ def _main() -> None:
         line = explain(error, arguments)
         if line is None:
             raise  # a bug of ours: with its traceback
+        _remove_made()
         _leave(2, line)
 
 
@@ -205,6 +207,15 @@ def _remove_if_empty(folder: Path) -> None:
             place.rmdir()
         except OSError:  # not empty, or not there
             return
+
+
+def _remove_made() -> None:
+    """The same where making the run's folder failed half-way."""
+    from vaerun.cli.compose import absent
+
+    for place in sorted(absent, key=lambda place: -len(place.parts)):
+        with contextlib.suppress(OSError):  # not empty, or not there
+            place.rmdir()
 
 
 if __name__ == "__main__":
