@@ -160,3 +160,29 @@ def test_settings_of_another_type_in_a_table(tmp_path: Path, capsys: Any, key: s
         assert (code, err.count("\n"), out == "") in ((0, 0, False), (2, 1, True)), err
     table.main([str(tmp_path), "--rows", "model", "--mix", "all", "--published", "vlae_cifar10"])
     assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize("words", [["--output", "a" * 5000], ["--rows", "a" * 5000], ["--where", f"{'a' * 5000}=1"]])
+def test_words_of_a_table(tmp_path: Path, capsys: Any, words: list[str]) -> None:
+    settings = sweeping_records.config()
+    sweeping_records.write_run(tmp_path / "run", settings, sweeping_records.record(settings, 1.0))
+    for folder in (tmp_path, Path("b" * 5000)):
+        assert table.main([str(folder), *words]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert len(err) < 6000
+
+
+def test_keys_without_end(tmp_path: Path, capsys: Any) -> None:
+    for seed in (0, 1):
+        settings = sweeping_records.config(seed=seed)
+        settings["trainer"]["k" * 5000] = seed
+        sweeping_records.write_run(tmp_path / str(seed), settings, sweeping_records.record(settings, 1.0))
+    assert table.main([str(tmp_path), "--rows", "model"]) == 2
+    assert len(capsys.readouterr().err) < 5000
+
+
+@pytest.mark.parametrize("word", ["evaluation.gap=[8]", "evaluation.generated=[{}]", "evaluation.noise=3", "data=[1]"])
+def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, word: str) -> None:
+    code, out, err = evaluate(f"run={copied('model=vae', *SMALL)}", word)
+    assert (code, out, err.count("\n")) == (2, "", 1), err

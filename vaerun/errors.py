@@ -6,6 +6,8 @@ import signal
 
 from vaerun.foreign import printable
 
+MOST_LETTERS = 4000  # of a line: what it quotes may be endless
+
 
 class InputError(ValueError):
     """The user's input cannot be used. The message is one line: what was wrong, where, what to do. Exit code 2.
@@ -14,14 +16,14 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message, MOST_LETTERS))
 
 
 class RunError(RuntimeError):
     """A run failed for a cause that can be named (a loss that is not finite, a full disk). One line. Exit code 1."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(message, MOST_LETTERS))
 
 
 class Interrupted(BaseException):

@@ -74,14 +74,17 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
     folder = arguments.folder.expanduser()
-    compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
     try:
+        compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
         content = _compared(folder, arguments) if compared and not arguments.list else _listed(folder, arguments.format)
         if arguments.output is None:
             assert isinstance(content, str)
             show(printable_lines(content))
         else:
             _write(arguments.output.expanduser(), content)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        print(f"{parser.prog}: error: {printable(error.filename)}: {error.strerror}: name another", file=sys.stderr)
+        return 2
     except (InputError, RunError) as error:
         print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -123,7 +123,7 @@ def _shown(value: Any) -> str:
 
 
 def _difference(key: str, one: tuple[Any, Run], other: tuple[Any, Run]) -> str:
-    return f"{key} is {_shown(one[0])} in {one[1].name} and {_shown(other[0])} in {other[1].name}"
+    return f"{clean(key, 100)} is {_shown(one[0])} in {one[1].name} and {_shown(other[0])} in {other[1].name}"
 
 
 def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: Mix) -> list[str]:

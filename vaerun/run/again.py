@@ -147,7 +147,11 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
         raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
     _check_evaluation_keys(run, given.get("evaluation", {}))
     changed = {**given, "data": data}
-    return check(OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed)))  # type: ignore[arg-type]
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return check(merged)  # type: ignore[arg-type]
 
 
 def _check_evaluation_keys(run: Run, given: dict[str, Any]) -> None:
