@@ -39,7 +39,7 @@ SAME_LEVEL = {
     ("evaluation", "training.signals"),
     ("evaluation", "training.checkpoint"),  # states written whole or not at all
     ("evaluation", "training.tensors"),  # files of tensors, weighed before they are read
-    ("evaluation", "training.log"),  # progress lines
+    ("evaluation", "training.shown"),  # progress lines
 }
 NARROWER = {
     "training": {"data", "objectives"},  # knows objectives and batches only

@@ -14,7 +14,7 @@ import torch
 from support import COMMAND, LONG, SHORT, assert_same_scalars, records, state, tensorboard
 
 from vaerun.errors import Interrupted
-from vaerun.training import log
+from vaerun.training import shown
 from vaerun.training.signals import Stop
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -106,20 +106,20 @@ def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) ->
 
 
 def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
-    monkeypatch.setattr(log, "PLAIN_SECONDS", -1.0)
+    monkeypatch.setattr(shown, "PLAIN_SECONDS", -1.0)
     stop = Stop()
-    with log.Progression("work", 8, stop=stop) as progression:
+    with shown.Progression("work", 8, stop=stop) as progression:
         stop.check()
         assert capsys.readouterr().err == "work: 0/8 images  0 s so far\n"
         progression.advance(2)
         assert capsys.readouterr().err == "work: 2/8 images  0 s left\n"
-        monkeypatch.setattr(log, "PLAIN_SECONDS", 60.0)
+        monkeypatch.setattr(shown, "PLAIN_SECONDS", 60.0)
         stop.check()
         progression.advance(2)
         assert capsys.readouterr().err == ""
     assert stop.on_check is None
     stop.signum = 15
-    with log.Progression("work", 8, stop=stop), pytest.raises(Interrupted):
+    with shown.Progression("work", 8, stop=stop), pytest.raises(Interrupted):
         stop.check()
 
 
@@ -127,6 +127,6 @@ def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
     ("seconds", "said"), [(9.0, ""), (30.4, "about 30 s\n"), (89.0, "about 89 s\n"), (150.0, "about 2 min\n")]
 )
 def test_long_work_is_announced(seconds, said, capsys):
-    with log.Progression("log-likelihood of test, K=5000", 10_000) as progression:
+    with shown.Progression("log-likelihood of test, K=5000", 10_000) as progression:
         progression.forecast(seconds)
     assert capsys.readouterr().err == (said and f"log-likelihood of test, K=5000: 10000 images, {said}")

@@ -34,7 +34,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.foreign import printable
 from vaerun.randomness import generator, permutation
 from vaerun.training.checkpoint import Damaged, load, save
-from vaerun.training.log import Progression
+from vaerun.training.shown import Progression
 from vaerun.training.signals import Stop
 
 VERSION = 1

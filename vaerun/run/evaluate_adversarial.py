@@ -23,7 +23,7 @@ from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
-from vaerun.training.log import Progression
+from vaerun.training.shown import Progression
 from vaerun.training.signals import Stop
 
 BATCH = 500

@@ -20,7 +20,7 @@ from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
-from vaerun.training.log import Progression
+from vaerun.training.shown import Progression
 from vaerun.training.signals import Stop
 
 

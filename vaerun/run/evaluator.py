@@ -12,7 +12,7 @@ from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.checks import annealing_of
 from vaerun.run.found import Evaluation
 from vaerun.settings import EvaluationSettings
-from vaerun.training.log import Progression
+from vaerun.training.shown import Progression
 from vaerun.training.signals import Stop
 
 M = TypeVar("M", LatentModel, AdversarialModel)

@@ -28,7 +28,7 @@ from vaerun.run.execute import Company, execute
 from vaerun.run.folder import Busy
 from vaerun.run.worker import BUSY
 from vaerun.settings import DataSettings, Settings
-from vaerun.training.log import without_progress
+from vaerun.training.shown import without_progress
 from vaerun.training.signals import Stop
 
 TICK_SECONDS = 0.2
