@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from evaluating import SMALL
+from evaluating import CHEAP, SMALL
 from fuzz_words import evaluation_words, override_words, table_words
 from fuzzing import Case, call
 from mutation import Random, checkpoint, content, document, json_file, npz, originals, text
@@ -81,7 +81,7 @@ def overrides(bench: Bench, random: Random) -> Case:
 
 def evaluation_of(bench: Bench, random: Random) -> Case:
     run = bench.copy()
-    return Case("vaerun-eval", [f"run={run}", *evaluation_words(random)], kept=(bench.work,), safe=(run,))
+    return Case("vaerun-eval", [f"run={run}", *CHEAP, *evaluation_words(random)], kept=(bench.work,), safe=(run,))
 
 
 def table_of(bench: Bench, random: Random) -> Case:
