@@ -44,7 +44,6 @@ def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_environment
         (b"name: [x\n", "mutant.yaml cannot be read as yaml"),
         (b"name: a\0b\n", "mutant.yaml cannot be read as yaml"),
         (b"a: {b: {c: 1}\n", "mutant.yaml cannot be read as yaml"),
-        (b"word\n", "unknown key 'model.word'"),
         (b"defaults:\n- true\n", "defaults has the entry True"),
         (b"defaults:\n- [x]\n", "defaults has the entry"),
         (b"defaults: 3\n", "defaults is a list"),
