@@ -337,3 +337,19 @@ def test_a_reader_that_leaves_early_is_no_failure(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(sys, "stdout", closed)
         run(tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "ok"
+
+
+def test_no_room_for_the_folder_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = os.mkdir
+
+    def full(path: Any, *rest: Any) -> None:
+        if str(path).endswith(".hydra"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        make(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        with pytest.raises(RunError, match=r"cannot make .*\.hydra: No space left on device"):
+            run(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
+    assert run(tmp_path)["status"] == "ok"

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from vaerun.data.dataset import ImageData
-from vaerun.errors import InputError
+from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically, write_json
 from vaerun.foreign import printable, printable_lines, read_json
 from vaerun.models import AdversarialModel
@@ -84,9 +84,17 @@ def write_result(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
-    """`.hydra/` as Hydra writes it: config.yaml (all interpolations resolved), overrides.yaml, hydra.yaml."""
+    """`.hydra/` as Hydra writes it: config.yaml (all interpolations resolved), overrides.yaml, hydra.yaml.
+
+    Raises RunError where they cannot be written.
+    """
     target = folder / ".hydra"
-    target.mkdir(exist_ok=True)
+    try:
+        target.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make {target}: {error.strerror or error}; run the same command again to go on"
+        ) from error
     write_atomically(target / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
     write_atomically(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True).encode())
     if hydra is not None:
