@@ -13,7 +13,7 @@ from hostility import innocent, open_all, refused, with_config, with_record
 
 NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkpoints", "checkpoints/best.pt",
          "figures",
-         "per_example.npz", ".lock", f".result.json.{os.getpid()}.tmp", "figures/new", "table", "arrays-new.npz",
+         "per_example.npz", ".lock", ".result.json.PID.tmp", "figures/new", "table", "arrays-new.npz",
          "events.out.tfevents.1.x", "deep/er"]  # fmt: skip
 
 
@@ -22,6 +22,7 @@ NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkp
 def test_links_that_lead_out(
     stranger: Path, capsys: Any, cache: Path, tmp_path: Path, name: str, relative: bool
 ) -> None:
+    name = name.replace("PID", str(os.getpid()))  # the temporary file that this process would write
     outside, place = tmp_path / "outside", stranger / name
     if place.exists():
         place.rename(outside)
