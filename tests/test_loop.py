@@ -19,7 +19,7 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Look, Phase
 from vaerun.randomness import permutation
-from vaerun.training import Progress, TrainSettings, train
+from vaerun.training import Progress, TrainSettings, make_optimisers, restore, train
 from vaerun.training.checkpoint import Store
 from vaerun.training.log import Log
 from vaerun.training.schedule import factor
@@ -174,3 +174,13 @@ def test_without_validation_the_last_is_the_best(tmp_path: Path) -> None:
     done = toy(tmp_path)
     assert_same_bits(load(tmp_path, "best")["objective"], done.objective.state_dict())
     assert done.progress.best is None
+
+
+def test_moments_of_another_size_are_refused(tmp_path: Path) -> None:
+    """Adam would meet them in its kernel, whose words nobody understands."""
+    made = toy(tmp_path)
+    state = load(tmp_path)
+    state["optimisers"]["toy"]["state"][0]["exp_avg"] = torch.zeros(2)
+    optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
+    with pytest.raises(InputError, match="does not fit this run's model: toy: an optimiser's moments have other sizes"):
+        restore(made.objective, optimisers, state, torch.device("cpu"))

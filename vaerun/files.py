@@ -48,7 +48,8 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
         _remove_if_stale(old)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a killed process with this one's number, or somebody's link
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

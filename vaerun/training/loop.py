@@ -242,6 +242,9 @@ def restore(
             optimiser.load_state_dict(state["optimisers"][name])
             for group, options in zip(optimiser.param_groups, own, strict=True):
                 group |= options  # the settings' own: a run that starts from another's checkpoint may differ
+            for parameter, kept in optimiser.state.items():
+                if any(v.dim() and v.shape != parameter.shape for v in kept.values() if isinstance(v, Tensor)):
+                    raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
         return Progress(**state["progress"]), sums, int(state["metrics"]["count"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
