@@ -110,6 +110,7 @@ def test_another_functions_images_are_no_mnist(cache: Path, monkeypatch: pytest.
         return lambda scratch: Arrays(array, None, array, None, "official")
 
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VAERUN_DATA", raising=False)  # where the real one may lie
     monkeypatch.setitem(sources.BUILT_IN, "mnist", images(1))
     assert prepare("mnist", images(2)).train_images.max() == 2
     assert prepare("mnist", sources.BUILT_IN["mnist"]).train_images.max() == 1

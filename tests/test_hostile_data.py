@@ -61,6 +61,16 @@ def expanding(path: Path) -> Path:
     return path
 
 
+def with_dictionary(path: Path, size: int) -> Path:
+    """Images compressed by LZMA, whose unpacking asks for so many bytes."""
+    content = bytearray(npz(path, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_LZMA).read_bytes())
+    start = 30 + len("train_images.npy") + 5  # the local header, its name; version, length and first property of LZMA
+    assert int.from_bytes(content[start : start + 4], "little") == 1 << 23
+    content[start : start + 4] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
 FILES: dict[str, Callable[[Path], Path]] = {
     "shape": lambda p: npz(p, {"train_images.npy": npy((10**12, 1, 8, 8), bytes(64))}),
     "negative shape": lambda p: npz(p, {"train_images.npy": npy((-1, 1, 8, 8), bytes(64))}),
@@ -70,7 +80,8 @@ FILES: dict[str, Callable[[Path], Path]] = {
     "header": lambda p: npz(p, {"train_images.npy": b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(99)}),
     "expanding": expanding,
     "overlapping": overlapping,
-    "lzma": lambda p: npz(p, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_LZMA),
+    "bzip2": lambda p: npz(p, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_BZIP2),
+    "dictionary": lambda p: with_dictionary(p, 2**32 - 1),
     "pipe": lambda p: os.mkfifo(p) or p,  # type: ignore[func-returns-value]
 }
 
@@ -106,6 +117,12 @@ def test_archives_that_claim_more_than_they_hold(
 def test_an_archive_may_expand_as_images_do(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", train_images=np.zeros((3000, 1, 28, 28), dtype=np.uint8))
     assert read_npz(tmp_path / "a.npz")["train_images"].shape == (3000, 1, 28, 28)
+
+
+def test_an_archive_may_be_compressed_by_lzma(tmp_path: Path) -> None:
+    """As data sets are that had to be small; up to the dictionary of its strongest setting."""
+    for size in (1 << 23, 1 << 26):
+        assert read_npz(with_dictionary(tmp_path / "a.npz", size))["train_images"].shape == (64,)
 
 
 def refused(folder: Path, *words: str) -> None:

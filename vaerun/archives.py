@@ -22,6 +22,7 @@ MOST_MEMBERS = 100_000
 RATIO = 100  # that a large archive may expand by; a small one by as much as its limit allows
 ARRAYS_BYTES = 256 * MIB  # of values per image
 DATA_BYTES = 1024 * MIB  # of images
+DICTIONARY_BYTES = 64 * MIB  # of LZMA's, as its strongest setting has it
 
 
 def check_members(archive: zipfile.ZipFile, size: int, most: int, compressed: bool = True) -> None:
@@ -38,9 +39,11 @@ def check_members(archive: zipfile.ZipFile, size: int, most: int, compressed: bo
     if len(members) > MOST_MEMBERS or len(names) < len(members):
         raise ValueError("it has too many members" if len(members) > MOST_MEMBERS else "two members have one name")
     for member in members:
-        allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if compressed else (zipfile.ZIP_STORED,)
+        allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA) if compressed else (zipfile.ZIP_STORED,)
         if member.compress_type not in allowed or member.flag_bits & 1:
             raise ValueError(f"its part {member.filename[:40]} is compressed or encrypted in another way than vaerun's")
+        if member.compress_type == zipfile.ZIP_LZMA and _dictionary(archive, member) > DICTIONARY_BYTES:
+            raise ValueError(f"its part {member.filename[:40]} asks for more memory than compressing well needs")
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
             raise ValueError(f"the sizes of its part {member.filename[:40]} contradict each other")
     if sum(member.compress_size for member in members) > size:
@@ -48,6 +51,15 @@ def check_members(archive: zipfile.ZipFile, size: int, most: int, compressed: bo
     whole = sum(member.file_size for member in members)
     if whole > max(most, RATIO * size):
         raise ValueError(f"{size} bytes of file claim to be {whole} bytes of data")
+
+
+def _dictionary(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Bytes that unpacking a member compressed by LZMA would allocate: the file says so (APPNOTE 5.8.8)."""
+    file: Any = archive.fp
+    file.seek(member.header_offset)
+    head = file.read(30)
+    file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
+    return int.from_bytes(file.read(9)[5:9], "little")
 
 
 def read_npz(

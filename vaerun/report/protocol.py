@@ -20,7 +20,7 @@ from vaerun.report.text import clean
 INCIDENTAL = frozenset(
     {
         "output_dir", "data.root", "trainer.device", "trainer.log_every", "trainer.checkpoint_seconds",
-        "trainer.processes", "evaluation.chunk", "evaluation.pictures",
+        "trainer.processes", "trainer.compile", "trainer.replicas", "evaluation.chunk", "evaluation.pictures",
         "data.path", "data.source.path",  # where the data lay; what they are, data_sha256 says
     }
 )  # fmt: skip
