@@ -129,6 +129,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "slots", lambda *_: [Slot(1, "0")])
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_share_a_process(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
     words = ("model=vae", *SHORT, "seed=range(3)", "sweep.together=2", f"output_dir={tmp_path}/sweep")
@@ -144,6 +145,7 @@ def test_jobs_of_a_sweep_share_a_process(here: Any, tmp_path: Path, monkeypatch:
     assert [(folder / ".ended").exists() for folder in folders] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_killed_process_takes_its_jobs_along_and_they_go_on(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
