@@ -121,8 +121,8 @@ def work(size: Size) -> Work:
       two products for each of the tangents', 2 B d H^2 for G's gradient and twice 2 B d^2 H.
     * Bernoulli, each: J = M W', 2 B d H D, and J F J', half of 2 B d^2 D; backward of the last: two products each.
     * Each step's value and gradient of the residual: forward three passes of single vectors (value, push, pull) and
-      backward twice that, of 2 B (P + H^2) where there is G, else of 2 B (P + H D); and the held linearisation's own
-      value and gradient, two passes.
+      backward twice that, of 2 B (P + H^2) where there is G, else of 2 B (P + H D); and the gradient of the held
+      linearisation, which shares the value, one pass.
     * G = W'W, half of 2 D H^2 for its symmetry, and as much again backward twice; (x - b) W once, backward once.
     * Encoder and the decoded sample: forward, backward twice, but for the gradient of the images.
     """
@@ -149,7 +149,7 @@ def work(size: Size) -> Work:
     network += 2 * b * 3 * (trunk + last * dims)
     parameters = encoding + encoder[-1] * d + trunk + last * dims
     return Work(
-        products=steps * (held + 11 * vector) + final + once + network,
+        products=steps * (held + 10 * vector) + final + once + network,
         bytes=4 * 8 * parameters,  # Adam reads and writes parameters and two moments; gradients once each
         factors=steps + 1,
         solves=2 * 2 * steps + d,  # two triangular solves a step, and again backward; the inverse
