@@ -11,6 +11,7 @@ global generator, the recording of steps. On a CPU one run has all cores busy: t
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -104,6 +105,8 @@ def run_together(members: Sequence[Member], stop: Stop, ended: Callable[[int, Ba
 
     Raises Interrupted where a second SIGINT comes.
     """
+    # Streams share so many queues to the GPU; read when CUDA starts.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     shared, at_once = SharedData(), side_by_side(members)
     gate = Gate(len(members) if at_once else 0, stop)
 

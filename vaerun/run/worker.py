@@ -101,8 +101,6 @@ def together(paths: Sequence[str]) -> int:
     """Run the jobs of these files in this process, on a GPU at once, and return 0; each leaves word of its own end."""
     _listen(_leave_early)
     _watch_parent()
-    # Streams share so many queues to the GPU; read when CUDA starts.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     jobs: list[dict[str, Any]] = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     from omegaconf import OmegaConf
 
