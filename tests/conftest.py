@@ -18,6 +18,8 @@ from vaerun.cli import evaluate as evaluation
 from vaerun.cli import main
 from vaerun.stopping import SIGNALS
 
+HANGUP = signal.getsignal(signal.SIGHUP)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # the tensors are tiny; on a busy machine threads only wait for each other
@@ -37,13 +39,23 @@ def exact_arithmetic() -> Iterator[None]:
     Distribution.set_default_validate_args(checked)
 
 
+def usual_signals() -> None:
+    """As they are where a process begins. What is ignored here would be ignored by every process that a test starts."""
+    for signum in {*SIGNALS, signal.SIGHUP}:
+        if signum == signal.SIGINT:
+            signal.signal(signum, signal.default_int_handler)
+        elif signum == signal.SIGHUP and HANGUP is signal.SIG_IGN:  # nohup: so it stays, here only
+            signal.signal(signum, lambda *_: None)
+        else:
+            signal.signal(signum, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A command that was called in this process ends in ignoring signals."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    """A command that was called in this process, by a test or by a fixture of its module, ends in ignoring signals."""
+    usual_signals()
     yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    usual_signals()
 
 
 @pytest.fixture

@@ -73,6 +73,21 @@ def test_stopped_in_its_first_second(program: str, name: str, seconds: float, tm
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see what a process listens to")
+@pytest.mark.parametrize("words", [LONG, ["-m", *LONG, "seed=0,1"]], ids=["run", "sweep"])
+def test_nohup(words: list[str], tmp_path: Path, env: Any) -> None:
+    """Who asked that a command survive its terminal gets that; other signals stop it all the same."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(["nohup", COMMAND, *words], cwd=tmp_path, env=env, text=True, **pipes)
+    listens(process)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (75, "vaerun: stopped by SIGTERM; run the same command again to go on\n")
+
+
 def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in one may be lost, or leave half a module: the process ends there instead."""
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -127,7 +127,7 @@ def test_stopped_at_any_moment(tmp_path: Path) -> None:
             assert ending is not None
             assert child.verdict(ending).state == "stopped"
         finally:
-            child.kill()
+            child.abandon()
         states.append(status(folder) if (folder / "result.json").exists() else None)
         assert states[-1] in (None, "interrupted")
     assert states[0] is None

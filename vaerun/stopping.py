@@ -11,8 +11,21 @@ from types import FrameType
 from vaerun.errors import Interrupted
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # the last: the terminal was closed
-SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 Handler = Callable[[int, FrameType | None], None]
+
+
+def _heeded(name: str) -> bool:
+    """Whether the system has this signal and nobody asked, by `nohup`, to go on when the terminal is closed."""
+    return hasattr(signal, name) and (name != "SIGHUP" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+
+
+SIGNALS = [getattr(signal, name) for name in _NAMES if _heeded(name)]
+
+
+def answer(handler: Handler | signal.Handlers) -> None:
+    """From now on signals go to this handler."""
+    for signum in SIGNALS:
+        signal.signal(signum, handler)
 
 
 def importing(frame: FrameType | None) -> bool:
@@ -58,10 +71,8 @@ def raises(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
 @contextmanager
 def listening(handler: Handler) -> Iterator[None]:
     """A command: signals go to this handler, and afterwards nowhere, for a late one must not change the exit code."""
-    for signum in SIGNALS:
-        signal.signal(signum, handler)
+    answer(handler)
     try:
         yield
     finally:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
+        answer(signal.SIG_IGN)

@@ -13,9 +13,10 @@ import sys
 import time
 from types import FrameType
 
+from vaerun.stopping import answer
+
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # for the others, once one has failed
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 def supervise(file: str, processes: int) -> int:
@@ -34,9 +35,7 @@ def supervise(file: str, processes: int) -> int:
             if member.poll() is None:
                 member.send_signal(signum)
 
-    for name in SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), pass_on)
+    answer(pass_on)
     meeting = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(processes),

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vaerun.stopping import answer
+
 BUSY = 74  # another process works in the run's folder
 AGAIN = 75  # saved
 ENDED = ".ended"
@@ -33,12 +35,6 @@ def quiet() -> None:
 
 def _leave_early(signum: int, frame: FrameType | None = None) -> None:
     os._exit(130 if signum == signal.SIGINT else AGAIN)  # nothing has begun; imports do not bear being interrupted
-
-
-def _listen(handler: Any) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), handler)
 
 
 def _watch_parent() -> None:
@@ -60,7 +56,7 @@ def main(path: str, member: bool = False) -> int:
         member: this is one of the processes of trainer.processes.
     """
     # Until the run looks out for signals itself (it imports torch first) one means: nothing has begun, leave.
-    _listen(_leave_early)
+    answer(_leave_early)
     _watch_parent()
     job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     processes = job["settings"]["trainer"]["processes"]
@@ -93,13 +89,13 @@ def main(path: str, member: bool = False) -> int:
         traceback.print_exc()
         return 1
     finally:
-        _listen(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
+        answer(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
     return 0
 
 
 def together(paths: Sequence[str]) -> int:
     """Run the jobs of these files in this process, on a GPU at once, and return 0; each leaves word of its own end."""
-    _listen(_leave_early)
+    answer(_leave_early)
     _watch_parent()
     jobs: list[dict[str, Any]] = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     from omegaconf import OmegaConf
@@ -126,7 +122,7 @@ def together(paths: Sequence[str]) -> int:
 
     with Stop(outside=_leave_early) as stop, stop.deferred():
         run_together(members, stop, ended)
-    _listen(signal.SIG_IGN)
+    answer(signal.SIG_IGN)
     return 0
 
 
