@@ -261,6 +261,7 @@ def start(server: Server) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, table], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     expected = serve_mnist(server, monkeypatch)
     server.gate.clear()  # the first one stays in its download until the second one waits for it

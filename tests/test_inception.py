@@ -147,6 +147,7 @@ def pixels(n: int, channels: int, seed: int) -> Tensor:
     return coarse.repeat_interleave(3, 2).repeat_interleave(3, 3)
 
 
+@pytest.mark.slow
 def test_the_features_are_the_network_s(random_network, weights, single_precision):
     state = torch.random.get_rng_state()
     features = inception_features(weights, device="cpu")
@@ -177,6 +178,7 @@ def test_images_are_taken_in_order_and_in_batches(weights, monkeypatch, single_p
     assert BATCH > 2
 
 
+@pytest.mark.slow
 def test_fid_is_the_package_s(weights, single_precision):
     import torch_fidelity
 
@@ -211,6 +213,7 @@ def test_fid_is_the_package_s(weights, single_precision):
     assert float(fid) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused(plausible, random_network, tmp_path):
     assert "Missing key" in refusal(lambda: check_inception(plausible))
     state = random_network.state_dict()

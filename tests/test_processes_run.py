@@ -64,6 +64,7 @@ def trained(folder: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_curve_of_one(env: dict[str, str], tmp_path: Path) -> None:
     code, out, err = run(env, "trainer.max_steps=20", "trainer.processes=2", f"output_dir={tmp_path / 'two'}")
     assert code == 0, err

@@ -92,6 +92,7 @@ def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> Non
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) -> None:
     """Both start at once in one new folder: one runs to its end, the other is refused, nothing is taken away."""
     words = [COMMAND, *SHORT, "output_dir=run"]

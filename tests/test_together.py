@@ -34,7 +34,12 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "way"), [("vae", "in turn"), *((name, "at once") for name in ("vae", "vlae", "sa_vae", "gan"))]
+    ("model", "way"),
+    [
+        ("vae", "in turn"),
+        ("vae", "at once"),
+        *(pytest.param(name, "at once", marks=pytest.mark.slow) for name in ("vlae", "sa_vae", "gan")),
+    ],
 )
 def test_replicas_are_runs_alone(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, way: str
