@@ -212,27 +212,32 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
 
 
 def epoch(setting: Setting) -> Iterator[Case]:
-    """A pass through a fifth of MNIST's and CIFAR-10's number of images, B = 128, two hidden layers of 500, d = 50."""
+    """A pass through a fifth of MNIST's and CIFAR-10's number of images, B = 128, at two sizes of the networks."""
     quick = setting.quick
+    networks = [([12, 10], 3)] if quick else [([256], 16), ([500, 500], 50)]
     for name, shape, whole in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
-        n = 64 if quick else whole // 5
-        hidden, latent, batch = ([12, 10], 3, 16) if quick else ([500, 500], 50, 128)
-        images = pixels_of((1, 4, 4) if quick else shape, n)
-        size = (images, hidden, latent, batch, setting.device)
-        makers: dict[str, Callable[..., Call]] = {"vaerun": own_epoch, f"DataLoader, {WORKERS} workers": textbook_epoch}
-        notes = []
-        if importlib.util.find_spec("pythae") is None:
-            notes.append("pythae is not installed: pip install 'vaerun[bench]'")
-        else:
-            makers["pythae"] = pythae_epoch
-        one = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
-        steps = n / batch
-        yield Case(
-            f"epoch of {n} images of {name}'s shape, VAE, hidden {'x'.join(map(str, hidden))}, d={latent}, B={batch}",
-            "epoch",
-            {form: lambda maker=maker, size=size: maker(*size) for form, maker in makers.items()},  # type: ignore[misc]
-            Work(products=one.products * steps, bytes=one.bytes * steps),
-            items=n,
-            notes=notes,
-            memory=False,
-        )
+        images = pixels_of((1, 4, 4) if quick else shape, 64 if quick else whole // 5)
+        for hidden, latent in networks:
+            yield one_epoch(name, images, hidden, latent, 16 if quick else 128, setting.device)
+
+
+def one_epoch(name: str, images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Case:
+    """A pass through these images [N, C, H, W], of the shape of the data set `name`."""
+    size = (images, hidden, latent, batch, device)
+    makers: dict[str, Callable[..., Call]] = {"vaerun": own_epoch, f"DataLoader, {WORKERS} workers": textbook_epoch}
+    notes = []
+    if importlib.util.find_spec("pythae") is None:
+        notes.append("pythae is not installed: pip install 'vaerun[bench]'")
+    else:
+        makers["pythae"] = pythae_epoch
+    one = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
+    steps, layers = len(images) / batch, "x".join(map(str, hidden))
+    return Case(
+        f"epoch of {len(images)} images of {name}'s shape, VAE, hidden {layers}, d={latent}, B={batch}",
+        "epoch",
+        {form: lambda maker=maker: maker(*size) for form, maker in makers.items()},  # type: ignore[misc]
+        Work(products=one.products * steps, bytes=one.bytes * steps),
+        items=len(images),
+        notes=notes,
+        memory=False,
+    )
