@@ -304,8 +304,8 @@ class Course:
         self.objective.train(training)
 
     def _finish(self, log: Log, done: Progress) -> None:
-        metrics = {k: v for k, v in self.record["metrics"].items() if v is not None and not k.endswith("_se")}
-        log.hyperparameters(records.hyperparameters(self.settings), metrics)
+        columns = records.columns(self.record["metrics"], self.settings.evaluation.split)
+        log.hyperparameters(records.hyperparameters(self.settings), columns)
         self.record |= {"status": "ok", "ended": records.now()}
         text = "\n".join([*self.texts, records.table(self.record, self.folder)])
         self.logger.info("done\n%s", text)

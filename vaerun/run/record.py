@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,6 +26,7 @@ from vaerun.run.words import lines, rows
 from vaerun.settings import EvaluationSettings, Settings
 
 RESULT = "result.json"
+FOREMOST = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of each kind of model
 JOB_LOG = "job.log"  # what a run that was started as a job of a sweep printed
 
 
@@ -198,9 +200,15 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     return found
 
 
+def columns(metrics: Mapping[str, float | None], split: str) -> list[str]:
+    """Tags of the numbers that TensorBoard's HParams tab shows: a run's own, and the foremost of others."""
+    own = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
+    return list(dict.fromkeys([*own, *(f"{split}/{name}" for name in FOREMOST)]))
+
+
 def hyperparameters(settings: Settings) -> dict[str, Any]:
-    """What TensorBoard's HParams tab shows of a run."""
-    chosen: dict[str, Any] = {
+    """What TensorBoard's HParams tab shows of a run's settings; None: it has no such setting."""
+    return {
         "data": settings.data.name,
         "model": settings.model.name,
         "estimator": settings.estimator.name,
@@ -208,13 +216,11 @@ def hyperparameters(settings: Settings) -> dict[str, Any]:
         "latent_dim": settings.model.latent_dim,
         "likelihood": settings.model.likelihood if settings.model.family == "likelihood" else "none",
         "epochs": settings.trainer.epochs,
+        "max_steps": settings.trainer.max_steps,
         "batch_size": settings.trainer.batch_size,
         "learning_rate": settings.trainer.learning_rate,
+        "inference.steps": (settings.model.inference or {}).get("steps"),
     }
-    if "steps" in (settings.model.inference or {}):
-        assert settings.model.inference is not None
-        chosen["inference.steps"] = settings.model.inference["steps"]
-    return chosen
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -141,12 +141,11 @@ class Log:
 
         self._add([image(tag, picture, dataformats="CHW")], step)
 
-    def hyperparameters(self, chosen: dict[str, Any], metrics: dict[str, float]) -> None:
-        """Settings and final numbers for TensorBoard's HParams tab."""
-        from torch.utils.tensorboard.summary import hparams
+    def hyperparameters(self, chosen: dict[str, Any], metrics: Sequence[str]) -> None:
+        """Settings and tags of final numbers for TensorBoard's HParams tab; see `summaries`."""
+        from vaerun.training.hparams import summaries
 
-        # SummaryWriter.add_hparams would open a second events file.
-        self._add(hparams(chosen, metrics))
+        self._add(summaries(chosen, metrics))
 
     def _add(self, summaries: Iterable[Any], step: int = 0) -> None:
         try:
