@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ import torch
 from classifying import files, make, refused, scaled, stripes, weights
 
 from vaerun.data.arrays import digest
-from vaerun.errors import InputError, RunError
+from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import classifier as module
+from vaerun.training.checkpoint import load, save
+from vaerun.training.signals import Stop
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +124,60 @@ def test_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setitem(module.RECIPE, "epochs", epochs)
         make(tmp_path)  # 30 images: 4 batches
     assert steps == [40, 80, module.RECIPE["most_steps"]]
+
+
+# --- training that is stopped, or killed ---
+
+
+class Stops(Stop):
+    """Asked to stop after this look; the first is before training."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.looks = at, 0
+
+    def check(self) -> None:
+        super().check()
+        self.looks += 1
+        if self.looks == self.at:
+            self.signum = signal.SIGTERM
+
+
+@pytest.mark.parametrize("damage", [None, b"damaged", {"step": 3}, {"step": 3, "weights": {}, "adam": {}}, "other"])
+def test_stopped_training_goes_on(damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the very bits of one that nobody stopped; a damaged file is told of, and training begins anew."""
+    arrays = stripes()
+    whole = weights(make(tmp_path / "whole", arrays))
+    for at in (7, 13):
+        with pytest.raises(Interrupted):
+            make(tmp_path / "stopped", arrays, stop=Stops(at))
+        (left,) = files(tmp_path / "stopped")
+        assert left.endswith(".unfinished.pt")
+        assert load(tmp_path / "stopped" / left)["step"] == {7: 6, 13: 18}[at]  # goes on where the first was saved
+    file = tmp_path / "stopped" / left
+    if damage == "other":  # half of it fits: nothing of it may stay
+        state = load(file)
+        save(file, state | {"adam": {**state["adam"], "param_groups": []}})
+    elif isinstance(damage, dict):
+        save(file, damage)
+    elif damage is not None:
+        file.write_bytes(damage)
+    found = weights(make(tmp_path / "stopped", arrays))
+    assert all(torch.equal(value, found[key]) for key, value in whole.items())
+    said = capsys.readouterr().err
+    assert (f"{file} is damaged" in said) == (damage is not None)
+    assert not file.exists()
+    assert len(files(tmp_path / "stopped")) == 1
+
+
+def test_killed_training_loses_half_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is saved while it goes on, without being asked."""
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    saved: list[int] = []
+    write = module.save
+    monkeypatch.setattr(module, "save", lambda path, state: (saved.append(state.get("step")), write(path, state)))
+    make(tmp_path)
+    assert saved == [*range(1, 40), None]
 
 
 # --- what it leaves alone ---

@@ -7,9 +7,9 @@ in these features compares only with numbers of the same classifier: `Classifier
 weights. It must never be called a Frechet Inception distance.
 
 It is trained once for a data set, on all its labelled training images whatever a run uses of them, by Adam (Kingma & Ba
-2015) with a cosine learning rate, and kept. Its randomness is its own, so a run draws the same numbers whether it had
-to train the classifier or found it. The same machine trains the same weights; another device, or another number of
-threads, sums in another order and ends elsewhere.
+2015) with a cosine learning rate, and kept. Training that was stopped or killed goes on where it was last saved. Its
+randomness is its own, so a run draws the same numbers whether it had to train the classifier or found it. The same
+machine trains the same weights; another device, or another number of threads, sums in another order and ends elsewhere.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import hashlib
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ RECIPE: dict[str, Any] = {
 """So many epochs within these numbers of steps; the learning rate rises over a share `warm_up` of them."""
 BATCH = 500  # images at once, when features are asked for
 PATIENCE = 1.0  # seconds between looks at a lock that another process holds
+SAVE_SECONDS = 30.0  # of training that a killed process loses at most
 
 
 class Classifier:
@@ -116,15 +118,20 @@ def classifier(
             try:
                 return _read(path, arrays, name, device)
             except Damaged as damage:
-                line = f"{path} is damaged ({damage}); training the classifier anew"
-                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
-        for left in folder.glob(f".{path.name}.*.tmp"):
+                _tell_damaged(path, damage)
+        for left in folder.glob(f".{path.stem}.*.tmp"):
             left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
-        state = _train(arrays, name, torch.device(device), stop)
-        # A signal that raised at once would leave the temporary file.
-        with nullcontext() if stop is None else stop.deferred():
-            save(path, state)
+        unfinished = path.with_suffix(".unfinished.pt")
+        state = _train(arrays, name, torch.device(device), stop, unfinished)
+        _save(path, state, stop)
+        unfinished.unlink(missing_ok=True)
     return _restore(state, arrays, name, device)
+
+
+def _save(path: Path, state: dict[str, Any], stop: Stop | None) -> None:
+    # A signal that raised at once would leave the temporary file.
+    with nullcontext() if stop is None else stop.deferred():
+        save(path, state)
 
 
 @contextmanager
@@ -214,8 +221,28 @@ def _learning_rate(step: int, steps: int) -> float:
     return RECIPE["learning_rate"] * min(rise, fall)
 
 
-def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None) -> dict[str, Any]:
-    """What is kept of a trained classifier, on the CPU."""
+def _tell_damaged(path: Path, damage: Exception) -> None:
+    line = f"{path} is damaged ({damage}); training the classifier anew"
+    print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+
+
+def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
+    """Bring both to where training was last saved: steps done then, or 0; None: both are spoiled, the file is gone."""
+    if not unfinished.exists():
+        return 0
+    try:
+        state = load(unfinished)
+        network.load_state_dict(state["weights"])
+        adam.load_state_dict(state["adam"])
+        return int(state["step"])
+    except (Damaged, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
+        unfinished.unlink()
+        _tell_damaged(unfinished, damage)
+        return None
+
+
+def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None, unfinished: Path) -> dict[str, Any]:
+    """What is kept of a trained classifier, on the CPU. Meanwhile `unfinished` holds where training is."""
     images, labels = arrays.train_images, torch.from_numpy(np.array(arrays.train_labels))
     network = _network(images.shape[1:], _classes(arrays)).to_empty(device="cpu")
     _initialise(network)
@@ -224,12 +251,21 @@ def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None) -
     wanted = RECIPE["epochs"] * math.ceil(len(images) / size)
     steps = min(max(wanted, RECIPE["least_steps"]), RECIPE["most_steps"])
     adam = torch.optim.Adam(network.parameters())
+    done = _go_on(network, adam, unfinished)
+    if done is None:
+        return _train(arrays, name, device, stop, unfinished)
+    saved = time.monotonic()
     with (
-        Progression(f"training the classifier of {name}", steps * size, stop=stop) as progression,
+        Progression(f"training the classifier of {name}", steps * size, stop=stop, done=done * size) as progression,
         torch.backends.cudnn.flags(enabled=True, deterministic=True),
         torch.enable_grad(),
     ):
-        for step, rows in enumerate(_batches(len(images), size, steps)):
+        for step, rows in islice(enumerate(_batches(len(images), size, steps)), done, None):
+            asked = stop is not None and stop.signum is not None
+            if step > done and (asked or time.monotonic() - saved > SAVE_SECONDS):
+                now = {"step": step, "weights": network.state_dict(), "adam": adam.state_dict()}
+                _save(unfinished, now, stop)
+                saved = time.monotonic()
             if stop is not None:
                 stop.check()
             adam.param_groups[0]["lr"] = _learning_rate(step, steps)

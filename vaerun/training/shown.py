@@ -40,10 +40,11 @@ class Progression:
         images: how many there are to do.
         unit: of what, if not images.
         stop: what the work looks at; whenever it does, the line shows that time passes.
+        done: how many were done before.
     """
 
-    def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None) -> None:
-        self.words, self.images, self.unit, self.stop, self.done = words, images, unit, stop, 0
+    def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None, done: int = 0) -> None:
+        self.words, self.images, self.unit, self.stop, self.done, self._before = words, images, unit, stop, done, done
         self._outer: Callable[[], None] | None = None
         self.silent = False
         self._bar: Any = None
@@ -54,7 +55,8 @@ class Progression:
         if sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", leave=False, dynamic_ncols=True)
+            own: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "initial": self._before}
+            self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", **own)
         if self.stop is not None:
             self._outer, self.stop.on_check = self.stop.on_check, self.tick
         return self
@@ -98,6 +100,6 @@ class Progression:
         self._shown = time.monotonic()
         if self.silent:
             return
-        spent = self._shown - self._started
-        time_left = f"{spent * (self.images / self.done - 1):.0f} s left" if self.done else f"{spent:.0f} s so far"
+        spent, now = self._shown - self._started, self.done - self._before
+        time_left = f"{spent * (self.images - self.done) / now:.0f} s left" if now else f"{spent:.0f} s so far"
         print(f"{self.words}: {self.done}/{self.images} {self.unit}  {time_left}", file=sys.stderr, flush=True)
