@@ -30,7 +30,7 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, Omniglot
 
 from vaerun.cli.data import main
 from vaerun.data.arrays import Arrays, digest
-from vaerun.data.cache import built_in
+from vaerun.data.cache import built_in, prepare
 from vaerun.errors import InputError
 
 RNG = np.random.RandomState(0)
@@ -226,6 +226,21 @@ def test_wrong_checksum_leaves_nothing(server: Server, monkeypatch: pytest.Monke
     serve_mnist(server, monkeypatch)
     server.files["t10k-labels-idx1-ubyte.gz"] += b"!"
     refused(lambda: built_in("mnist"), "mnist", "t10k-labels", "corrupted")
+    assert left_in(cache) == []
+
+
+def _somebody_s(scratch: Path) -> Arrays:
+    raise FileNotFoundError(2, "No such file or directory", "squares.npy")
+
+
+def test_a_source_of_somebody_s_is_no_download(cache: Path) -> None:
+    """Its own words, and no command that knows nothing of it."""
+    with pytest.raises(InputError) as caught:
+        prepare("squares", _somebody_s)
+    said = str(caught.value)
+    assert said.startswith(f"squares: its source {__name__}._somebody_s failed (")
+    assert "squares.npy" in said
+    assert "vaerun-data" not in said
     assert left_in(cache) == []
 
 

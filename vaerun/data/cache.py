@@ -163,6 +163,10 @@ def _make(
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the scratch folder's disk is full
+        own = getattr(source, "func", source)
+        if missing is not None and own is not sources.BUILT_IN.get(name):
+            where = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
+            raise InputError(f"{name}: its source {where} failed ({sources.reason(error)})") from error
         if missing is not None:
             raise InputError(
                 f"{name}: no prepared file {missing}, and the download failed ({sources.reason(error)}); on a machine "
