@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian
 
 from vaerun.errors import InputError
+from vaerun.evaluation import log_likelihood
 from vaerun.models import Gaussian, LatentModel
 from vaerun.models.joint import Joint
 from vaerun.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
@@ -259,3 +260,17 @@ def test_initialisation_has_the_variance_of_he(activation, gain):
     stacked = MLPDecoder(300, (1, 20, 20), hidden=[200], activation="relu")
     assert stacked.stack.layers[0].weight.var().item() == pytest.approx(2 / 200, rel=0.03)
     assert stacked.affine.weight.var().item() == pytest.approx(1 / 400, rel=0.03)
+
+
+def test_labels_that_are_missing_are_asked_for() -> None:
+    """By the model's own words, where torch's would be of shapes; an unconditional model leaves labels out."""
+    for context in CONTEXTS:
+        model = make_model("amortised", "gaussian", mlp([7], "relu"), context)
+        x, _ = make_data(model, 3)
+        if model.classes:
+            with pytest.raises(InputError, match=rf"give c, one-hot labels \[B, {model.classes}\]"):
+                model.joint(x)
+            with pytest.raises(InputError, match="conditional"):
+                log_likelihood(model, x, samples=10)
+        else:
+            assert model.joint(x, torch.eye(3)).c is None

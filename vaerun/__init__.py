@@ -2,7 +2,7 @@
 
 run = vaerun.load_run("outputs/...")   # runs no code from the directory
 joint = run.model.joint(x, c); q = run.model.infer(joint)
-vaerun.log_likelihood(run.model, x, samples=5000)   # [B] nats
+vaerun.log_likelihood(run.model, x, c, samples=5000)   # [B] nats
 """
 
 from __future__ import annotations

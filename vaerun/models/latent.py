@@ -74,7 +74,11 @@ class LatentModel(nn.Module):
             c: [B, classes] one-hot when the model is conditional, else None (labels given to an unconditional model
                 are left out).
             noise: see Joint.
+
+        Raises InputError where a conditional model is given no labels.
         """
+        if self.classes and c is None:
+            raise InputError(f"the model is conditional: give c, one-hot labels [B, {self.classes}], such as batch.c")
         c = c if self.classes else None
         return Joint(
             cast(Decoder, self.decoder),
