@@ -179,7 +179,10 @@ def latent_pictures(statistics: LatentStatistics, names: Sequence[str] | None = 
 
 
 def kl_chart(statistics: LatentStatistics) -> Tensor:
-    """KL of each dimension, the largest first, active units apart from the others: [3, H, W]."""
+    """KL of each dimension, the largest first, active units apart from the others: [3, H, W].
+
+    Of the marginals, as normal ones: where q's dimensions depend on each other their sum is less than the KL of q.
+    """
     kl, active = statistics.kl, statistics.active.tolist()
     order = torch.argsort(kl, descending=True).tolist()
     bars = {str(i): {"active" if active[i] else "inactive": float(kl[i])} for i in order}
@@ -189,7 +192,7 @@ def kl_chart(statistics: LatentStatistics) -> Tensor:
         bars,
         xlabel="latent dimension, sorted by KL",
         ylabel="nats",
-        title=f"KL by dimension, mean over {len(statistics.means)} images{how}: {of}",
+        title=f"KL of q's marginals by dimension, mean over {len(statistics.means)} images{how}: {of}",
         stacked=True,
     )
 
