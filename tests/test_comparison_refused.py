@@ -13,6 +13,7 @@ from vaerun import settings
 from vaerun.errors import InputError
 from vaerun.report.comparison import Question, compare
 from vaerun.report.protocol import INCIDENTAL, canonical, is_incidental
+from vaerun.report.runs import read_runs
 
 DIFFERENT: dict[str, Any] = {
     "data_sha256": "cd" * 32,
@@ -63,6 +64,48 @@ def test_the_data_set_itself_and_several_at_once(tmp_path: Path) -> None:
         compare(tmp_path, Question())
     assert compare(tmp_path, Question(mix=("data", "binarize"))).mixed
     assert compare(tmp_path, Question(where=("data=cifar10",))).rows == ["VAE"]
+
+
+def test_what_follows_from_another_data_set_is_not_told_beside_it(tmp_path: Path) -> None:
+    run(tmp_path, "vae", None, 0, 1.0)
+    other = {f"record.protocol.{key}": value for key, value in DIFFERENT.items()}
+    run(tmp_path, "vlae", 4, 0, 2.0, **{"data.name": "mnist", **other})
+    with pytest.raises(InputError) as caught:
+        compare(tmp_path, Question())
+    text = str(caught.value)
+    assert "these runs do not compare: data is cifar10 in vae_tNone_0 and mnist in vlae_t4_0; likelihood" in text
+    assert "; and 5 more: choose by --where data=VALUE, or allow it by --mix data,units,likelihood," in text
+    assert not any(f"{key} is" in text for key in ("data_sha256", "images.train", "split", "units", "evaluated_images"))
+    named = text.rpartition("--mix ")[2]
+    assert compare(tmp_path, Question(mix=(named,))).mixed
+    assert compare(tmp_path, Question(where=("data=mnist",))).rows == ["VLAE"]
+
+
+@pytest.mark.parametrize(
+    ("own", "setting"),
+    [
+        ({"record.protocol.units": "none", "model.family": "adversarial"}, "model.family"),
+        ({"record.protocol.units": "squared error"}, "model"),
+        ({"record.protocol.likelihood": "bernoulli", "model.likelihood": "bernoulli"}, "model.likelihood"),
+        ({"record.protocol.data_sha256": "cd" * 32, "data.path": "b.npz"}, "data.path"),
+        ({"record.protocol.images.train": 100, "data.train_images": 100}, "data.train_images"),
+        ({"record.protocol.evaluated_images": 7, "evaluation.images": 7}, "evaluation.images"),
+    ],
+)
+def test_the_setting_to_choose_by_tells_the_runs_apart(tmp_path: Path, own: dict[str, Any], setting: str) -> None:
+    run(tmp_path, "vae", None, 0, 1.0)
+    folder = run(tmp_path, "vlae", 4, 0, 2.0, **own)
+    with pytest.raises(InputError, match=f"choose by --where {setting}=VALUE"):
+        compare(tmp_path, Question())
+    value = next(r.value(setting) for r in read_runs(tmp_path)[0] if r.folder == folder)
+    assert compare(tmp_path, Question(where=(f"{setting}={value}",))).rows == ["VLAE"]
+
+
+def test_many_differences_of_one_cell_are_counted(tmp_path: Path) -> None:
+    run(tmp_path / "a", "vlae", 4, 0, 1.0)
+    run(tmp_path / "b", "vlae", 4, 1, 3.0, **{f"trainer.new{i}": 1 for i in range(12)})
+    with pytest.raises(InputError, match=r"; and 9 more: choose by --where trainer.new0=null, .* or --mix all$"):
+        compare(tmp_path, Question())
 
 
 def test_k_counts_where_the_metric_depends_on_it(tmp_path: Path) -> None:
@@ -203,7 +246,7 @@ def test_what_is_mixed_allows_no_more_than_it_says(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="do not compare: data is cifar10"):
         compare(tmp_path, Question(mix=("evaluated_images",)))
     with pytest.raises(InputError, match="evaluated_images is 2000 in"):
-        compare(tmp_path, Question(mix=("data.binarize",)))
+        compare(tmp_path, Question(mix=("data.binarize",), where=("data=cifar10",)))
 
 
 def test_an_unknown_key_to_mix(tmp_path: Path) -> None:

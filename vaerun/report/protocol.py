@@ -51,6 +51,15 @@ SETTING["validation_split"] = SETTING["images.validation"]
 """Settings that a part of the protocol follows from: where such a one is an axis of the table, its parts may differ
 along it; where it is mixed, they are too."""
 
+RESOLVING = dict.fromkeys(DENSITY, ("model.family", "model"))
+"""Further settings that tell runs apart which differ in a part of the protocol."""
+
+FOLLOWING = ("units", *(key for key, settings in SETTING.items() if "data" in settings and key != "data"))
+"""Parts of the protocol that say nothing new where the data sets are different ones already."""
+
+MOST = 3  # differences told in full
+MOST_NAMES = 10  # keys to mix that are listed: of more, all
+
 SHARED = ("model.latent_dim", "model.encoder.hidden", "model.decoder.hidden")  # noted where cells differ in them
 UNRECORDED = "not recorded"
 
@@ -126,6 +135,24 @@ def _difference(key: str, one: tuple[Any, Run], other: tuple[Any, Run]) -> str:
     return f"{clean(key, 100)} is {_shown(one[0])} in {one[1].name} and {_shown(other[0])} in {other[1].name}"
 
 
+def _some_of(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - MOST} more" if len(texts) > MOST else ""
+    return "; ".join(texts[:MOST]) + more
+
+
+def _names(keys: Iterable[str]) -> str:
+    found = list(dict.fromkeys(keys))
+    return "all" if len(found) > MOST_NAMES else clean(",".join(found), 400)
+
+
+def _telling_apart(key: str, one: Run, other: Run) -> str | None:
+    """The first of the settings behind a part of the protocol that has another value in the other run."""
+    for setting in (*SETTING.get(key, ()), *RESOLVING.get(key, ()), f"evaluation.{key}"):
+        if canonical(one.value(setting)) != canonical(other.value(setting)):
+            return setting
+    return None
+
+
 def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: Mix) -> list[str]:
     """What the user has let differ, a line each; runs without a record have no protocol yet.
 
@@ -134,7 +161,8 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: M
 
     Raises InputError for what differs otherwise, with two folders as examples.
     """
-    refused, notes = {}, []
+    refused: dict[str, tuple[str, Run, Run]] = {}
+    notes = []
     recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.part("protocol")]
     for key in dict.fromkeys(key for _, protocol in recorded for key in protocol):
         along = [axis for axis in axes if axis in SETTING.get(key, ())]
@@ -149,14 +177,16 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: M
             if mix.allows(key):
                 notes.append(f"mixed, as asked for: {_difference(key, before, here)}")
             else:
-                refused[key] = _difference(key, before, here)
+                refused[key] = _difference(key, before, here), before[1], run
             break
     if refused:
-        names = ",".join(refused)
-        settings = [SETTING[key][-1] for key in refused if len(SETTING.get(key, ())) == 1]
-        way = f"choose by --where {settings[0]}=VALUE" if settings else "choose other runs by --where KEY=VALUE"
+        told = [key for key in refused if "data" not in refused or key not in FOLLOWING]
+        setting = _telling_apart(told[0], *refused[told[0]][1:])
+        way = f"choose by --where {setting}=VALUE" if setting else "choose other runs by --where KEY=VALUE"
+        named = [key for key in refused if key in told or "data" not in SETTING.get(key, ())]  # --mix data allows those
         raise InputError(
-            f"these runs do not compare: {'; '.join(refused.values())}: {way}, or allow it by --mix {names}"
+            f"these runs do not compare: {_some_of([refused[key][0] for key in told])}: {way}, "
+            f"or allow it by --mix {_names(named)}"
         )
     return notes
 
@@ -190,13 +220,11 @@ def check_cell(name: str, runs: Sequence[Run], axes: Sequence[str], rows: str, m
             else:
                 refused.append((key, text, first.get(key)))
         if refused:
-            keys = ",".join(key for key, _, _ in refused)
-            some = "; ".join(text for _, text, _ in refused[:3])
-            more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
             key, _, value = refused[0]
             raise InputError(
-                f"the runs of one cell ({name}) differ: {some}{more}: choose by --where {key}={_shown(value)}, "
-                f"or --rows {rows},{key} or --columns {key}, or --mix {keys}"
+                f"the runs of one cell ({name}) differ: {_some_of([text for _, text, _ in refused])}: "
+                f"choose by --where {key}={_shown(value)}, or --rows {rows},{key} or --columns {key}, "
+                f"or --mix {_names(key for key, _, _ in refused)}"
             )
     return notes
 
