@@ -194,7 +194,8 @@ def test_other_axes(tmp_path: Path) -> None:
     assert table.columns == ["all"]
     assert cell(table, "VLAE, epochs=5", "all").mean == 5.5
     table = compare(tmp_path, Question(rows="network", columns="trainer.epochs", metric="test/elbo"))
-    assert cell(table, "MLPDecoder", "epochs=5").mean == 0.5
+    assert cell(table, "mlp", "epochs=5").mean == 0.5
+    assert compare(tmp_path, Question(columns="trainer.epochs", where=("network=mlp",))).rows == ["VLAE"]
 
 
 def test_only_those_that_are_asked_for(tmp_path: Path) -> None:

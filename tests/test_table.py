@@ -54,6 +54,28 @@ def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "unreadable" in found["d"]["status"]
 
 
+def test_networks_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def made(encoder: str, decoder: str) -> dict[str, str]:
+        return {"model.encoder._target_": f"vaerun.nets.{encoder}", "model.decoder._target_": f"vaerun.nets.{decoder}"}
+
+    conv, mlp = made("ConvEncoder", "ConvDecoder"), made("MLPEncoder", "MLPDecoder")
+    for seed in (0, 1):
+        sweeping_records.run(tmp_path / "mlp", "vae", None, seed, 1.0, **mlp)
+    assert main([str(tmp_path)]) == 0
+    assert "network" not in capsys.readouterr().out
+    sweeping_records.run(tmp_path / "conv", "vae", None, 0, 1.0, **conv)
+    sweeping_records.run(tmp_path / "both", "vae", None, 0, 1.0, **conv | made("ConvEncoder", "MLPDecoder"))
+    sweeping_records.run(
+        tmp_path / "gan", "gan", None, 0, None,
+        **{"model.encoder": None, "model.decoder": None, "model.generator._target_": "vaerun.nets.ConvGenerator"},
+    )  # fmt: skip
+    assert main([str(tmp_path)]) == 0
+    assert "| network  |" in capsys.readouterr().out
+    assert main([str(tmp_path), "--format", "csv"]) == 0
+    found = {r["folder"].partition("/")[0]: r["network"] for r in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert found == {"mlp": "mlp", "conv": "conv", "both": "conv/mlp", "gan": "conv"}
+
+
 def test_markdown_is_one_line_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "run", "a|b\n\x1b[31m", 0)
     assert main([str(tmp_path)]) == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.foreign import read_config, read_json
+from vaerun.report.runs import NETWORKS, network_of
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
 
 COLUMNS = (
@@ -18,7 +19,8 @@ COLUMNS = (
     "test/categorical_1_accuracy", "test/observation_variance", "test/ais", "folder",
 )  # fmt: skip
 
-WHERE_ANY = COLUMNS[COLUMNS.index("network") : -1]  # shown where some run has a value
+WHERE_ANY = COLUMNS[COLUMNS.index("network") + 1 : -1]  # shown where some run has a value
+WHERE_DIFFERENT = ("network",)  # shown where two runs have different ones
 
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
@@ -58,8 +60,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
         row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
         config = read_config(path.parent / ".hydra" / "config.yaml", path.parent)
-        if config["model"].get("generator") is not None:
-            row["network"] = str(config["model"]["generator"]["_target_"]).rpartition(".")[2].removesuffix("Generator")
+        row["network"] = network_of((config["model"].get(part) or {}).get("_target_") for part in NETWORKS)
         if row["test/classifier_frechet_distance"] is not None:
             row["generated"] = protocol["generated"]["samples"]
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
@@ -84,9 +85,14 @@ def _cell(value: Any, digits: str = ".2f") -> str:
     return escape_markdown(clean(text))
 
 
+def _is_shown(column: str, values: set[str]) -> bool:
+    least = 1 if column in WHERE_ANY else 2 if column in WHERE_DIFFERENT else 0
+    return len(values) >= least
+
+
 def markdown(found: list[dict[str, Any]]) -> str:
     """A table in Markdown; log-likelihoods and bounds in nats per image."""
-    columns = [c for c in COLUMNS if c not in WHERE_ANY or any(r[c] is not None for r in found)]
+    columns = [c for c in COLUMNS if _is_shown(c, {str(r[c]) for r in found if r[c] is not None})]
     lines = [columns, *([_cell(r[c], ".4g" if c in WHERE_ANY else ".2f") for c in columns] for r in found)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = ["| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in lines]

@@ -7,7 +7,9 @@ missing.
 
 from __future__ import annotations
 
+import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
 )  # fmt: skip
 PLAN = "sweep.json"
+NETWORKS = ("encoder", "decoder", "generator", "discriminator")  # of `model`, each with a class of its own
+
+
+def network_of(targets: Iterable[Any]) -> str | None:
+    """The kind of networks by their classes, as `network=` names it: conv for ConvEncoder and ConvDecoder.
+
+    Several where the parts are of different kinds; None where there are none.
+    """
+    names = [str(target).rpartition(".")[2] for target in targets if target is not None]
+    kinds = [re.sub(f"({'|'.join(NETWORKS)})$", "", name.lower()) or name for name in names]
+    return "/".join(dict.fromkeys(kinds)) or None
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,7 @@ class Run:
         if key in self.settings:
             return self.settings[key]
         if key == "network":  # the configuration does not keep this group's choice: its parts' class says it
-            target = self.settings.get("model.decoder._target_", self.settings.get("model.generator._target_"))
-            return None if target is None else str(target).rpartition(".")[2]
+            return network_of([self.settings.get(f"model.{part}._target_") for part in NETWORKS])
         return self.settings.get(f"{key}.name")
 
 
