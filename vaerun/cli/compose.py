@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
+from vaerun.cli.overrides import unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plugins import config_folders, group_file, own_config_folder
@@ -182,8 +183,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if extra is not None:
         return extra
     if isinstance(error, hydra_errors.OverrideParseException):
-        hint = """; quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
-        return f"cannot read the override '{error.override}': {text.splitlines()[0]}{hint}"
+        folders = [own_config_folder(), *config_folders()]
+        return unreadable(str(error.override), text, arguments, folders, lambda: _known_keys(arguments))
     if isinstance(error, hydra_errors.MissingConfigException):
         found = re.search(r"Could not find '([^']+)'", text)
         group, _, choice = (found.group(1) if found else "").rpartition("/")

@@ -1,0 +1,34 @@
+"""What to say of words that are no settings: a choice without its group or a key without a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vaerun.cli.main import GROUPS, choices
+
+QUOTE = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
+EXAMPLE = "model=vlae"
+
+
+def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], keys: Callable[[], list[str]]) -> str:
+    """Of a word that Hydra cannot parse.
+
+    Arguments:
+        why: Hydra's own message.
+        arguments: all words.
+        folders: with the config groups.
+        keys: gives the known keys.
+    """
+    if "=" in word:
+        return f"cannot read the override '{word}': {why.splitlines()[0]}; {QUOTE}"
+    place = arguments.index(word) if word in arguments else 0
+    before, after = (arguments[place - 1] if place else ""), arguments[place + 1 : place + 2]
+    options = {group: choices(group, folders) for group in GROUPS}
+    shown = [f"{group}={word}" for group in GROUPS if word in options[group]]
+    if word in options:
+        shown = [f"{word}={next((a for a in after if a in options[word]), next(iter(options[word])))}"]
+    elif not shown and word in keys():
+        shown = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
+    hint = f"; {QUOTE}" if "=" in before and not shown else ""  # the second word of a value, maybe
+    return f"'{word}' is no setting: settings are KEY=VALUE, as {' or '.join(shown) or EXAMPLE}{hint}"
