@@ -122,7 +122,9 @@ TABLE: dict[str, list[str]] = {
     "model sa_vae": ["'model' is no setting: settings are KEY=VALUE, as model=sa_vae"],
     "data.path=my file.npz": ["'file.npz' is no setting", "quote a value that has spaces"],
     "=3": ["'=3'"],
-    "trainer.epochs=1,2": ["trainer.epochs=1,2", "--multirun"],
+    "trainer.epochs=1,2": ["'trainer.epochs=1,2': several values make a sweep: add -m (or quote the value"],
+    "trainer.betas=0.5,0.9": ["a list is written [0.5,0.9])"],
+    "model=vae,vlae": ["'model=vae,vlae': several values make a sweep: add -m"],
     "~trainer.epochs": ["trainer.epochs must be given"],
     # types and ranges
     "trainer.epochs=many": ["trainer.epochs", "'many'"],

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
-from vaerun.cli.overrides import unreadable
+from vaerun.cli.overrides import several_values, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plugins import config_folders, group_file, own_config_folder
@@ -202,7 +202,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 return f"{name} is no setting of the {group} chosen here; {', '.join(elsewhere)} would have it"
             known = [*GROUPS, *_known_keys(arguments)]
             return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
-        return " ".join(text.split())
+        return several_values(text) or " ".join(text.split())
     if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
         return missing(str(error))
     if isinstance(error, OSError) and error.filename and Path(error.filename).absolute() in _places:

@@ -1,7 +1,8 @@
-"""What to say of words that are no settings: a choice without its group or a key without a value."""
+"""What to say of words that are no settings: a choice without its group, a key without a value, several values."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,3 +33,17 @@ def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], k
         shown = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
     hint = f"; {QUOTE}" if "=" in before and not shown else ""  # the second word of a value, maybe
     return f"'{word}' is no setting: settings are KEY=VALUE, as {' or '.join(shown) or EXAMPLE}{hint}"
+
+
+def several_values(text: str) -> str | None:
+    """Of a word KEY=A,B where there is no sweep, which Hydra's message names; None for another message."""
+    found = re.match(r"\s*Ambiguous value for argument '(.*)'\n", text)
+    if found is None:
+        return None
+    word = found.group(1)
+    key, _, values = word.partition("=")
+    if key in GROUPS:
+        return f"'{word}': several values make a sweep: add -m"
+    quoted = "" if set(values) & set("'\"") else f""": '{key}="{values}"'"""
+    whole = f"quote the value if it is one value with a comma{quoted}; a list is written [{values}]"
+    return f"'{word}': several values make a sweep: add -m (or {whole})"
