@@ -104,6 +104,7 @@ TABLE: dict[str, list[str]] = {
     "modle=vae": ["unknown key 'modle'", "Did you mean model?"],
     "nosuchgroup=1": ["unknown key 'nosuchgroup'"],
     "model=vlea": ["there is no model=vlea", "Did you mean vlae?", "Choices: ae, cgan, cvae"],
+    "model=narrow": ["there is no model=narrow", "vlae; one of another package needs VAERUN_PLUGINS=PACKAGE"],
     "data=cifar": ["there is no data=cifar", "Did you mean cifar10?"],
     "experiment=cifar_quick": ["experiment=cifar_quick", "Did you mean cifar10_quick?"],
     "+trainer.epoch=1": ["unknown key 'trainer.epoch'", "Did you mean trainer.epochs?"],

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial, update_wrapper
 from importlib import metadata
 from pathlib import Path
@@ -53,10 +53,16 @@ def group_file(group: str, name: str) -> Path:
         path = folder / group / f"{name}.yaml"
         if path.name == f"{name}.yaml" and path.is_file():
             return path
-    known = sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    raise InputError(no_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")}))
+
+
+def no_choice(group: str, name: str, known: Iterable[str]) -> str:
+    """What to say where a group has no such choice."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]}?" if close else ""
-    raise InputError(f"there is no {group}={name}.{hint} Choices: {', '.join(known)}")
+    choices = f"Choices: {', '.join(names)}; one of another package needs VAERUN_PLUGINS=PACKAGE"
+    return f"there is no {group}={name}.{hint} {choices}"
 
 
 def config_folders() -> list[Path]:

@@ -24,7 +24,7 @@ from vaerun.cli.main import GROUPS, choices
 from vaerun.cli.overrides import several_values, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
-from vaerun.plugins import config_folders, group_file, own_config_folder
+from vaerun.plugins import config_folders, group_file, no_choice, own_config_folder
 from vaerun.settings import Settings, is_incidental, keys, missing, nearest, short_name
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
         group, _, choice = (found.group(1) if found else "").rpartition("/")
         options = choices(group, [own_config_folder(), *config_folders()])
         if options:
-            return f"there is no {group}={choice}.{nearest(choice, list(options))} Choices: {', '.join(options)}"
+            return no_choice(group, choice, options)
         return " ".join(text.split())
     if isinstance(error, hydra_errors.ConfigCompositionException | hydra_errors.HydraException):
         found = re.search(r"Could not (?:override|append to|delete|find) '([^'=]+)", text)
