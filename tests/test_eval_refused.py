@@ -69,7 +69,6 @@ def test_a_folder_that_holds_no_finished_run(run: Path, evaluate: Evaluate, tmp_
     code, _, err = evaluate(f"run={run}")
     assert (code, err.count("\n")) == (2, 1)
     assert "not finished" in err
-    assert evaluate() == (2, evaluate()[1], "")
     assert "evaluation.samples" in evaluate("--help")[1]
 
 
@@ -200,3 +199,9 @@ def test_a_damaged_checkpoint_is_told_of(run: Path, evaluate: Evaluate, damage: 
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot use" in err
     assert "best.pt" in err
+
+
+@pytest.mark.parametrize("words", [[], ["evaluation.samples=5"], ["run="]])
+def test_the_run_is_named_in_one_line(evaluate: Evaluate, words: list[str]) -> None:
+    told = "vaerun-eval: error: name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)\n"
+    assert evaluate(*words) == (2, "", told)

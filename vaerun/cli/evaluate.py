@@ -43,21 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or "--help" in words or "-h" in words:
+    if "--help" in words or "-h" in words:
         from vaerun.plugins import group_file
 
         text = ""
         for words_before, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
             text += words_before + group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
         show(text.rstrip("\n"))
-        return 0 if words else 2
+        return 0
     try:
         folders = [w.partition("=")[2] for w in words if w.startswith("run=")]
         flags = [w for w in words if w.startswith("-")]
         if flags:
             raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
         if len(folders) != 1 or not folders[0]:
-            raise InputError("name one run directory: vaerun-eval run=DIR")
+            raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
         from vaerun.run.worker import quiet
 
         quiet()
