@@ -113,7 +113,9 @@ def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         target = tmp_path / f"out.{form}"
         assert main([str(tmp_path / "runs"), "--rows", "model", "--format", form, "--output", str(target)]) == 0
         assert target.read_bytes().startswith(begins)
-    assert capsys.readouterr().out == ""
+        assert capsys.readouterr().out == f"written: {target}\n"
+    assert main([str(tmp_path / "runs"), "--list", "--output", str(tmp_path / "out.md")]) == 0
+    assert capsys.readouterr().out == f"written: {tmp_path / 'out.md'}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "out.md", "out.png", "out.tex", "runs"]
 
 

@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> int:
             assert isinstance(content, str)
             show(printable_lines(content))
         else:
-            _write(arguments.output.expanduser(), content)
+            show(printable_lines(_write(arguments.output.expanduser(), content)))
     except OSError as error:  # a name too long, a folder that may not be looked into
         print(f"{parser.prog}: error: {printable(error.filename)}: {error.strerror}: name another", file=sys.stderr)
         return 2
@@ -128,10 +128,10 @@ def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
         return picture
     from vaerun.report.board import write_board
 
-    return f"written: {write_board(table, formats.markdown(table), picture)}"
+    return _written(write_board(table, formats.markdown(table), picture))
 
 
-def _write(path: Path, content: str | bytes) -> None:
+def _write(path: Path, content: str | bytes) -> str:
     from vaerun.files import write_atomically
 
     if not path.parent.is_dir():
@@ -139,6 +139,11 @@ def _write(path: Path, content: str | bytes) -> None:
     if path.is_dir():
         raise InputError(f"--output {path} is a folder: name a file")
     write_atomically(path, content if isinstance(content, bytes) else f"{content}\n".encode())
+    return _written(path)
+
+
+def _written(path: Path) -> str:
+    return f"written: {path}"
 
 
 if __name__ == "__main__":
