@@ -107,6 +107,22 @@ def test_a_sweep_is_compared_and_other_folders_are_listed(tmp_path: Path, capsys
     assert head("--list").startswith("| data")
 
 
+def test_the_listing_is_of_the_runs_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweeping_records.run(tmp_path, "vlae", 4, 0, 20.0)
+    sweeping_records.run(tmp_path, "vlae", 4, 1, 20.0, **{"data.name": "mnist"})
+    sweeping_records.run(tmp_path, "vae", None, 0, None, "failed", **{"data.name": "mnist"})
+    for words, folders in (
+        (["data=mnist"], ["vae_tNone_0", "vlae_t4_1"]),
+        (["data=mnist", "model=vlae"], ["vlae_t4_1"]),
+        (["seed=0", "seed=1", "model.inference.steps=4"], ["vlae_t4_0", "vlae_t4_1"]),
+    ):
+        conditions = [part for word in words for part in ("--where", word)]
+        assert main([str(tmp_path), "--list", "--format", "csv", *conditions]) == 0
+        assert sorted(row["folder"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))) == folders
+    assert main([str(tmp_path), "--list", "--where", "data=svhn"]) == 2
+    assert "no run has this value; there are: mnist, cifar10" in capsys.readouterr().err
+
+
 def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweeping_records.run(tmp_path / "runs", "vlae", 4, 0, 20.0)
     for form, begins in (("md", b"test/"), ("csv", b"row,"), ("tex", b"\\begin"), ("png", b"\x89PNG")):

@@ -46,7 +46,7 @@ def _parser() -> Parser:
         "--published", metavar="NAME", help="numbers to stand beside: vlae_cifar10, vlae_mnist_binary, none"
     )
     compared.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", default=[], help="these runs only; repeatable"
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="these runs only, with --list too; repeatable"
     )
     compared.add_argument(
         "--mix", metavar="KEYS", action="append", default=[], help="let these differ, or all, and say so below"
@@ -65,6 +65,8 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     given = [n for n in ("rows", "columns", "metric", "published", "where", "mix", "paired") if getattr(arguments, n)]
+    if arguments.list and "where" in given:
+        given.remove("where")
     if arguments.list and (given or arguments.format not in LISTED):
         parser.error(f"--list does not go with {f'--{given[0]}' if given else f'--format {arguments.format}'}")
     if arguments.format == "png" and arguments.output is None:
@@ -76,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> int:
     folder = arguments.folder.expanduser()
     try:
         compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
-        content = _compared(folder, arguments) if compared and not arguments.list else _listed(folder, arguments.format)
+        content = (_compared if compared and not arguments.list else _listed)(folder, arguments)
         if arguments.output is None:
             assert isinstance(content, str)
             show(printable_lines(content))
@@ -91,11 +93,11 @@ def _main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _listed(folder: Path, form: str) -> str:
+def _listed(folder: Path, arguments: argparse.Namespace) -> str:
     from vaerun.report import collect
 
-    found = collect.rows(folder)
-    return collect.markdown(found) if form == "md" else collect.comma_separated(found)
+    found = collect.rows(folder, arguments.where)
+    return collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found)
 
 
 def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.foreign import read_config, read_json
-from vaerun.report.runs import NETWORKS, network_of
+from vaerun.report.choose import chosen
+from vaerun.report.runs import NETWORKS, network_of, read_runs
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
 
 COLUMNS = (
@@ -25,16 +27,24 @@ WHERE_DIFFERENT = ("network",)  # shown where two runs have different ones
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder: Path, where: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The runs below `folder`, sorted by data, pixels, model, T, estimator and seed.
+
+    Arguments:
+        where: KEY=VALUE, that runs must have to be listed.
 
     Raises InputError when there are none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name one with run directories, e.g. outputs")
-    found = [_row(path, folder) for path in sorted(folder.rglob("result.json"))]
-    if not found:
+    paths = sorted(folder.rglob("result.json"))
+    if not paths:
         raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
+    if where:
+        there = {path.parent for path in paths}
+        wanted = {run.folder for run in chosen([run for run in read_runs(folder)[0] if run.folder in there], where)}
+        paths = [path for path in paths if path.parent in wanted]
+    found = [_row(path, folder) for path in paths]
     return sorted(found, key=lambda r: tuple(_rank(r[c]) for c in SORT))
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vaerun.errors import InputError
 from vaerun.report import words
 from vaerun.report.cells import Axis, Cell, distinct, in_order, is_empty
+from vaerun.report.choose import canonical_word, chosen, known_keys
 from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol, nearest
 from vaerun.report.published import Published, load
 from vaerun.report.remarks import remarks
@@ -84,8 +83,8 @@ def compare(folder: Path, question: Question) -> Comparison:
     everything, notes = read_runs(folder)
     runs = [run for run in everything if run.settings]
     notes += [f"{run.name} has no configuration that can be read: left out" for run in everything if not run.settings]
-    known = sorted({key.removesuffix(".name") for run in runs for key in run.settings})
-    runs = _where(runs, question.where, known)
+    known = known_keys(runs)
+    runs = chosen(runs, question.where)
     if not runs:
         raise InputError(f"no run below {clean(folder)} has a configuration that can be read: nothing to compare")
     asked = _from_configuration(runs, question)
@@ -149,31 +148,6 @@ def _axis(keys: str | None) -> Axis:
     return Axis(tuple(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip())))
 
 
-def _where(runs: list[Run], conditions: Sequence[str], known: Sequence[str]) -> list[Run]:
-    wanted: dict[str, set[str]] = {}
-    for condition in conditions:
-        key, equals, text = condition.partition("=")
-        if not equals or not key:
-            raise InputError(f"--where {clean(condition)}: write KEY=VALUE, e.g. trainer.epochs=15")
-        wanted.setdefault(key, set()).add(_canonical_word(text))
-    for key, values in wanted.items():
-        there = {canonical(run.value(key)): run.value(key) for run in runs}
-        if set(there) <= {"null"} and "null" not in values:
-            raise InputError(f"--where {clean(key)}: no run has a value of it.{nearest(key, known)}")
-        runs = [run for run in runs if canonical(run.value(key)) in values]
-        if not runs:
-            some = ", ".join(clean(value, 60) for value in list(there.values())[:8])
-            raise InputError(f"--where {clean(key)}: no run has this value; there are: {some}")
-    return runs
-
-
-def _canonical_word(text: str) -> str:
-    try:
-        return canonical(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return canonical(text)
-
-
 def _from_configuration(runs: Sequence[Run], question: Question) -> dict[str, Any]:
     """What is not asked for is what the runs' configuration says, if they agree."""
     found: dict[str, Any] = {}
@@ -226,7 +200,7 @@ def _beside(published: Published, where: Sequence[str]) -> dict[tuple[tuple[str,
     wanted: dict[str, set[str]] = {}
     for condition in where:
         key, _, text = condition.partition("=")
-        wanted.setdefault(key.removesuffix(".name"), set()).add(_canonical_word(text))
+        wanted.setdefault(key.removesuffix(".name"), set()).add(canonical_word(text))
     return {
         ((row,), (column,)): number
         for (row, column), number in published.values.items()
