@@ -71,9 +71,10 @@ trainer.max_steps=25 trainer.log_every=5 evaluation.generated.samples=50 evaluat
 def test_replicas_have_the_folders_of_their_runs(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the same command shows what is finished, and so does each single one."""
     monkeypatch.chdir(tmp_path)
-    code, _, err = here("model=vae", *SHORT, "trainer.replicas=2")
+    code, out, err = here("model=vae", *SHORT, "trainer.replicas=2")
     assert code == 0, err
     folders = sorted(p.parent for p in tmp_path.rglob("result.json"))
+    assert all(f"recorded in {folder}\n" in out for folder in folders)
     assert [p.name.split("-")[1] for p in folders] == ["seed0", "seed1"]
     code, out, err = here("model=vae", *SHORT, "seed=1")
     assert code == 0

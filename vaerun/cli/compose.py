@@ -75,12 +75,12 @@ def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str]
     """
     from vaerun.run.together import Member
 
-    found = []
+    found, outputs = [], Path("outputs").absolute()
     words = [word for word in words if not word.lstrip("+").startswith(("seed=", "trainer.replicas="))]
     for seed in range(settings.seed, settings.seed + settings.trainer.replicas):
         own = copy.deepcopy(cfg)
         own.seed = seed
-        place = folder / f"seed{seed}" if cfg.output_dir is not None else Path("outputs") / short_name(_plain(own))
+        place = folder / f"seed{seed}" if cfg.output_dir is not None else outputs / short_name(_plain(own))
         single = replace(settings, seed=seed, trainer=replace(settings.trainer, replicas=1))
         found.append(Member(single, place, [*words, f"seed={seed}"], hydra_text, f"seed {seed}: "))
     return found
