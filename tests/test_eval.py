@@ -168,6 +168,11 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
     monkeypatch.setattr(module, "unreliable", lambda tail: 0.06)
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100")
     assert "not reliable for 6% of the images" in err
+    assert "compare with more evaluation.samples or evaluation.ais=true" in err
+    annealed = ["evaluation.ais=true", "evaluation.annealing.images=2", "evaluation.annealing.temperatures=2"]
+    _, _, err = evaluate(f"run={run}", "evaluation.samples=100", *annealed)
+    assert "compare with test/ais" in err
+    assert "evaluation.ais=true" not in err
     monkeypatch.setattr(module, "unreliable", lambda tail: 0.05)
     assert "not reliable" not in evaluate(f"run={run}", "evaluation.samples=101")[2]
 

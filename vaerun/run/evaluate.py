@@ -112,9 +112,10 @@ class _Evaluator(Evaluator[LatentModel]):
         if not math.isnan(share):  # else too few samples to say
             found.metrics["pareto_k_unreliable"] = share
         if share > TOLERATED:
+            other = f"{self.split.name}/ais" if s.ais else "more evaluation.samples or evaluation.ais=true"
             found.warnings.append(
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
-                f"{LIMIT}: q misses part of the posterior); compare with more evaluation.samples or evaluation.ais=true"
+                f"{LIMIT}: q misses part of the posterior); compare with {other}"
             )
         found.diverged = next((n for n in DENSITIES if not bool(torch.isfinite(values[n]).all())), None)
 
