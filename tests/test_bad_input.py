@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,7 @@ def assert_refused(vaerun: Callable[..., tuple[int, str, str]], work: Path, word
     assert len(lines) == 1, err
     assert lines[0].startswith("vaerun: error: ")
     assert out == ""
+    assert not re.search(r"got -?\d+\.0$", lines[0])
     for part in parts:
         assert part in lines[0]
     assert tree(work) == before
@@ -138,6 +140,7 @@ TABLE: dict[str, list[str]] = {
     "trainer.clip_norm=0": ["trainer.clip_norm must be above 0"],
     "trainer.early_stopping=0": ["trainer.early_stopping must be at least 1"],
     "trainer.schedule=cosin": ["trainer.schedule=cosin", "Did you mean cosine?"],
+    "data.validation=-1": ["data.validation must be at least 0, got -1"],
     "seed=-1": ["seed must be between 0"],
     "model.latent_dim=0": ["model.latent_dim must be at least 1"],
     "model.likelihood=bernouli": ["model.likelihood=bernouli", "Did you mean bernoulli?"],

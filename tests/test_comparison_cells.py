@@ -198,6 +198,16 @@ def test_other_axes(tmp_path: Path) -> None:
     assert compare(tmp_path, Question(columns="trainer.epochs", where=("network=mlp",))).rows == ["VLAE"]
 
 
+def test_large_and_small_numbers_are_short(tmp_path: Path) -> None:
+    for rate in (1e-5, 0.001, 100000.0, 1e30):
+        run(tmp_path / str(rate), "vlae", 4, 0, 1.0, **{"trainer.learning_rate": rate})
+    question = Question(rows="trainer.learning_rate", columns="none")
+    assert compare(tmp_path, question).rows == ["1e-05", "0.001", "100000", "1e+30"]
+    for word in ("1e30", "1e+30", "1.0e+30"):
+        assert compare(tmp_path, Question(where=(f"trainer.learning_rate={word}",))).runs()[0].name == "1e+30/vlae_t4_0"
+    assert compare(tmp_path, Question(where=("trainer.learning_rate=1e-3",))).runs()[0].name == "0.001/vlae_t4_0"
+
+
 def test_only_those_that_are_asked_for(tmp_path: Path) -> None:
     paper(tmp_path, seeds=2)
     table = compare(tmp_path, Question(where=("model=vlae", "model=vae", "seed=1")))

@@ -205,7 +205,7 @@ def _check_values(settings: Settings) -> None:
         if value is not None and not math.isfinite(value):
             raise InputError(f"{key} must be a finite number, got {value}")
         if value is not None and not (value >= least if itself else value > least):
-            raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value}")
+            raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value:.15g}")
     variance, (least, most) = settings.model.fixed_variance, _VARIANCE
     if variance is not None and not least <= variance <= most:  # NaN is not, either
         raise InputError(
@@ -226,7 +226,7 @@ def _check_values(settings: Settings) -> None:
         if betas is not None and not (len(betas) == 2 and all(0 <= b < 1 for b in betas)):
             raise InputError(f"{key} must be two numbers of at least 0 and below 1, such as [0.5,0.999], got {betas}")
     if settings.trainer.average is not None and not settings.trainer.average < 1:
-        raise InputError(f"trainer.average must be below 1, got {settings.trainer.average}")
+        raise InputError(f"trainer.average must be below 1, got {settings.trainer.average:.15g}")
     if settings.trainer.replicas > 1 and settings.trainer.processes > 1:
         raise InputError("trainer.replicas and trainer.processes do not go together: set one of them to 1")
     if not settings.evaluation.observation.variances or min(settings.evaluation.observation.variances) <= 0:

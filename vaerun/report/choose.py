@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import yaml
@@ -10,6 +11,8 @@ from vaerun.errors import InputError
 from vaerun.report.protocol import canonical, nearest
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # which YAML takes for a word where it has no point or sign
 
 
 def known_keys(runs: Sequence[Run]) -> list[str]:
@@ -43,6 +46,9 @@ def chosen(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
 def canonical_word(text: str) -> str:
     """A value as it is written on a command line, so that equal ones are equal."""
     try:
-        return canonical(yaml.safe_load(text))
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         return canonical(text)
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    return canonical(value)

@@ -71,7 +71,7 @@ def is_incidental(key: str, value: Any = None) -> bool:
 
 def canonical(value: Any) -> str:
     """Equal for equal values: 140 and 140.0 are one."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # 1e+30 stays as it is
         value = int(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(canonical(v) for v in value)}]"
