@@ -15,9 +15,10 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 
@@ -29,7 +30,9 @@ _ITEM_BYTES = {
     "ShortStorage": 2, "IntStorage": 4, "LongStorage": 8, "BoolStorage": 1, "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16,
 }  # fmt: skip
-_PICKLE_BYTES = 64 * MIB  # of a state without its tensors
+_PICKLE_BYTES = 8 * MIB  # of a state without its tensors; read twice, in Python
+_EXPANDED = 64 * MIB  # values and letters of a state, each counted wherever it stands: what looks at all of it takes
+_DIMENSIONS = 64  # as many as torch has
 _SLACK_BYTES = 64 * MIB  # that tensors may have beyond their storages: views of the same, expanded ones
 
 
@@ -62,7 +65,7 @@ def _checked(archive: zipfile.ZipFile, size: int) -> IO[bytes]:
     if state not in kept or archive.getinfo(state).file_size > _PICKLE_BYTES:
         raise ValueError("it holds no state, or one too large")
     storages = {n.rpartition("/")[2]: archive.getinfo(n).file_size for n in kept if n.startswith(f"{top}/data/")}
-    _Announced(archive.read(state), storages, size).load()
+    _expanded(_Announced(archive.read(state), storages, size).load(), {})
     found = io.BytesIO()
     with zipfile.ZipFile(found, "w", zipfile.ZIP_STORED) as clean:
         for name in kept:
@@ -86,10 +89,36 @@ class _Tensor:
     """A tensor that was announced; it has been found to lie within its storage."""
 
 
+def _expanded(value: Any, known: dict[int, int]) -> int:
+    """How many values and letters this holds, those that stand in several places counted in each.
+
+    A list of two lists of two lists ... is a few bytes of file. Raises UnpicklingError where there are too many, and
+    RecursionError for one that holds itself.
+    """
+    if isinstance(value, str):
+        return 1 + len(value)
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        count = 1
+        for part in parts:
+            count += _expanded(part, known)
+            if count > _EXPANDED:
+                raise pickle.UnpicklingError("its state holds one part in too many places")
+        known[id(value)] = count
+    return known[id(value)]
+
+
+_Rebuild = object()
+
+
 class _Announced(pickle._Unpickler):
     """Goes through a state's pickle without making a tensor of it.
 
-    It is Python's own reader written in Python: the one in C allocates what an index into its memory asks for.
+    It is Python's own reader written in Python: the one in C allocates what an index into its memory asks for. Refused
+    too, as no part of what torch.save writes of a state: what torch's reader makes more of than Python's does (by BUILD
+    it makes a tensor anew), and keys whose hash takes for ever (tuples of tuples of tuples).
 
     Arguments:
         content: of data.pkl.
@@ -97,7 +126,7 @@ class _Announced(pickle._Unpickler):
         size: of the whole file in bytes.
     """
 
-    dispatch = {  # noqa: RUF012
+    dispatch: ClassVar[dict[int, Any]] = {
         code[0]: pickle._Unpickler.dispatch[code[0]]
         for code in (
             pickle.PROTO, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT,
@@ -108,6 +137,9 @@ class _Announced(pickle._Unpickler):
         )
     }  # fmt: skip
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(self, content: bytes, storages: dict[str, int], size: int) -> None:
         super().__init__(io.BytesIO(content))
         self.storages, self.left = storages, 2 * size + _SLACK_BYTES
@@ -116,10 +148,46 @@ class _Announced(pickle._Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._tensor
+            return _Rebuild
         if module == "torch" and name in _ITEM_BYTES:
             return _Type(_ITEM_BYTES[name])
         raise pickle.UnpicklingError(f"it holds {module}.{name}, and not only tensors and plain values"[:200])
+
+    def load_build(self) -> None:
+        state, made = self.stack.pop(), self.stack[-1]
+        # A module's state has its versions so.
+        if type(made) is not OrderedDict or type(state) is not dict or list(state) != ["_metadata"]:
+            raise pickle.UnpicklingError("it holds more than tensors and plain values: one is changed when it is made")
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack[-1]
+        if function is OrderedDict and arguments == ():
+            self.stack[-1] = OrderedDict()
+        elif function is _Rebuild and type(arguments) is tuple:
+            self.stack[-1] = self._tensor(*arguments)
+        else:
+            raise pickle.UnpicklingError("a part of it is not made as torch does it")
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        self._set(self.pop_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        made = self.stack[-1]
+        if type(made) not in (dict, OrderedDict):
+            raise pickle.UnpicklingError("it puts values into what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) not in (str, int):
+                raise pickle.UnpicklingError(f"a dictionary of it has a key of kind {type(key).__name__}")
+            made[key] = value
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build, pickle.REDUCE[0]: load_reduce, pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }  # fmt: skip
 
     def persistent_load(self, pid: Any) -> _Storage:
         word, kind, key, _, items = pid
@@ -131,7 +199,8 @@ class _Announced(pickle._Unpickler):
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
         whole = (offset, *size, *stride)
-        if not isinstance(storage, _Storage) or len(size) != len(stride) or any(type(n) is not int for n in whole):
+        numbers = all(type(n) is int and -(2**63) <= n < 2**63 for n in whole)
+        if not (isinstance(storage, _Storage) and numbers and len(size) == len(stride) <= _DIMENSIONS):
             raise pickle.UnpicklingError("a tensor is not described as torch does it")
         count = math.prod(size)
         end = offset + (1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0)
