@@ -161,7 +161,18 @@ def test_settings_of_another_type_in_a_table(tmp_path: Path, capsys: Any, key: s
     assert capsys.readouterr().err.count("\n") <= 1
 
 
-@pytest.mark.parametrize("words", [["--output", "a" * 5000], ["--rows", "a" * 5000], ["--where", f"{'a' * 5000}=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--output", "a" * 5000],
+        ["--rows", "a" * 5000],
+        ["--where", f"{'a' * 5000}=1"],
+        ["--where", f"seed=0x{'f' * 5000}"],
+        ["--where", f"seed=1{':1' * 50_000}"],
+        ["--where", f"seed={'9' * 5000}"],
+        ["--where", f"seed={'[' * 100_000}"],
+    ],
+)
 def test_words_of_a_table(tmp_path: Path, capsys: Any, words: list[str]) -> None:
     settings = sweeping_records.config()
     sweeping_records.write_run(tmp_path / "run", settings, sweeping_records.record(settings, 1.0))
@@ -181,7 +192,31 @@ def test_keys_without_end(tmp_path: Path, capsys: Any) -> None:
     assert len(capsys.readouterr().err) < 5000
 
 
-@pytest.mark.parametrize("word", ["evaluation.gap=[8]", "evaluation.generated=[{}]", "evaluation.noise=3", "data=[1]"])
+LONG = "0x" + "f" * 5000
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "evaluation.gap=[8]",
+        "evaluation.generated=[{}]",
+        "evaluation.noise=3",
+        "data=[1]",
+        f"evaluation.samples={LONG}",
+        f"seed={LONG}",
+        f"evaluation.label={LONG}",
+        f"evaluation.interpolation=[[{LONG}]]",
+        f"data.validation={LONG}",
+        f"evaluation.annealing.chains={LONG}",
+        f"evaluation.samples={'9' * 5000}",
+        f"seed=1{':1' * 50_000}",
+        f"evaluation.arithmetic=['{'9' * 5000}']",
+        f"seed={'[' * 100_000}",
+        f"seed={'{a: ' * 20_000}",
+        "seed=0x1f",
+    ],
+    ids=lambda word: word[:40],
+)
 def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, word: str) -> None:
     code, out, err = evaluate(f"run={copied('model=vae', *SMALL)}", word)
     assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ DOCUMENTS = {
     "wide": "a:\n" + "- 1\n" * 60_000,
     "large": "a: " + "x" * (2 << 20),
     "number": "a: " + "9" * 5000,
+    "number in base 60": "a: " + "1:" * 450_000 + "1",
+    "number in base 16": "a: 0x" + "f" * 5000,
+    "number by its tag": "a: !!int '0b" + "1" * 5000 + "'",
+    "fraction in base 60": "a: " + "1:" * 450_000 + "1.5",
+    "fraction": "a: " + "9" * 900_000 + ".5",
     "date": "a: 2020-99-99",
     "infinite": "a: .inf",
     "binary": "a: !!binary '*'",
@@ -80,6 +86,25 @@ def test_configurations_that_are_none(stranger: Path, capsys: Any, cache: Path, 
     before = peak_bytes()
     refused(stranger, capsys, cache, "config.yaml")
     assert peak_bytes() - before < GIB // 4
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0b" + "1" * 20_000, "0" + "7" * 5000, "9" * 5000])
+@pytest.mark.parametrize("key", ["model.latent_dim", "seed", "evaluation.interpolation"])
+def test_a_number_that_python_does_not_print(
+    stranger: Path, capsys: Any, cache: Path, tmp_path: Path, key: str, number: str
+) -> None:
+    """The other runs' rows of a table stay."""
+    shutil.copytree(stranger, tmp_path / "both" / "other")
+    stranger = stranger.rename(tmp_path / "both" / "stranger")
+    *parents, last = key.split(".")
+    with_config(stranger, lambda plain: (plain[parents[0]] if parents else plain).update({last: "NUMBER"}))
+    path = stranger / ".hydra" / "config.yaml"
+    path.write_text(path.read_text().replace("NUMBER", f"[[{number}]]" if key.startswith("evaluation") else number))
+    refused(stranger, capsys, cache, "config.yaml", "characters, where at most 100 make sense")
+    opened = open_all(tmp_path / "both", capsys, ("table",))
+    assert opened.codes["table --list"] == 0
+    assert "unreadable" in opened.text
+    assert "other" in opened.text
 
 
 @pytest.mark.parametrize(

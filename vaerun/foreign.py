@@ -90,22 +90,17 @@ def read_config(path: Path, within: Path | None = None) -> Any:
 
     An alias can stand for billions of values, and so can a merge of mappings, in memory too.
     """
-    import yaml
+    from yaml import AliasEvent  # which not every command needs
 
-    text = read_bytes(path, CONFIG_BYTES, within).decode("utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        depth = 0
-        for count, event in enumerate(yaml.parse(text, loader)):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("it has an alias (*), which vaerun never writes")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH or count > 4 * CONFIG_VALUES:
-                raise ValueError("nested too deeply" if depth > DEPTH else "too many values")
-        found = yaml.load(text, loader)
-    # Beyond YAMLError the constructors of PyYAML let pass what they meet: dates and numbers that are none.
-    except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    from vaerun.plain_yaml import parse_yaml
+
+    def look(count: int, event: Any) -> None:
+        if isinstance(event, AliasEvent):
+            raise ValueError("it has an alias (*), which vaerun never writes")
+        if count > 4 * CONFIG_VALUES:
+            raise ValueError("too many values")
+
+    found = parse_yaml(read_bytes(path, CONFIG_BYTES, within).decode("utf-8"), look)
     check_size(found, CONFIG_VALUES)
     return found
 

@@ -10,12 +10,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-import yaml
 from hydra import errors as hydra_errors
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +24,7 @@ from vaerun.cli.main import GROUPS, choices
 from vaerun.cli.overrides import several_values, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
+from vaerun.plain_yaml import read_yaml
 from vaerun.plugins import config_folders, group_file, no_choice, own_config_folder
 from vaerun.settings import Settings, is_incidental, keys, missing, nearest, short_name
 
@@ -119,7 +120,7 @@ def without_cells(arguments: list[str]) -> list[str]:
     if "model" not in given or "experiment" not in given or {"cell", CELLS} & given.keys():
         return arguments
     try:
-        plain = yaml.safe_load(group_file("experiment", given["experiment"]).read_text(encoding="utf-8"))
+        plain = read_yaml(group_file("experiment", given["experiment"]))
     except InputError:  # several, or one that there is not: Hydra says so
         return arguments
     params = ((plain.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
@@ -227,9 +228,9 @@ def _unusable_file() -> str | None:
     for folder in config_folders():
         for path in sorted(folder.rglob("*.yaml")):
             try:
-                found = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-                return f"{path} cannot be read as yaml: {printable(error, 300)}"
+                found = read_yaml(path)
+            except InputError as error:
+                return str(error)
             defaults = found.get("defaults") or [] if isinstance(found, dict) else []
             if not isinstance(defaults, list):
                 return f"{path}: defaults is a list of GROUP: CHOICE"
@@ -245,8 +246,9 @@ def _choices_with(name: str) -> list[str]:
     found = []
     for folder in (own_config_folder(), *config_folders()):
         for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
-            if rest in keys(yaml.safe_load(path.read_text(encoding="utf-8"))):
-                found.append(f"{group}={path.stem}")
+            with suppress(InputError):  # it is told of where it is chosen
+                if rest in keys(read_yaml(path)):
+                    found.append(f"{group}={path.stem}")
     return found
 
 

@@ -39,7 +39,7 @@ MOST_CATEGORIES = 20
 CONTINUOUS_VALUES, CONTINUOUS_REACH = 10, 2.0  # values from -2 to 2 (Chen et al. 2016, figure 2)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NUMBER = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"[0-9]{1,18}")  # below 2^63, as all numbers of settings
 _TOKEN = re.compile(r"[+-]|[^\s+-]+")
 
 

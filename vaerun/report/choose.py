@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import yaml
-
 from vaerun.errors import InputError
+from vaerun.plain_yaml import parse_yaml
 from vaerun.report.protocol import canonical, nearest
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
@@ -46,8 +45,8 @@ def chosen(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
 def canonical_word(text: str) -> str:
     """A value as it is written on a command line, so that equal ones are equal."""
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
+        value = parse_yaml(text)
+    except ValueError:
         return canonical(text)
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         value = float(value)

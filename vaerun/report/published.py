@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vaerun.errors import InputError
+from vaerun.plain_yaml import read_yaml
 from vaerun.report.cells import TITLES
 from vaerun.report.protocol import canonical, nearest
 from vaerun.report.runs import Run
@@ -100,7 +99,7 @@ def _ours(run: Run, key: str) -> str:
 
 @cache
 def _all() -> dict[str, Any]:
-    found = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+    found = read_yaml(Path(__file__).parent / "published.yaml")
     assert isinstance(found, dict)
     return found
 

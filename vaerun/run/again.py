@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +20,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
 from vaerun.foreign import printable, printable_lines
+from vaerun.plain_yaml import parse_yaml, read_yaml
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
@@ -115,17 +115,17 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
                 f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys"
             )
         try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise InputError(f"cannot read the value of '{word}': {' '.join(str(error).split())}") from error
+            parsed = parse_yaml(value)
+        except ValueError as error:
+            raise InputError(f"cannot read the value of '{printable(word, 100)}': {printable(error, 200)}") from error
         if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(parsed, str)):
             raise InputError(f"cannot set '{word}': of `trainer` only trainer.device=auto, cpu, cuda, cuda:N or mps")
         if key == "data":
-            parsed = yaml.safe_load(group_file("data", value).read_text(encoding="utf-8"))
+            parsed = read_yaml(group_file("data", value))
         try:
             OmegaConf.update(found, key, parsed, merge=True)
         except (OmegaConfBaseException, AttributeError, ValueError) as error:
-            raise InputError(f"cannot set '{word}': {' '.join(str(error).split())}") from error
+            raise InputError(f"cannot set '{printable(word, 100)}': {printable(error, 200)}") from error
     container = OmegaConf.to_container(found, resolve=False)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
@@ -136,7 +136,7 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
     plain: dict[str, Any] = asdict(run.config)
     data = given.get("data", {})
     before = plain["data"]
-    known = yaml.safe_load(group_file("data", data.get("name", before["name"])).read_text(encoding="utf-8"))
+    known = read_yaml(group_file("data", data.get("name", before["name"])))
     for key in data:
         if key not in known or (key == "source" and "name" not in data):
             raise InputError(f"data.{key} is no key of data={known['name']} that can be set")
@@ -157,7 +157,7 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
 def _check_evaluation_keys(run: Run, given: dict[str, Any]) -> None:
     """Raises InputError for keys of `evaluation` that mean nothing for the run's family of models."""
     file = "adversarial" if run.config.model.family == "adversarial" else "default"
-    known = yaml.safe_load(group_file("evaluation", file).read_text(encoding="utf-8"))
+    known = read_yaml(group_file("evaluation", file))
     for key, value in given.items():
         if key in ("gaps", "gradient_noise", "parzen"):  # of which there is more to say
             continue

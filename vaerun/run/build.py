@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
@@ -17,6 +16,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Adversarial, Variational, WarmUp
+from vaerun.plain_yaml import read_yaml
 from vaerun.plugins import bind, build, check_options, group_file, resolve
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
 from vaerun.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
@@ -188,7 +188,7 @@ def named_estimators(names: list[str]) -> dict[str, Any]:
     found = {}
     for entry in names:
         name, slash, value = entry.partition("/")
-        plain = yaml.safe_load(group_file("estimator", name).read_text(encoding="utf-8"))
+        plain = read_yaml(group_file("estimator", name))
         option = next((k for k in ("alpha", "control_variate") if k in plain), None)
         if slash and (option is None or not value):
             why = "has no option to set" if option is None else f"needs a value of {option} after the slash"
