@@ -15,7 +15,7 @@ import vaerun
 ROOT = Path(vaerun.__file__).parent
 
 # Free for all; they know nothing but each other.
-HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events", "foreign", "archives"}
+HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events", "foreign", "archives", "plain_yaml"}
 
 LEVELS = {
     "nets": 0,
