@@ -110,7 +110,8 @@ def test_a_number_that_python_does_not_print(
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "make sense"),
-     (b'{"metrics": ' + b"9" * 5000 + b"}", "digits"), (b"\xff", "decode"), (b"", ""), (b"[]", "no result")],
+     (b'{"metrics": ' + b"9" * 5000 + b"}", "integer of 5000 characters"), (b"\xff", "decode"),
+     (b"", ""), (b"[]", "no result")],
 )  # fmt: skip
 def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content: bytes, said: str) -> None:
     (stranger / "result.json").write_bytes(content)
@@ -130,18 +131,62 @@ def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: 
     assert peak_bytes() - before < GIB // 2
 
 
-CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e\u200b\udcff\ud800"
+@pytest.mark.parametrize(
+    "change",
+    [lambda r: r["timing"].update(train_steps=2**63), lambda r: r["timing"].update(train_steps=2**63 - 1),
+     lambda r: r["timing"].update(train_steps=10**400), lambda r: r["timing"].update(train_steps=1e30),
+     lambda r: r["timing"].update(train_steps="9" * 4000), lambda r: r["timing"].update(train_steps=-1),
+     lambda r: r["protocol"].update(selected_epoch=-1e400), lambda r: r["protocol"].update(selected_epoch=1e300),
+     lambda r: r["environment"].update(x=-(2**63) - 1), lambda r: r["metrics"].update({"a": [{"b": 10**20}]}),
+     lambda r: r["metrics"].update({"\udfff": 1}), lambda r: r.update(x=[{"y": "a\ud800"}])],
+)  # fmt: skip
+def test_a_record_that_cannot_be_written_again(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:
+    """It is refused before the work, not after it: with nothing in metrics.jsonl and no file of TensorBoard's."""
+    with_record(stranger, change)
+    before = {p: p.read_bytes() for p in stranger.rglob("*") if p.is_file() and p.name != ".lock"}
+    opened = open_all(stranger, capsys, ("eval",))
+    assert opened.codes["eval"] == 2
+    assert opened.text.count("\n") == 1
+    assert "result.json" in opened.text
+    assert {p: p.read_bytes() for p in stranger.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    opened = open_all(stranger, capsys, ("table",))
+    assert set(opened.codes.values()) <= {0, 2}
+    innocent(opened, stranger, cache)
 
 
-def polluted(value: Any) -> Any:
+def test_whole_letters_may_be_escaped(stranger: Path, capsys: Any) -> None:
+    with_record(stranger, lambda record: record.update(x="\U0001f600", y="\\ud800"))
+    assert "\\ud83d" in (stranger / "result.json").read_text()
+    assert open_all(stranger, capsys, ("eval",)).codes["eval"] == 0
+    assert json.loads((stranger / "result.json").read_text())["x"] == "\U0001f600"
+
+
+def test_names_that_are_no_unicode(stranger: Path, capsys: Any, here: Any, tmp_path: Path) -> None:
+    """A folder's name is bytes; what is recorded of it is text."""
+    odd = stranger.rename(stranger.with_name("odd\udcff"))
+    (odd / f"events.out.tfevents.{'9' * 200}.x").touch()  # whose successor would have a name too long for a file
+    opened = open_all(odd, capsys)
+    assert set(opened.codes.values()) == {0}, opened.text
+    clear(opened.text)
+    code, out, err = here("--check", f'output_dir="{tmp_path}/out\udcff"')
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "output_dir holds bytes that are no text" in err
+    assert not list(tmp_path.glob("out*"))
+
+
+CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e\u200b"
+HALVES = "\udcff\ud800"  # of letters: a record that has some is refused
+
+
+def polluted(value: Any, codes: str) -> Any:
     """The same with control codes in every text, keys too."""
     if isinstance(value, dict):
-        return {(k if k in _KEPT else k + CODES): polluted(v) for k, v in value.items()} | {
-            k: polluted(v) for k, v in value.items()
+        return {(k if k in _KEPT else k + codes): polluted(v, codes) for k, v in value.items()} | {
+            k: polluted(v, codes) for k, v in value.items()
         }
     if isinstance(value, list):
-        return [polluted(v) for v in value]
-    return value + CODES if isinstance(value, str) and value not in _KEPT else value
+        return [polluted(v, codes) for v in value]
+    return value + codes if isinstance(value, str) and value not in _KEPT else value
 
 
 _KEPT = {"ok", "nats per image"}
@@ -153,24 +198,25 @@ def clear(text: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["result.json", "config.yaml", "both", "names", "failed", "sweep.json"])
-def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str) -> None:
+@pytest.mark.parametrize("codes", [CODES, CODES + HALVES], ids=["codes", "halves"])
+def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str, codes: str) -> None:
     if which in ("result.json", "both"):
-        with_record(stranger, lambda record: record.update(polluted(record)))
+        with_record(stranger, lambda record: record.update(polluted(record, codes)))
     if which == "failed":
-        with_record(stranger, lambda record: record.update(status="failed", error=CODES))
+        with_record(stranger, lambda record: record.update(status="failed", error=codes))
     if which in ("config.yaml", "both"):
         path = stranger / ".hydra" / "config.yaml"
-        plain = polluted(yaml.safe_load(path.read_text()))
+        plain = polluted(yaml.safe_load(path.read_text()), codes)
         path.write_text(yaml.safe_dump(json.loads(json.dumps(plain).replace("\\udcff", "").replace("\\ud800", ""))))
     if which == "names":
-        odd = stranger.parent / f"odd{CODES.replace(chr(0xD800), '')}" / "run"
+        odd = stranger.parent / f"odd{codes.replace(chr(0xD800), '')}" / "run"
         odd.parent.mkdir()
         stranger.rename(odd)
         (odd / "result.json").write_text("{")
         stranger = odd.parent
     if which == "sweep.json":
-        jobs = [{"folder": CODES, "words": [CODES], "config": {"model": {"name": CODES}}, "total_steps": CODES}]
-        (stranger / "sweep.json").write_text(json.dumps({"jobs": jobs, "command": [CODES]}))
+        jobs = [{"folder": codes, "words": [codes], "config": {"model": {"name": codes}}, "total_steps": codes}]
+        (stranger / "sweep.json").write_text(json.dumps({"jobs": jobs, "command": [codes]}))
     opened = open_all(stranger, capsys)
     clear(opened.text)
     assert "Traceback" not in opened.text
@@ -183,7 +229,9 @@ def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None
     record = json.loads((stranger / "result.json").read_text())
     for key in ("likelihood", "binarize", "evaluated_split"):
         clear(
-            table(record | {"protocol": record["protocol"] | {key: CODES}, "model": CODES}, stranger).replace("�", "")
+            table(record | {"protocol": record["protocol"] | {key: CODES + HALVES}, "model": CODES}, stranger).replace(
+                "�", ""
+            )
         )
 
 

@@ -32,9 +32,9 @@ def cut(folder: Path, known: dict[str, int]) -> None:
 
 
 def _second(name: str) -> int:
-    """What a file's name says when it was made; -1: it says nothing."""
+    """What a file's name says when it was made; -1: nothing, or a time far from any clock's."""
     part = name.split(".")[3:4]
-    return int(part[0]) if part and part[0].isdecimal() else -1
+    return int(part[0]) if part and part[0].isdecimal() and len(part[0]) <= 10 else -1
 
 
 class Events:

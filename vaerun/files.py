@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import filelock
 
 from vaerun.errors import RunError
-from vaerun.foreign import open_regular
+from vaerun.foreign import open_regular, parse_json
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of files that are being written, `.NAME.PID.tmp`; a process that is killed leaves them."""
@@ -112,8 +112,12 @@ def _remove_if_stale(file: Path) -> None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """A record as indented JSON; numbers that JSON does not know (NaN, infinities) become null."""
-    write_atomically(path, (json.dumps(finite(record), indent=2, ensure_ascii=False) + "\n").encode())
+    """A record as indented JSON.
+
+    Numbers that JSON does not know (NaN, infinities) become null, and bytes of a path that are no unicode become ?.
+    """
+    text = json.dumps(finite(record), indent=2, ensure_ascii=False)
+    write_atomically(path, f"{text}\n".encode("utf-8", "replace"))
 
 
 def finite(value: Any) -> Any:
@@ -147,8 +151,8 @@ def last_records(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # the first one may be cut, the last one still being written
+            record = parse_json(line.decode())
+        except ValueError:  # the first one may be cut, the last one still being written
             continue
         if isinstance(record, dict):
             found.append(record)

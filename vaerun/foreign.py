@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ CONFIG_BYTES = MIB  # of a config.yaml, which has some 5 kB
 PLAN_BYTES = 256 * MIB  # of a sweep.json: some 5 kB for each job
 DEPTH = 50
 CONFIG_VALUES, JSON_VALUES = 10_000, 10_000_000
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # half of a letter: alone it is no unicode, and no file takes it
 
 
 def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
@@ -76,13 +78,29 @@ def read_bytes(path: Path, most: int, within: Path | None = None) -> bytes:
 
 
 def read_json(path: Path, most: int = RECORD_BYTES, within: Path | None = None) -> Any:
-    """A JSON file's value."""
-    try:
-        found = json.loads(read_bytes(path, most, within).decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    """A JSON file's value, of which every part can be written again: integers of 64 bits, text that is unicode."""
+    found = parse_json(read_bytes(path, most, within).decode("utf-8"))
     check_size(found, JSON_VALUES)
     return found
+
+
+def parse_json(text: str) -> Any:
+    """A JSON text's value. Raises ValueError for what is none, and as read_json says."""
+    try:
+        found = json.loads(text, parse_int=_whole)
+        if _HALF.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has text that is no unicode: half a letter") from error
+    return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"it has an integer of {len(text)} characters, which is none of 64 bits")
+    return int(text)
 
 
 def read_config(path: Path, within: Path | None = None) -> Any:
@@ -115,6 +133,15 @@ def check_size(value: Any, most: int) -> None:
             raise ValueError("nested too deeply" if depth > DEPTH else "too many values")
         if isinstance(item, dict | list | tuple | set):
             stack += [(part, depth + 1) for part in (item.values() if isinstance(item, dict) else item)]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a file takes this text: a path's bytes and an escape of JSON can be halves of letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: object, most: int | None = None) -> str:

@@ -22,7 +22,7 @@ from omegaconf.errors import (
 
 from vaerun.errors import InputError
 from vaerun.files import flat
-from vaerun.foreign import printable
+from vaerun.foreign import is_unicode, printable
 from vaerun.schema import (
     AnnealingSettings,
     CodeSettings,
@@ -200,6 +200,8 @@ def _check_values(settings: Settings) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) >= 2**63 and key != "seed":  # of which there is more to say
                 raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(number, 30)}")
+            if isinstance(number, str) and not is_unicode(number):
+                raise InputError(f"{key} holds bytes that are no text in utf-8: {printable(number, 100)}; rename it")
     for key, (least, itself) in _LEAST.items():
         value = value_of(settings, key)
         if value is not None and not math.isfinite(value):

@@ -36,6 +36,7 @@ from vaerun.training.signals import Stop
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
+MOST_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
 
 
 def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None) -> dict[str, Any]:
@@ -97,6 +98,8 @@ def _facts(run: Run) -> tuple[int, float]:
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
         if not isinstance(run.result.get("evaluations", {}), dict):
             raise TypeError("evaluations is no mapping")
+        if not (0 <= steps < MOST_STEPS and 0 <= epoch < MOST_STEPS):
+            raise ValueError(f"after {steps:.4g} steps and {epoch:.4g} epochs")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         why = printable(f"{type(error).__name__}: {error}", 200)
         raise InputError(f"{run.folder / 'result.json'} is damaged ({why}): train the run again") from error
