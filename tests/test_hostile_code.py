@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hostility import innocent, open_all, sign, with_config
+from hostility import innocent, open_all, refused, sign, with_config
 
 import vaerun
 from vaerun import plugins
@@ -44,11 +44,54 @@ def test_only_parts_of_the_right_kind_are_made(stranger: Path, capsys: Any, cach
         (stranger / ".hydra" / "config.yaml").write_text(before)
 
 
+PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "unhashable": (lambda p: p["model"]["encoder"].update(activation=["relu"]), "unknown activation"),
+    "a decoder as encoder": (
+        lambda p: p["model"]["encoder"].update(_target_="vaerun.nets.MLPDecoder"),
+        "model.encoder (vaerun.nets.MLPDecoder) cannot be made of its options",
+    ),
+    "a layer as encoder": (
+        lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.linear"}),
+        "model.encoder (vaerun.nets.init.linear) cannot be made of its options",
+    ),
+    "a function as encoder": (
+        lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.initialise"}),
+        "model.encoder (vaerun.nets.init.initialise) cannot be made of its options",
+    ),
+    "a number as encoder": (
+        lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.whole_number", "least": 0}),
+        "model.inference (vaerun.inference.Amortised) cannot be made of its options",
+    ),
+    "a name without end": (
+        lambda p: p["model"]["encoder"].update(_target_="vaerun." + "a." * 400_000),
+        "names no part",
+    ),
+    "a name of a part too many": (
+        lambda p: p["estimator"]["function"].update(_target_="vaerun." + "a" * 200),
+        "names no part",
+    ),
+    "a warm-up without end": (lambda p: p["estimator"].update(kl_warmup_epochs=1e308), "estimator.kl_warmup_epochs"),
+    "a warm-up of 2^70 steps": (
+        lambda p: p["estimator"].update(kl_warmup_epochs=2.0**70),
+        "estimator.kl_warmup_epochs",
+    ),
+    "a number as a key": (lambda p: p["model"]["encoder"].update({1: 1}), "model.encoder"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_model_that_cannot_be_made(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
+    change, said = PARTS[name]
+    with_config(stranger, change)
+    text = refused(stranger, capsys, cache, said)
+    assert max(map(len, text.splitlines())) < 2000
+
+
 def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is where the object lives: a package that is trusted hands on what it has imported."""
     (tmp_path / "mine_of_the_user.py").write_text(
         "from os import system\nfrom subprocess import Popen\nfrom functools import partial\n"
-        "run = partial(system)\ndef own(x=0): return x\n"
+        "run = partial(system)\ndef own(x=0): return x\n_private, number = own, 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(InputError, match="outside vaerun and the trusted packages"):
@@ -56,9 +99,49 @@ def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch
     monkeypatch.setattr(plugins, "_trusted", set())
     plugins.trust("mine_of_the_user")
     assert plugins.resolve("mine_of_the_user.own", "vaerun.nets")() == 0
-    for alias in ("system", "Popen", "run", "partial"):
+    with pytest.raises(InputError, match="has no '_private' to be chosen"):
+        plugins.resolve("mine_of_the_user._private", "vaerun.nets")
+    for alias in ("system", "Popen", "run", "partial", "number"):
         with pytest.raises(InputError, match="no class or function of a trusted package"):
             plugins.resolve(f"mine_of_the_user.{alias}", "vaerun.nets")
+
+
+class Unhomely:
+    """Of a trusted package by its name, and nothing to call."""
+
+    __module__ = "vaerun.nets.mlp"
+
+
+def test_what_cannot_be_called_is_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaerun import nets
+
+    monkeypatch.setattr(nets, "thing", Unhomely(), raising=False)
+    with pytest.raises(InputError, match="no class or function"):
+        plugins.resolve("vaerun.nets.thing", "vaerun.nets")
+
+
+def test_a_module_whose_name_begins_alike_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vaerun.netsX is not vaerun.nets."""
+    from vaerun import nets
+
+    def part() -> None: ...
+
+    monkeypatch.setattr(nets, "part", part, raising=False)
+    for home, kind in (("vaerun.netsX", "other"), ("vaerun.nets_of.mlp", "other"), ("vaerun.nets.new", "right")):
+        part.__module__ = home
+        if kind == "right":
+            assert plugins.resolve("vaerun.nets.part", "vaerun.nets") is part
+        else:
+            with pytest.raises(InputError, match="not of the kind that is needed here"):
+                plugins.resolve("vaerun.nets.part", "vaerun.nets")
+
+
+def test_a_private_name_is_none_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaerun import nets
+
+    monkeypatch.setattr(nets, "_Part", nets.MLPEncoder, raising=False)
+    with pytest.raises(InputError, match="has no '_Part' to be chosen"):
+        plugins.resolve("vaerun.nets._Part", "vaerun.nets")
 
 
 def test_a_directory_trusts_nobody(stranger: Path, capsys: Any, cache: Path) -> None:

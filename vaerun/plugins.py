@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
+from vaerun.foreign import printable
+
+MOST_LETTERS = 200  # of a part's name
+_UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 _trusted: set[str] = set()
 
@@ -89,6 +93,8 @@ def resolve(target: str, kind: str) -> Any:
 
     Raises InputError where there is none, its package is not trusted, or it is of another kind.
     """
+    if len(str(target)) > MOST_LETTERS:  # importing goes down one call for each part of a name
+        raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} characters: it names no part")
     module_name, _, attribute = str(target).rpartition(".")
     if module_name.split(".")[0] not in trusted():
         raise InputError(
@@ -117,13 +123,13 @@ def resolve(target: str, kind: str) -> Any:
 def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
     """A function with the options of `spec` bound, or an instance of a class made with them.
 
-    Raises InputError for options that it does not take.
+    Raises InputError for options that it does not take, or a class that cannot be made of them.
     """
     target = resolve(spec.get("_target_", ""), kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
     check_options(target, where, spec, (), given, inspect.isclass(target))
     if inspect.isclass(target):
-        return target(**given)
+        return _made(target, where, spec, (), given)
     return update_wrapper(partial(target, **given), target)  # with what the function says of itself
 
 
@@ -147,11 +153,24 @@ def build(spec: Mapping[str, Any], *args: Any, kind: str, where: str) -> Any:
         kind: see resolve.
         where: the configuration key, for messages.
 
-    Raises InputError for keys that the target does not take or misses.
+    Raises InputError for keys that the target does not take or misses, and where it cannot be made of their values.
     """
     if "_target_" not in spec:
         raise InputError(f"{where} has no _target_")
     target = resolve(spec["_target_"], kind)
     given = {k: v for k, v in spec.items() if k != "_target_"}
     check_options(target, where, spec, args, given, True)
-    return target(*args, **given)
+    return _made(target, where, spec, args, given)
+
+
+def _made(target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    # Values of a wrong type, or a part in another one's place: the configuration's fault, and it may be a stranger's.
+    try:
+        return target(*args, **given)
+    except InputError:
+        raise
+    except _UNFIT as error:
+        why = printable(f"{type(error).__name__}: {error}", 200)
+        raise InputError(
+            f"{where} ({spec['_target_']}) cannot be made of its options ({why}): give others, or choose another part"
+        ) from error

@@ -28,7 +28,7 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name. Raises InputError for an unknown one."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InputError(f"unknown activation '{name}': choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

@@ -165,8 +165,10 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
     if e.kl_warmup_epochs:
         if e.kl_weight is None:
             raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} takes no KL weight")
-        steps = math.ceil(e.kl_warmup_epochs * math.ceil(images / t.batch_size))
-        warm_up = WarmUp(e.kl_weight, steps)
+        steps = e.kl_warmup_epochs * math.ceil(images / t.batch_size)
+        if not steps < 2**63:
+            raise InputError(f"estimator.kl_warmup_epochs={e.kl_warmup_epochs:g} has more steps than can be counted")
+        warm_up = WarmUp(e.kl_weight, math.ceil(steps))
     return Variational(model, estimator, e.samples, warm_up)
 
 
