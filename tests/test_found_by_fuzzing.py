@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,31 @@ def test_parameters_that_are_none(copied: Callable[..., Path], command_environme
     run = copied("model=vae", *SMALL)
     torch.save({"objective": objective}, run / "checkpoints" / "best.pt")
     with pytest.raises(InputError, match="cannot use"):
+        package.load_run(run).model  # noqa: B018
+
+
+class Disguised:
+    """Pickled as an OrderedDict with a number where this method is."""
+
+    def __init__(self, state: dict[str, Any], method: str) -> None:
+        self.state, self.method = state, method
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (), {self.method: 1}, None, iter(self.state.items())
+
+
+@pytest.mark.parametrize("method", ["values", "items", "keys", "get", "copy", "__len__", "_metadata"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_checkpoint_that_hides_its_methods(
+    copied: Callable[..., Path], command_environment: None, method: str, whole: bool
+) -> None:
+    run = copied("model=vae", *SMALL)
+    path = run / "checkpoints" / "best.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(
+        Disguised(state, method) if whole else state | {"objective": Disguised(state["objective"], method)}, path
+    )
+    with suppress(InputError):
         package.load_run(run).model  # noqa: B018
 
 

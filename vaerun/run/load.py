@@ -19,7 +19,7 @@ from vaerun.run.allocations import Allocations, TooLarge
 from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
 from vaerun.run.record import read_result
 from vaerun.settings import Settings, check, fingerprint
-from vaerun.training.checkpoint import Damaged, load
+from vaerun.training.checkpoint import Damaged, load, plain
 
 _BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
 
@@ -57,8 +57,8 @@ class Run:
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
         remedy = "bring back the file, or train the run again"
         try:
-            state = load(path, self.device, self.folder)["objective"]
-            if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            state = plain(load(path, self.device, self.folder)["objective"], "it holds no parameters")
+            if not all(isinstance(value, torch.Tensor) for value in state.values()):
                 raise Damaged("it holds no parameters")
             room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
         except (Damaged, KeyError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,17 @@ def load(path: Path, device: torch.device | str = "cpu", within: Path | None = N
         state = read_tensors(path, device, within)
     except Exception as error:  # zipfile, pickle and torch know a dozen kinds for damage
         raise Damaged(printable(error, 200) or type(error).__name__) from error
-    if not isinstance(state, dict):
-        raise Damaged("it holds no checkpoint of vaerun's")
-    return state
+    return plain(state, "it holds no checkpoint of vaerun's")
+
+
+def plain(state: Any, otherwise: str) -> dict[str, Any]:
+    """A dictionary of a file, as one without attributes: a file can give an OrderedDict some in its methods' place.
+
+    Raises Damaged with the message `otherwise` for anything else.
+    """
+    if type(state) not in (dict, OrderedDict):
+        raise Damaged(otherwise)
+    return dict(dict.items(state))
 
 
 class Store:
