@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 import yaml
 from hostility import innocent, open_all, peak_bytes, refused, with_config, with_record
 
+from vaerun import foreign, plain_yaml
+from vaerun.run import load
 from vaerun.settings import fingerprint
 
 GIB = 1 << 30
@@ -45,6 +49,19 @@ def test_nothing_is_interpolated(
     assert opened.codes["load_run"] == opened.codes["eval"] == 2
     innocent(opened, stranger, cache)
     assert "hushhush" not in opened.text
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [{"${oc.env:SECRET}": 1}, {"a": {"x${seed}": {}}}, {"a": [{"b": [{"${seed}": 1}]}]}, {"a": "???"}, {"???": 1}],
+    ids=str,
+)
+def test_keys_are_looked_at_as_values_are(
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, plain: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("SECRET", "hushhush")
+    with_config(stranger, lambda config: config["evaluation"].update(sets=plain))
+    assert "hushhush" not in refused(stranger, capsys, cache, "is no configuration that vaerun has written")
 
 
 BOMB = "a: &a {x: 1}\n" + "".join(
@@ -86,6 +103,29 @@ def test_configurations_that_are_none(stranger: Path, capsys: Any, cache: Path, 
     before = peak_bytes()
     refused(stranger, capsys, cache, "config.yaml")
     assert peak_bytes() - before < GIB // 4
+
+
+def test_too_many_values_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> None:
+        raise AssertionError("made")
+
+    monkeypatch.setattr(plain_yaml.yaml, "load", load)
+    (tmp_path / "a.yaml").write_text("a:\n" + "- 1\n" * 60_000)
+    with pytest.raises(ValueError, match="too many values"):
+        foreign.read_config(tmp_path / "a.yaml")
+
+
+def test_a_file_that_holds_more_than_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may grow while it is read, and files of the system's say that they have no bytes."""
+    path = Path("/proc/self/status")
+    if not path.exists():  # a system without it
+        path = tmp_path / "grown"
+        path.write_bytes(b"x" * 200)
+        monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((stat.S_IFREG, *[0] * 9)))
+    whole = foreign.read_bytes(path, 1 << 20)
+    assert len(whole) > 100
+    with pytest.raises(ValueError, match=r"it has 101 bytes, where at most 100 make sense"):
+        foreign.read_bytes(path, 100)
 
 
 @pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0b" + "1" * 20_000, "0" + "7" * 5000, "9" * 5000])
@@ -172,6 +212,22 @@ def test_names_that_are_no_unicode(stranger: Path, capsys: Any, here: Any, tmp_p
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "output_dir holds bytes that are no text" in err
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("times", "said"), [(3, "size mismatch"), (5, "far larger than the parameters")])
+def test_a_model_of_four_times_its_checkpoint(
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int, said: str
+) -> None:
+    """It is refused from there on, and what it may have besides is 256 MiB."""
+    assert load._BESIDES_PARAMETERS == 256 << 20
+    monkeypatch.setattr(load, "_BESIDES_PARAMETERS", 0)
+
+    def change(plain: dict[str, Any]) -> None:
+        for part in ("encoder", "decoder"):
+            plain["model"][part]["hidden"] = [8 * times]
+
+    with_config(stranger, change)
+    refused(stranger, capsys, cache, said)
 
 
 CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e\u200b"
