@@ -237,6 +237,7 @@ LONG = "0x" + "f" * 5000
         f"evaluation.annealing.chains={LONG}",
         f"evaluation.samples={'9' * 5000}",
         f"seed=1{':1' * 50_000}",
+        "evaluation.arithmetic=[[2]]",
         f"evaluation.arithmetic=['{'9' * 5000}']",
         f"seed={'[' * 100_000}",
         f"seed={'{a: ' * 20_000}",

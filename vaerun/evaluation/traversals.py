@@ -106,6 +106,8 @@ def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]
     Raises InputError, naming the token, for anything else, and for a name that no set has.
     """
     where, terms, sign = "evaluation.arithmetic", list[tuple[int, str | int]](), 0
+    if not isinstance(expression, str):  # OmegaConf lets a list stand where its list has texts
+        raise InputError(f"{where} is a list of texts such as smiling - neutral + 7, got {expression!r} in it")
     tokens = _TOKEN.findall(expression)
     if not tokens:
         raise InputError(f"{where} is empty: join sets and sample numbers by + and -, such as smiling - neutral + 7")
