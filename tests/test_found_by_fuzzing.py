@@ -248,3 +248,18 @@ LONG = "0x" + "f" * 5000
 def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, word: str) -> None:
     code, out, err = evaluate(f"run={copied('model=vae', *SMALL)}", word)
     assert (code, out, err.count("\n")) == (2, "", 1), err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model=infogan", "model.codes.categorical=[[10]]"], "model.codes.categorical must be a list of whole numbers"),
+        (["model=gan", "evaluation.observation.variances=[[1]]"], "variances must be a list of numbers"),
+    ],
+)
+def test_overrides(here: Command, command_environment: None, tmp_path: Path, words: list[str], says: str) -> None:
+    """Values of another kind, in models that take other settings than the default."""
+    code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert not (tmp_path / "run").exists()

@@ -45,8 +45,9 @@ NARROWER = {
     "training": {"data", "objectives"},  # knows objectives and batches only
     "report": set[str](),  # reads files only
 }
-SEES_CONFIG = {"run", "sweep", "cli"}  # besides these two:
-SCHEMA = {"settings", "schema"}
+SEES_CONFIG = {"run", "sweep", "cli"}  # besides these:
+SCHEMA = {"settings", "allowed", "schema"}
+BELOW = {("settings", "allowed"), ("settings", "schema"), ("allowed", "schema")}
 CONFIG = {"hydra", "omegaconf"}
 
 
@@ -91,7 +92,7 @@ def violations(source: str, module: str, package: bool = False) -> list[str]:
             continue
         target = inner.split(".")[0]
         if own in HELPERS or own in SCHEMA:
-            allowed = target in HELPERS or (own, target) == ("settings", "schema")
+            allowed = target in HELPERS or (own, target) in BELOW
         elif own == "" or target in HELPERS or target == own:  # own == "": vaerun/__init__.py, which offers all
             allowed = True
         elif target in SCHEMA:
