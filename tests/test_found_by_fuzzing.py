@@ -253,7 +253,15 @@ def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["model=infogan", "model.codes.categorical=[[10]]"], "model.codes.categorical must be a list of whole numbers"),
+        (
+            ["model=infogan", "model.codes.categorical=[[10]]"],
+            "model.codes.categorical must be a list of whole numbers",
+        ),
+        (["model=gan", "model.discriminator.spectral_norm=abc"], "spectral_norm must be true or false, got abc"),
+        (["model=dcgan", "model.generator.batch_norm=1"], "model.generator.batch_norm must be true or false, got 1"),
+        (["model=dcgan", "model.discriminator.batch_norm=null"], "batch_norm must be true or false, got None"),
+        (["model=dcgan", "model.discriminator.spectral_norm=[]"], "spectral_norm must be true or false, got []"),
+        (["model=gan", "estimator.discriminator_steps=1000000000000"], "discriminator_steps must be at most 1000000,"),
         (["model=gan", "evaluation.observation.variances=[[1]]"], "variances must be a list of numbers"),
     ],
 )

@@ -62,6 +62,7 @@ LEAST: dict[str, tuple[float, bool]] = {
 # Largest allowed value: what is computed from it must fit its kind of number, or end.
 MOST: dict[str, float] = {
     "estimator.kl_warmup_epochs": 1e9,
+    "estimator.discriminator_steps": 10**6,
     "trainer.epochs": 10**9,
     "trainer.checkpoint_seconds": 1e9,
     "trainer.replicas": 1000,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from vaerun.errors import InputError
-from vaerun.nets.init import check_widths, join, linear, whole_number
+from vaerun.nets.init import check_widths, flag, join, linear, whole_number
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
 SLOPE = 0.2  # of leaky ReLU in discriminators
@@ -102,7 +102,7 @@ class MLPDiscriminator(nn.Module):
         super().__init__()
         widths = [math.prod(image_shape) + context, *check_widths("discriminator.hidden", hidden)]
         self.layers = nn.ModuleList(linear(a, b, "leaky_relu") for a, b in pairwise(widths))
-        self.spectral_norm, self.features = spectral_norm, widths[-1]
+        self.spectral_norm, self.features = flag("model.discriminator.spectral_norm", spectral_norm), widths[-1]
         if spectral_norm:
             for layer in self.layers:
                 with_spectral_norm(layer)
@@ -144,6 +144,7 @@ class ConvGenerator(nn.Module):
         super().__init__()
         sizes = halvings(*image_shape[1:])[::-1]
         levels = len(sizes) - 1
+        flag("model.generator.batch_norm", batch_norm)
         channels = [whole_number("model.generator.width", width, 1) * 2**i for i in reversed(range(levels))]
         self.start = (channels[0], *sizes[0])
         widths = [latent_dim + context, *check_widths("generator.dense", dense)]
@@ -206,6 +207,8 @@ class ConvDiscriminator(nn.Module):
         super().__init__()
         sizes = halvings(*image_shape[1:])
         levels = len(sizes) - 1
+        flag("model.discriminator.batch_norm", batch_norm)
+        flag("model.discriminator.spectral_norm", spectral_norm)
         channels = [whole_number("model.discriminator.width", width, 1) * 2**i for i in range(levels)]
         self.label_channel = nn.Linear(context, math.prod(image_shape[1:]), bias=False) if context else None
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()

@@ -28,7 +28,7 @@ def window_size(what: str, value: int | None) -> int | None:
     """N, or None for the whole image; raises InputError for a window of fewer than 2 points, which has no stride."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 2):
         raise InputError(f"{what} must be a whole number of at least 2, or null for the whole image, got {value}")
-    return value
+    return None if value is None else whole_number(what, value, 2)
 
 
 def piece_size(latent_dim: int, steps: int) -> int:
