@@ -163,6 +163,12 @@ TABLE: dict[str, list[str]] = {
     "model=sa_vae model.inference.step_size=1e40": ["model.inference.step_size must be between"],
     "trainer.epochs=10000000000": ["trainer.epochs must be at most 1000000000"],
     "trainer.replicas=1000000000000": ["trainer.replicas must be at most 1000,"],
+    "model.encoder.activation=[relu]": ["unknown activation '['relu']'", "leaky_relu"],
+    "'model.decoder.activation={a: 1}'": ["unknown activation"],
+    "model.encoder.hidden=[9223372036854775807]": ["encoder.hidden must list at most 1000000000, got"],
+    "model=draw model.encoder.hidden=1000000000000": ["model.encoder.hidden must be at most 1000000000, got"],
+    "model=draw model.decoder.write_size=1000000000000": ["model.decoder.write_size must be at most 1000000000, got"],
+    "estimator.samples=1000000000000": ["memory ran out for two images", "lower estimator.samples=1000000000000"],
     "estimator.samples=0": ["estimator.samples must be at least 1"],
     "evaluation.samples=0": ["evaluation.samples must be at least 1"],
     # data

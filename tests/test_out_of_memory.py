@@ -127,6 +127,7 @@ def test_no_room_for_a_single_image(
 def test_other_errors_are_no_lack_of_memory() -> None:
     assert out_of_memory(MemoryError())
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert out_of_memory(RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 64]"))
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
     def fail(start: int, stop: int, at_once: int) -> int:
@@ -172,9 +173,11 @@ def test_a_run_notes_it(
     assert line in (tmp_path / "run" / "run.log").read_text()
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("error", [RuntimeError(CPU), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
 def test_training_says_what_it_tried(
     error: Exception,
+    samples: int,
     here: Callable[..., tuple[int, str, str]],
     command_environment: None,
     tmp_path: Path,
@@ -189,12 +192,15 @@ def test_training_says_what_it_tried(
         return loss(self, phase, step, batch)
 
     monkeypatch.setattr(Variational, "loss", limited)
-    code, _, err = here(*words)
+    code, _, err = here(*words, f"estimator.samples={samples}")
     assert code == 1
     (line,) = err.splitlines()
-    assert line == (
-        "vaerun: error: memory ran out in training with trainer.batch_size=77: lower it, or the model's size"
+    tried = (
+        "trainer.batch_size=77: lower it"
+        if samples == 1
+        else "trainer.batch_size=77 and estimator.samples=3: lower them"
     )
+    assert line == f"vaerun: error: memory ran out in training with {tried}, or the model's size"
 
 
 REAL = """

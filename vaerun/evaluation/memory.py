@@ -21,9 +21,11 @@ Note = Callable[[str], None]
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out, the device's or the machine's."""
-    # torch has a type of its own for devices only; on the CPU it is a RuntimeError of the allocator's.
+    # torch has a type of its own for devices only; on the CPU it is a RuntimeError of the allocator's, or of
+    # what counts the bytes for it.
+    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
 
 

@@ -213,9 +213,12 @@ class Course:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            tried = [f"trainer.batch_size={self.settings.trainer.batch_size}"]
+            if self.settings.estimator.samples > 1:
+                tried.append(f"estimator.samples={self.settings.estimator.samples}")
+            what = "them" if len(tried) > 1 else "it"
             raise RunError(
-                f"memory ran out in training with trainer.batch_size={self.settings.trainer.batch_size}: lower it, or "
-                "the model's size"
+                f"memory ran out in training with {' and '.join(tried)}: lower {what}, or the model's size"
             ) from error
 
     def _compared(self, found: dict[str, dict[str, float]]) -> None:
