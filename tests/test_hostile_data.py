@@ -20,6 +20,7 @@ from evaluating import SMALL
 from hostility import innocent, open_all, peak_bytes, watched
 from torchvision import datasets
 
+from vaerun import archives
 from vaerun.archives import read_npz
 from vaerun.cli import evaluate
 from vaerun.data import sources
@@ -67,6 +68,16 @@ def with_dictionary(path: Path, size: int) -> Path:
     start = 30 + len("train_images.npy") + 5  # the local header, its name; version, length and first property of LZMA
     assert int.from_bytes(content[start : start + 4], "little") == 1 << 23
     content[start : start + 4] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def changed(path: Path, offset: int, value: bytes) -> Path:
+    """A stored array, with other bytes at this place of both its headers (counted in the directory's)."""
+    content = bytearray(npz(path, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_STORED).read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    for start in (entry + offset, offset - 2):  # the local header lacks the version of its maker
+        content[start : start + len(value)] = value
     path.write_bytes(content)
     return path
 
@@ -123,6 +134,31 @@ def test_an_archive_may_be_compressed_by_lzma(tmp_path: Path) -> None:
     """As data sets are that had to be small; up to the dictionary of its strongest setting."""
     for size in (1 << 23, 1 << 26):
         assert read_npz(with_dictionary(tmp_path / "a.npz", size))["train_images"].shape == (64,)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "says"),
+    [
+        (24, (10**6).to_bytes(4, "little"), "sizes of its part train_images.npy contradict each other"),
+        (8, b"\x01", "train_images.npy is compressed or encrypted in another way"),
+    ],
+)
+def test_headers_of_a_stored_array(tmp_path: Path, offset: int, value: bytes, says: str) -> None:
+    """Its size once it is unpacked, and the bit that says that it is encrypted."""
+    assert read_npz(changed(tmp_path / "a.npz", 8, b"\x00"))["train_images"].shape == (64,)
+    with pytest.raises(ValueError, match=says):
+        read_npz(changed(tmp_path / "a.npz", offset, value))
+
+
+def test_bytes_behind_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header's check finds them first; what has read the array looks as well."""
+    array = npy((64,), bytes(64))
+    path = npz(tmp_path / "a.npz", {"train_images.npy": array + array})
+    with pytest.raises(ValueError, match="is not that of the"):
+        read_npz(path)
+    monkeypatch.setattr(archives, "check_header", lambda *_: None)
+    with pytest.raises(ValueError, match="more than one array in a part"):
+        read_npz(path)
 
 
 def refused(folder: Path, *words: str) -> None:
