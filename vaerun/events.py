@@ -15,6 +15,7 @@ from typing import Any
 from vaerun.files import sync_folder
 
 FILES = "events.out.tfevents.*"
+DIGITS = 10  # of the seconds in a name, until the year 2286
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -32,9 +33,10 @@ def cut(folder: Path, known: dict[str, int]) -> None:
 
 
 def _second(name: str) -> int:
-    """What a file's name says when it was made; -1: nothing, or a time far from any clock's."""
+    """What a file's name says when it was made; -1: it says nothing, or what no later name could follow."""
     part = name.split(".")[3:4]
-    return int(part[0]) if part and part[0].isdecimal() and len(part[0]) <= 10 else -1
+    second = int(part[0]) if part and part[0].isdecimal() and len(part[0]) <= DIGITS else -1
+    return second if second < 10**DIGITS - 1 else -1
 
 
 class Events:
@@ -54,7 +56,7 @@ class Events:
         self._event = Event
         # Readers take the files in the order of their names, whatever the clock does meanwhile.
         second = max(int(time.time()), *(_second(name) + 1 for name in sizes(folder)), 0)
-        name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"
+        name = f"events.out.tfevents.{second:0{DIGITS}d}.{socket.gethostname()}.{os.getpid()}.0"
         self._file = open(folder / name, "wb")  # noqa: SIM115
         self._records = RecordWriter(self._file)
         version, source = "brain.Event:2", SourceMetadata(writer="vaerun")
