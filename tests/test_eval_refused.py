@@ -35,7 +35,7 @@ from vaerun.settings import fingerprint
         (["trainer.device=quantum"], "is no device"),
         (["trainer.device.x=1"], "trainer.device"),
         (["trainer.device=[cpu]"], "trainer.device"),
-        (["evaluation.split=2001-99-99"], "cannot read the value"),
+        (["evaluation.split=2001-99-99"], "evaluation.split=2001-99-99: choose one of"),
         (["data.source.x=1"], "data.source is no key"),
         (["data.path=x"], "data.path is no key of data=digits"),
         (["data.image_size=3"], "data.image_size is no key"),
@@ -46,6 +46,21 @@ from vaerun.settings import fingerprint
         (["evaluation.arithmetic=[{a: 1}]"], "evaluation.arithmetic must be a list of words"),
         (["evaluation.noise.estimators=[[elbo]]"], "evaluation.noise.estimators must be a list of words"),
         (["evaluation.gap.tolerance=1e308"], "evaluation.gap.tolerance must be between"),
+        (
+            ["evaluation.annealing=1"],
+            "is a group of settings: give evaluation.annealing.KEY=VALUE",
+        ),
+        (["evaluation.annealing=[1]"], "evaluation.annealing is a group of settings"),
+        (["evaluation.gap=null"], "evaluation.gap is a group of settings"),
+        (["evaluation.=1"], "unknown key 'evaluation.':"),
+        (["evaluation..samples=3"], "unknown key 'evaluation..samples':"),
+        (["evaluation.[0]=3"], "unknown key 'evaluation.[0]':"),
+        (["seed.=1"], "unknown key 'seed.':"),
+        (["evaluation.split=???"], "evaluation.split must be given: evaluation.split=VALUE"),
+        (["seed=???"], "seed must be given"),
+        (["data.root=???"], "data.root must be given"),
+        (["evaluation.images=1:30"], "evaluation.images: Value '1:30'"),
+        (["evaluation.images=!!int ''"], "cannot read the value"),
         (["evaluation.annealing.temperatures=0", "evaluation.ais=true"], "evaluation.annealing.temperatures"),
         (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
@@ -132,6 +147,28 @@ def test_nothing_is_written_through_a_link(run: Path, evaluate: Evaluate, tmp_pa
     assert (code, err.count("\n")) == (2, 1)
     assert "is a link" in err
     assert state(outside) == before
+
+
+def test_figures_that_cannot_be_put_anywhere(run: Path, evaluate: Evaluate) -> None:
+    """Said before the work, not after it."""
+    assert evaluate(f"run={run}")[0] == 0
+    (own,) = (path for path in (run / "figures").iterdir() if path.is_dir())
+    for place in (own, run / "figures"):
+        shutil.rmtree(place)
+        place.write_text("mine")
+        before = state(run)
+        code, out, err = evaluate(f"run={run}")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{place} is no folder" in err
+        assert state(run) == before
+
+
+@pytest.mark.parametrize("second", ["9" * 10, "9" * 230])
+def test_events_of_no_time(run: Path, evaluate: Evaluate, second: str) -> None:
+    """The next file's name would be too long, or come before it."""
+    (run / f"events.out.tfevents.{second}").touch()
+    code, _, err = evaluate(f"run={run}")
+    assert code == 0, err
 
 
 def with_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -20,7 +20,7 @@ from vaerun.errors import InputError
 from vaerun.foreign import check_size, printable, printable_lines, read_config, read_json
 from vaerun.plugins import resolve
 from vaerun.report.text import clean, escape_csv, escape_markdown, escape_tex
-from vaerun.run.again import _parse
+from vaerun.run.given import parse
 from vaerun.run.load import _interpolates
 from vaerun.settings import check
 
@@ -110,7 +110,7 @@ def test_words_of_an_evaluation_are_read_or_refused(words: list[str]) -> None:
         [f"data={w}" for w in words],
     ):
         try:
-            assert isinstance(_parse(made), dict)
+            assert isinstance(parse(made), dict)
         except InputError as error:
             told(error)
 

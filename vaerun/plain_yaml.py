@@ -21,7 +21,7 @@ _WHOLE = re.compile(r"[-+]?(0|[1-9](_?[0-9])*)")
 
 
 class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's loader but for numbers."""
+    """PyYAML's loader but for numbers and dates."""
 
 
 def _letters(loader: Any, node: Any) -> str:
@@ -41,6 +41,10 @@ def _fraction(loader: Any, node: Any) -> float | str:
     return text if ":" in text else float(loader.construct_yaml_float(node))
 
 
+_Plain.yaml_implicit_resolvers = {  # a date is a word
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in _Plain.yaml_implicit_resolvers.items()
+}
 _Plain.add_constructor("tag:yaml.org,2002:int", _whole)
 _Plain.add_constructor("tag:yaml.org,2002:float", _fraction)
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "TableSettings",
     "TrainerSettings",
     "check",
+    "check_groups",
     "fingerprint",
     "identity",
     "is_incidental",
@@ -93,6 +95,8 @@ def check(cfg: DictConfig) -> Settings:
     """The composed configuration as typed settings. Raises InputError in one line for what does not fit."""
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(plain, dict)
+        check_groups(plain)
         merged = OmegaConf.merge(OmegaConf.structured(Settings), plain)
         absent = sorted(OmegaConf.missing_keys(merged))
         if absent:
@@ -113,6 +117,17 @@ def check(cfg: DictConfig) -> Settings:
     assert isinstance(settings, Settings)
     check_values(settings)
     return settings
+
+
+def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
+    """Raises InputError for a single value where the schema has keys: OmegaConf does not say which one it is."""
+    for name, hint in get_type_hints(schema).items():
+        group = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+        if group is None or name not in plain or plain[name] == "???" or (plain[name] is None and group is not hint):
+            continue
+        if not isinstance(plain[name], dict):
+            raise InputError(f"{prefix}{name} is a group of settings: give {prefix}{name}.KEY=VALUE")
+        check_groups(plain[name], group, f"{prefix}{name}.")
 
 
 def missing(text: str) -> str:

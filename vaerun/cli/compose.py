@@ -203,6 +203,12 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 return f"{name} is no setting of the {group} chosen here; {', '.join(elsewhere)} would have it"
             known = [*GROUPS, *_known_keys(arguments)]
             return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
+        merging = re.match(r"Error merging override (.+)", text)
+        if merging:
+            return (
+                f"cannot set '{merging.group(1)}': that is a list, a group of keys or a single value where another of "
+                "these belongs (vaerun --cfg job shows which)"
+            )
         return several_values(text) or " ".join(text.split())
     if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
         return missing(str(error))

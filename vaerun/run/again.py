@@ -20,21 +20,21 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
 from vaerun.foreign import printable, printable_lines
-from vaerun.plain_yaml import parse_yaml, read_yaml
+from vaerun.plain_yaml import read_yaml
 from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.family import family_of
 from vaerun.run.folder import claim
 from vaerun.run.found import Evaluation
+from vaerun.run.given import parse
 from vaerun.run.keep import described, keep, named, read_arrays
 from vaerun.run.load import Run, load_run
 from vaerun.run.words import lines
-from vaerun.settings import Settings, check, identity
+from vaerun.settings import Settings, check, check_groups, identity
 from vaerun.training.log import END, Log
 from vaerun.training.signals import Stop
 
-CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
 MOST_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
 
@@ -51,7 +51,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
     """
     with stop or Stop() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
-        given = _parse(overrides)
+        given = parse(overrides)
         where = given.get("data", {})
         run = load_run(
             folder,
@@ -67,6 +67,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
         data, facts = _data(run, settings), _facts(run)
         family = family_of(run.model)
         family.check(settings, run.model, data)
+        _check_figures(run.folder, _label(settings, data))
         with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
@@ -91,6 +92,20 @@ def _check_folder(folder: Path) -> None:
             raise InputError(f"{path} is a link or no file: put a file of its own in its place to evaluate this run")
 
 
+def _check_figures(folder: Path, label: str) -> None:
+    """Raises InputError where this evaluation's figures cannot be put: found after the work it would have been lost."""
+    for path in (folder / "figures", folder / "figures" / label):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is no folder, and the figures go there: move it away to evaluate this run")
+
+
+def _label(settings: Settings, data: ImageData) -> str:
+    """What this evaluation is recorded as: DATA-SPLIT-DIGEST."""
+    chosen = {k: v for k, v in identity(asdict(settings)).items() if k.startswith(("evaluation.", "data.", "seed"))}
+    digest = hashlib.sha256(json.dumps([chosen, data.sha256], sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{data.name}-{settings.evaluation.split}-{digest}"
+
+
 def _facts(run: Run) -> tuple[int, float]:
     """Steps and epochs of the parameters. Raises InputError for a record that does not hold what it should."""
     try:
@@ -104,34 +119,6 @@ def _facts(run: Run) -> tuple[int, float]:
         why = printable(f"{type(error).__name__}: {error}", 200)
         raise InputError(f"{run.folder / 'result.json'} is damaged ({why}): train the run again") from error
     return steps, epoch
-
-
-def _parse(overrides: list[str]) -> dict[str, Any]:
-    """KEY=VALUE words as a nested mapping; `data=NAME` gives {"data": {"name": NAME, ...}}, the file's keys."""
-    found = OmegaConf.create()
-    for word in sorted(overrides, key=lambda w: not w.startswith("data=")):  # the choice first, then its keys
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"cannot read '{word}': write KEY=VALUE, such as evaluation.samples=20000")
-        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":
-            raise InputError(
-                f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys"
-            )
-        try:
-            parsed = parse_yaml(value)
-        except ValueError as error:
-            raise InputError(f"cannot read the value of '{printable(word, 100)}': {printable(error, 200)}") from error
-        if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(parsed, str)):
-            raise InputError(f"cannot set '{word}': of `trainer` only trainer.device=auto, cpu, cuda, cuda:N or mps")
-        if key == "data":
-            parsed = read_yaml(group_file("data", value))
-        try:
-            OmegaConf.update(found, key, parsed, merge=True)
-        except (OmegaConfBaseException, AttributeError, ValueError) as error:
-            raise InputError(f"cannot set '{printable(word, 100)}': {printable(error, 200)}") from error
-    container = OmegaConf.to_container(found, resolve=False)
-    assert isinstance(container, dict)
-    return {str(k): v for k, v in container.items()}
 
 
 def _settings(run: Run, given: dict[str, Any]) -> Settings:
@@ -150,6 +137,7 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
         raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
     _check_evaluation_keys(run, given.get("evaluation", {}))
     changed = {**given, "data": data}
+    check_groups(changed)
     try:
         merged = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed))
     except OmegaConfBaseException as error:
@@ -202,9 +190,7 @@ def _record(
     seconds: float,
 ) -> dict[str, Any]:
     e, model = settings.evaluation, run.model
-    chosen = {k: v for k, v in identity(asdict(settings)).items() if k.startswith(("evaluation.", "data.", "seed"))}
-    digest = hashlib.sha256(json.dumps([chosen, data.sha256], sort_keys=True, default=str).encode()).hexdigest()[:8]
-    label = f"{data.name}-{e.split}-{digest}"
+    label = _label(settings, data)
     record: dict[str, Any] = {
         "command": ["vaerun-eval", f"run={run.folder}", *overrides],
         "metrics": named(found, e.split),
