@@ -60,7 +60,7 @@ from vaerun.settings import fingerprint
         (["seed=???"], "seed must be given"),
         (["data.root=???"], "data.root must be given"),
         (["evaluation.images=1:30"], "evaluation.images: Value '1:30'"),
-        (["evaluation.images=!!int ''"], "cannot read the value"),
+        (["evaluation.images=!!int ''"], "evaluation.images"),
         (["evaluation.annealing.temperatures=0", "evaluation.ais=true"], "evaluation.annealing.temperatures"),
         (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),

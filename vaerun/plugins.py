@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import traceback
 from collections.abc import Iterable, Mapping
 from functools import cache, partial, update_wrapper
 from importlib import metadata
@@ -170,7 +171,8 @@ def _made(target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...
     except InputError:
         raise
     except _UNFIT as error:
-        why = printable(f"{type(error).__name__}: {error}", 200)
+        at = traceback.extract_tb(error.__traceback__)[-1]  # for whoever writes the part
+        why = printable(f"{type(error).__name__}: {error}, {Path(at.filename).name} line {at.lineno}", 200)
         raise InputError(
             f"{where} ({spec['_target_']}) cannot be made of its options ({why}): give others, or choose another part"
         ) from error
