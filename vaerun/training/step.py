@@ -65,7 +65,9 @@ class Step:
 
     def seed(self, step: int) -> None:
         """The step's noise follows from here."""
-        (torch if self.source is None else self.source).manual_seed(mix(self.settings.seed, "step", step))
+        # torch.manual_seed sees to all devices: without a GPU it formats a stack of calls, in case there ever is one.
+        everywhere = torch.default_generator if self.device.type == "cpu" else torch
+        (everywhere if self.source is None else self.source).manual_seed(mix(self.settings.seed, "step", step))
 
     def set_rates(self, scale: float) -> None:
         """The schedule's part of the learning rates; nothing to do where it is what it was."""
