@@ -69,7 +69,7 @@ MOST: dict[str, float] = {
     "trainer.processes": 1000,
     "sweep.job_minutes": 1e6,
 }
-LARGEST = 1e30  # of all other numbers that are not whole: single precision ends at 3.4e38
+LARGEST = 3e38  # of all other numbers that are not whole: single precision ends at 3.4e38
 
 # Between these, densities of pixels and their gradients stay finite in single precision.
 VARIANCE = (1e-12, 1e12)
@@ -121,7 +121,7 @@ def _check_kinds(settings: Any, prefix: str = "") -> None:
             _check_kinds(value, f"{key}.")
         hint = hints[field.name]
         kinds = [get_args(h)[0] for h in (hint, *get_args(hint)) if get_origin(h) is list]
-        if value is None or not kinds or kinds[0] not in _ELEMENTS:
+        if not isinstance(value, list | tuple) or not kinds or kinds[0] not in _ELEMENTS:
             continue
         what, types = _ELEMENTS[kinds[0]]
         if any(not isinstance(element, types) or isinstance(element, bool) for element in value):
@@ -179,6 +179,6 @@ def check_values(settings: Settings) -> None:
         raise InputError("trainer.replicas and trainer.processes do not go together: set one of them to 1")
     variances = settings.evaluation.observation.variances
     if not variances or not all(0 < v < math.inf for v in variances):
-        raise InputError("evaluation.observation.variances must list variances above 0, such as [0.01,0.03,0.1]")
+        raise InputError("evaluation.observation.variances must list finite variances above 0, such as [0.01,0.03,0.1]")
     if not 0 <= settings.seed < 2**63:
         raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
