@@ -111,13 +111,22 @@ def prepare(
             return make(Path(scratch))
     cache = cache_folder()
     facts = [FORMAT, name, None if origin is None else [str(origin.resolve()), _stamp(origin)], options]
-    own = getattr(source, "func", source)
-    if own not in (sources.BUILT_IN.get(name), sources.npz, sources.folder):  # under this name, another function's
-        facts.append(f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}")
+    if _own(source) not in (sources.BUILT_IN.get(name), sources.npz, sources.folder):  # another function of this name
+        facts.append(_full_name(source))
     key = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:16]
     entry = cache / "prepared" / f"{name}-{key}"
     # A whole copy is never changed, so reading it takes no lock (and works in a cache that cannot be written).
     return _load(entry) or _build(entry, name, cache, make)
+
+
+def _own(source: Callable[..., Arrays]) -> Any:
+    """The function itself, without the options bound to it."""
+    return getattr(source, "func", source)
+
+
+def _full_name(source: Callable[..., Arrays]) -> str:
+    own = _own(source)
+    return f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
 
 
 def _clear_scratch() -> None:
@@ -163,10 +172,8 @@ def _make(
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the scratch folder's disk is full
-        own = getattr(source, "func", source)
-        if missing is not None and own is not sources.BUILT_IN.get(name):
-            where = f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
-            raise InputError(f"{name}: its source {where} failed ({sources.reason(error)})") from error
+        if missing is not None and _own(source) is not sources.BUILT_IN.get(name):
+            raise InputError(f"{name}: its source {_full_name(source)} failed ({sources.reason(error)})") from error
         if missing is not None:
             raise InputError(
                 f"{name}: no prepared file {missing}, and the download failed ({sources.reason(error)}); on a machine "
