@@ -271,3 +271,10 @@ def test_overrides(here: Command, command_environment: None, tmp_path: Path, wor
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert says in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("word", ["{}", "{}=1", "{}=[1", "seed={},1"])
+def test_a_word_without_end(here: Command, command_environment: None, word: str) -> None:
+    code, out, err = here("--cfg", "job", word.format("evaluation." + "a" * 5000))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert len(err) < 1000

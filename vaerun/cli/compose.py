@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
-from vaerun.cli.overrides import several_values, unreadable
+from vaerun.cli.overrides import MOST, several_values, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plain_yaml import read_yaml
@@ -202,12 +202,12 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 group = name.split(".")[0]
                 return f"{name} is no setting of the {group} chosen here; {', '.join(elsewhere)} would have it"
             known = [*GROUPS, *_known_keys(arguments)]
-            return f"unknown key '{name}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
+            return f"unknown key '{printable(name, MOST)}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
         merging = re.match(r"Error merging override (.+)", text)
         if merging:
             return (
-                f"cannot set '{merging.group(1)}': that is a list, a group of keys or a single value where another of "
-                "these belongs (vaerun --cfg job shows which)"
+                f"cannot set '{printable(merging.group(1), MOST)}': that is a list, a group of keys or a single value "
+                "where another of these belongs (vaerun --cfg job shows which)"
             )
         return several_values(text) or " ".join(text.split())
     if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
@@ -217,7 +217,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return " ".join(text.split())
     if _in_composing(error):
-        return _unusable_file() or f"the configuration cannot be composed: {type(error).__name__}: {text}"
+        why = f"{type(error).__name__}: {printable(text, 500)}"
+        return _unusable_file() or f"the configuration cannot be composed: {why}"
     return None
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vaerun.cli.main import GROUPS, choices
+from vaerun.foreign import printable
 
 QUOTE = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
 EXAMPLE = "model=vlae"
+MOST = 200  # letters of a word that are shown
 
 
 def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], keys: Callable[[], list[str]]) -> str:
@@ -22,7 +24,7 @@ def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], k
         keys: gives the known keys.
     """
     if "=" in word:
-        return f"cannot read the override '{word}': {why.splitlines()[0]}; {QUOTE}"
+        return f"cannot read the override '{printable(word, MOST)}': {printable(why.splitlines()[0], MOST)}; {QUOTE}"
     place = arguments.index(word) if word in arguments else 0
     before, after = (arguments[place - 1] if place else ""), arguments[place + 1 : place + 2]
     options = {group: choices(group, folders) for group in GROUPS}
@@ -32,7 +34,7 @@ def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], k
     elif not shown and word in keys():
         shown = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
     hint = f"; {QUOTE}" if "=" in before and not shown else ""  # the second word of a value, maybe
-    return f"'{word}' is no setting: settings are KEY=VALUE, as {' or '.join(shown) or EXAMPLE}{hint}"
+    return f"'{printable(word, MOST)}' is no setting: settings are KEY=VALUE, as {' or '.join(shown) or EXAMPLE}{hint}"
 
 
 def several_values(text: str) -> str | None:
@@ -40,7 +42,7 @@ def several_values(text: str) -> str | None:
     found = re.match(r"\s*Ambiguous value for argument '(.*)'\n", text)
     if found is None:
         return None
-    word = found.group(1)
+    word = printable(found.group(1), MOST)
     key, _, values = word.partition("=")
     if key in GROUPS:
         return f"'{word}': several values make a sweep: add -m"
