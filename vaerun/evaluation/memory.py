@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vaerun.errors import RunError
+from vaerun.errors import InputError, RunError
 
 T = TypeVar("T")
 Note = Callable[[str], None]
@@ -27,6 +28,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
+
+
+@contextmanager
+def told(kind: type[InputError] | type[RunError], line: str) -> Iterator[None]:
+    """Within this, memory that runs out is an error of this kind with this one line; other errors stay as they are."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise kind(line) from error
 
 
 def in_parts(

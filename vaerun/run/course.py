@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.evaluation.memory import out_of_memory
+from vaerun.evaluation.memory import told
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
 from vaerun.foreign import printable
@@ -192,7 +192,11 @@ class Course:
         if validate is not None and validate.selection is not None:
             self.record["protocol"]["selection"] = f"best {validate.selection}"
             records.keep_space(self.record, getattr(validate, "space", None))
-        try:
+        tried = [f"trainer.batch_size={self.settings.trainer.batch_size}"]
+        if self.settings.estimator.samples > 1:
+            tried.append(f"estimator.samples={self.settings.estimator.samples}")
+        what = f"{' and '.join(tried)}: lower {'them' if len(tried) > 1 else 'it'}, or the model's size"
+        with told(RunError, f"memory ran out in training with {what}"):
             return train(
                 self.objective,
                 self.data.train,
@@ -210,16 +214,6 @@ class Course:
                 ready=self.ready,
                 compared=self._compared,
             )
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            tried = [f"trainer.batch_size={self.settings.trainer.batch_size}"]
-            if self.settings.estimator.samples > 1:
-                tried.append(f"estimator.samples={self.settings.estimator.samples}")
-            what = "them" if len(tried) > 1 else "it"
-            raise RunError(
-                f"memory ran out in training with {' and '.join(tried)}: lower {what}, or the model's size"
-            ) from error
 
     def _compared(self, found: dict[str, dict[str, float]]) -> None:
         """Lower precision against float32: for the record."""
@@ -276,15 +270,9 @@ class Course:
 
     def _evaluate(self, log: Log, done: Progress) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
-        try:
+        what = "lower evaluation.images, or leave out what was added to the evaluation"
+        with told(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}"):
             found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise RunError(
-                "memory ran out in evaluation, at what cannot be done in smaller parts: lower evaluation.images, or "
-                "leave out what was added to the evaluation"
-            ) from error
         self.record["metrics"] |= named(found, e.split)
         self.record["details"] = found.details
         self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
