@@ -7,7 +7,6 @@ trusted package's `configs/` folder joins the search path of config groups.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vaerun.allowed import nearest
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 
@@ -64,10 +64,8 @@ def group_file(group: str, name: str) -> Path:
 def no_choice(group: str, name: str, known: Iterable[str]) -> str:
     """What to say where a group has no such choice."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]}?" if close else ""
     choices = f"Choices: {', '.join(names)}; one of another package needs VAERUN_PLUGINS=PACKAGE"
-    return f"there is no {group}={name}.{hint} {choices}"
+    return f"there is no {group}={name}.{nearest(name, names)} {choices}"
 
 
 def config_folders() -> list[Path]:
