@@ -96,7 +96,7 @@ def command(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("command_environment")
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas give the runs that they stand for; 10 + 10 steps are 20; deterministic algorithms give the same bits."""
+    """Replicas give the runs that they stand for; deterministic algorithms the same bits, whatever is logged."""
     monkeypatch.chdir(tmp_path)
     base = ("model=vlae", "trainer.max_steps=40", "trainer.device=cuda")
     command(*base, "trainer.replicas=2", "output_dir=together", monkeypatch=monkeypatch)
@@ -104,6 +104,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("seed=1",), "alone"),
         (("seed=1", "trainer.compile=none"), "plain"),
         (("seed=1", "trainer.deterministic=true"), "deterministic"),
+        (("seed=1", "trainer.deterministic=true", "trainer.log_every=1", "evaluation.pictures=0"), "again"),
     ):
         command(*base, *words, f"output_dir={folder}", monkeypatch=monkeypatch)
     torch.use_deterministic_algorithms(False)
@@ -111,4 +112,5 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("alone", "plain"):
         assert_same_bits(load(tmp_path / folder, "best")["objective"], first)
     other = load(tmp_path / "deterministic", "best")["objective"]
+    assert_same_bits(load(tmp_path / "again", "best")["objective"], other)
     torch.testing.assert_close(other, first, rtol=1e-3, atol=1e-4)
