@@ -17,7 +17,9 @@ import yaml
 import vaerun
 from vaerun.cli import evaluate, table
 from vaerun.errors import InputError
+from vaerun.run.build import build_model, build_objective
 from vaerun.settings import fingerprint
+from vaerun.training.checkpoint import load, save
 
 FORMATS = (["--format", "md"], ["--format", "csv"], ["--list", "--format", "csv"], ["--list"])
 COMPARED = (
@@ -139,6 +141,14 @@ def with_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     change(plain)
     path.write_text(yaml.safe_dump(plain))
     sign(run, plain)
+
+
+def with_fitting_checkpoint(run: Path) -> None:
+    """Parameters of the very model that the configuration names, whatever that is."""
+    opened, path = vaerun.load_run(run), run / "checkpoints" / "best.pt"
+    model = build_model(opened.config.model, opened.data, bool(opened.config.trainer.average))
+    objective = build_objective(opened.config, model, len(opened.data.train))
+    save(path, load(path) | {"objective": objective.state_dict()})
 
 
 def sign(run: Path, plain: dict[str, Any]) -> None:

@@ -169,8 +169,14 @@ def _made(target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...
     except InputError:
         raise
     except _UNFIT as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]  # for whoever writes the part
-        why = printable(f"{type(error).__name__}: {error}, {Path(at.filename).name} line {at.lineno}", 200)
+        why = printable(told(error), 200)
         raise InputError(
             f"{where} ({spec['_target_']}) cannot be made of its options ({why}): give others, or choose another part"
         ) from error
+
+
+def told(error: BaseException) -> str:
+    """An error's kind, its text, and for whoever writes the part the line, outside torch, that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((f for f in reversed(frames) if "torch" not in Path(f.filename).parts), frames[-1])
+    return f"{type(error).__name__}: {error}, {Path(at.filename).name} line {at.lineno}"

@@ -1,4 +1,4 @@
-"""How much a model may take while it is built: a stranger's few words of configuration can ask for terabytes."""
+"""How much a model may take while it is built and tried: a stranger's few words can ask for terabytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class TooLarge(Exception):
@@ -32,3 +34,34 @@ class Allocations(TorchDispatchMode):
             if self.room < 0:
                 raise TooLarge(f"a tensor of size {list(size)[:6]}")
         return func(*args, **kwargs)
+
+
+class Computations(TorchDispatchMode):
+    """Within this, no tensor that is computed may take more than so many bytes; views take none.
+
+    What an operation will give is asked of torch's `meta` device, which has shapes and no numbers. Raises TooLarge
+    before the tensor that would be too large is made.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if all(value.alias_info is None for value in func._schema.returns):
+            self._look(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _look(self, func: Any, args: Any, kwargs: Any) -> None:
+        def shape_of(value: Any) -> Any:
+            return value.to("meta") if isinstance(value, Tensor) else value
+
+        try:
+            given = tree_map(shape_of, kwargs)
+            found = func(*tree_map(shape_of, args), **given | ({"device": "meta"} if "device" in given else {}))
+        except Exception:  # it has no such form, or does not work: then it says so itself
+            return
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor) and value.numel() * value.itemsize > self.most:
+                raise TooLarge(f"a tensor of size {list(value.shape)[:6]}")

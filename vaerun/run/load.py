@@ -18,6 +18,7 @@ from vaerun.foreign import first_link_out, printable, read_config
 from vaerun.run.allocations import Allocations, TooLarge
 from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
 from vaerun.run.record import read_result
+from vaerun.run.trial import check_it_runs, of_configuration
 from vaerun.settings import Settings, check, fingerprint
 from vaerun.training.checkpoint import Damaged, load, plain
 
@@ -53,7 +54,10 @@ class Run:
 
     @cached_property
     def model(self) -> Model:
-        """Its model with the parameters of best.pt, in evaluation mode."""
+        """Its model with the parameters of best.pt, in evaluation mode, once two images have gone through it.
+
+        Raises InputError where the checkpoint is not the model's, or the model does not run.
+        """
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
         remedy = "bring back the file, or train the run again"
         try:
@@ -64,7 +68,7 @@ class Run:
         except (Damaged, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
-            with Allocations(room):
+            with of_configuration(self.folder), Allocations(room):
                 model = build_model(self.config.model, data, bool(self.config.trainer.average))
                 objective = build_objective(self.config, model, len(data.train))
         except TooLarge as error:
@@ -78,7 +82,9 @@ class Run:
             objective.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
-        return model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        check_it_runs(model, data, self.folder)
+        return model
 
 
 def kind(tensor: torch.Tensor) -> tuple[bool, bool]:
