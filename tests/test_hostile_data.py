@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from evaluating import SMALL
 from hostility import innocent, open_all, peak_bytes, watched
+from PIL import Image
 from torchvision import datasets
 
 from vaerun import archives
@@ -25,6 +26,7 @@ from vaerun.archives import read_npz
 from vaerun.cli import evaluate
 from vaerun.data import sources
 from vaerun.data.cache import prepare
+from vaerun.data.image_files import image_files
 from vaerun.errors import InputError
 
 GIB = 1 << 30
@@ -178,6 +180,33 @@ def test_images_that_other_programs_draw(tmp_path: Path) -> None:
 def test_an_image_of_a_name_that_waits(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     refused(tmp_path, "a.png", "no regular file")
+
+
+@pytest.mark.parametrize("kind", ["ring", "two ways at each level"])
+def test_links_that_would_be_followed_for_ever(tmp_path: Path, kind: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (8, 8)).save(images / "x.png")
+    if kind == "ring":
+        for name in "abc":
+            (images / name).symlink_to(".")
+    else:
+        for level in range(30):
+            folder = images / f"level{level:02}"
+            folder.mkdir()
+            for name in "ab":
+                (folder / name).symlink_to(f"../level{level + 1:02}")
+    refused(images, "links lead to", "in more than 8 ways")
+    with pytest.raises(InputError, match="in more than 8 ways"):  # where its copy is looked for
+        prepare("folder", sources.folder, path=str(images))
+
+
+def test_a_folder_that_is_linked_to_twice(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for name in "ab":
+        Image.new("L", (8, 8)).save(tmp_path / "real" / f"{name}.png")
+    (tmp_path / "linked").symlink_to("real")
+    assert len(image_files(tmp_path)) == 4
 
 
 def test_an_image_that_claims_billions_of_pixels(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, Arrays, check, digest, split_off_test
+from vaerun.data.image_files import files_below
 from vaerun.errors import InputError
 
 FORMAT = 1
@@ -192,10 +193,7 @@ def _make(
 
 def _stamp(path: Path) -> list[Any]:
     """The state of a file, or of all files below a folder: names, sizes and times of change. Empty if there is none."""
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(Path(base, file) for base, _, names in os.walk(path, followlinks=True) for file in names)
+    files = [path] if path.is_file() else sorted(files_below(path))
     stamp = []
     for file in files:
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm",
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """By content, whatever a file is called: Pillow would hand others, such as EPS, to a program of the system's."""
 MOST_PIXELS = 1 << 26  # of one image file, before it is shrunk
+MOST_WAYS = 8  # to one folder: a set may well be linked to twice
 
 
 def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -32,11 +34,27 @@ def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None
     raise InputError(f"data.image_size={image_size}: expected a number of pixels, or two: [height, width]")
 
 
+def files_below(path: Path) -> Iterator[Path]:
+    """All files below a folder, links followed.
+
+    Raises InputError where links lead to one folder again and again: in a ring, or by two ways at each of many levels,
+    which would take for ever.
+    """
+    ways: Counter[tuple[int, int]] = Counter()  # to each folder, by device and number
+    for base, _, names in os.walk(path, followlinks=True):
+        try:
+            at = os.stat(base)
+        except OSError:  # gone since
+            continue
+        ways[at.st_dev, at.st_ino] += 1
+        if ways[at.st_dev, at.st_ino] > MOST_WAYS:
+            raise InputError(f"{path}: links lead to {base} in more than {MOST_WAYS} ways, as in a ring: remove some")
+        yield from (Path(base, name) for name in names)
+
+
 def image_files(path: Path) -> list[Path]:
     """The image files below a folder in natural order; hidden ones, such as macOS's `._1.png`, are left out."""
-    found = []
-    for base, _, names in os.walk(path, followlinks=True):
-        found += [Path(base, name) for name in names if name.lower().endswith(IMAGE_FILES) and name[0] != "."]
+    found = [f for f in files_below(path) if f.name.lower().endswith(IMAGE_FILES) and f.name[0] != "."]
     if not found:
         raise InputError(f"{path}: holds no image files ({' '.join(IMAGE_FILES)}); give the folder that does")
     return sorted(found, key=lambda file: [_natural(part) for part in file.relative_to(path).parts])
