@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from vaerun.training.log import Log
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Arrays by name as a compressed npz."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    # As numpy's own savez_compressed does it, to which a name may be one of its arguments: `file`.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     write_atomically(path, buffer.getvalue())
 
 

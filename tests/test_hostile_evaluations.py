@@ -1,0 +1,39 @@
+"""What a stranger's run asks of an evaluation, and brings to it: the work ends well, or in one line."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hostility import innocent, open_all
+
+from vaerun.archives import read_npz
+from vaerun.run.keep import write_arrays
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "args", "self"])
+def test_values_per_image_of_any_name(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
+    """They are kept when others are added. numpy's function takes a name for one of its own arguments."""
+    path = stranger / "per_example.npz"
+    member = io.BytesIO()
+    np.save(member, np.arange(3.0))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{name}.npy", member.getvalue())
+    before = read_npz(path)
+    opened = open_all(stranger, capsys, ("eval",))
+    assert opened.codes == {"eval": 0}
+    innocent(opened, stranger, cache)
+    after = read_npz(path)
+    assert all(np.array_equal(after[key], value) for key, value in before.items())
+    assert len(after) > len(before)
+
+
+def test_values_per_image_are_written_as_numpy_writes_them(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(5.0), "b/c": np.zeros((2, 3), dtype=np.float32), "d": np.array(3)}
+    write_arrays(tmp_path / "ours.npz", arrays)
+    np.savez_compressed(tmp_path / "theirs.npz", **arrays)
+    assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "theirs.npz").read_bytes()
