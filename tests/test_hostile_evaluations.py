@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostility import innocent, open_all
+from hostility import innocent, open_all, with_config
 
 from vaerun.archives import read_npz
+from vaerun.run.family import Likelihood
 from vaerun.run.keep import write_arrays
 
 
@@ -37,3 +38,28 @@ def test_values_per_image_are_written_as_numpy_writes_them(tmp_path: Path) -> No
     write_arrays(tmp_path / "ours.npz", arrays)
     np.savez_compressed(tmp_path / "theirs.npz", **arrays)
     assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "theirs.npz").read_bytes()
+
+
+def test_samples_of_the_gradient_that_fit_into_no_memory(stranger: Path, capsys: Any, cache: Path) -> None:
+    def change(plain: dict[str, Any]) -> None:
+        plain["evaluation"]["gradient_noise"] = True
+        plain["evaluation"]["noise"]["samples"] = 10**12
+
+    with_config(stranger, change)
+    opened = open_all(stranger, capsys)
+    assert (opened.codes["load_run"], opened.codes["eval"]) == (0, 2)
+    assert "evaluation.noise.samples=1000000000000: memory ran out for 2 images" in opened.text
+    innocent(opened, stranger, cache)
+
+
+def test_memory_that_runs_out_in_what_cannot_be_halved(
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(Likelihood, "evaluate", staticmethod(evaluate))
+    opened = open_all(stranger, capsys, ("eval",))
+    assert opened.codes == {"eval": 1}
+    assert opened.text.count("\n") == 1
+    assert "memory ran out in evaluation" in opened.text

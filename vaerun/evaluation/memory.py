@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -31,14 +31,20 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def told(kind: type[InputError] | type[RunError], line: str) -> Iterator[None]:
-    """Within this, memory that runs out is an error of this kind with this one line; other errors stay as they are."""
+def running_out(kind: type[InputError] | type[RunError], line: str) -> Iterator[None]:
+    """Memory that runs out inside is an error of this kind with this one line; other errors stay as they are."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise kind(line) from error
+
+
+def not_in_parts() -> AbstractContextManager[None]:
+    """What is evaluated inside cannot always be halved. Raises RunError where memory runs out."""
+    what = "lower evaluation.images, or leave out what was added to the evaluation"
+    return running_out(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}")
 
 
 def in_parts(

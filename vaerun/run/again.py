@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
+from vaerun.evaluation.memory import not_in_parts
 from vaerun.files import write_atomically
 from vaerun.foreign import printable, printable_lines
 from vaerun.plain_yaml import read_yaml
@@ -74,8 +75,9 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
             read_arrays(per_image)  # a damaged one is told of before the work, not after it
             if not per_image.exists():
                 print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
-            found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
-            found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
+            with not_in_parts():
+                found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
+                found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
             for line in found.warnings:
                 print(f"vaerun-eval: warning: {printable(line)}", file=sys.stderr)
             return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)

@@ -15,6 +15,7 @@ from vaerun.estimators import estimate
 from vaerun.evaluation.annealed import Annealing
 from vaerun.evaluation.gaps import Refinement
 from vaerun.evaluation.inception import check_inception
+from vaerun.evaluation.memory import running_out
 from vaerun.evaluation.sample_validation import IMAGES, real
 from vaerun.evaluation.traversals import parse_expression, parse_sets, parse_stops
 from vaerun.models import AdversarialModel, LatentModel
@@ -54,9 +55,11 @@ def check_evaluation(whole: Settings, model: LatentModel, data: ImageData) -> No
     if settings.gradient_noise:
         batch = data.train.batch(0, min(2, len(data.train)))
         joint = model.joint(batch.x, batch.c if model.classes else None)
+        wanted = f"evaluation.noise.samples={settings.noise.samples}"
         for name, estimator in chosen.items():
+            room = running_out(InputError, f"{wanted}: memory ran out for {len(batch.x)} images: lower it")
             try:
-                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with room, torch.no_grad(), torch.random.fork_rng(devices=[]):
                     estimate(estimator, model.infer, joint, settings.noise.samples)
             except InputError as refusal:
                 raise InputError(f"evaluation.noise.estimators: {name}: {refusal}") from refusal

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.evaluation.memory import told
+from vaerun.evaluation.memory import not_in_parts, running_out
 from vaerun.evaluation.pictures import save_png
 from vaerun.files import write_atomically
 from vaerun.foreign import printable
@@ -196,7 +196,7 @@ class Course:
         if self.settings.estimator.samples > 1:
             tried.append(f"estimator.samples={self.settings.estimator.samples}")
         what = f"{' and '.join(tried)}: lower {'them' if len(tried) > 1 else 'it'}, or the model's size"
-        with told(RunError, f"memory ran out in training with {what}"):
+        with running_out(RunError, f"memory ran out in training with {what}"):
             return train(
                 self.objective,
                 self.data.train,
@@ -270,8 +270,7 @@ class Course:
 
     def _evaluate(self, log: Log, done: Progress) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
-        what = "lower evaluation.images, or leave out what was added to the evaluation"
-        with told(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}"):
+        with not_in_parts():
             found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
         self.record["metrics"] |= named(found, e.split)
         self.record["details"] = found.details

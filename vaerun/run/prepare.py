@@ -8,7 +8,7 @@ import torch
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
-from vaerun.evaluation.memory import told
+from vaerun.evaluation.memory import running_out
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import mix
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
@@ -40,13 +40,13 @@ def prepare(settings: Settings, data: ImageData) -> Prepared:
     Raises InputError for whatever of these settings cannot work, before anything is written.
     """
     torch.manual_seed(mix(settings.seed, "initialisation"))
-    with told(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
+    with running_out(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
         model = build_model(settings.model, data, bool(settings.trainer.average))
         objective = build_objective(settings, model, len(data.train))
     family_of(model).check_run(settings, model, data)
     samples = settings.estimator.samples
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
-    with told(InputError, f"memory ran out for two images at once: lower {lower}"):
+    with running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
     parallel.check(objective, data.train, settings.trainer.processes)
     closed_form = settings.model.fit == "closed_form"
