@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostility import innocent, open_all, with_config
+from hostility import innocent, open_all, refused, with_config
 
 from vaerun.archives import read_npz
+from vaerun.cli import table
 from vaerun.run.family import Likelihood
 from vaerun.run.keep import write_arrays
 
@@ -63,3 +64,16 @@ def test_memory_that_runs_out_in_what_cannot_be_halved(
     assert opened.codes == {"eval": 1}
     assert opened.text.count("\n") == 1
     assert "memory ran out in evaluation" in opened.text
+
+
+@pytest.mark.parametrize("value", [2.0**70, 2**63 - 1, 2**62 + 2**10, 1e300])
+def test_columns_that_are_no_steps_of_tensorboards(stranger: Path, capsys: Any, value: float) -> None:
+    with_config(stranger, lambda plain: plain["model"]["inference"].update(steps=value))
+    words = ["--rows", "model", "--columns", "model.inference.steps", "--format", "tensorboard"]
+    assert table.main([str(stranger), *words]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_steps_of_an_evaluation_beyond_those(stranger: Path, capsys: Any, cache: Path) -> None:
+    with_config(stranger, lambda plain: plain["model"]["inference"].update(steps=2.0**70))
+    refused(stranger, capsys, cache, "model.inference")

@@ -12,6 +12,7 @@ from vaerun.events import Events
 from vaerun.report.comparison import Comparison
 
 FOLDER = "table"
+MOST_STEPS = 2**62  # below what TensorBoard's files hold
 
 
 def write_board(table: Comparison, text: str, picture: bytes) -> Path:
@@ -54,7 +55,7 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
 def scalars(table: Comparison) -> list[tuple[str, int, float]]:
     """(tag, step, mean) of all cells with a number."""
     columns = [column for column in table.columns if column != table.empty]
-    whole = bool(table.steps) and all(v >= 0 and v.is_integer() for v in table.steps.values())
+    whole = bool(table.steps) and all(0 <= v <= MOST_STEPS and v.is_integer() for v in table.steps.values())
     steps = {column: int(table.steps[column]) if whole else i for i, column in enumerate(columns)}
     found = []
     for row in table.rows:
