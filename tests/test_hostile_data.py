@@ -24,9 +24,10 @@ from torchvision import datasets
 from vaerun import archives
 from vaerun.archives import read_npz
 from vaerun.cli import evaluate
+from vaerun.data import image_files as image_module
 from vaerun.data import sources
 from vaerun.data.cache import prepare
-from vaerun.data.image_files import image_files
+from vaerun.data.image_files import image_files, read_pixels
 from vaerun.errors import InputError
 
 GIB = 1 << 30
@@ -219,6 +220,24 @@ def test_an_image_that_claims_billions_of_pixels(tmp_path: Path) -> None:
     before = peak_bytes()
     refused(tmp_path, "a.png")
     assert peak_bytes() - before < GIB // 8
+
+
+@pytest.mark.parametrize("size", [10**6, 1 << 40, [1, 1 << 30]])
+def test_an_image_that_is_enlarged_without_end(tmp_path: Path, size: Any) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"data.image_size=.* an image has at most 67108864 pixels"):
+        sources.folder(tmp_path, path=tmp_path, image_size=size, channels=1)
+
+
+def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one colour: each may be as large as it is, all of them together may not."""
+    for i in range(20):
+        Image.new("L", (1000, 1000)).save(tmp_path / f"{i}.png")
+    assert len(read_pixels(image_files(tmp_path), None, 1)) == 20
+    monkeypatch.setattr(image_module, "DATA_BYTES", 10**7)
+    monkeypatch.setattr(np, "empty", None)
+    with pytest.raises(InputError, match=r"20 image files of \d+ bytes would be 20000000 bytes of pixels"):
+        read_pixels(image_files(tmp_path), None, 1)
 
 
 # -- downloads ------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vaerun.archives import DATA_BYTES, RATIO
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """By content, whatever a file is called: Pillow would hand others, such as EPS, to a program of the system's."""
-MOST_PIXELS = 1 << 26  # of one image file, before it is shrunk
+MOST_PIXELS = 1 << 26  # of one image file, before it is shrunk, and of what it becomes
 MOST_WAYS = 8  # to one folder: a set may well be linked to twice
 
 
@@ -28,7 +29,11 @@ def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None
     try:
         height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+            if height * width > MOST_PIXELS:
+                raise InputError(f"data.image_size={image_size}: an image has at most {MOST_PIXELS} pixels")
             return height, width
+    except InputError:  # a ValueError too
+        raise
     except (TypeError, ValueError):
         pass
     raise InputError(f"data.image_size={image_size}: expected a number of pixels, or two: [height, width]")
@@ -84,7 +89,11 @@ def classes(files: list[Path], path: Path, known: list[str] | None = None) -> tu
 
 
 def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """The pixels of image files, uint8 [N, channels, H, W]."""
+    """The pixels of image files, uint8 [N, channels, H, W].
+
+    Raises InputError for files that are no images or differ in size, and where the pixels would be far more than the
+    files hold: an image of one colour, or one that is enlarged, is a few bytes a million pixels.
+    """
     images: np.ndarray | None = None
     for i, file in enumerate(files):
         try:
@@ -96,6 +105,12 @@ def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) 
             why = printable(error, 200) or type(error).__name__
             raise InputError(f"{file}: cannot be read as an image ({why}); repair or remove it") from error
         if images is None:
+            whole, held = len(files) * pixels.size, sum(_bytes(file) for file in files)
+            if whole > max(DATA_BYTES, RATIO * held):
+                raise InputError(
+                    f"{len(files)} image files of {held} bytes would be {whole} bytes of pixels: give a smaller "
+                    "data.image_size"
+                )
             try:
                 images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
             except MemoryError as error:
@@ -111,6 +126,13 @@ def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) 
         images[i] = pixels
     assert images is not None  # image_files raises where there are none
     return images
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # reading it says so
+        return 0
 
 
 def _pixels(file: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
