@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,17 @@ def test_columns_that_are_no_steps_of_tensorboards(stranger: Path, capsys: Any, 
     with_config(stranger, lambda plain: plain["model"]["inference"].update(steps=value))
     words = ["--rows", "model", "--columns", "model.inference.steps", "--format", "tensorboard"]
     assert table.main([str(stranger), *words]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_metric_that_no_font_has(stranger: Path, capsys: Any, tmp_path: Path) -> None:
+    """matplotlib would warn of each of its letters."""
+    with_config(stranger, lambda plain: plain["sweep"]["table"].update(metric="\x1b[31m\u4e2d"))
+    picture = tmp_path / "a.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert table.main([str(stranger), "--rows", "model", "--format", "png", "--output", str(picture)]) == 0
+    assert picture.stat().st_size > 0
     assert capsys.readouterr().err == ""
 
 

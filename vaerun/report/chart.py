@@ -91,7 +91,7 @@ def _limits(axes: Any, table: Comparison) -> None:
 
 def _bars(axes: Any, table: Comparison) -> str:
     """Draws the bars and returns what is to be said of the published numbers."""
-    axes.set_title(f"{table.metric} by {table.axes[1] or table.axes[0]}", fontsize=10, parse_math=False)
+    axes.set_title(_shown(f"{table.metric} by {table.axes[1] or table.axes[0]}"), fontsize=10, parse_math=False)
     if not table.runs():
         axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
@@ -183,7 +183,7 @@ def _times(axes: Any, table: Comparison) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     points = f" (points: {table.axes[1]})" if table.steps else ""
-    axes.set_title(f"{table.metric} against training time{points}", fontsize=10, parse_math=False)
+    axes.set_title(_shown(f"{table.metric} against training time{points}"), fontsize=10, parse_math=False)
     axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=9)
     seconds: list[float] = []
     for number, row in enumerate(table.rows):
