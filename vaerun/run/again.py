@@ -68,7 +68,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
         data, facts = _data(run, settings), _facts(run)
         family = family_of(run.model)
         family.check(settings, run.model, data)
-        _check_figures(run.folder, _label(settings, data))
+        _check_places(run.folder, _label(settings, data))
         with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
@@ -94,11 +94,14 @@ def _check_folder(folder: Path) -> None:
             raise InputError(f"{path} is a link or no file: put a file of its own in its place to evaluate this run")
 
 
-def _check_figures(folder: Path, label: str) -> None:
-    """Raises InputError where this evaluation's figures cannot be put: found after the work it would have been lost."""
+def _check_places(folder: Path, label: str) -> None:
+    """Raises InputError where this evaluation's files cannot be put: found after the work it would have been lost."""
     for path in (folder / "figures", folder / "figures" / label):
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is no folder, and the figures go there: move it away to evaluate this run")
+    for path in (folder / f"arrays-{label}.npz", *sorted((folder / "figures" / label).glob("*.png"))):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file, and one is written there: move it away to evaluate this run")
 
 
 def _label(settings: Settings, data: ImageData) -> str:

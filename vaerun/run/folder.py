@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,15 @@ from vaerun.errors import InputError
 from vaerun.files import clear_temporaries
 
 LOCK_SECONDS = 1.0  # somebody who only looks whether the folder is held has it for a moment
+
+
+FOLDERS = (".hydra", "checkpoints", "figures")
+FILES = (
+    *(".lock", ".job.json", "job.log", "run.log", "metrics.jsonl", "per_example.npz", "arrays.npz"),
+    *(f".hydra/{name}.yaml" for name in ("config", "overrides", "hydra")),
+    *(f"checkpoints/{name}.pt" for name in ("last", "previous", "best")),
+)
+"""What a run writes in its folder, besides result.json, whose content says whose folder it is."""
 
 
 class Busy(InputError):
@@ -25,6 +35,21 @@ def fresh(folder: Path) -> Path:
         n += 1
         candidate = folder.with_name(f"{folder.name}-{n}")
     return candidate
+
+
+def check_places(folder: Path) -> None:
+    """Raises InputError where something of another kind is in the place of what a run writes.
+
+    Looked at before any work: the last of these places is written to after the training, which would be lost on it.
+    """
+    for path in (folder / name for name in FOLDERS):
+        if os.path.lexists(path) and not path.is_dir():  # a link that leads nowhere is none, either
+            raise InputError(f"{path} is no folder, and the run writes into it: move it away")
+        if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+            raise InputError(f"{path} cannot be written into, and the run has to: change its permissions")
+    for path in (*(folder / name for name in FILES), *sorted(folder.glob("figures/*.png"))):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file, and the run writes one there: move it away")
 
 
 @contextmanager

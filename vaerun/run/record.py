@@ -22,6 +22,7 @@ from vaerun.foreign import printable, printable_lines, read_json
 from vaerun.models import AdversarialModel
 from vaerun.report.collect import pixels
 from vaerun.run.build import Model
+from vaerun.run.folder import check_places
 from vaerun.run.words import lines, rows
 from vaerun.settings import EvaluationSettings, Settings
 
@@ -50,7 +51,10 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
 
 
 def look(folder: Path, identity: str) -> dict[str, Any] | None:
-    """What result.json says, if there is one. Raises InputError where the folder is somebody else's."""
+    """What result.json says, if there is one.
+
+    Raises InputError where the folder is somebody else's, or a run that is not finished could not write into it.
+    """
     before = read_result(folder)
     if before is not None and before["fingerprint"] != identity:
         raise InputError(
@@ -63,6 +67,8 @@ def look(folder: Path, identity: str) -> dict[str, Any] | None:
         and any(not p.name.startswith(".") and p.name != JOB_LOG for p in folder.iterdir())
     ):
         raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
+    if before is None or before["status"] != "ok":
+        check_places(folder)
     return before
 
 
