@@ -70,6 +70,14 @@ def test_names_and_devices() -> None:
 
 
 @pytest.mark.usefixtures("command_environment")
+def test_a_full_covariance(here: Any, tmp_path: Path) -> None:
+    """Its factor is solved with, and bfloat16 has no such solver."""
+    words = ["estimator=elbo_mc", "trainer.precision=bf16", "trainer.max_steps=3"]
+    code, _, err = here("model=vae_full", *SHORT, *words, f"output_dir={tmp_path}/run")
+    assert code == 0, err
+
+
+@pytest.mark.usefixtures("command_environment")
 def test_a_run_records_its_precision(here: Any, tmp_path: Path) -> None:
     code, _, err = here("model=vlae", *SHORT, "trainer.precision=bf16", f"output_dir={tmp_path}/run")
     assert code == 0, err

@@ -34,10 +34,11 @@ class FullCovariance(nn.Module):
 
     def forward(self, joint: Joint) -> PrecisionNormal:
         h, mean, log_variance = self.base.parameters_of(joint)
-        diagonal = torch.exp(-0.5 * log_variance)
+        # The factor is solved with: trainer.precision=bf16 lowers the layers alone.
+        mean, diagonal = mean.to(joint.x.dtype), torch.exp(-0.5 * log_variance.to(joint.x.dtype))
         factor = torch.diag_embed(torch.ones_like(mean))
         if self.lower is not None:
-            factor = factor + self._below(self.lower(h), mean.shape[-1])
+            factor = factor + self._below(self.lower(h).to(joint.x.dtype), mean.shape[-1])
         return PrecisionNormal(mean, factor * diagonal.unsqueeze(-2))
 
     @staticmethod
