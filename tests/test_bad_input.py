@@ -168,7 +168,7 @@ TABLE: dict[str, list[str]] = {
     "model.encoder.hidden=[9223372036854775807]": ["encoder.hidden must list at most 1000000000, got"],
     "model=draw model.encoder.hidden=1000000000000": ["model.encoder.hidden must be at most 1000000000, got"],
     "model=draw model.decoder.write_size=1000000000000": ["model.decoder.write_size must be at most 1000000000, got"],
-    "estimator.samples=1000000000000": ["memory ran out for two images", "lower estimator.samples=1000000000000"],
+    "estimator.samples=1000000000000": ["estimator.samples must be at most 1000000000, got 1000000000000"],
     "evaluation.annealing=1": ["evaluation.annealing is a group of settings: give evaluation.annealing.KEY=VALUE"],
     "model.encoder=[1]": ["cannot set 'model.encoder=[1]'", "vaerun --cfg job shows which"],
     "estimator.samples=0": ["estimator.samples must be at least 1"],

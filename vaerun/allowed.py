@@ -59,11 +59,28 @@ LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.noise.images": (1, True),
 }
 
-# Largest allowed value: what is computed from it must fit its kind of number, or end.
+# Largest allowed value: what is computed from it must fit its kind of number, or end. A billion of anything takes weeks
+# or more memory than there is; a trillion is a slip of the pen. What no data set can reach (images, batch sizes, chunks)
+# has no bound of its own.
+MANY = 10**9
 MOST: dict[str, float] = {
+    "model.latent_dim": MANY,
+    "estimator.samples": MANY,
+    "evaluation.samples": MANY,
+    "evaluation.generated.samples": MANY,
+    "evaluation.annealing.temperatures": 10**7,
+    "evaluation.annealing.chains": 10**7,
+    "evaluation.annealing.leapfrog_steps": 10**6,
+    "evaluation.gap.samples": 10**6,
+    "evaluation.gap.max_steps": MANY,
+    "evaluation.noise.samples": MANY,
+    "evaluation.noise.draws": MANY,
+    "sweep.jobs": 10**5,
+    "sweep.jobs_per_gpu": 10**5,
+    "sweep.together": 10**5,
     "estimator.kl_warmup_epochs": 1e9,
     "estimator.discriminator_steps": 10**6,
-    "trainer.epochs": 10**9,
+    "trainer.epochs": MANY,
     "trainer.checkpoint_seconds": 1e9,
     "trainer.replicas": 1000,
     "trainer.processes": 1000,
