@@ -59,9 +59,9 @@ LEAST: dict[str, tuple[float, bool]] = {
     "evaluation.noise.images": (1, True),
 }
 
-# Largest allowed value: what is computed from it must fit its kind of number, or end. A billion of anything takes weeks
-# or more memory than there is; a trillion is a slip of the pen. What no data set can reach (images, batch sizes, chunks)
-# has no bound of its own.
+# Largest allowed value: what is computed from it must fit its kind of number, or end. A billion of anything takes
+# weeks, or more memory than there is; a trillion is a slip of the pen. What the data set bounds (images, batch sizes,
+# chunks) is not bounded here.
 MANY = 10**9
 MOST: dict[str, float] = {
     "model.latent_dim": MANY,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vaerun.errors import InputError
+from vaerun.printed import fixed
 from vaerun.report.protocol import Mix, canonical, is_incidental
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
 from vaerun.report.text import clean, is_number
@@ -156,7 +157,7 @@ class Cell:
             return MISSING if self.published is not None else ""
         if not self.n:
             return self.others()
-        number = f"{self.mean:.{decimals}f}" + ("" if self.sd is None else f" ± {self.sd:.{decimals}f}")
+        number = fixed(self.mean or 0.0, decimals) + ("" if self.sd is None else f" ± {fixed(self.sd, decimals)}")
         if self.n == len(self.runs):
             return f"{number} (n={self.n})"
         return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.others()}"

@@ -10,6 +10,7 @@ import io
 import textwrap
 from typing import Any
 
+from vaerun.printed import LONG, fixed
 from vaerun.report import words
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
@@ -113,7 +114,7 @@ def _bars(axes: Any, table: Comparison) -> str:
     for row in lines:
         cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
         if cell.mean is not None:
-            text, at = f"{cell.mean:.{1 if table.decimals == 2 else 4}f}", axes.get_yaxis_transform()
+            text, at = fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
             axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=8, color=colour)
             axes.axhline(cell.mean, color=colour, linewidth=1.6, label=_shown(row), zorder=3)
             low, high = cell.mean - (cell.sd or 0.0), cell.mean + (cell.sd or 0.0)
@@ -123,10 +124,16 @@ def _bars(axes: Any, table: Comparison) -> str:
     axes.set_xticks(range(len(groups)), [_shown(g) for g in groups], fontsize=9, parse_math=False)
     axes.set_xlim(-0.8 if lines else -0.55, max(1, len(groups)) - 0.45)
     axes.set_ylim(floor, ceiling)
-    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+    _plain(axes)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.set_axisbelow(True)
     return _beside(axes, published, floor, ceiling)
+
+
+def _plain(axes: Any) -> None:
+    """Numbers in full beside the axis, so that their digits can be compared, if they are not huge."""
+    huge = max(map(abs, axes.get_ylim())) >= LONG
+    axes.ticklabel_format(axis="y", useOffset=False, style="scientific" if huge else "plain")
 
 
 def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell]], width: float) -> None:
@@ -142,7 +149,7 @@ def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell
         if cell.sd:
             axes.errorbar(place, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         part = f" ({cell.n} of {len(cell.runs)})" if cell.n < len(cell.runs) else ""
-        number = f"{mean:.{1 if table.decimals == 2 else 4}f}{part}"
+        number = f"{fixed(mean, 1 if table.decimals == 2 else 4)}{part}"
         _say(axes, place, floor, number, width, "white" if _dark(colour) else "black")
     for place, cell in here:
         if cell.mean is None:
@@ -214,5 +221,5 @@ def _times(axes: Any, table: Comparison) -> None:
         axes.set_xlim(min(seconds) / 1.3, max(seconds) * 1.4)
     else:
         axes.set_xlim(0, 1.12 * max(seconds) or 1.0)
-    axes.ticklabel_format(axis="y", useOffset=False, style="plain")
+    _plain(axes)
     axes.grid(linewidth=0.4, alpha=0.5)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.foreign import read_config, read_json
+from vaerun.printed import LONG, fixed
 from vaerun.report.choose import chosen
 from vaerun.report.runs import NETWORKS, network_of, read_runs
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
@@ -76,7 +77,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
-    return row
+    return {column: _short(column, value) for column, value in row.items()}
 
 
 def pixels(protocol: dict[str, Any]) -> str:
@@ -88,11 +89,18 @@ def pixels(protocol: dict[str, Any]) -> str:
     return "as stored" if protocol["binarize"] == "none" else f"binarised ({protocol['binarize']})"
 
 
-def _cell(value: Any, digits: str = ".2f") -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    text = format(value, digits) if isinstance(value, float) else str(value)
-    return escape_markdown(clean(text))
+    if not isinstance(value, float):
+        return escape_markdown(clean(value))
+    return format(value, ".4g") if column in WHERE_ANY else fixed(value, 2)
+
+
+def _short(column: str, value: Any) -> Any:
+    """A metric that a record holds as a whole number of many digits as the float that it is meant to be."""
+    huge = isinstance(value, int) and ("/" in column or column == "± se") and abs(value) >= LONG**2
+    return float(value) if huge and is_number(value) else value
 
 
 def _is_shown(column: str, values: set[str]) -> bool:
@@ -103,7 +111,7 @@ def _is_shown(column: str, values: set[str]) -> bool:
 def markdown(found: list[dict[str, Any]]) -> str:
     """A table in Markdown; log-likelihoods and bounds in nats per image."""
     columns = [c for c in COLUMNS if _is_shown(c, {str(r[c]) for r in found if r[c] is not None})]
-    lines = [columns, *([_cell(r[c], ".4g" if c in WHERE_ANY else ".2f") for c in columns] for r in found)]
+    lines = [columns, *([_cell(c, r[c]) for c in columns] for r in found)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = ["| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in lines]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from vaerun.printed import fixed
 from vaerun.report import words
 from vaerun.report.cells import OK, STATES, Cell
 from vaerun.report.comparison import Comparison
@@ -14,8 +15,8 @@ from vaerun.report.spread import Paired
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 
 
-def _number(value: float | None, spec: str = ".2f") -> str:
-    return "" if value is None else format(value, spec)
+def _number(value: float | None, digits: int = 2, sign: str = "") -> str:
+    return "" if value is None else fixed(value, digits, sign)
 
 
 def lines_of(table: Comparison) -> list[list[str]]:
@@ -27,7 +28,7 @@ def lines_of(table: Comparison) -> list[list[str]]:
         found.append([row, *("" if cell is None else cell.text(table.decimals) for cell in cells)])
         if any(cell is not None and cell.published is not None for cell in cells):
             known = ["" if cell is None or cell.published is None else f"{cell.published:.10g}" for cell in cells]
-            apart = ["" if cell is None else _number(cell.difference, f"+.{table.decimals}f") for cell in cells]
+            apart = ["" if cell is None else _number(cell.difference, table.decimals, "+") for cell in cells]
             found.append([f"{row}, published", *known])
             if any(apart):
                 found.append([f"{row}, difference", *apart])
@@ -42,10 +43,8 @@ def cost_lines(table: Comparison) -> list[list[str]]:
         if cell.n:
             took = cost(cell)
             place = [cell.row, *([cell.column] if table.axes[1] else [])]
-            own = [*place, _number(cell.mean, f".{table.decimals}f"), str(cell.n)]
-            found.append(
-                [*own, _number(took.train, ".1f"), _number(took.rate), _number(took.evaluation, ".1f"), took.hardware]
-            )
+            own = [*place, _number(cell.mean, table.decimals), str(cell.n)]
+            found.append([*own, _number(took.train, 1), _number(took.rate), _number(took.evaluation, 1), took.hardware])
     return found
 
 
@@ -96,10 +95,14 @@ def paired_lines(table: Comparison, compared: Sequence[Paired]) -> list[list[str
             if isinstance(images, str):
                 by_seed.append(f"{seed}: {images}")
             else:
-                by_seed.append(f"{seed}: {images[0]:+.{places}f} ± {images[1]:.{places}f} ({images[2]} images)")
+                by_seed.append(
+                    f"{seed}: {fixed(images[0], places, '+')} ± {fixed(images[1], places)} ({images[2]} images)"
+                )
         few = len(pair.seeds) < 2
-        number = [_number(pair.mean, f"+.{places}f"), _number(pair.se, f".{places}f")]
-        test = ["fewer than 2 common seeds", ""] if few else [_number(pair.t), _number(pair.p, ".2g")]
+        number = [_number(pair.mean, places, "+"), _number(pair.se, places)]
+        test = (
+            ["fewer than 2 common seeds", ""] if few else [_number(pair.t), "" if pair.p is None else f"{pair.p:.2g}"]
+        )
         if not few and pair.t is None:
             test[0] = "all differences are the same"
         found.append([f"{pair.one.name} - {pair.other.name}", str(len(pair.seeds)), *number, *test, "; ".join(by_seed)])

@@ -21,6 +21,7 @@ from itertools import combinations
 from typing import Any
 
 from vaerun.archives import read_npz
+from vaerun.printed import fixed
 from vaerun.report.cells import Cell
 from vaerun.report.protocol import INCOMPARABLE, canonical, protocol_of
 from vaerun.report.runs import Run
@@ -68,7 +69,7 @@ def not_told_apart(
             )
         ):
             continue
-        difference = f"{one.mean - other.mean:+.{decimals}f}, standard error {error:.{decimals}f}"
+        difference = f"{fixed(one.mean - other.mean, decimals, '+')}, standard error {fixed(error, decimals)}"
         found.append(f"{one.name} and {other.name} (difference {difference})")
     return found
 

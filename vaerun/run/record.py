@@ -20,6 +20,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically, write_json
 from vaerun.foreign import printable, printable_lines, read_json
 from vaerun.models import AdversarialModel
+from vaerun.printed import fixed
 from vaerun.report.collect import pixels
 from vaerun.run.build import Model
 from vaerun.run.folder import check_places
@@ -282,5 +283,5 @@ def _table(record: dict[str, Any], folder: Path) -> str:
         "val/classifier_frechet_distance": "validation Frechet distance, classifier's features, selected epoch",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
-    own = [(name, f"{metrics[name]:.2f}", text) for name, text in selected.items() if metrics.get(name) is not None]
+    own = [(name, fixed(metrics[name], 2), text) for name, text in selected.items() if metrics.get(name) is not None]
     return "\n".join([head, *lines(own + rows(metrics, protocol, split)), f"recorded in {folder}"])

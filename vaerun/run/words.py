@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vaerun.evaluation.sample_validation import IMAGES
+from vaerun.printed import fixed
 
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
 DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3, "inception_frechet_distance": 3}
@@ -123,7 +124,7 @@ def rows(metrics: dict[str, float | None], protocol: dict[str, Any], prefix: str
         if value is None:
             continue
         digits = DIGITS.get(name, 4 if name.startswith("categorical_") else 2)
-        number = f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+        number = fixed(value, digits) + (f" ± {fixed(error, digits)}" if error is not None else "")
         found.append((f"{prefix}/{name}", number, text))
     return found
 

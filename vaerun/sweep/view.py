@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vaerun.files import last_records
+from vaerun.printed import fixed
 from vaerun.sweep.plan import FAILED, FINISHED, RUNNING, STARTED, Planned
 
 LIVE_SECONDS = 1.0  # between looks on a terminal
@@ -106,7 +107,7 @@ class View:
         found = newest(planned.job.folder)
         step, total = found.get("step", 0), planned.total_steps
         name = next((n for n in ("val/elbo", "train/elbo") if isinstance(found.get(n), float)), None)
-        value = "" if name is None else f"  {name} {found[name]:.1f}"
+        value = "" if name is None else f"  {name} {fixed(found[name], 1)}"
         if total and step >= total:
             return f"  {planned.label}: evaluating{value}"
         return f"  {planned.label}: {100 * step / total if total else 0:.0f}%{value}"

@@ -19,6 +19,7 @@ from vaerun import events
 from vaerun.errors import RunError
 from vaerun.events import Events
 from vaerun.files import sync_folder
+from vaerun.printed import fixed
 from vaerun.training.shown import PLAIN_SECONDS, silent
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
@@ -176,7 +177,7 @@ class Log:
             return
         words = f"epoch {epoch}/{epochs}"
         words += "".join(
-            f"  {tag} {value:{'.1f' if abs(value) >= 10 else '.2f'}}" for tag, value in sorted(self._shown.items())
+            f"  {tag} {fixed(value, 1 if abs(value) >= 10 else 2)}" for tag, value in sorted(self._shown.items())
         )
         if sys.stderr.isatty():
             if self._bar is None:
