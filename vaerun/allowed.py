@@ -182,10 +182,10 @@ def check_values(settings: Settings) -> None:
         if value not in choices:
             known = ["null" if choice is None else choice for choice in choices]
             raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{nearest(str(value), known)}")
-    for group in (settings.data, settings.model, settings.estimator):
+    for key, group in (("data", settings.data), ("model", settings.model), ("estimator", settings.estimator)):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", group.name):  # folders and files are named after them
             name = printable(group.name, 100)
-            raise InputError(f"name '{name}': use up to 100 letters, digits, '_', '-' and '.' (not first) only")
+            raise InputError(f"{key}.name '{name}': use up to 100 letters, digits, '_', '-' and '.' (not first) only")
     for key in ("trainer.betas", "trainer.discriminator_betas"):
         betas = value_of(settings, key)
         if betas is not None and not (len(betas) == 2 and all(0 <= b < 1 for b in betas)):

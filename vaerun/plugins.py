@@ -119,12 +119,20 @@ def resolve(target: str, kind: str) -> Any:
     return found
 
 
+def _resolved(target: str, kind: str, where: str) -> Any:
+    """The same; what is wrong with the name is said with the key that it is of."""
+    try:
+        return resolve(target, kind)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
     """A function with the options of `spec` bound, or an instance of a class made with them.
 
     Raises InputError for options that it does not take, or a class that cannot be made of them.
     """
-    target = resolve(spec.get("_target_", ""), kind)
+    target = _resolved(spec.get("_target_", ""), kind, where)
     given = {k: v for k, v in spec.items() if k != "_target_"}
     check_options(target, where, spec, (), given, inspect.isclass(target))
     if inspect.isclass(target):
@@ -156,7 +164,7 @@ def build(spec: Mapping[str, Any], *args: Any, kind: str, where: str) -> Any:
     """
     if "_target_" not in spec:
         raise InputError(f"{where} has no _target_")
-    target = resolve(spec["_target_"], kind)
+    target = _resolved(spec["_target_"], kind, where)
     given = {k: v for k, v in spec.items() if k != "_target_"}
     check_options(target, where, spec, args, given, True)
     return _made(target, where, spec, args, given)

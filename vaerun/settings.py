@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -16,11 +16,13 @@ from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationToMissingValueError,
     OmegaConfBaseException,
+    ValidationError,
 )
 
 from vaerun.allowed import check_values, nearest, value_of
 from vaerun.errors import InputError
 from vaerun.files import flat
+from vaerun.foreign import printable
 from vaerun.schema import (
     AnnealingSettings,
     CodeSettings,
@@ -113,10 +115,32 @@ def check(cfg: DictConfig) -> Settings:
         text = str(error).splitlines()[0]
         if "is not a ListConfig" in text:
             text = "write a list, such as [a,b]"
-        raise InputError(f"{error.full_key}: {text}") from error
+        told = _of_another_kind(str(error.full_key), plain) if isinstance(error, ValidationError) else None
+        raise InputError(told or f"{error.full_key}: {text}") from error
     assert isinstance(settings, Settings)
     check_values(settings)
     return settings
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a single word"}
+
+
+def _of_another_kind(key: str, plain: Any) -> str | None:
+    """What to say of a key's value that is not of its kind; None where the schema does not say which that is."""
+    hint: Any = Settings
+    for part in key.split("."):
+        group = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+        hint = None if group is None else get_type_hints(group).get(part)
+        if hint is None or not isinstance(plain, dict) or part not in plain:
+            return None
+        plain = plain[part]
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    if get_origin(options[0]) is dict:
+        return f"{key} is a group of settings: give {key}.KEY=VALUE"
+    if options[0] not in _KINDS:
+        return None
+    kind = _KINDS[options[0]] + (", or null" if len(options) > 1 else "")
+    return f"{key} must be {kind}, got {'null' if plain is None else printable(plain, 100)}"
 
 
 def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
-from vaerun.cli.overrides import MOST, several_values, unreadable
+from vaerun.cli.overrides import MOST, no_name, several_values, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plain_yaml import read_yaml
@@ -186,6 +186,10 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
     if isinstance(error, hydra_errors.OverrideParseException):
         folders = [own_config_folder(), *config_folders()]
         return unreadable(str(error.override), text, arguments, folders, lambda: _known_keys(arguments))
+    composing = isinstance(error, hydra_errors.HydraException | OmegaConfBaseException) or _in_composing(error)
+    unnamed = no_name(arguments, [own_config_folder(), *config_folders()]) if composing else None
+    if unnamed is not None:
+        return unnamed
     if isinstance(error, hydra_errors.MissingConfigException):
         found = re.search(r"Could not find '([^']+)'", text)
         group, _, choice = (found.group(1) if found else "").rpartition("/")

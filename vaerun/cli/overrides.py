@@ -8,9 +8,11 @@ from pathlib import Path
 
 from vaerun.cli.main import GROUPS, choices
 from vaerun.foreign import printable
+from vaerun.plugins import no_choice
 
 QUOTE = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
 EXAMPLE = "model=vlae"
+_NO_NAME = re.compile(r"[\[{]|([-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null)$", re.IGNORECASE)
 MOST = 200  # letters of a word that are shown
 
 
@@ -35,6 +37,20 @@ def unreadable(word: str, why: str, arguments: list[str], folders: list[Path], k
         shown = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
     hint = f"; {QUOTE}" if "=" in before and not shown else ""  # the second word of a value, maybe
     return f"'{printable(word, MOST)}' is no setting: settings are KEY=VALUE, as {' or '.join(shown) or EXAMPLE}{hint}"
+
+
+def no_name(arguments: list[str], folders: list[Path]) -> str | None:
+    """Of the first word GROUP=VALUE whose value is a number, a list or another thing that names no choice, or None.
+
+    Hydra fails on it within its own work, each time in other words.
+    """
+    for word in arguments:
+        group, equals, value = word.lstrip("+").partition("=")
+        if equals and group in GROUPS and _NO_NAME.match(value):
+            return no_choice(group, printable(value, MOST), choices(group, folders))
+        if equals and group == "sweep":
+            return "sweep is a group of settings: give sweep.KEY=VALUE"
+    return None
 
 
 def several_values(text: str) -> str | None:

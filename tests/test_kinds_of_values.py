@@ -1,0 +1,60 @@
+"""A value of another kind than its setting's is told of in the user's words: no class of a library, no Python."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from adversarial_runs import Command
+from evaluating import Evaluate
+
+pytestmark = pytest.mark.usefixtures("command_environment")
+WORDS = {
+    "evaluation.samples=1.5": "evaluation.samples must be a whole number, got 1.5",
+    "evaluation.samples=[1]": "evaluation.samples must be a whole number, got [1]",
+    "evaluation.samples=true": "evaluation.samples must be a whole number, got True",
+    "evaluation.samples=null": "evaluation.samples must be a whole number, got null",
+    "trainer.max_steps=abc": "trainer.max_steps must be a whole number, or null, got abc",
+    "trainer.learning_rate=[[1]]": "trainer.learning_rate must be a number, got [[1]]",
+    "evaluation.annealing.step_size=null": "evaluation.annealing.step_size must be a number, got null",
+    "evaluation.ais=[2]": "evaluation.ais must be true or false, got [2]",
+    "evaluation.ais=null": "evaluation.ais must be true or false, got null",
+    "model.likelihood=[a]": "model.likelihood must be a single word, got ['a']",
+    "trainer.device={}": "trainer.device must be a single word, got {}",
+    "sweep.table.metric=[1]": "sweep.table.metric must be a single word, or null, got [1]",
+    "model.encoder=3": "model.encoder is a group of settings: give model.encoder.KEY=VALUE",
+    "model.inference=abc": "model.inference is a group of settings: give model.inference.KEY=VALUE",
+    "estimator.function=inf": "estimator.function is a group of settings: give estimator.function.KEY=VALUE",
+    "evaluation.sets=1": "evaluation.sets is a group of settings: give evaluation.sets.KEY=VALUE",
+    "data.source=1": "data.source is a group of settings: give data.source.KEY=VALUE",
+    "model.encoder._target_=inf": "model.encoder: _target_ 'inf' is outside vaerun",
+    "model.name=''": "model.name '': use up to 100 letters",
+    # no names of choices
+    "model=5": "there is no model=5. Choices: ae, cgan",
+    "model=[1]": "there is no model=[1]. Choices: ae, cgan",
+    "model={a:1}": "there is no model={a:1}. Choices: ae, cgan",
+    "estimator=[a]": "there is no estimator=[a]. Choices: dreg, elbo",
+    "estimator=[[1]]": "there is no estimator=[[1]]. Choices: dreg, elbo",
+    "data=true": "there is no data=true. Choices: cifar10",
+    "evaluation=1e30": "there is no evaluation=1e30. Choices: adversarial, default",
+    "trainer=null": "there is no trainer=null. Choices: adversarial, default",
+    "network=0.5": "there is no network=0.5. Choices: conv",
+    "sweep={a:1}": "sweep is a group of settings: give sweep.KEY=VALUE",
+    "sweep=5": "sweep is a group of settings: give sweep.KEY=VALUE",
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_refused(here: Command, tmp_path: Path, word: str) -> None:
+    code, out, err = here(word, f"output_dir={tmp_path / 'run'}")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"vaerun: error: {WORDS[word]}")
+    assert not re.search(r"Config\b|Error|Dict|NoneType|field of", err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_an_evaluation(run: Path, evaluate: Evaluate) -> None:
+    code, out, err = evaluate(f"run={run}", "evaluation.samples=[1]")
+    assert (code, out) == (2, "")
+    assert err == "vaerun-eval: error: evaluation.samples must be a whole number, got [1]\n"
