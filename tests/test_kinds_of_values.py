@@ -14,6 +14,7 @@ WORDS = {
     "evaluation.samples=1.5": "evaluation.samples must be a whole number, got 1.5",
     "evaluation.samples=[1]": "evaluation.samples must be a whole number, got [1]",
     "evaluation.samples=true": "evaluation.samples must be a whole number, got True",
+    "evaluation.samples=''": "evaluation.samples must be a whole number, got ''",
     "evaluation.samples=null": "evaluation.samples must be a whole number, got null",
     "trainer.max_steps=abc": "trainer.max_steps must be a whole number, or null, got abc",
     "trainer.learning_rate=[[1]]": "trainer.learning_rate must be a number, got [[1]]",
@@ -52,6 +53,29 @@ def test_refused(here: Command, tmp_path: Path, word: str) -> None:
     assert err.startswith(f"vaerun: error: {WORDS[word]}")
     assert not re.search(r"Config\b|Error|Dict|NoneType|field of", err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("check", [["--check"], []], ids=["checked", "run"])
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed=range(0)", "the sweep has no job: one of its words has no values"),
+        ("seed=glob(*)", "the sweep has no job: one of its words has no values"),
+        ("seed=interval(0,1)", "interval(A,B) is for searches"),
+    ],
+)
+def test_a_sweep_of_nothing(here: Command, tmp_path: Path, word: str, says: str, check: list[str]) -> None:
+    code, out, err = here("-m", *check, word, f"output_dir={tmp_path / 'sweep'}")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("value", ["2", "[npz]", "null", "{a: 1}"])
+def test_the_name_of_an_evaluations_data(run: Path, evaluate: Evaluate, value: str) -> None:
+    code, out, err = evaluate(f"run={run}", f"data.name={value}")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "data.name must be a single word" in err
 
 
 def test_of_an_evaluation(run: Path, evaluate: Evaluate) -> None:

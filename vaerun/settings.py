@@ -140,7 +140,8 @@ def _of_another_kind(key: str, plain: Any) -> str | None:
     if options[0] not in _KINDS:
         return None
     kind = _KINDS[options[0]] + (", or null" if len(options) > 1 else "")
-    return f"{key} must be {kind}, got {'null' if plain is None else printable(plain, 100)}"
+    shown = "null" if plain is None else printable(plain, 100) or "''"
+    return f"{key} must be {kind}, got {shown}"
 
 
 def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:

@@ -213,6 +213,8 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 f"cannot set '{printable(merging.group(1), MOST)}': that is a list, a group of keys or a single value "
                 "where another of these belongs (vaerun --cfg job shows which)"
             )
+        if "does not support sweep type" in text:
+            return "interval(A,B) is for searches (hydra/sweeper=optuna): give values, such as a,b or range(3)"
         return several_values(text) or " ".join(text.split())
     if "issing mandatory value" in text and isinstance(error, OmegaConfBaseException):
         return missing(str(error))

@@ -131,7 +131,10 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
     plain: dict[str, Any] = asdict(run.config)
     data = given.get("data", {})
     before = plain["data"]
-    known = read_yaml(group_file("data", data.get("name", before["name"])))
+    name = data.get("name", before["name"])
+    if not isinstance(name, str):
+        raise InputError(f"data.name must be a single word, got {printable(name, 100)}: data=NAME chooses data")
+    known = read_yaml(group_file("data", name))
     for key in data:
         if key not in known or (key == "source" and "name" not in data):
             raise InputError(f"data.{key} is no key of data={known['name']} that can be set")

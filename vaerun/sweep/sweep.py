@@ -103,7 +103,9 @@ class Sweep:
     def launch(
         self, inner: Any, config: DictConfig, context: HydraContext, batch: Sequence[Sequence[str]], first: int
     ) -> list[JobReturn]:
-        """Run a batch and say what became of each job."""
+        """Run a batch and say what became of each job. Raises InputError where it is empty."""
+        if not batch:  # of any number of words, one that has no values leaves no combination
+            raise InputError("the sweep has no job: one of its words has no values, as range(0) has none; give it some")
         planned, composed = self.plan(config, context, batch, first)
         jobs = distinct([p for p in planned if isinstance(p, Planned)])
         label(jobs)
