@@ -16,7 +16,7 @@ WORDS = {
     "evaluation.samples=true": "evaluation.samples must be a whole number, got True",
     "evaluation.samples=''": "evaluation.samples must be a whole number, got ''",
     "evaluation.samples=null": "evaluation.samples must be a whole number, got null",
-    "trainer.max_steps=abc": "trainer.max_steps must be a whole number, or null, got abc",
+    "trainer.max_steps=abc": "trainer.max_steps must be a whole number, or null, got 'abc'",
     "trainer.learning_rate=[[1]]": "trainer.learning_rate must be a number, got [[1]]",
     "evaluation.annealing.step_size=null": "evaluation.annealing.step_size must be a number, got null",
     "evaluation.ais=[2]": "evaluation.ais must be true or false, got [2]",
@@ -24,6 +24,10 @@ WORDS = {
     "model.likelihood=[a]": "model.likelihood must be a single word, got ['a']",
     "trainer.device={}": "trainer.device must be a single word, got {}",
     "sweep.table.metric=[1]": "sweep.table.metric must be a single word, or null, got [1]",
+    "evaluation.arithmetic=null": "evaluation.arithmetic must be a list of words, such as [a,b], got null",
+    "evaluation.arithmetic=[null]": "evaluation.arithmetic must be a list of words, such as [a,b], got [None]",
+    "trainer.betas=[a]": "trainer.betas must be a list of numbers, such as [0.1,0.2], got ['a']",
+    "trainer.betas=null": "trainer.betas must be a list of numbers, such as [0.1,0.2], got null",
     "model.encoder=3": "model.encoder is a group of settings: give model.encoder.KEY=VALUE",
     "model.inference=abc": "model.inference is a group of settings: give model.inference.KEY=VALUE",
     "estimator.function=inf": "estimator.function is a group of settings: give estimator.function.KEY=VALUE",
@@ -61,11 +65,16 @@ def test_refused(here: Command, tmp_path: Path, word: str) -> None:
     [
         ("seed=range(0)", "the sweep has no job: one of its words has no values"),
         ("seed=glob(*)", "the sweep has no job: one of its words has no values"),
+        ("model=1e12,1e30", "there is no model=1e12. Choices: ae, cgan"),
+        ("model=vae,[1]", "there is no model=[1]. Choices: ae, cgan"),
+        ("trainer=default,null", "there is no trainer=null. Choices: adversarial, default"),
         ("seed=interval(0,1)", "interval(A,B) is for searches"),
+        ("model=vae,gan", "model.encoder.activation is no setting of one of the jobs"),
     ],
 )
-def test_a_sweep_of_nothing(here: Command, tmp_path: Path, word: str, says: str, check: list[str]) -> None:
-    code, out, err = here("-m", *check, word, f"output_dir={tmp_path / 'sweep'}")
+def test_words_of_a_sweep(here: Command, tmp_path: Path, word: str, says: str, check: list[str]) -> None:
+    also = ["model.encoder.activation=tanh"] if word == "model=vae,gan" else []
+    code, out, err = here("-m", *check, word, *also, f"output_dir={tmp_path / 'sweep'}")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert says in err
     assert not (tmp_path / "sweep").exists()
@@ -78,7 +87,19 @@ def test_the_name_of_an_evaluations_data(run: Path, evaluate: Evaluate, value: s
     assert "data.name must be a single word" in err
 
 
-def test_of_an_evaluation(run: Path, evaluate: Evaluate) -> None:
-    code, out, err = evaluate(f"run={run}", "evaluation.samples=[1]")
-    assert (code, out) == (2, "")
-    assert err == "vaerun-eval: error: evaluation.samples must be a whole number, got [1]\n"
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("evaluation.samples=[1]", "evaluation.samples must be a whole number, got [1]"),
+        ("evaluation.interpolation={}", "evaluation.interpolation must be a list"),
+        ("evaluation.arithmetic={a: 1}", "evaluation.arithmetic must be a list"),
+        ("evaluation.annealing=[1.5]", "annealing"),
+        ("evaluation.sets=[1]", "evaluation.sets"),
+        ("data.source=[1]", "data.source"),
+    ],
+)
+def test_words_of_an_evaluation(run: Path, evaluate: Evaluate, word: str, says: str) -> None:
+    code, out, err = evaluate(f"run={run}", word)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err
+    assert "Config" not in err

@@ -122,12 +122,22 @@ def check(cfg: DictConfig) -> Settings:
     return settings
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a single word"}
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a single word",
+    list[int]: "a list of whole numbers, such as [1,2]",
+    list[float]: "a list of numbers, such as [0.1,0.2]",
+    list[str]: "a list of words, such as [a,b]",
+    list[Any]: "a list, such as [a,b]",
+}
 
 
 def _of_another_kind(key: str, plain: Any) -> str | None:
     """What to say of a key's value that is not of its kind; None where the schema does not say which that is."""
     hint: Any = Settings
+    key = key.partition("[")[0]  # of an element of a list the list is shown
     for part in key.split("."):
         group = next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
         hint = None if group is None else get_type_hints(group).get(part)
@@ -140,7 +150,9 @@ def _of_another_kind(key: str, plain: Any) -> str | None:
     if options[0] not in _KINDS:
         return None
     kind = _KINDS[options[0]] + (", or null" if len(options) > 1 else "")
-    shown = "null" if plain is None else printable(plain, 100) or "''"
+    shown = "null" if plain is None else printable(plain, 100)
+    if isinstance(plain, str):  # else an empty word would not be seen
+        shown = f"'{shown}'"
     return f"{key} must be {kind}, got {shown}"
 
 

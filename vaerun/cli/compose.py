@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -206,6 +207,10 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 group = name.split(".")[0]
                 return f"{name} is no setting of the {group} chosen here; {', '.join(elsewhere)} would have it"
             known = [*GROUPS, *_known_keys(arguments)]
+            if name in known:  # of some jobs of a sweep, and not of all
+                return (
+                    f"{printable(name, MOST)} is no setting of one of the jobs: sweep over what has it, or leave it out"
+                )
             return f"unknown key '{printable(name, MOST)}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
         merging = re.match(r"Error merging override (.+)", text)
         if merging:
@@ -230,10 +235,19 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
 
 def _in_composing(error: BaseException) -> bool:
     """Whether Hydra raised it at its own work, on the user's words and files, and not what it called of vaerun."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
     last = max((i for i, name in enumerate(modules) if name.startswith("vaerun")), default=-1)
     inner = {name.partition(".")[0] for name in modules[last + 1 :]}
-    return last >= 0 and modules[last] == __name__ and bool(inner & {"hydra", "omegaconf"})
+    composes = last >= 0 and (modules[last] == __name__ or frames[last].f_code is _plan_code())
+    return composes and bool(inner & {"hydra", "omegaconf"})
+
+
+def _plan_code() -> CodeType:
+    """Where the jobs of a sweep are composed."""
+    from vaerun.sweep.sweep import Sweep
+
+    return Sweep.plan.__code__
 
 
 def _unusable_file() -> str | None:

@@ -46,8 +46,9 @@ def no_name(arguments: list[str], folders: list[Path]) -> str | None:
     """
     for word in arguments:
         group, equals, value = word.lstrip("+").partition("=")
-        if equals and group in GROUPS and _NO_NAME.match(value):
-            return no_choice(group, printable(value, MOST), choices(group, folders))
+        for name in [value, *value.split(",")] if equals and group in GROUPS else []:  # several make a sweep
+            if _NO_NAME.match(name):
+                return no_choice(group, printable(name, MOST), choices(group, folders))
         if equals and group == "sweep":
             return "sweep is a group of settings: give sweep.KEY=VALUE"
     return None

@@ -149,8 +149,22 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
     try:
         merged = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed))
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        # Where a list and keys meet OmegaConf does not say which setting it is.
+        key = error.full_key or _unlike(plain, changed)
+        raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
     return check(merged)  # type: ignore[arg-type]
+
+
+def _unlike(before: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str:
+    """The first setting that is given keys where it has none, or the other way about."""
+    for name, value in given.items():
+        was = before.get(name)
+        if isinstance(value, dict) and isinstance(was, dict):
+            if found := _unlike(was, value, f"{prefix}{name}."):
+                return found
+        elif isinstance(value, dict | list) and isinstance(was, dict | list) and type(value) is not type(was):
+            return f"{prefix}{name}"
+    return ""
 
 
 def _check_evaluation_keys(run: Run, given: dict[str, Any]) -> None:

@@ -44,7 +44,10 @@ def parse(overrides: list[str]) -> dict[str, Any]:
         try:
             OmegaConf.update(found, key, parsed, merge=True)
         except (OmegaConfBaseException, AttributeError, ValueError) as error:
-            raise InputError(f"cannot set '{printable(word, 100)}': {printable(error, 200)}") from error
+            why = printable(error, 200)
+            if "Cannot merge" in why:
+                why = "that is a list or a group of keys where another of these belongs"
+            raise InputError(f"cannot set '{printable(word, 100)}': {why}") from error
     container = OmegaConf.to_container(found, resolve=False)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
