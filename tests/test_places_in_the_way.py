@@ -105,3 +105,21 @@ def test_an_evaluations_arrays(run: Path, evaluate: Evaluate) -> None:
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{own} is no file" in err
     assert state(run) == before
+
+
+def sweep(folder: Path) -> list[str]:
+    return ["-m", "model=vae", *SMALL, "seed=1,2", f"hydra.sweep.dir={folder}"]
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "multirun.yaml", "table.md", "table.png"])
+def test_no_file_of_a_sweep(here: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / name} is no file")
+
+
+def test_no_folder_of_a_sweep(here: Command, tmp_path: Path) -> None:
+    """Its TensorBoard's, itself, and one above it."""
+    (tmp_path / "table").write_text("mine")
+    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / 'table'} is no folder")
+    for folder in (tmp_path / "table", tmp_path / "table" / "a" / "b"):
+        assert_refused(here, sweep(folder), tmp_path, f"{tmp_path / 'table'} is no folder")

@@ -90,6 +90,8 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.json is not None and not options.json.parent.is_dir():
         raise InputError(f"--json: there is no folder {options.json.parent}: make it first")
+    if options.json is not None and options.json.is_dir():
+        raise InputError(f"--json {options.json} is a folder: name a file")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     Distribution.set_default_validate_args(False)  # as in training: an argument's check waits for a GPU

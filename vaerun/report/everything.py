@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+TABLES = ("table.md", "table.csv", "table.tex", "table.png")
+
 
 def write_all(folder: Path) -> str:
     """Writes table.md, table.csv, table.tex, table.png and TensorBoard's events into a sweep's folder.

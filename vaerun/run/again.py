@@ -26,7 +26,7 @@ from vaerun.plugins import group_file
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.family import family_of
-from vaerun.run.folder import claim
+from vaerun.run.folder import check_kinds, claim
 from vaerun.run.found import Evaluation
 from vaerun.run.given import parse
 from vaerun.run.keep import described, keep, named, read_arrays
@@ -96,12 +96,8 @@ def _check_folder(folder: Path) -> None:
 
 def _check_places(folder: Path, label: str) -> None:
     """Raises InputError where this evaluation's files cannot be put: found after the work it would have been lost."""
-    for path in (folder / "figures", folder / "figures" / label):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is no folder, and the figures go there: move it away to evaluate this run")
-    for path in (folder / f"arrays-{label}.npz", *sorted((folder / "figures" / label).glob("*.png"))):
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no file, and one is written there: move it away to evaluate this run")
+    own = folder / "figures" / label
+    check_kinds((folder / "figures", own), (folder / f"arrays-{label}.npz", *sorted(own.glob("*.png"))))
 
 
 def _label(settings: Settings, data: ImageData) -> str:

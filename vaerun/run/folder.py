@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from vaerun.files import clear_temporaries
 
 LOCK_SECONDS = 1.0  # somebody who only looks whether the folder is held has it for a moment
 
-
 FOLDERS = (".hydra", "checkpoints", "figures")
+"""Which a run makes in its own."""
 FILES = (
     *(".lock", ".job.json", "job.log", "run.log", "metrics.jsonl", "per_example.npz", "arrays.npz"),
     *(f".hydra/{name}.yaml" for name in ("config", "overrides", "hydra")),
@@ -38,18 +38,24 @@ def fresh(folder: Path) -> Path:
 
 
 def check_places(folder: Path) -> None:
-    """Raises InputError where something of another kind is in the place of what a run writes.
+    """Raises InputError where something of another kind is in the place of what a run writes."""
+    check_kinds((folder / name for name in FOLDERS), (folder / name for name in FILES))
+    check_kinds((), sorted(folder.glob("figures/*.png")))
 
-    Looked at before any work: the last of these places is written to after the training, which would be lost on it.
+
+def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
+    """Raises InputError where one of these is there and is of another kind, or a folder that cannot be written into.
+
+    Called before any work: the last of these places is written to after it, and it would be lost.
     """
-    for path in (folder / name for name in FOLDERS):
+    for path in folders:
         if os.path.lexists(path) and not path.is_dir():  # a link that leads nowhere is none, either
-            raise InputError(f"{path} is no folder, and the run writes into it: move it away")
+            raise InputError(f"{path} is no folder, and one is written into there: move it away")
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-            raise InputError(f"{path} cannot be written into, and the run has to: change its permissions")
-    for path in (*(folder / name for name in FILES), *sorted(folder.glob("figures/*.png"))):
+            raise InputError(f"{path} cannot be written into: make it writable")
+    for path in files:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no file, and the run writes one there: move it away")
+            raise InputError(f"{path} is no file, and one is written there: move it away")
 
 
 @contextmanager

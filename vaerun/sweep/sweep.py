@@ -15,14 +15,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
 from vaerun.foreign import printable
+from vaerun.report.board import FOLDER as BOARD
+from vaerun.report.everything import TABLES
 from vaerun.run import record as records
 from vaerun.run.child import settle
+from vaerun.run.folder import check_kinds
 from vaerun.settings import check
 from vaerun.sweep.extras import lost_jobs_fail
 from vaerun.sweep.local import SKIPPED, Fate, Local
 from vaerun.sweep.plan import (
     FAILED,
     FINISHED,
+    PLAN,
     RUNNING,
     STARTED,
     Checker,
@@ -201,9 +205,15 @@ class Sweep:
         return found
 
     def look(self, config: DictConfig) -> None:
-        """Note the sweep's folder, and what of it is not there yet, before Hydra makes it."""
-        self.folder = Path(str(config.hydra.sweep.dir)).absolute()
-        self.absent = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+        """Note the sweep's folder, and what of it is not there yet, before Hydra makes it.
+
+        Raises InputError where it is none, or something of another kind is in the place of what a sweep writes.
+        """
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        check_kinds((there, folder / BOARD), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
+        self.folder = folder
+        self.absent = [p for p in (folder, *folder.parents) if not p.exists()]
         record = self.folder / MULTIRUN
         self.multirun = record.read_bytes() if record.is_file() else None
 
