@@ -161,7 +161,7 @@ def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content
 @pytest.mark.parametrize(
     "change",
     [lambda p: p["model"]["encoder"].update(hidden=[10**9]),
-     lambda p: p["model"]["decoder"].update(hidden=[30_000] * 9), lambda p: p["model"].update(latent_dim=10**12),
+     lambda p: p["model"]["decoder"].update(hidden=[30_000] * 9), lambda p: p["model"].update(latent_dim=10**9),
      lambda p: p["model"]["decoder"].update(hidden=[3000] * 100)],
 )  # fmt: skip
 def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:

@@ -14,6 +14,7 @@ from hostility import innocent, open_all, refused, with_config
 
 from vaerun.archives import read_npz
 from vaerun.cli import table
+from vaerun.run import checks
 from vaerun.run.family import Likelihood
 from vaerun.run.keep import write_arrays
 
@@ -42,15 +43,23 @@ def test_values_per_image_are_written_as_numpy_writes_them(tmp_path: Path) -> No
     assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "theirs.npz").read_bytes()
 
 
-def test_samples_of_the_gradient_that_fit_into_no_memory(stranger: Path, capsys: Any, cache: Path) -> None:
+def test_samples_of_the_gradient_that_fit_into_no_memory(
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(plain: dict[str, Any]) -> None:
         plain["evaluation"]["gradient_noise"] = True
-        plain["evaluation"]["noise"]["samples"] = 10**12
+        plain["evaluation"]["noise"]["samples"] = 10**9
+
+    def estimate(estimator: Any, infer: Any, joint: Any, samples: int) -> None:
+        assert samples == 10**9
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(checks, "estimate", estimate)
 
     with_config(stranger, change)
     opened = open_all(stranger, capsys)
     assert (opened.codes["load_run"], opened.codes["eval"]) == (0, 2)
-    assert "evaluation.noise.samples=1000000000000: memory ran out for 2 images" in opened.text
+    assert "evaluation.noise.samples=1000000000: memory ran out for 2 images" in opened.text
     innocent(opened, stranger, cache)
 
 
