@@ -15,7 +15,9 @@ import vaerun
 ROOT = Path(vaerun.__file__).parent
 
 # Free for all; they know nothing but each other.
-HELPERS = {"errors", "randomness", "files", "plugins", "stopping", "events", "foreign", "archives", "plain_yaml"}
+HELPERS = {
+    "errors", "randomness", "files", "plugins", "stopping", "events", "foreign", "archives", "plain_yaml", "printed",
+}  # fmt: skip
 
 LEVELS = {
     "nets": 0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import asdict, fields, is_dataclass
@@ -11,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vaerun.errors import InputError
 from vaerun.files import flat
 from vaerun.foreign import is_unicode, printable
+from vaerun.printed import nearest
 from vaerun.schema import Settings
 
 # Smallest allowed value (None: any) and whether it itself is allowed.
@@ -102,16 +102,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "evaluation.split": ("test", "validation", "train"),
     "evaluation.selection": (None, "classifier_frechet_distance"),
 }
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """' Did you mean X?' for the closest of the names, else ''."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not close:  # the right key under the wrong parent, or none at all
-        leaves = {n.rpartition(".")[2]: n for n in names}
-        leaf = difflib.get_close_matches(name.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
-        close = [leaves[leaf[0]]] if leaf else []
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -1,6 +1,9 @@
-"""How numbers are printed for people."""
+"""What the lines that people read have in common: numbers, and the names that were meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 LONG = 1e9  # from here on the digits before the point hide how large a number is
 
@@ -12,3 +15,14 @@ def fixed(value: float, digits: int, sign: str = "") -> str:
         sign: "+" to print that of a positive number, too.
     """
     return format(value, f"{sign}.{digits}f" if not abs(value) >= LONG else f"{sign}.6g")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """' Did you mean X?' for the closest of the names, else ''."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close:  # the right key under the wrong parent, or none at all
+        leaves = {n.rpartition(".")[2]: n for n in names}
+        leaf = difflib.get_close_matches(name.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+        close = [leaves[leaf[0]]] if leaf else []
+    return f" Did you mean {close[0]}?" if close else ""

@@ -14,15 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigKeyError,
     InterpolationKeyError,
+    InterpolationResolutionError,
     InterpolationToMissingValueError,
     OmegaConfBaseException,
     ValidationError,
 )
 
-from vaerun.allowed import check_values, nearest, value_of
+from vaerun.allowed import check_values, value_of
 from vaerun.errors import InputError
 from vaerun.files import flat
 from vaerun.foreign import printable
+from vaerun.printed import nearest
 from vaerun.schema import (
     AnnealingSettings,
     CodeSettings,

@@ -27,7 +27,8 @@ from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plain_yaml import read_yaml
 from vaerun.plugins import config_folders, group_file, no_choice, own_config_folder
-from vaerun.settings import Settings, is_incidental, keys, missing, nearest, short_name
+from vaerun.printed import nearest
+from vaerun.settings import Settings, is_incidental, keys, missing, short_name
 
 if TYPE_CHECKING:
     from vaerun.run.together import Member

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from vaerun.errors import InputError
 from vaerun.plain_yaml import parse_yaml
-from vaerun.report.protocol import canonical, nearest
+from vaerun.printed import nearest
+from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 

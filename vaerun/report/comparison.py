@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
+from vaerun.printed import nearest
 from vaerun.report import words
 from vaerun.report.cells import Axis, Cell, distinct, in_order, is_empty
 from vaerun.report.choose import canonical_word, chosen, known_keys
-from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol, nearest
+from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol
 from vaerun.report.published import Published, load
 from vaerun.report.remarks import remarks
 from vaerun.report.runs import OK, Run, read_runs

@@ -7,13 +7,13 @@ any setting other than the seed. Other settings may differ between cells; that i
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vaerun.errors import InputError
+from vaerun.printed import nearest
 from vaerun.report.runs import OK, Run
 from vaerun.report.text import clean
 
@@ -76,12 +76,6 @@ def canonical(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(canonical(v) for v in value)}]"
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean X?' for the closest of the names, else ''."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def protocol_of(run: Run, metric: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.plain_yaml import read_yaml
+from vaerun.printed import nearest
 from vaerun.report.cells import TITLES
-from vaerun.report.protocol import canonical, nearest
+from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 
