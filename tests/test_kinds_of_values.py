@@ -35,6 +35,9 @@ WORDS = {
     "data.source=1": "data.source is a group of settings: give data.source.KEY=VALUE",
     "model.encoder._target_=inf": "model.encoder: _target_ 'inf' is outside vaerun",
     "model.name=''": "model.name '': use up to 100 letters",
+    "model.encoder.activation=rlu": "model.encoder: unknown activation 'rlu'",
+    "model.encoder.hidden=3": "model.encoder.hidden must be a list of positive whole numbers",
+    "model=draw model.decoder=1": "model.decoder is a group of settings: give model.decoder.KEY=VALUE",
     # no names of choices
     "model=5": "there is no model=5. Choices: ae, cgan",
     "model=[1]": "there is no model=[1]. Choices: ae, cgan",
@@ -52,7 +55,7 @@ WORDS = {
 
 @pytest.mark.parametrize("word", WORDS)
 def test_refused(here: Command, tmp_path: Path, word: str) -> None:
-    code, out, err = here(word, f"output_dir={tmp_path / 'run'}")
+    code, out, err = here(*word.split(), f"output_dir={tmp_path / 'run'}")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith(f"vaerun: error: {WORDS[word]}")
     assert not re.search(r"Config\b|Error|Dict|NoneType|field of", err)

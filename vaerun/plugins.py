@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vaerun.allowed import nearest
 from vaerun.errors import InputError
 from vaerun.foreign import printable
+from vaerun.printed import nearest
 
 MOST_LETTERS = 200  # of a part's name
 _UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
@@ -174,8 +174,10 @@ def _made(target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...
     # Values of a wrong type, or a part in another one's place: the configuration's fault, and it may be a stranger's.
     try:
         return target(*args, **given)
-    except InputError:
-        raise
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where}: {error}") from error
     except _UNFIT as error:
         why = printable(told(error), 200)
         raise InputError(

@@ -65,7 +65,6 @@ __all__ = [
     "is_incidental",
     "keys",
     "missing",
-    "nearest",
     "short_name",
     "value_of",
 ]
@@ -110,6 +109,11 @@ def check(cfg: DictConfig) -> Settings:
         raise InputError(missing(str(error))) from error
     except InterpolationKeyError as error:
         raise InputError(f"configuration: {str(error).splitlines()[0]}") from error
+    except InterpolationResolutionError as error:
+        text = str(error).splitlines()[0]
+        if single := re.search("node `([^`]+)` is not a container", text):
+            text = _GROUP.format(single.group(1))
+        raise InputError(text) from error
     except ConfigKeyError as error:
         known = list(keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
         raise InputError(f"unknown key '{error.full_key}'.{nearest(str(error.full_key), known)}") from error
@@ -124,6 +128,7 @@ def check(cfg: DictConfig) -> Settings:
     return settings
 
 
+_GROUP = "{0} is a group of settings: give {0}.KEY=VALUE"
 _KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -148,7 +153,7 @@ def _of_another_kind(key: str, plain: Any) -> str | None:
         plain = plain[part]
     options = get_args(hint) if type(None) in get_args(hint) else (hint,)
     if get_origin(options[0]) is dict:
-        return f"{key} is a group of settings: give {key}.KEY=VALUE"
+        return _GROUP.format(key)
     if options[0] not in _KINDS:
         return None
     kind = _KINDS[options[0]] + (", or null" if len(options) > 1 else "")
@@ -165,7 +170,7 @@ def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
         if group is None or name not in plain or plain[name] == "???" or (plain[name] is None and group is not hint):
             continue
         if not isinstance(plain[name], dict):
-            raise InputError(f"{prefix}{name} is a group of settings: give {prefix}{name}.KEY=VALUE")
+            raise InputError(_GROUP.format(f"{prefix}{name}"))
         check_groups(plain[name], group, f"{prefix}{name}.")
 
 

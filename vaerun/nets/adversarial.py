@@ -73,7 +73,7 @@ class MLPGenerator(nn.Module):
     def __init__(self, latent_dim: int, image_shape: Sequence[int], context: int = 0, *, hidden: Sequence[int]) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
-        widths = [latent_dim + context, *check_widths("generator.hidden", hidden)]
+        widths = [latent_dim + context, *check_widths("model.generator.hidden", hidden)]
         self.layers = nn.ModuleList(linear(a, b, "relu") for a, b in pairwise(widths))
         self.output = linear(widths[-1], math.prod(image_shape))
 
@@ -100,7 +100,7 @@ class MLPDiscriminator(nn.Module):
         self, image_shape: Sequence[int], context: int = 0, *, hidden: Sequence[int], spectral_norm: bool = False
     ) -> None:
         super().__init__()
-        widths = [math.prod(image_shape) + context, *check_widths("discriminator.hidden", hidden)]
+        widths = [math.prod(image_shape) + context, *check_widths("model.discriminator.hidden", hidden)]
         self.layers = nn.ModuleList(linear(a, b, "leaky_relu") for a, b in pairwise(widths))
         self.spectral_norm, self.features = flag("model.discriminator.spectral_norm", spectral_norm), widths[-1]
         if spectral_norm:
@@ -147,7 +147,7 @@ class ConvGenerator(nn.Module):
         flag("model.generator.batch_norm", batch_norm)
         channels = [whole_number("model.generator.width", width, 1) * 2**i for i in reversed(range(levels))]
         self.start = (channels[0], *sizes[0])
-        widths = [latent_dim + context, *check_widths("generator.dense", dense)]
+        widths = [latent_dim + context, *check_widths("model.generator.dense", dense)]
         self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.ReLU()) for a, b in pairwise(widths))
         self.project = nn.Linear(widths[-1], math.prod(self.start), bias=not batch_norm)
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
@@ -216,7 +216,7 @@ class ConvDiscriminator(nn.Module):
             normalised = batch_norm and i > 0
             self.convolutions.append(nn.Conv2d(a, b, KERNEL, STRIDE, PADDING, bias=not normalised))
             self.norms.append(nn.BatchNorm2d(b) if normalised else nn.Identity())
-        widths = [channels[-1] * math.prod(sizes[-1]), *check_widths("discriminator.dense", dense)]
+        widths = [channels[-1] * math.prod(sizes[-1]), *check_widths("model.discriminator.dense", dense)]
         self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.LeakyReLU(SLOPE)) for a, b in pairwise(widths))
         _initialise(self)
         if self.label_channel is not None:

@@ -51,7 +51,7 @@ class ConvEncoder(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        widths = [image_shape[0], *check_widths("encoder.channels", channels)]
+        widths = [image_shape[0], *check_widths("model.encoder.channels", channels)]
         h, w = sizes(image_shape[1], image_shape[2], len(widths) - 1)[-1]
         self.convolutions = nn.ModuleList()
         for a, b in pairwise(widths):
@@ -59,7 +59,7 @@ class ConvEncoder(nn.Module):
             initialise(layer, activation)
             self.convolutions.append(layer)
         self.activation = activation_named(activation)
-        self.stack = Stack(widths[-1] * h * w + context, check_widths("encoder.hidden", hidden), activation)
+        self.stack = Stack(widths[-1] * h * w + context, check_widths("model.encoder.hidden", hidden), activation)
         self.features = self.stack.out_features
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -95,10 +95,10 @@ class ConvDecoder(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        widths = [*check_widths("decoder.channels", channels), image_shape[0]]
+        widths = [*check_widths("model.decoder.channels", channels), image_shape[0]]
         levels = sizes(image_shape[1], image_shape[2], len(widths) - 1)[::-1]
         self.start = (widths[0], *levels[0])
-        self.stack = Stack(latent_dim + context, check_widths("decoder.hidden", hidden), activation)
+        self.stack = Stack(latent_dim + context, check_widths("model.decoder.hidden", hidden), activation)
         self.expand = linear(self.stack.out_features, math.prod(self.start), activation)
         self.activation = activation_named(activation)
         self.convolutions = nn.ModuleList()

@@ -110,7 +110,7 @@ class MLPEncoder(nn.Module):
         self, image_shape: Sequence[int], context: int = 0, *, hidden: Sequence[int], activation: str = "relu"
     ) -> None:
         super().__init__()
-        self.stack = Stack(math.prod(image_shape) + context, check_widths("encoder.hidden", hidden), activation)
+        self.stack = Stack(math.prod(image_shape) + context, check_widths("model.encoder.hidden", hidden), activation)
         self.features = self.stack.out_features
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -141,7 +141,7 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
-        self.stack = Stack(latent_dim + context, check_widths("decoder.hidden", hidden), activation)
+        self.stack = Stack(latent_dim + context, check_widths("model.decoder.hidden", hidden), activation)
         self.affine: nn.Linear | None = linear(self.stack.out_features, math.prod(image_shape))
 
     def trunk(self, z: Tensor, c: Tensor | None = None) -> Tensor:
