@@ -143,7 +143,8 @@ def _radius(features: Tensor, neighbours: int, block: int) -> Tensor:
     norms, radius = features.square().sum(1), torch.empty_like(features[:, 0])
     for rows, squared in _squared_distances(features, features, block):
         squared.diagonal(rows.start).fill_(torch.inf)
-        nearest, which = squared.kthvalue(neighbours, dim=1)
+        # kthvalue has no deterministic form on a GPU.
+        nearest, which = (found[:, -1] for found in squared.topk(neighbours, dim=1, largest=False))
         radius[rows] = nearest + SLACK * (norms[rows] + norms[which])
     return radius
 
