@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.usefixtures("single_precision"),
 ]
 GPU = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as commands do: torch looks at it once in a process
 
 
 @pytest.mark.parametrize("name", MODELS)

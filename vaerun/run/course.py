@@ -24,6 +24,7 @@ from vaerun.models import ppca
 from vaerun.objectives import Variational
 from vaerun.run import record as records
 from vaerun.run.build import train_settings
+from vaerun.run.deterministic import named_operations
 from vaerun.run.family import Validate, family_of
 from vaerun.run.keep import keep, named
 from vaerun.run.prepare import Prepared
@@ -163,7 +164,7 @@ class Course:
             images_per_step=self.images_per_step,
         )
         try:
-            with self.stop.deferred(), own_stream(self.device):
+            with named_operations(RunError), self.stop.deferred(), own_stream(self.device):
                 closed_form = self.settings.model.fit == "closed_form"
                 done = self._fit_closed_form(log) if closed_form else self._train(log, state)
                 self.ranks.first(lambda: self._select_and_evaluate(log, done))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
 from vaerun.run.checks import check_arithmetic
 from vaerun.run.course import Course
+from vaerun.run.deterministic import choose_algorithms
 from vaerun.run.folder import claim, fresh
 from vaerun.run.prepare import prepare
 from vaerun.settings import DataSettings, Settings, fingerprint
@@ -81,11 +81,9 @@ def _execute(
     ranks: Ranks,
     company: Company | None = None,
 ) -> dict[str, Any]:
+    choose_algorithms(settings.trainer.deterministic)
     device = ranks.device or device_named(settings.trainer.device)
     check_arithmetic(settings.trainer, device)
-    if settings.trainer.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
-    torch.use_deterministic_algorithms(settings.trainer.deterministic)
     torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
     if settings.trainer.resume == "never":
         folder = fresh(folder)

@@ -12,6 +12,7 @@ from vaerun.evaluation.memory import running_out
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import mix
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
+from vaerun.run.deterministic import named_operations
 from vaerun.run.family import family_of
 from vaerun.settings import Settings, fingerprint
 from vaerun.training import parallel
@@ -46,7 +47,7 @@ def prepare(settings: Settings, data: ImageData) -> Prepared:
     family_of(model).check_run(settings, model, data)
     samples = settings.estimator.samples
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
-    with running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
+    with named_operations(InputError), running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
     parallel.check(objective, data.train, settings.trainer.processes)
     closed_form = settings.model.fit == "closed_form"

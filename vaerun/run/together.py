@@ -88,11 +88,13 @@ class SharedData:
 def side_by_side(members: Sequence[Member]) -> bool:
     """Whether they run at once: on a GPU. Raises InputError for a device that there is not.
 
-    Not where steps are made each time in TF32, which torch switches for the whole process.
+    Not where steps are made each time in TF32, nor where some runs are deterministic and others are not: torch switches
+    both for the whole process.
     """
     trainers = [member.settings.trainer for member in members]
     switching = any(trainer.compile == "none" and trainer.precision == "tf32" for trainer in trainers)
-    return not switching and all(device_named(trainer.device).type == "cuda" for trainer in trainers)
+    differing = len({trainer.deterministic for trainer in trainers}) > 1
+    return not (switching or differing) and all(device_named(trainer.device).type == "cuda" for trainer in trainers)
 
 
 def run_together(members: Sequence[Member], stop: Stop, ended: Callable[[int, BaseException | None], None]) -> None:
