@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
         if os.path.lexists(path) and not path.is_dir():  # a link that leads nowhere is none, either
             raise InputError(f"{path} is no folder, and one is written into there: move it away")
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-            raise InputError(f"{path} cannot be written into: make it writable")
+            reason = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
+            raise InputError(f"{path} cannot be written into ({os.strerror(reason)}): make it writable")
     for path in files:
         if path.exists() and not path.is_file():
             raise InputError(f"{path} is no file, and one is written there: move it away")
