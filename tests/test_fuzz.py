@@ -1,7 +1,8 @@
 """Mutated input of every kind ends in success, or in one clear line with a documented exit code.
 
 A night's run, in parts and with its counts: `pytest -m nightly -s tests/test_fuzz.py`. A failure names the kind and the
-number of its input, which is the same each time: `bench` and `maker` make it again.
+number of its input, which is the same each time: `bench` and `maker` make it again. VAERUN_FUZZ_FIRST=100000 takes
+other inputs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.distributions import Distribution
 from torchvision.datasets import utils
 
 PART = 500  # inputs of one nightly test
+FIRST = int(os.environ.get("VAERUN_FUZZ_FIRST", "0"))  # number of a night's inputs: others, for other inputs
 NIGHTLY_APART, CI_APART = 200, 20  # as processes of their own
 ROOM = 16 << 30  # bytes of addresses beyond those of the test itself: torch alone takes some
 
@@ -103,7 +105,8 @@ def test_a_night_as_processes(bench: Bench, capsys: Any) -> None:
     ("kind", "start"), [(kind, start) for kind, (_, night, _) in KINDS.items() for start in range(0, night, PART)]
 )
 def test_a_night(bench: Bench, kind: str, start: int, capsys: Any) -> None:
-    count = run(kind, maker(bench, kind), range(start, min(start + PART, KINDS[kind][1])))
+    numbers = range(start, min(start + PART, KINDS[kind][1]))
+    count = run(kind, maker(bench, kind), range(FIRST + numbers.start, FIRST + numbers.stop))
     with capsys.disabled():
         print(f"\n{count.line()}")
     assert not count.wrong, "\n".join(count.wrong)
