@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import filelock
 
-from vaerun.errors import RunError
+from vaerun.errors import InputError, RunError
 from vaerun.foreign import open_regular, parse_json
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -109,6 +109,14 @@ def _remove_if_stale(file: Path) -> None:
     with suppress(OSError):  # somebody else's work is done, or it cannot be removed and does no harm
         if time.time() - file.stat().st_mtime > STALE_SECONDS:
             file.unlink()
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose ~ or ~USER is a home directory's. Raises InputError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # no HOME, as in some containers, or no such user
+        raise InputError(f"{path}: there is no such home directory: write the whole path") from error
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

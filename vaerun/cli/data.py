@@ -53,16 +53,18 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vaerun.data import cache, sources
+    from vaerun.files import expanded
 
     if arguments.list:
         for name, source in sources.BUILT_IN.items():
             print(f"{name:14}{(source.__doc__ or '').splitlines()[0]}")
     for name in arguments.names:
         cache.require_known(name)  # all of them, before the first long download
+    output = None if arguments.output is None else expanded(arguments.output)
     for name in arguments.names:
         arrays = cache.built_in(name, root=arguments.root)
-        if arguments.output is not None:
-            where = str(_pack(arrays, Path(arguments.output).expanduser() / f"{name}.npz"))
+        if output is not None:
+            where = str(_pack(arrays, output / f"{name}.npz"))
         else:
             file = getattr(arrays.train_images, "filename", None)
             where = "no copy needed" if file is None else str(Path(file).parent)

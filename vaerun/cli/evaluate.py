@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
@@ -61,11 +60,12 @@ def _main(argv: Sequence[str] | None) -> int:
         from vaerun.run.worker import quiet
 
         quiet()
+        from vaerun.files import expanded
         from vaerun.run.again import evaluate_again
         from vaerun.training.signals import Stop
 
         stop = Stop(outside=raises("vaerun-eval"))
-        evaluate_again(Path(folders[0]).expanduser(), [w for w in words if not w.startswith("run=")], stop)
+        evaluate_again(expanded(folders[0]), [w for w in words if not w.startswith("run=")], stop)
     except InputError as error:
         return _tell(2, f"error: {error}")
     except RunError as error:

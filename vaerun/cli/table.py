@@ -75,15 +75,18 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error("--format tensorboard writes into DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
-    folder = arguments.folder.expanduser()
+    from vaerun.files import expanded
+
     try:
+        folder = expanded(arguments.folder)
+        output = None if arguments.output is None else expanded(arguments.output)
         compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
         content = (_compared if compared and not arguments.list else _listed)(folder, arguments)
-        if arguments.output is None:
+        if output is None:
             assert isinstance(content, str)
             show(printable_lines(content))
         else:
-            show(printable_lines(_write(arguments.output.expanduser(), content)))
+            show(printable_lines(_write(output, content)))
     except OSError as error:  # a name too long, a folder that may not be looked into
         print(f"{parser.prog}: error: {printable(error.filename)}: {error.strerror}: name another", file=sys.stderr)
         return 2

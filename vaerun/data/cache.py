@@ -27,6 +27,7 @@ from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, Arrays, check, digest, split_off_test
 from vaerun.data.image_files import files_below
 from vaerun.errors import InputError
+from vaerun.files import expanded
 
 FORMAT = 1
 """Part of every key: to be raised when sources or the layout of a copy change, so that older copies are not used."""
@@ -36,10 +37,13 @@ SCRATCH_SECONDS = 7 * 24 * 3600.0  # no source takes so long to read
 
 
 def cache_folder() -> Path:
-    """`$VAERUN_CACHE`, else `$XDG_CACHE_HOME/vaerun`, else `~/.cache/vaerun`. It need not exist."""
+    """`$VAERUN_CACHE`, else `$XDG_CACHE_HOME/vaerun`, else `~/.cache/vaerun`. It need not exist.
+
+    Raises InputError where the last is asked for and there is no home.
+    """
     if own := os.environ.get("VAERUN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vaerun"
+        return expanded(own)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vaerun"
 
 
 def data_root(root: str | None = None) -> Path:
@@ -49,7 +53,7 @@ def data_root(root: str | None = None) -> Path:
     """
     for setting, folder in (("data.root", root), ("VAERUN_DATA", os.environ.get("VAERUN_DATA"))):
         if folder:
-            path = Path(folder).expanduser()
+            path = expanded(folder)
             if not path.is_dir():
                 raise InputError(f"{setting}={folder}: no such folder; create it or correct {setting}")
             return path
@@ -97,7 +101,7 @@ def prepare(
         source, arguments, origin = sources.npz, {"path": prepared, "split": sources.UNOFFICIAL.get(name)}, prepared
         prepared = None  # nothing is missing
     elif path is not None:
-        arguments, origin = {"path": path, **options}, Path(path).expanduser()
+        arguments, origin = {"path": path, **options}, expanded(path)
     else:
         arguments, origin = options, None
 

@@ -23,6 +23,7 @@ from vaerun.archives import DATA_BYTES, array_names, read_npz
 from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
 from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
 from vaerun.errors import InputError
+from vaerun.files import expanded
 from vaerun.foreign import printable
 
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
@@ -233,4 +234,4 @@ def reason(error: BaseException) -> str:
 def _given(path: str | Path, data: str) -> Path:
     if not path:
         raise InputError(f"{data} needs to know where the images are; give data.path=PATH")
-    return Path(path).expanduser()
+    return expanded(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from vaerun.evaluation.inception import check_inception
 from vaerun.evaluation.memory import running_out
 from vaerun.evaluation.sample_validation import IMAGES, real
 from vaerun.evaluation.traversals import parse_expression, parse_sets, parse_stops
+from vaerun.files import expanded
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate_samples import has_classifier
@@ -160,7 +160,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
             "are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
         )
     if settings.inception_weights is not None:
-        check_inception(Path(settings.inception_weights).expanduser())
+        check_inception(expanded(settings.inception_weights))
     sets = parse_sets(settings.sets)
     if settings.interpolation:
         parse_stops(settings.interpolation, sets)

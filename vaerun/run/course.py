@@ -18,7 +18,7 @@ import torch
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.memory import not_in_parts, running_out
 from vaerun.evaluation.pictures import save_png
-from vaerun.files import write_atomically
+from vaerun.files import expanded, write_atomically
 from vaerun.foreign import printable
 from vaerun.models import ppca
 from vaerun.objectives import Variational
@@ -144,7 +144,7 @@ class Course:
             return  # this run has begun: it goes on from its own, and the other's may be gone
         if self.settings.model.fit == "closed_form":
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
-        path = Path(self.settings.trainer.resume).expanduser()
+        path = expanded(self.settings.trainer.resume)
         self.named, self.started_from = load_named(path, self.device)
         optimisers = make_optimisers(self.objective.phases, self.train_settings)
         done = restore(self.objective, optimisers, self.named, self.device)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from vaerun.evaluation.inception import STANDARD, check_inception, inception_fea
 from vaerun.evaluation.sample_quality import diversity, frechet_distance, manifold_metrics
 from vaerun.evaluation.sample_validation import IMAGES, generated, real
 from vaerun.evaluation.traversals import arithmetic, interpolation, parse_sets
+from vaerun.files import expanded
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
 from vaerun.run.found import Evaluation
@@ -88,7 +88,7 @@ def sample_quality(
             if given is not None:
                 found.metrics["label_agreement"] = float((space.predict(fake) == given.cpu()).double().mean())
         if settings.inception_weights is not None:
-            weights = Path(settings.inception_weights).expanduser()
+            weights = expanded(settings.inception_weights)
             digest = check_inception(weights)
             features = inception_features(weights, device=split.images.device)
             found.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))

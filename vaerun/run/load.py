@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
+from vaerun.files import expanded
 from vaerun.foreign import first_link_out, printable, read_config
 from vaerun.run.allocations import Allocations, TooLarge
 from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
@@ -111,7 +112,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
 
     Raises InputError for a directory that holds no run, or names parts outside vaerun and the trusted packages.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is no directory: name the run's directory")
     link = first_link_out(folder)

@@ -13,7 +13,7 @@ import torch
 
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.files import held, write_json
+from vaerun.files import expanded, held, write_json
 from vaerun.foreign import PLAN_BYTES, printable, read_json
 from vaerun.run import record as records
 from vaerun.run.build import build_data, device_named
@@ -76,7 +76,7 @@ class Checker:
             folder = fresh(folder)
         found = records.look(folder, parts.identity)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
-            load_named(Path(settings.trainer.resume).expanduser(), "cpu")
+            load_named(expanded(settings.trainer.resume), "cpu")
         job = Job(settings, folder, words, hydra, parts.identity)
         planned = Planned(job, number, parts.total_steps, before=found)
         planned.state = state_of(job)
