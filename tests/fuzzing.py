@@ -183,7 +183,7 @@ def judge(case: Case, ended: Ended) -> str:
         return f"{len(told)} lines: {told[:3]}"
     if not told[0].isprintable() or len(told[0]) > 6000:
         return "the line is not printable, or endless"
-    if ended.out and ended.code == 2:
+    if ended.out and ended.code == 2 and not any(word.startswith("hydra.verbose") for word in case.words):
         return f"partial output {ended.out[:60]!r}"
     return ""
 

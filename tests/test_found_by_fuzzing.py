@@ -64,12 +64,37 @@ def test_a_plugin_s_file(here: Command, mutants: Path, content: bytes, says: str
 @pytest.mark.parametrize(
     "words",
     [["--cfg"], ["--cfg=x"], ["-p"], ["--config-dir"], ["-c"], ["--resolve"], ["-sc"], ["--cfg", "job", "--cfg"],
-     ["--cfg", "job", "hydra.searchpath=[x]"], ["--experimental-rerun", "x.pickle"]],
+     ["--cfg", "job", "hydra.searchpath=[x]"], ["--experimental-rerun", "x.pickle"], ["--cfg", "job", "--package=x"],
+     ["-c", "hydra", "-p", "model"], ["-m", "trainer.epochs=-1"], ["-m", "data=npz", "data.path='~nobody-here/x'"]],
 )  # fmt: skip
 def test_flags(here: Command, command_environment: None, words: list[str]) -> None:
     code, out, err = here(*words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("vaerun: error: ")
+
+
+def test_a_home_that_there_is_not(
+    here: Command, run: Path, evaluate: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of no such user; and of one without HOME and without an entry among the system's users."""
+    nobody = "~nobody-here/x"
+    ends = [here("data=npz", f"data.path='{nobody}'"), here("model=vae", *SMALL, f"trainer.resume='{nobody}'")]
+    ends += [here("model=vae", *SMALL, "evaluation.quality=true", f"evaluation.inception_weights='{nobody}'")]
+    ends += [evaluate(f"run={nobody}"), evaluate(f"run={run}", "data=npz", f"data.path={nobody}")]
+    for main, words in ((table.main, [nobody]), (table.main, [str(run), "--output", nobody])):
+        ends.append((main(words), *capsys.readouterr()))
+    for words in (["digits", "--output", nobody], ["mnist", "--root", nobody]):
+        ends.append((data.main(words), *capsys.readouterr()))
+    for code, out, err in ends:
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert f"{nobody}: there is no such home directory: write the whole path" in err
+    for name in ("VAERUN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is left there
+    assert data.main(["mnist"]) == 2
+    assert "~/.cache: there is no such home directory" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"{nobody}: there is no such home directory"):
+        package.load_run(nobody)
 
 
 @pytest.mark.parametrize("change", [lambda t: t.to(torch.complex64), lambda t: t.to(torch.int64), lambda t: t.bool()])

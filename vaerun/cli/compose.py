@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.main import GROUPS, choices
-from vaerun.cli.overrides import MOST, no_name, several_values, unreadable
+from vaerun.cli.overrides import MOST, no_name, several_values, told_of_packages, unreadable
 from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plain_yaml import read_yaml
@@ -174,7 +174,8 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     with warnings.catch_warnings():
         # Of a folder in hydra.searchpath that there is not, or that is written in another way than file://FOLDER.
         warnings.filterwarnings("error", message=".*is not available", category=UserWarning)
-        hydra.main(version_base="1.3", config_path=str(own_config_folder()), config_name="config")(job)()
+        with told_of_packages(arguments):
+            hydra.main(version_base="1.3", config_path=str(own_config_folder()), config_name="config")(job)()
 
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 from vaerun.cli.main import GROUPS, choices
+from vaerun.errors import InputError
 from vaerun.foreign import printable
 from vaerun.plugins import no_choice
 
@@ -66,3 +70,24 @@ def several_values(text: str) -> str | None:
     quoted = "" if set(values) & set("'\"") else f""": '{key}="{values}"'"""
     whole = f"quote the value if it is one value with a comma{quoted}; a list is written [{values}]"
     return f"'{word}': several values make a sweep: add -m (or {whole})"
+
+
+@contextmanager
+def told_of_packages(arguments: list[str]) -> Iterator[None]:
+    """Hydra writes one line of its own, and exits, where --package names what the configuration has not."""
+    flags = {word.split("=")[0] for word in arguments}
+    if not flags & {"--package", "-p"} or not flags & {"--cfg", "-c"}:
+        yield
+        return
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            yield
+    except SystemExit as left:
+        line = told.getvalue().strip()
+        if "not found in config" not in line:
+            raise
+        told = io.StringIO()  # it is part of the error
+        raise InputError(f"--package: {line}: name a group or a key, such as --package=model") from left
+    finally:
+        sys.stderr.write(told.getvalue())

@@ -70,7 +70,8 @@ class Sweep:
     ) -> tuple[list[Planned | InputError], list[DictConfig]]:
         """Compose and check a batch.
 
-        Raises InputError, after a line for each job that cannot work, unless a search proposed it: its trial fails.
+        Raises InputError, after a line for each job of several that cannot work, unless a search proposed it: its
+        trial fails.
         """
         setup_globals()
         here = config.hydra.launcher._target_ == BASIC
@@ -96,6 +97,8 @@ class Sweep:
                     )
                 planned.append(self.checker.check(settings, folder, list(words), hydra, number))
             except InputError as error:
+                if len(batch) == 1 and not is_search(config):
+                    raise
                 refused += 1
                 planned.append(error)
                 print(f"vaerun: error: {printable(' '.join(words))}: {printable(error)}", file=sys.stderr)
