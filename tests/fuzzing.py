@@ -106,6 +106,10 @@ def call(program: str, words: list[str]) -> int:
     return 0
 
 
+def _to_stderr(message: Any, category: Any, filename: str, line: int, *_: Any) -> None:
+    print(warnings.formatwarning(message, category, filename, line), file=sys.stderr)
+
+
 def here(case: Case) -> Ended:
     """Run in this process."""
     out, err = io.StringIO(), io.StringIO()
@@ -121,6 +125,7 @@ def here(case: Case) -> Ended:
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("default")  # as in a process of its own
+            warnings.showwarning = _to_stderr  # where pytest would keep it for itself
             code = call(case.program, case.words)
     except Hang:
         code = "hang"
