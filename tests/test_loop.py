@@ -184,3 +184,17 @@ def test_moments_of_another_size_are_refused(tmp_path: Path) -> None:
     optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
     with pytest.raises(InputError, match="does not fit this run's model: toy: an optimiser's moments have other sizes"):
         restore(made.objective, optimisers, state, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+def test_numbers_of_another_kind_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    """torch would turn them into fractions, with a warning or without one."""
+    made = toy(tmp_path)
+    for where in ("objective", "moments"):
+        state = load(tmp_path)
+        held = state["objective"] if where == "objective" else state["optimisers"]["toy"]["state"][0]
+        name = next(iter(held)) if where == "objective" else "exp_avg"
+        held[name] = held[name].to(kind)
+        optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
+        with pytest.raises(InputError, match=r"does not fit this run's model: .* hold.? numbers of another kind"):
+            restore(made.objective, optimisers, state, torch.device("cpu"))

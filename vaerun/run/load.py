@@ -22,6 +22,7 @@ from vaerun.run.record import read_result
 from vaerun.run.trial import check_it_runs, of_configuration
 from vaerun.settings import Settings, check, fingerprint
 from vaerun.training.checkpoint import Damaged, load, plain
+from vaerun.training.tensors import kind
 
 _BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
 
@@ -86,11 +87,6 @@ class Run:
         model.eval().requires_grad_(False)
         check_it_runs(model, data, self.folder)
         return model
-
-
-def kind(tensor: torch.Tensor) -> tuple[bool, bool]:
-    """Whether it holds fractions, or complex numbers: torch would turn the ones into the others."""
-    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _interpolates(value: Any) -> bool:

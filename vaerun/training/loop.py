@@ -29,6 +29,7 @@ from vaerun.training.schedule import factor
 from vaerun.training.settings import TrainSettings
 from vaerun.training.signals import Stop
 from vaerun.training.step import Step
+from vaerun.training.tensors import kind
 from vaerun.training.update import make_optimisers
 
 FEW = 20  # steps that are not worth a recording
@@ -236,14 +237,20 @@ def restore(
     Raises InputError when it does not fit.
     """
     try:
+        for name, value in objective.state_dict().items():
+            if name in state["objective"] and kind(state["objective"][name]) != kind(value):
+                raise ValueError(f"{name} holds numbers of another kind")
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():
+            kept = [v for moments in state["optimisers"][name]["state"].values() for v in moments.values()]
+            if not all(value.is_floating_point() for value in kept if isinstance(value, Tensor)):
+                raise ValueError(f"{name}: an optimiser's moments hold numbers of another kind")
             own = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimisers"][name])
             for group, options in zip(optimiser.param_groups, own, strict=True):
                 group |= options  # the settings' own: a run that starts from another's checkpoint may differ
-            for parameter, kept in optimiser.state.items():
-                if any(v.dim() and v.shape != parameter.shape for v in kept.values() if isinstance(v, Tensor)):
+            for parameter, moments in optimiser.state.items():
+                if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
                     raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
         return Progress(**state["progress"]), sums, int(state["metrics"]["count"])

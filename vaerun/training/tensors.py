@@ -210,3 +210,8 @@ class _Announced(pickle._Unpickler):
         if self.left < 0:
             raise pickle.UnpicklingError("its tensors claim more than the file holds")
         return _Tensor()
+
+
+def kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Whether it holds fractions, or complex numbers: torch would turn the ones into the others."""
+    return tensor.is_floating_point(), tensor.is_complex()
