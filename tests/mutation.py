@@ -177,7 +177,9 @@ def npz(random: Random, arrays: dict[str, np.ndarray]) -> bytes:
             np.save(member, array)
             data = npy(random, array) if name == changed else member.getvalue()
             shown = text(random, name) if name == changed and random.random() < 0.1 else name
-            archive.writestr(f"{shown}.npy" if random.random() < 0.98 or not shown else shown, data)
+            member_name = f"{shown}.npy" if random.random() < 0.98 else shown
+            # zipfile cuts names at a zero, and cannot write one that is empty.
+            archive.writestr(member_name if member_name.partition("\0")[0] else "x", data)
     return buffer.getvalue() if changed is not None else content(random, buffer.getvalue())
 
 
