@@ -198,3 +198,14 @@ def test_numbers_of_another_kind_are_refused(tmp_path: Path, kind: torch.dtype) 
         optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
         with pytest.raises(InputError, match=r"does not fit this run's model: .* hold.? numbers of another kind"):
             restore(made.objective, optimisers, state, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("field", ["best", "step", "seconds"])
+def test_a_progress_that_is_no_number_is_refused(tmp_path: Path, field: str) -> None:
+    """A tensor would be counted with like a number, until it is to be recorded."""
+    made = toy(tmp_path)
+    state = load(tmp_path)
+    state["progress"][field] = torch.tensor(1.0)
+    optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
+    with pytest.raises(InputError, match="does not fit this run's model: its progress is not all plain numbers"):
+        restore(made.objective, optimisers, state, torch.device("cpu"))

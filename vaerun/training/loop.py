@@ -253,6 +253,8 @@ def restore(
                 if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
                     raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
+        if not all(value is None or isinstance(value, int | float) for value in state["progress"].values()):
+            raise ValueError("its progress is not all plain numbers")  # which the record could not hold
         return Progress(**state["progress"]), sums, int(state["metrics"]["count"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
