@@ -200,12 +200,16 @@ def test_numbers_of_another_kind_are_refused(tmp_path: Path, kind: torch.dtype) 
             restore(made.objective, optimisers, state, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("field", ["best", "step", "seconds"])
-def test_a_progress_that_is_no_number_is_refused(tmp_path: Path, field: str) -> None:
-    """A tensor would be counted with like a number, until it is to be recorded."""
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(name, torch.tensor(1.0)) for name in ("best", "step", "seconds", "best_epoch", "count")]
+    + [("step", -1), ("count", -64), ("stale", 0.5), ("seconds", math.inf), ("timed_seconds", -1.0), ("seconds", None)],
+)
+def test_a_progress_that_cannot_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    """A tensor would be counted with like a number, until it is to be recorded; images before -64 are 0 in the end."""
     made = toy(tmp_path)
     state = load(tmp_path)
-    state["progress"][field] = torch.tensor(1.0)
+    state["metrics" if field == "count" else "progress"][field] = value
     optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
-    with pytest.raises(InputError, match="does not fit this run's model: its progress is not all plain numbers"):
+    with pytest.raises(InputError, match=f"does not fit this run's model: its progress has no .* as {field}"):
         restore(made.objective, optimisers, state, torch.device("cpu"))

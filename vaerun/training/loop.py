@@ -22,7 +22,7 @@ from vaerun.randomness import permutation
 from vaerun.training.checkpoint import Store
 from vaerun.training.guard import FiniteGuard
 from vaerun.training.log import Log
-from vaerun.training.progress import Clock, Progress
+from vaerun.training.progress import Clock, Progress, counted
 from vaerun.training.ranks import Ranks, Silent
 from vaerun.training.recorded import Recorded, recorded
 from vaerun.training.schedule import factor
@@ -253,9 +253,7 @@ def restore(
                 if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
                     raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
-        if not all(value is None or isinstance(value, int | float) for value in state["progress"].values()):
-            raise ValueError("its progress is not all plain numbers")  # which the record could not hold
-        return Progress(**state["progress"]), sums, int(state["metrics"]["count"])
+        return Progress.of(state["progress"]), sums, counted("count", state["metrics"]["count"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +35,26 @@ class Progress:
     seconds: float = 0.0
     timed_seconds: float = 0.0
     timed_steps: int = 0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Progress:
+        """That of a checkpoint. Raises ValueError or TypeError for what cannot be counted on from, or recorded."""
+        for name in ("step", "stale", "timed_steps"):
+            counted(name, values.get(name, 0))
+        for name in ("best_epoch", "seconds", "timed_seconds"):
+            value = values.get(name, 0.0)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"its progress has no plain number of 0 or more as {name}")
+        if not isinstance(values.get("best"), int | float | None):
+            raise ValueError("its progress has no plain number as best")
+        return cls(**values)
+
+
+def counted(name: str, value: Any) -> int:
+    """A count. Raises ValueError for what is none."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"its progress has no count as {name}")
+    return value
 
 
 class Clock:
