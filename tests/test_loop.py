@@ -186,6 +186,16 @@ def test_moments_of_another_size_are_refused(tmp_path: Path) -> None:
         restore(made.objective, optimisers, state, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+def test_moments_that_are_missing_are_refused(tmp_path: Path, key: str) -> None:
+    made = toy(tmp_path)
+    state = load(tmp_path)
+    del state["optimisers"]["toy"]["state"][0][key]
+    optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
+    with pytest.raises(InputError, match="does not fit this run's model: toy: an optimiser's moments are not whole"):
+        restore(made.objective, optimisers, state, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
 def test_numbers_of_another_kind_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
     """torch would turn them into fractions, with a warning or without one."""
@@ -213,3 +223,9 @@ def test_a_progress_that_cannot_be_is_refused(tmp_path: Path, field: str, value:
     optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
     with pytest.raises(InputError, match=f"does not fit this run's model: its progress has no .* as {field}"):
         restore(made.objective, optimisers, state, torch.device("cpu"))
+
+
+def test_a_progress_without_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="its progress has no count as step"):
+        Progress.of({"best": None})
+    assert Progress.of({"step": 3}).step == 3

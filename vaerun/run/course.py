@@ -155,11 +155,11 @@ class Course:
             )
 
     def _train_and_evaluate(self, state: dict[str, Any] | None) -> None:
-        progress = state["progress"] if state is not None else {"step": 0}
+        start = state["progress"].get("step", 0) if state is not None else 0  # one that is none is refused below
         log = Log(
             self.folder,
             position=state["log"] if state is not None else None,
-            start_step=progress["step"],
+            start_step=start,
             total_steps=self.total_steps,
             images_per_step=self.images_per_step,
         )
@@ -259,7 +259,7 @@ class Course:
             self.record["metrics"][selection] = done.best
             if selection in ("val/iwae", "val/renyi") and (validate := self._validator()) is not None:
                 self.record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the parameters that were selected
-        speed = done.timed_steps / done.timed_seconds if done.timed_steps else None
+        speed = done.timed_steps / done.timed_seconds if done.timed_seconds else None
         self.record["timing"] = {
             "train_seconds": round(done.seconds, 3),
             "train_steps": done.step,

@@ -229,6 +229,9 @@ def train(
     return progress
 
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
+
+
 def restore(
     objective: Objective, optimisers: dict[str, torch.optim.Optimizer], state: dict[str, Any], device: torch.device
 ) -> tuple[Progress, dict[str, Tensor], int]:
@@ -242,8 +245,10 @@ def restore(
                 raise ValueError(f"{name} holds numbers of another kind")
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():
-            kept = [v for moments in state["optimisers"][name]["state"].values() for v in moments.values()]
-            if not all(value.is_floating_point() for value in kept if isinstance(value, Tensor)):
+            kept = [moments.get(key) for moments in state["optimisers"][name]["state"].values() for key in MOMENTS]
+            if not all(isinstance(value, Tensor) for value in kept):
+                raise ValueError(f"{name}: an optimiser's moments are not whole")
+            if not all(value.is_floating_point() for value in kept):
                 raise ValueError(f"{name}: an optimiser's moments hold numbers of another kind")
             own = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
             optimiser.load_state_dict(state["optimisers"][name])

@@ -39,6 +39,8 @@ class Progress:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Progress:
         """That of a checkpoint. Raises ValueError or TypeError for what cannot be counted on from, or recorded."""
+        if "step" not in values:
+            raise ValueError("its progress has no count as step")
         for name in ("step", "stale", "timed_steps"):
             counted(name, values.get(name, 0))
         for name in ("best_epoch", "seconds", "timed_seconds"):
