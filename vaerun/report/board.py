@@ -10,8 +10,8 @@ from vaerun import events
 from vaerun.errors import InputError, RunError
 from vaerun.events import Events
 from vaerun.report.comparison import Comparison
+from vaerun.report.everything import BOARD
 
-FOLDER = "table"
 MOST_STEPS = 2**62  # below what TensorBoard's files hold
 
 
@@ -27,7 +27,7 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
     from PIL import Image
     from torch.utils.tensorboard import summary
 
-    folder = table.folder / FOLDER
+    folder = table.folder / BOARD
     if folder.is_symlink():
         raise InputError(f"{folder} is a link, and events would be written to where it leads: remove it")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 TABLES = ("table.md", "table.csv", "table.tex", "table.png")
+BOARD = "table"  # the folder of TensorBoard's events
 
 
 def write_all(folder: Path) -> str:

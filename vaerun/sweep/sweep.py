@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vaerun.errors import InputError, RunError
 from vaerun.files import write_atomically
 from vaerun.foreign import printable
-from vaerun.report.board import FOLDER as BOARD
-from vaerun.report.everything import TABLES
+from vaerun.report.everything import BOARD, TABLES
 from vaerun.run import record as records
 from vaerun.run.child import settle
 from vaerun.run.folder import check_kinds
