@@ -213,12 +213,8 @@ class Course:
                 ranks=self.ranks,
                 source=self.source,
                 ready=self.ready,
-                compared=self._compared,
+                compared=lambda found: self.record["protocol"].update(precision_difference=found),
             )
-
-    def _compared(self, found: dict[str, dict[str, float]]) -> None:
-        """Lower precision against float32: for the record."""
-        self.record["protocol"]["precision_difference"] = found
 
     def _fit_closed_form(self, log: Log) -> Progress:
         started = time.perf_counter()
