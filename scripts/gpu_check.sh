@@ -6,7 +6,7 @@
 #
 #   scripts/gpu_check.sh [--out DIR] [--seconds N] [--epochs N] [--seeds N] [--device cpu|cuda] [--tiny] [STAGE...]
 #
-# Stages: checks (tests/test_gpu.py), bench (vaerun-bench), table (13 cells of vlae_cifar10_small). VAERUN_DATA must hold
+# Stages: checks (tests/gpu/test_gpu.py), bench (vaerun-bench), table (13 cells of vlae_cifar10_small). VAERUN_DATA must hold
 # cifar10.npz. --tiny tries the logic with tiny sizes anywhere; PYTHON is the interpreter (python3).
 set -uo pipefail
 out=outputs/gpu_check seconds=570 epochs=100 seeds=1 device=cuda tiny="" stages=()

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from adversarial_runs import Command, Finished, finish
-from evaluating import SMALL
-from sweeping import Sweeping, compose_quickly
+from support.runs.adversarial_runs import Command, Finished, finish
+from support.runs.evaluating import SMALL
+from support.sweeps.sweeping import Sweeping, compose_quickly
 from torch.distributions import Distribution
 
 from vaerun.cli import evaluate as evaluation
 from vaerun.cli import main
-from vaerun.stopping import SIGNALS
+from vaerun.signals import SIGNALS
 
 HANGUP = signal.getsignal(signal.SIGHUP)
 

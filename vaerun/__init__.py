@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vaerun.errors import InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
+    from vaerun.config.plugins import trust
     from vaerun.evaluation import log_likelihood
-    from vaerun.plugins import trust
     from vaerun.run.load import load_run
 
 __all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood", "trust"]
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
         return log_likelihood
     if name == "trust":
-        from vaerun.plugins import trust
+        from vaerun.config.plugins import trust
 
         return trust
     raise AttributeError(f"module 'vaerun' has no attribute '{name}'")

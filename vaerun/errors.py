@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import signal
 
-from vaerun.foreign import printable
+from vaerun.text import printable
+
+EXIT_FAILED = 1  # a run failed
+EXIT_BAD_INPUT = 2
+EXIT_BUSY = 74  # of a job's process: another process works in the run's folder
+EXIT_RESUMABLE = 75  # stopped after saving: the same command resumes
+EXIT_INTERRUPTED = 130  # by Ctrl-C
 
 MOST_LETTERS = 4000  # of a line: what it quotes may be endless
 
@@ -39,4 +45,4 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        return 130 if self.signum == signal.SIGINT else 75
+        return EXIT_INTERRUPTED if self.signum == signal.SIGINT else EXIT_RESUMABLE

@@ -13,7 +13,7 @@ from vaerun.bench.case import Case, Setting, Work
 from vaerun.bench.laplace import BIG, QUICK, Size, images
 from vaerun.bench.textbook import decode_every_sample
 from vaerun.estimators import elbo
-from vaerun.evaluation.importance import BLOCK, default_chunk, weigh
+from vaerun.evaluation.likelihood.importance import BLOCK, default_chunk, weigh
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder

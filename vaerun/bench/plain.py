@@ -20,16 +20,16 @@ from vaerun.bench.case import Call, Case, Setting, Work
 from vaerun.bench.textbook import vae_loss
 from vaerun.data.arrays import Arrays
 from vaerun.data.dataset import Batch, ImageData
+from vaerun.distributed.collectives import Silent
 from vaerun.estimators import elbo
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
+from vaerun.signals import Stop
 from vaerun.training import TrainSettings, train
-from vaerun.training.guard import FiniteGuard
-from vaerun.training.ranks import Silent
-from vaerun.training.signals import Stop
-from vaerun.training.update import make_optimisers, update
+from vaerun.training.finite_guard import FiniteGuard
+from vaerun.training.optimisers import make_optimisers, update
 
 WORKERS = 2  # of the DataLoader
 RATE = 1e-4

@@ -16,15 +16,15 @@ from vaerun.bench.case import Call, Case, Setting, Work
 from vaerun.bench.plain import step_work
 from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
+from vaerun.distributed.collectives import Ranks
 from vaerun.estimators import elbo
 from vaerun.inference import Amortised, Householder, Laplace, SemiAmortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
 from vaerun.training import TrainSettings, make_optimisers
-from vaerun.training.guard import FiniteGuard
-from vaerun.training.ranks import Ranks
-from vaerun.training.recorded import CudaRecording, Recorded
+from vaerun.training.cuda_graph import CudaRecording, Recorded
+from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.step import Step, own_stream
 
 STEPS = 10  # in one call

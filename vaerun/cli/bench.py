@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
-from vaerun.foreign import printable
-from vaerun.stopping import leaves, listening
+from vaerun.signals import leaves, listening
+from vaerun.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vaerun.run.worker import quiet
+    from vaerun.launch.worker import quiet
 
     quiet()
     import torch
@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     from vaerun.bench.machine import description
     from vaerun.bench.measure import measure, table
     from vaerun.bench.names import BENCHMARKS
-    from vaerun.files import write_json
+    from vaerun.storage.atomic import write_json
 
     if options.list:
         for name, benchmark in BENCHMARKS.items():

@@ -21,17 +21,16 @@ from hydra import errors as hydra_errors
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vaerun.cli.main import GROUPS, choices
+from vaerun.cli.help import GROUPS, choices
 from vaerun.cli.overrides import MOST, no_name, several_values, told_of_packages, unreadable
+from vaerun.config.plugins import config_folders, group_file, no_choice, own_config_folder
+from vaerun.config.settings import Settings, is_incidental, keys, missing, short_name
 from vaerun.errors import InputError
-from vaerun.foreign import printable
-from vaerun.plain_yaml import read_yaml
-from vaerun.plugins import config_folders, group_file, no_choice, own_config_folder
-from vaerun.printed import nearest
-from vaerun.settings import Settings, is_incidental, keys, missing, short_name
+from vaerun.storage.plain_yaml import read_yaml
+from vaerun.text import nearest, printable
 
 if TYPE_CHECKING:
-    from vaerun.run.together import Member
+    from vaerun.launch.replicas import Member
 
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
@@ -76,7 +75,7 @@ def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str]
 
     With an output_dir they are seedN within it.
     """
-    from vaerun.run.together import Member
+    from vaerun.launch.replicas import Member
 
     found, outputs = [], Path("outputs").absolute()
     words = [word for word in words if not word.lstrip("+").startswith(("seed=", "trainer.replicas="))]
@@ -165,7 +164,7 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     OmegaConf.register_new_resolver("vaerun.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.job_dir", _job_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.sweep_dir", _sweep_dir(arguments), replace=True)
-    from vaerun.sweep.extras import own_presets_first
+    from vaerun.sweep.launcher_plugins import own_presets_first
 
     own_presets_first()
     extra = [f"file://{p}" for p in config_folders()]
@@ -180,7 +179,7 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
 
 def explain(error: BaseException, arguments: list[str]) -> str | None:
     """One line for what the user got wrong, with the closest valid name; None for anything else."""
-    from vaerun.sweep.extras import missing_extra
+    from vaerun.sweep.launcher_plugins import missing_extra
 
     text = str(error)
     extra = missing_extra(error)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
-from vaerun.foreign import printable
-from vaerun.stopping import leaves, listening, raises
+from vaerun.signals import leaves, listening, raises
+from vaerun.text import printable
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vaerun.data import cache, sources
-    from vaerun.files import expanded
+    from vaerun.storage.atomic import expanded
 
     if arguments.list:
         for name, source in sources.BUILT_IN.items():
@@ -87,7 +87,7 @@ def _pack(arrays: Arrays, file: Path) -> Path:
 
     from vaerun.data.arrays import FIELDS
     from vaerun.errors import InputError
-    from vaerun.files import replacing
+    from vaerun.storage.atomic import replacing
 
     present = {field: getattr(arrays, field) for field in FIELDS if getattr(arrays, field) is not None}
     try:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.foreign import printable
-from vaerun.stopping import leaves, listening, raises
+from vaerun.signals import leaves, listening, raises
+from vaerun.text import printable
 
 HELP = """vaerun-eval: evaluate a finished run again
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
-        from vaerun.plugins import group_file
+        from vaerun.config.plugins import group_file
 
         text = ""
         for words_before, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
@@ -57,12 +57,12 @@ def _main(argv: Sequence[str] | None) -> int:
             raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
         if len(folders) != 1 or not folders[0]:
             raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
-        from vaerun.run.worker import quiet
+        from vaerun.launch.worker import quiet
 
         quiet()
-        from vaerun.files import expanded
-        from vaerun.run.again import evaluate_again
-        from vaerun.training.signals import Stop
+        from vaerun.run.reevaluate import evaluate_again
+        from vaerun.signals import Stop
+        from vaerun.storage.atomic import expanded
 
         stop = Stop(outside=raises("vaerun-eval"))
         evaluate_again(expanded(folders[0]), [w for w in words if not w.startswith("run=")], stop)

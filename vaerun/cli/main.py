@@ -12,51 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vaerun.cli.help import help_text
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.foreign import printable
-from vaerun.stopping import leaves, listening, raises
+from vaerun.signals import leaves, listening, raises
+from vaerun.text import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment", "cell")
-
-HELP = """vaerun: train, evaluate and record deep latent-variable models
-
-  vaerun                              {default}
-  vaerun model=vlae data=cifar10      choose from the groups below
-  vaerun trainer.epochs=5 seed=1      set any key; `vaerun --cfg job` lists all
-  vaerun -m model=vae,vlae seed=0,1   a sweep (seed=range(5); sweep.jobs=2: two at once)
-  vaerun --check ...                  compose and check only, and print what would be run
-  vaerun --hydra-help                 Hydra's own flags; -sc install=bash installs completion
-  tensorboard --logdir outputs        look at the runs
-
-The same command again goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted,
-75 stopped after saving (run again to go on).
-"""
-
-
-def choices(group: str, folders: list[Path]) -> dict[str, str]:
-    """Options of a group with the first comment line of each file."""
-    found: dict[str, str] = {}
-    for folder in folders:
-        for path in sorted((folder / group).glob("*.yaml")):
-            comments = [line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines()[:3]]
-            found[path.stem] = next((c for c in comments if c and not c.startswith("@package")), "")
-    return found
-
-
-def help_text() -> str:
-    """All groups, their choices with a line each."""
-    from vaerun.plugins import config_folders, own_config_folder
-
-    folders = [own_config_folder(), *config_folders()]
-    lines = [HELP.format(default="the VLAE on scikit-learn's digits (no download, under a minute)")]
-    for group in GROUPS:
-        lines.append(f"{group}=")
-        lines += [f"  {name:<22}{text}" for name, text in choices(group, folders).items()]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -118,10 +81,10 @@ def _main() -> None:
 
 def _sweep(arguments: list[str]) -> None:
     from vaerun.cli.compose import run_hydra, without_cells
-    from vaerun.run.worker import quiet
+    from vaerun.launch.worker import quiet
 
     quiet()
-    from vaerun.sweep.launch import installed
+    from vaerun.sweep.launcher import installed
 
     sys.argv = [sys.argv[0], *without_cells(arguments)]
     with installed(["vaerun", *arguments], _check_only) as sweep:
@@ -156,8 +119,8 @@ def job(cfg: DictConfig) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from vaerun.run.worker import quiet
-    from vaerun.settings import check
+    from vaerun.config.settings import check
+    from vaerun.launch.worker import quiet
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
@@ -174,17 +137,17 @@ def job(cfg: DictConfig) -> float | None:
 
             print(check_single(settings, folder, overrides))
         elif settings.trainer.processes > 1:
-            from vaerun.run.attended import run_single
+            from vaerun.launch.supervise import run_single
 
             run_single(settings, folder, overrides, text)
         elif settings.trainer.replicas > 1:
             from vaerun.cli.compose import replicas
-            from vaerun.run.together import run_replicas
+            from vaerun.launch.replicas import run_replicas
 
             run_replicas(replicas(cfg, settings, folder, overrides, text))
         else:
             from vaerun.run.execute import execute
-            from vaerun.training.signals import Stop
+            from vaerun.signals import Stop
 
             # Until the run records that it has begun a signal means: leave.
             execute(settings, folder, overrides, text, Stop(outside=raises("vaerun", _tidy)))

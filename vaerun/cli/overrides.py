@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
-from vaerun.cli.main import GROUPS, choices
+from vaerun.cli.help import GROUPS, choices
+from vaerun.config.plugins import no_choice
 from vaerun.errors import InputError
-from vaerun.foreign import printable
-from vaerun.plugins import no_choice
+from vaerun.text import printable
 
 QUOTE = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
 EXAMPLE = "model=vlae"

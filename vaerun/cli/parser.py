@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from vaerun.foreign import printable
+from vaerun.text import printable
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,8 +10,8 @@ from pathlib import Path
 from vaerun.cli.parser import Parser
 from vaerun.cli.show import show
 from vaerun.errors import InputError, RunError
-from vaerun.foreign import printable, printable_lines
-from vaerun.stopping import leaves, listening
+from vaerun.signals import leaves, listening
+from vaerun.text import printable, printable_lines
 
 LISTED = ("md", "csv")
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
@@ -75,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error("--format tensorboard writes into DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
-    from vaerun.files import expanded
+    from vaerun.storage.atomic import expanded
 
     try:
         folder = expanded(arguments.folder)
@@ -97,7 +97,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _listed(folder: Path, arguments: argparse.Namespace) -> str:
-    from vaerun.report import collect
+    from vaerun.report import listing as collect
 
     found = collect.rows(folder, arguments.where)
     return collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found)
@@ -106,7 +106,7 @@ def _listed(folder: Path, arguments: argparse.Namespace) -> str:
 def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     from vaerun.report import formats
     from vaerun.report.comparison import Question, compare
-    from vaerun.report.spread import paired, pairs
+    from vaerun.report.significance import paired, pairs
 
     asked = Question(
         rows=arguments.rows,
@@ -131,13 +131,13 @@ def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     picture = png(table)
     if arguments.format == "png":
         return picture
-    from vaerun.report.board import write_board
+    from vaerun.report.tensorboard import write_board
 
     return _written(write_board(table, formats.markdown(table), picture))
 
 
 def _write(path: Path, content: str | bytes) -> str:
-    from vaerun.files import write_atomically
+    from vaerun.storage.atomic import write_atomically
 
     if not path.parent.is_dir():
         raise InputError(f"--output {path}: there is no folder {path.parent}: make it first")

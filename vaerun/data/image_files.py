@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vaerun.archives import DATA_BYTES, RATIO
 from vaerun.errors import InputError
-from vaerun.foreign import printable
+from vaerun.storage.npz import DATA_BYTES, RATIO
+from vaerun.text import printable
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")

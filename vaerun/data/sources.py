@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from vaerun.archives import DATA_BYTES, array_names, read_npz
 from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
 from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
 from vaerun.errors import InputError
-from vaerun.files import expanded
-from vaerun.foreign import printable
+from vaerun.storage.atomic import expanded
+from vaerun.storage.npz import DATA_BYTES, array_names, read_npz
+from vaerun.text import printable
 
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
 UNOFFICIAL = {"omniglot": OMNIGLOT_SPLIT}

@@ -51,7 +51,7 @@ class Objective(Protocol):
     def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [B] to descend and metrics {name: [B]} to report, none of them reduced.
 
-        `step` (steps done) is an int, or where steps are recorded (training/recorded.py) a tensor []: what
+        `step` (steps done) is an int, or where steps are recorded (training/cuda_graph.py) a tensor []: what
         depends on it must then be computed from it on the device.
         """
         ...

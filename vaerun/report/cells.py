@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vaerun.errors import InputError
-from vaerun.printed import fixed
 from vaerun.report.protocol import Mix, canonical, is_incidental
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
 from vaerun.report.text import clean, is_number
+from vaerun.text import fixed
 
 NO_VALUE = "without the metric"
 STATES = (FAILED, INTERRUPTED, STOPPED, RUNNING, NO_VALUE, UNREADABLE, MISSING)  # besides OK, as they are told

@@ -10,12 +10,12 @@ import io
 import textwrap
 from typing import Any
 
-from vaerun.printed import LONG, fixed
-from vaerun.report import words
+from vaerun.report import captions as words
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import cost
 from vaerun.report.text import clean
+from vaerun.text import LONG, fixed
 
 # Okabe & Ito's colours: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.printed import nearest
-from vaerun.report import words
+from vaerun.report import captions as words
 from vaerun.report.cells import Axis, Cell, distinct, in_order, is_empty
-from vaerun.report.choose import canonical_word, chosen, known_keys
+from vaerun.report.filters import canonical_word, chosen, known_keys
+from vaerun.report.footnotes import remarks
 from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol
 from vaerun.report.published import Published, load
-from vaerun.report.remarks import remarks
 from vaerun.report.runs import OK, Run, read_runs
 from vaerun.report.text import clean, is_number
+from vaerun.text import nearest
 
 ROWS, COLUMNS = "model", "model.inference.steps"  # where no configuration says more
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 TABLES = ("table.md", "table.csv", "table.tex", "table.png")
-BOARD = "table"  # the folder of TensorBoard's events
 
 
 def write_all(folder: Path) -> str:
@@ -17,11 +16,11 @@ def write_all(folder: Path) -> str:
     Returns the table in Markdown. Raises InputError where the runs do not compare, RunError where a file cannot be
     written.
     """
-    from vaerun.files import write_atomically
-    from vaerun.report.board import write_board
     from vaerun.report.chart import png
     from vaerun.report.comparison import Question, compare
     from vaerun.report.formats import comma_separated, latex, markdown
+    from vaerun.report.tensorboard import write_board
+    from vaerun.storage.atomic import write_atomically
 
     table = compare(folder, Question())
     text, picture = markdown(table), png(table)

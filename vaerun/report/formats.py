@@ -6,13 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 
-from vaerun.printed import fixed
-from vaerun.report import words
+from vaerun.report import captions as words
 from vaerun.report.cells import OK, STATES, Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import cost, warnings
-from vaerun.report.spread import Paired
+from vaerun.report.significance import Paired
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
+from vaerun.text import fixed
 
 
 def _number(value: float | None, digits: int = 2, sign: str = "") -> str:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.printed import nearest
 from vaerun.report.runs import OK, Run
 from vaerun.report.text import clean
+from vaerun.text import nearest
 
 INCIDENTAL = frozenset(
     {
@@ -24,7 +24,7 @@ INCIDENTAL = frozenset(
         "data.path", "data.source.path",  # where the data lay; what they are, data_sha256 says
     }
 )  # fmt: skip
-"""Settings that cannot change a result, as vaerun.settings.is_incidental says (a test keeps the two equal)."""
+"""Settings that cannot change a result, as vaerun.config.settings.is_incidental says (a test keeps the two equal)."""
 
 DATA = ("data", "data_sha256", "images.train", "images.validation", "images.test", "split", "validation_split")
 DENSITY = ("units", "likelihood")  # of no matter where the metric is of generated images

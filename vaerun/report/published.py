@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.plain_yaml import read_yaml
-from vaerun.printed import nearest
 from vaerun.report.cells import TITLES
 from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
+from vaerun.storage.plain_yaml import read_yaml
+from vaerun.text import nearest
 
 
 @dataclass(frozen=True)

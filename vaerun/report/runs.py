@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.files import flat, held, last_records
-from vaerun.foreign import CONFIG_VALUES, PLAN_BYTES, RECORD_BYTES, check_size, leads_into, read_config, read_json
 from vaerun.report.text import clean, is_number
+from vaerun.storage.atomic import flat, last_records
+from vaerun.storage.plain_yaml import read_config
+from vaerun.storage.run_dir import held
+from vaerun.storage.untrusted import CONFIG_VALUES, PLAN_BYTES, RECORD_BYTES, check_size, leads_into, read_json
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import TypeGuard
 
-from vaerun.foreign import printable
+from vaerun.text import printable
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from vaerun.config.plugins import bind, build, check_options, group_file, resolve
+from vaerun.config.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
 from vaerun.data.transforms import Transform
@@ -16,10 +18,8 @@ from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Adversarial, Variational, WarmUp
-from vaerun.plain_yaml import read_yaml
-from vaerun.plugins import bind, build, check_options, group_file, resolve
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
-from vaerun.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
+from vaerun.storage.plain_yaml import read_yaml
 from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel

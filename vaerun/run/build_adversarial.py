@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from vaerun.config.plugins import build
+from vaerun.config.settings import ModelSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
 from vaerun.models import AdversarialModel, Codes
 from vaerun.objectives import Adversarial, Information
-from vaerun.plugins import build
-from vaerun.settings import ModelSettings, Settings
 
 
 def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:

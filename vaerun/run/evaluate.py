@@ -7,24 +7,24 @@ import math
 import torch
 from torch import Tensor
 
+from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.charts import bar_chart
-from vaerun.evaluation.gaps import inference_gaps, unconverged
-from vaerun.evaluation.gradient_noise import gradient_noise, table
-from vaerun.evaluation.importance import DENSITIES, LIMIT, unreliable
-from vaerun.evaluation.latent import LatentStatistics, latent_pictures, latent_statistics
-from vaerun.evaluation.pictures import samples
-from vaerun.evaluation.probe import probe_latents
+from vaerun.evaluation.latent.probe import probe_latents
+from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
+from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged
+from vaerun.evaluation.likelihood.gradient_noise import gradient_noise, table
+from vaerun.evaluation.likelihood.importance import DENSITIES, LIMIT, unreliable
+from vaerun.evaluation.plots.charts import bar_chart
+from vaerun.evaluation.plots.pictures import samples
+from vaerun.evaluation.results import Evaluation
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
-from vaerun.run.checks import refinement_of
 from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
-from vaerun.run.found import Evaluation
-from vaerun.settings import EvaluationSettings
-from vaerun.training.shown import Progression
-from vaerun.training.signals import Stop
+from vaerun.run.preflight import refinement_of
+from vaerun.signals import Stop
+from vaerun.tracking.progress import Progression
 
 BATCH = 500  # images at a time where no samples multiply them
 COLLAPSED = 0.1  # nats of KL(q || p)

@@ -7,24 +7,24 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
+from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
-from vaerun.evaluation.feature_pooling import pooled_features
-from vaerun.evaluation.matching import matched_accuracy
-from vaerun.evaluation.observation import choose_variance, most_runs
-from vaerun.evaluation.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
-from vaerun.evaluation.pictures import sample_labels, samples
-from vaerun.evaluation.probe import TRAIN_IMAGES, linear_probe
-from vaerun.evaluation.sample_validation import generated, real
+from vaerun.evaluation.latent.cluster_accuracy import matched_accuracy
+from vaerun.evaluation.latent.probe import TRAIN_IMAGES, linear_probe
+from vaerun.evaluation.likelihood.observation import choose_variance, most_runs
+from vaerun.evaluation.likelihood.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
+from vaerun.evaluation.plots.pictures import sample_labels, samples
+from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.samples.feature_pooling import pooled_features
+from vaerun.evaluation.samples.sample_validation import generated, real
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
 from vaerun.run.build import MOST_CLASSES
-from vaerun.run.checks import annealing_of
 from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
-from vaerun.run.found import Evaluation
-from vaerun.settings import EvaluationSettings
-from vaerun.training.shown import Progression
-from vaerun.training.signals import Stop
+from vaerun.run.preflight import annealing_of
+from vaerun.signals import Stop
+from vaerun.tracking.progress import Progression
 
 BATCH = 500
 

@@ -7,21 +7,21 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from vaerun.config.settings import EvaluationSettings
 from vaerun.data.cache import cache_folder
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
-from vaerun.evaluation.classifier import Classifier, classifier
-from vaerun.evaluation.inception import STANDARD, check_inception, inception_features
-from vaerun.evaluation.sample_quality import diversity, frechet_distance, manifold_metrics
-from vaerun.evaluation.sample_validation import IMAGES, generated, real
-from vaerun.evaluation.traversals import arithmetic, interpolation, parse_sets
-from vaerun.files import expanded
+from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
+from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.samples.classifier import Classifier, classifier
+from vaerun.evaluation.samples.inception import STANDARD, check_inception, inception_features
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
+from vaerun.evaluation.samples.sample_validation import IMAGES, generated, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
-from vaerun.run.found import Evaluation
-from vaerun.settings import EvaluationSettings
-from vaerun.training.shown import Progression
-from vaerun.training.signals import Stop
+from vaerun.signals import Stop
+from vaerun.storage.atomic import expanded
+from vaerun.tracking.progress import Progression
 
 
 def has_classifier(data: ImageData) -> bool:

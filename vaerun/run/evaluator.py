@@ -6,14 +6,14 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
-from vaerun.evaluation.annealed import annealed_importance_sampling, bidirectional
+from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
+from vaerun.evaluation.results import Evaluation
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.run.checks import annealing_of
-from vaerun.run.found import Evaluation
-from vaerun.settings import EvaluationSettings
-from vaerun.training.shown import Progression
-from vaerun.training.signals import Stop
+from vaerun.run.preflight import annealing_of
+from vaerun.signals import Stop
+from vaerun.tracking.progress import Progression
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
+from vaerun.config.settings import DataSettings, Settings, fingerprint
 from vaerun.data.dataset import ImageData
-from vaerun.run import record as records
+from vaerun.distributed import process_group as parallel
+from vaerun.distributed.collectives import Ranks
+from vaerun.run import result as records
 from vaerun.run.build import build_data, device_named
-from vaerun.run.checks import check_arithmetic
-from vaerun.run.course import Course
-from vaerun.run.deterministic import choose_algorithms
-from vaerun.run.folder import claim, fresh
+from vaerun.run.experiment import Course
+from vaerun.run.preflight import check_arithmetic
 from vaerun.run.prepare import prepare
-from vaerun.settings import DataSettings, Settings, fingerprint
-from vaerun.training import parallel
-from vaerun.training.ranks import Ranks
-from vaerun.training.signals import Stop
+from vaerun.signals import Stop
+from vaerun.storage.run_dir import claim, fresh
+from vaerun.training.determinism import choose_algorithms
 from vaerun.training.step import alone
 
 

@@ -7,21 +7,21 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from vaerun.config.settings import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation import Validator
-from vaerun.evaluation import pictures as likelihood_pictures
-from vaerun.evaluation.adversarial_pictures import adversarial_pictures
-from vaerun.evaluation.sample_validation import SampleValidator
+from vaerun.evaluation.plots import pictures as likelihood_pictures
+from vaerun.evaluation.plots.adversarial_pictures import adversarial_pictures
+from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.samples.sample_validation import SampleValidator
 from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
 from vaerun.run.build import Model
-from vaerun.run.checks import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.run.evaluate import evaluate
 from vaerun.run.evaluate_adversarial import evaluate_adversarial
 from vaerun.run.evaluate_samples import check_cache, has_classifier, own_classifier
-from vaerun.run.found import Evaluation
-from vaerun.settings import EvaluationSettings, Settings
-from vaerun.training.signals import Stop
+from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
+from vaerun.signals import Stop
 
 EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
 

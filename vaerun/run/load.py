@@ -12,17 +12,19 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vaerun.config.settings import Settings, check, fingerprint
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
-from vaerun.files import expanded
-from vaerun.foreign import first_link_out, printable, read_config
-from vaerun.run.allocations import Allocations, TooLarge
 from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
-from vaerun.run.record import read_result
-from vaerun.run.trial import check_it_runs, of_configuration
-from vaerun.settings import Settings, check, fingerprint
-from vaerun.training.checkpoint import Damaged, load, plain
-from vaerun.training.tensors import kind
+from vaerun.run.memory_limits import Allocations, TooLarge
+from vaerun.run.result import read_result
+from vaerun.run.smoke_test import check_it_runs, of_configuration
+from vaerun.storage.atomic import expanded
+from vaerun.storage.checkpoint import Damaged, load, plain
+from vaerun.storage.plain_yaml import read_config
+from vaerun.storage.safe_pickle import kind
+from vaerun.storage.untrusted import first_link_out
+from vaerun.text import printable
 
 _BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
 

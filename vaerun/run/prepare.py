@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from vaerun.config.settings import Settings, fingerprint
 from vaerun.data.dataset import ImageData
+from vaerun.distributed import process_group as parallel
 from vaerun.errors import InputError
-from vaerun.evaluation.memory import running_out
+from vaerun.evaluation.oom import running_out
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import mix
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
-from vaerun.run.deterministic import named_operations
 from vaerun.run.family import family_of
-from vaerun.settings import Settings, fingerprint
-from vaerun.training import parallel
+from vaerun.training.determinism import named_operations
 
 
 @dataclass(frozen=True)

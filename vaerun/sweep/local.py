@@ -15,17 +15,16 @@ import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from vaerun.errors import InputError, Interrupted
-from vaerun.files import held
-from vaerun.run import record as records
-from vaerun.run.child import BUSY_ELSEWHERE, GRACE_SECONDS, STOPPED, Child
-from vaerun.run.child import FINISHED as FINISHED_RUN
-from vaerun.run.worker import AGAIN
-from vaerun.settings import SweepSettings
+from vaerun.config.settings import SweepSettings
+from vaerun.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, Interrupted
+from vaerun.launch.process import BUSY_ELSEWHERE, GRACE_SECONDS, STOPPED, Child
+from vaerun.launch.process import FINISHED as FINISHED_RUN
+from vaerun.run import result as records
+from vaerun.signals import Stop
+from vaerun.storage.run_dir import held
 from vaerun.sweep.plan import FAILED, FINISHED, NEW, RUNNING, STARTED, Planned
 from vaerun.sweep.slots import Slot, taken
 from vaerun.sweep.view import View
-from vaerun.training.signals import Stop
 
 TICK_SECONDS = 0.2
 SKIPPED = "skipped"  # not begun, because the sweep was stopped
@@ -200,7 +199,7 @@ class Local:
                 child.signal(signal.SIGTERM)
             elif asked is not None and now - asked > GRACE_SECONDS:
                 child.kill()
-        if (ending.code < 0 or ending.code in (AGAIN, 130)) and not self.stopping:
+        if (ending.code < 0 or ending.code in (EXIT_RESUMABLE, EXIT_INTERRUPTED)) and not self.stopping:
             # A signal to all processes may have been met here first: Python tells of it at the main thread's next tick.
             time.sleep(2 * TICK_SECONDS)
         seconds = time.monotonic() - began

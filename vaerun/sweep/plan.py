@@ -11,17 +11,18 @@ from typing import Any
 import filelock
 import torch
 
+from vaerun.config.settings import DataSettings, Settings, is_incidental
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.files import expanded, held, write_json
-from vaerun.foreign import PLAN_BYTES, printable, read_json
-from vaerun.run import record as records
+from vaerun.launch.process import Job
+from vaerun.run import result as records
 from vaerun.run.build import build_data, device_named
-from vaerun.run.child import Job
-from vaerun.run.folder import fresh
 from vaerun.run.prepare import prepare
-from vaerun.settings import DataSettings, Settings, is_incidental
-from vaerun.training.checkpoint import load_named
+from vaerun.storage.atomic import expanded, write_json
+from vaerun.storage.checkpoint import load_named
+from vaerun.storage.run_dir import fresh, held
+from vaerun.storage.untrusted import PLAN_BYTES, read_json
+from vaerun.text import printable
 
 PLAN = "sweep.json"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vaerun.run.attended import run_remote
-from vaerun.run.child import Job
-from vaerun.settings import Settings
+from vaerun.config.settings import Settings
+from vaerun.launch.process import Job
+from vaerun.launch.supervise import run_remote
 from vaerun.sweep.plan import read_plan, relative
 from vaerun.sweep.sweep import validation_metric
 

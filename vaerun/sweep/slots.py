@@ -12,8 +12,8 @@ from pathlib import Path
 
 import filelock
 
+from vaerun.config.settings import SweepSettings
 from vaerun.errors import InputError
-from vaerun.settings import SweepSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.5

@@ -7,8 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from vaerun.config.settings import Settings
 from vaerun.errors import InputError
-from vaerun.settings import Settings
 from vaerun.sweep.local import SKIPPED, Fate
 from vaerun.sweep.plan import FAILED, FINISHED, NEW, RUNNING, STARTED, Checker, Planned, label
 from vaerun.sweep.view import one_line, say

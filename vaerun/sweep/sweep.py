@@ -12,15 +12,16 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vaerun.config.settings import check
 from vaerun.errors import InputError, RunError
-from vaerun.files import write_atomically
-from vaerun.foreign import printable
-from vaerun.report.everything import BOARD, TABLES
-from vaerun.run import record as records
-from vaerun.run.child import settle
-from vaerun.run.folder import check_kinds
-from vaerun.settings import check
-from vaerun.sweep.extras import lost_jobs_fail
+from vaerun.launch.process import settle
+from vaerun.report.everything import TABLES
+from vaerun.report.tensorboard import BOARD
+from vaerun.run import result as records
+from vaerun.signals import Stop
+from vaerun.storage.atomic import write_atomically
+from vaerun.storage.run_dir import check_kinds
+from vaerun.sweep.launcher_plugins import lost_jobs_fail
 from vaerun.sweep.local import SKIPPED, Fate, Local
 from vaerun.sweep.plan import (
     FAILED,
@@ -38,7 +39,7 @@ from vaerun.sweep.plan import (
 from vaerun.sweep.slots import slots
 from vaerun.sweep.summary import plan_text, tell_end
 from vaerun.sweep.view import View, say
-from vaerun.training.signals import Stop
+from vaerun.text import printable
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from vaerun.files import last_records
-from vaerun.printed import fixed
+from vaerun.storage.atomic import last_records
 from vaerun.sweep.plan import FAILED, FINISHED, RUNNING, STARTED, Planned
+from vaerun.text import fixed
 
 LIVE_SECONDS = 1.0  # between looks on a terminal
 SAID = {FINISHED: "done", FAILED: "FAILED", STARTED: "stopped, saved", RUNNING: "running elsewhere"}

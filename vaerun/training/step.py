@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
+from vaerun.distributed.collectives import Ranks
 from vaerun.objectives import Objective
 from vaerun.randomness import drawing_from, mix
-from vaerun.training.guard import FiniteGuard
+from vaerun.training.finite_guard import FiniteGuard
+from vaerun.training.optimisers import set_rates, update
 from vaerun.training.precision import compare, layers, products
-from vaerun.training.ranks import Ranks
 from vaerun.training.settings import TrainSettings
-from vaerun.training.update import set_rates, update
 
 alone = threading.Lock()
 """Held by the one thread that records, which waits for all of the device, or changes how the process multiplies."""

@@ -1,0 +1,252 @@
+"""An adversarial run on its way: which parameters are kept, that it goes on where it stopped, what it warns of."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs.adversarial_runs import (
+    GAN,
+    INFOGAN,
+    RESUMED,
+    SELECT,
+    WON,
+    Command,
+    Finished,
+    environment,
+    opened,
+    pixels,
+    tiles,
+)
+from support.runs.commands import assert_same_bits, lasting, load, records
+from support.runs.evaluating import result
+
+from vaerun.evaluation.samples import sample_validation
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
+from vaerun.evaluation.samples.sample_validation import SampleValidator, generated, real
+from vaerun.objectives import Adversarial
+from vaerun.run.evaluate_samples import own_classifier
+from vaerun.signals import Stop
+
+pytestmark = pytest.mark.usefixtures("command_environment")
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return environment(tmp_path_factory)
+
+
+# --- which parameters are evaluated ---
+
+
+def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Best after the second of the epochs; two worse ones end the training."""
+    real_distance, factors = sample_validation.frechet_distance, iter([2.0, 0.01, 3.0, 2.0, 0.001, 0.001])
+    monkeypatch.setattr(sample_validation, "frechet_distance", lambda a, b: next(factors) * real_distance(a, b))
+    words = [*GAN, *SELECT, "trainer.early_stopping=2", "trainer.learning_rate=0.01", "trainer.max_steps=24"]
+    code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
+    assert code == 0, err
+    found = result(tmp_path / "run")
+    validations = [x for x in records(tmp_path / "run") if "val/diversity" in x]
+    assert [x["step"] for x in validations] == [4, 8, 12, 16]
+    name = "val/classifier_frechet_distance"
+    best = min(validations, key=lambda x: x[name])
+    assert best["step"] == 8
+    assert found["metrics"][name] == best[name]
+    assert (found["protocol"]["selection"], found["protocol"]["selected_epoch"]) == (f"best {name}", 2.0)
+    assert found["timing"]["train_steps"] == 16
+    row = next(line for line in out.splitlines() if line.startswith(name))
+    assert "Frechet distance" in row
+    # The parameters are those of that epoch: the same noise gives the same numbers again.
+    model, data = opened(tmp_path / "run")
+    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
+    assert diversity(images, truth) == pytest.approx(best["val/diversity"], rel=1e-9)
+    features = own_classifier(data, Stop()).features
+    distance = real_distance(features(truth), features(images))
+    assert 0.01 * distance == pytest.approx(best[name], rel=1e-6)
+    assert len({x["val/diversity"] for x in validations}) == 4
+
+
+def test_selection_without_a_helping_hand(here: Command, tmp_path: Path) -> None:
+    words = [*GAN, *SELECT, "trainer.learning_rate=0.05", "trainer.max_steps=24", "evaluation.every=2"]
+    assert here(*words, f"output_dir={tmp_path / 'run'}")[0] == 0
+    name, found = "val/classifier_frechet_distance", result(tmp_path / "run")
+    validations = [x for x in records(tmp_path / "run") if name in x]
+    assert [x["step"] for x in validations] == [8, 16, 24]
+    best = min(validations, key=lambda x: x[name])
+    assert found["metrics"][name] == best[name]
+    assert found["protocol"]["selected_epoch"] == best["epoch"]
+    model, data = opened(tmp_path / "run")
+    features = own_classifier(data, Stop()).features
+    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
+    assert frechet_distance(features(truth), features(images)) == pytest.approx(best[name], rel=1e-6)
+
+
+def test_without_validation_images_the_training_images_are_looked_at(here: Command, tmp_path: Path) -> None:
+    code, _, err = here(*GAN, "data.validation=0", "evaluation.quality=false", f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    lines = records(tmp_path / "run")
+    looked = [line for line in lines if "train/diversity" in line]
+    assert [line["step"] for line in looked] == [4, 8]
+    assert not any(k.startswith("val/") for line in lines for k in line)
+    assert "of the diversity of the train images" in err
+    _, data = opened(tmp_path / "run")
+    assert torch.equal(
+        tiles(pixels(tmp_path / "run" / "figures" / "data.png"), (1, 8, 8)).flatten(0, 1), data.train.images[:50]
+    )
+
+
+# --- going on ---
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, where: str) -> int:
+    """A real signal comes once, in an epoch or within the validation that ends it; the steps done by then."""
+    owner: Any = Adversarial if where == "in an epoch" else SampleValidator
+    name = "after_step" if where == "in an epoch" else "__call__"
+    number, step = (7, 7) if where == "in an epoch" else (2, 8)
+    original, calls = getattr(owner, name), []
+
+    def call(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, call)
+    return step
+
+
+@pytest.mark.parametrize("where", ["in an epoch", "in a validation"])
+@pytest.mark.parametrize("kind", RESUMED)
+def test_resumed_is_uninterrupted(
+    kind: str,
+    where: str,
+    here: Command,
+    finished: Callable[..., Finished],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, folder = finished(*RESUMED[kind]).folder, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        step = signalled(patch, where)
+        code, _, err = here(*RESUMED[kind], f"output_dir={folder}")
+    assert code == 75
+    assert err.splitlines()[-1] == "vaerun: stopped by SIGTERM; run the same command again to go on"
+    assert result(folder)["status"] == "interrupted"
+    assert load(folder)["progress"]["step"] == step
+    assert load(folder)["progress"]["validation_due"] == (where == "in a validation")
+    assert here(*RESUMED[kind], f"output_dir={folder}")[0] == 0
+    for name in ("last", "best"):
+        assert_same_bits(lasting(whole, name), lasting(folder, name))
+    if kind == "won":  # counted on both sides of the stop
+        flags = [x["train/discriminator_won"] for x in records(whole) if "train/discriminator_won" in x]
+        assert flags == [0, 0, 0, 1, 1, 1]
+    assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    one, other = result(whole), result(folder)
+    assert one["metrics"] == other["metrics"]
+    assert one["protocol"] == other["protocol"]
+    assert one["details"] == other["details"]
+    for figure in (whole / "figures").iterdir():
+        assert figure.read_bytes() == (folder / "figures" / figure.name).read_bytes()
+
+
+# --- warnings ---
+
+
+def warnings(err: str, text: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("vaerun: warning: ") and text in line]
+
+
+@pytest.mark.parametrize("threshold", [10, 0])
+def test_mode_collapse_is_told_once_and_flagged(threshold: int, here: Command, tmp_path: Path) -> None:
+    words = [*GAN, f"evaluation.diversity={threshold}", "evaluation.quality=false", "trainer.max_steps=12"]
+    code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    lines, found = records(tmp_path / "run"), result(tmp_path / "run")
+    flag = float(threshold == 10)
+    assert [x["val/mode_collapse"] for x in lines if "val/mode_collapse" in x] == [flag] * 3
+    assert found["metrics"]["test/mode_collapse"] == flag
+    assert found["protocol"]["diversity_threshold"] == threshold
+    assert f"1: diversity is below {threshold}" in out
+    told = warnings(err, "mode collapse")
+    assert len(told) == (2 if threshold else 0)
+    log = (tmp_path / "run" / "run.log").read_text()
+    for line, split in zip(told, ("validation", "test"), strict=False):
+        assert f"of the diversity of the {split} images" in line
+        assert f"below evaluation.diversity={threshold}" in line
+        assert line.removeprefix("vaerun: warning: ") in log
+    value = found["metrics"]["test/diversity"]
+    assert not threshold or f"have {value:.2f} of the diversity" in told[1]
+
+
+def test_a_collapse_is_told_again_when_it_comes_again(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.1, 0.1, 0.9, 0.2, math.nan])
+    monkeypatch.setattr(sample_validation, "diversity", lambda a, b: next(values))
+    words = [*GAN, "evaluation.quality=false", "trainer.max_steps=20", "evaluation.pictures=0"]
+    code, _, err = here(*words, f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    flags = [x["val/mode_collapse"] for x in records(tmp_path / "run") if "val/mode_collapse" in x]
+    assert flags == [1, 1, 0, 1, 1]
+    assert [line.split("have ")[1][:4] for line in warnings(err, "validation images")] == ["0.10", "0.20"]
+
+
+def test_a_discriminator_that_has_won_is_told_of(here: Command, tmp_path: Path) -> None:
+    words = [*WON, "trainer.winning_steps=3"]
+    words += ["trainer.max_steps=16", "trainer.log_every=1", "evaluation.quality=false", "evaluation.pictures=0"]
+    code, _, err = here(*GAN, *words, f"output_dir={tmp_path / 'run'}")
+    assert code == 0
+    lines = [x for x in records(tmp_path / "run") if "train/discriminator_won" in x]
+    # What is flagged is what the accuracies of the last three steps say.
+    flawless = [x["train/accuracy_real"] == x["train/accuracy_fake"] == 1 for x in lines]
+    assert [x["train/discriminator_won"] for x in lines] == [
+        float(i >= 2 and all(flawless[i - 2 : i + 1])) for i in range(16)
+    ]
+    assert not all(flawless)
+    assert lines[-1]["train/discriminator_won"] == 1
+    told = warnings(err, "the discriminator has made no mistake for 3 steps")
+    rises = [
+        i
+        for i in range(16)
+        if lines[i]["train/discriminator_won"] > (lines[i - 1]["train/discriminator_won"] if i else 0)
+    ]
+    assert [line.split("step ")[1].split(":")[0] for line in told] == [str(i + 1) for i in rises]
+    assert "trainer.discriminator_learning_rate" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "term"),
+    [
+        (["trainer.learning_rate=1e30", "trainer.discriminator_learning_rate=1e-4"], 2, "discriminator_loss"),
+        (["trainer.discriminator_learning_rate=1e30"], 1, "generator_loss"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(
+    words: list[str], step: int, term: str, here: Command, tmp_path: Path
+) -> None:
+    code, out, err = here(*GAN, *words, "model.generator.hidden=[8,8]", f"output_dir={tmp_path / 'run'}")
+    assert (code, out) == (1, "")
+    lines = err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"vaerun: error: training stopped at step {step}: the term '{term}' is not finite")
+    assert "The update was not made" in lines[0]
+    found = result(tmp_path / "run")
+    assert (found["status"], found["error"]) == ("failed", lines[0].removeprefix("vaerun: error: "))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_same_command_again_shows_the_same(finished: Callable[..., Finished], here: Command) -> None:
+    run = finished(*INFOGAN)
+    before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+    code, out, err = here(*INFOGAN, f"output_dir={run.folder}")
+    assert (code, err) == (0, "")
+    assert out == f"finished before: {run.folder}\n{run.out}"
+    assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
+    assert json.loads((run.folder / "result.json").read_text())["status"] == "ok"

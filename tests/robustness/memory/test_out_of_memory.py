@@ -1,0 +1,239 @@
+"""Memory that runs out: evaluation goes on in smaller parts with the same numbers, training says what it tried."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import members
+from support.runs.commands import TINY
+from torch import Tensor
+
+from vaerun.data.dataset import Split
+from vaerun.errors import RunError
+from vaerun.estimators import elbo_mc
+from vaerun.evaluation import Validator
+from vaerun.evaluation import oom as memory
+from vaerun.evaluation.latent.statistics import latent_statistics
+from vaerun.evaluation.likelihood import importance
+from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
+from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps
+from vaerun.evaluation.likelihood.importance import importance_sampling
+from vaerun.evaluation.oom import in_parts, out_of_memory
+from vaerun.models import LatentModel
+from vaerun.objectives import Variational
+from vaerun.signals import Stop
+
+CPU = "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 B"
+IMAGES = 11
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes half a second in a process of this size, and there is room enough."""
+    monkeypatch.setattr(memory.gc, "collect", lambda: None)
+
+
+@pytest.fixture
+def model() -> LatentModel:
+    return members.make_model("amortised", "gaussian", "mlp", "plain").eval()
+
+
+@pytest.fixture
+def split() -> Split:
+    pixels = torch.randint(0, 256, (IMAGES, 1, 3, 4), dtype=torch.uint8)
+    return Split("test", pixels, torch.arange(IMAGES) % 3, 3, members.TRANSFORMS["plain"], False)
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, images: int, error: Exception) -> list[int]:
+    """From now on there is room for so many images at once; the sizes that were tried."""
+    tried, joint = [], LatentModel.joint
+
+    def limited(self: LatentModel, x: Tensor, *rest: Any) -> Any:
+        tried.append(len(x))
+        if len(x) > images:
+            raise error
+        return joint(self, x, *rest)
+
+    monkeypatch.setattr(LatentModel, "joint", limited)
+    return tried
+
+
+def importance_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    return importance_sampling(model, split, samples=30, seed=1, chunk=30 * IMAGES, **options)
+
+
+def annealed_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    return annealed_importance_sampling(model, split, Annealing(4, 3, adapt=False), seed=1, **options)
+
+
+def bracketed_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    return bidirectional(model, Annealing(4, 3, adapt=False), images=IMAGES, seed=1, **options)
+
+
+def gap_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    how = Refinement(samples=2, window=2, max_steps=4)
+    return inference_gaps(model, split, how, importance_samples=5, elbo_samples=5, seed=1, **options)
+
+
+def moments(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    found = latent_statistics(model, split, seed=1, **options)
+    assert found.labels is not None
+    return {"means": found.means, "variances": found.variances, "draws": found.draws, "labels": found.labels}
+
+
+def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    validator = Validator(model, split, estimator=elbo_mc, samples=1, seed=1, batch_size=20, stop=Stop(), **options)
+    first, second = validator(), validator()
+    assert first == second  # what memory allowed once is what it is tried with then
+    return {name: torch.tensor(value) for name, value in first.items()}
+
+
+EVALUATIONS = [importance_values, annealed_values, bracketed_values, gap_values, moments, validation]
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_evaluation_goes_on_in_halves(
+    evaluation: Callable[..., dict[str, Tensor]], model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluation(model, split)
+    tried = small_memory(monkeypatch, 3, RuntimeError(CPU))
+    lines: list[str] = []
+    parts = evaluation(model, split, note=lines.append)
+    assert max(tried) > 3
+    assert len(lines) >= 2
+    assert all("memory ran out with" in line and "going on with" in line for line in lines)
+    assert parts.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-10, atol=1e-10, equal_nan=True)
+
+
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_no_room_for_a_single_image(
+    evaluation: Callable[..., dict[str, Tensor]], model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    small_memory(monkeypatch, 1 if evaluation is validation else 0, torch.OutOfMemoryError("CUDA out of memory."))
+    if evaluation is validation:  # building it looks at one image
+        evaluation(model, split, note=lines.append)
+        return
+    with pytest.raises(RunError, match="memory ran out for a single one at once: lower evaluation"):
+        evaluation(model, split, note=lines.append)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert out_of_memory(RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 64]"))
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+    def fail(start: int, stop: int, at_once: int) -> int:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_parts(4, 4, fail, note=None, what="", setting=""))
+
+
+def test_a_chunk_is_halved_below_one_image(model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image's samples may be too many: they are weighed in smaller pieces."""
+    whole, weigh = importance_values(model, split), importance.weigh
+
+    def limited(joint: Any, q: Any, samples: int, stop: Any, chunk: int) -> dict[str, Tensor]:
+        if min(samples, chunk // len(joint.x)) * len(joint.x) > 7:
+            raise MemoryError
+        return weigh(joint, q, samples, stop, chunk)
+
+    monkeypatch.setattr(importance, "weigh", limited)
+    for name, value in importance_values(model, split).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-10, atol=1e-10)
+
+
+def test_a_run_notes_it(
+    here: Callable[..., tuple[int, str, str]],
+    command_environment: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["model=vae", *TINY, "trainer.max_steps=3", f"output_dir={tmp_path / 'run'}"]
+    weigh = importance.weigh
+
+    def limited(joint: Any, *rest: Any) -> dict[str, Tensor]:
+        if len(joint.x) > 10:
+            raise RuntimeError(CPU)
+        return weigh(joint, *rest)
+
+    monkeypatch.setattr(importance, "weigh", limited)
+    code, _, err = here(*words, "evaluation.chunk=400")
+    assert code == 0
+    line = "log-likelihood of test: memory ran out with 400 at once, going on with 200 (see evaluation.chunk)"
+    assert f"vaerun: warning: {line}" in err.splitlines()
+    assert line in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("error", [RuntimeError(CPU), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
+def test_training_says_what_it_tried(
+    error: Exception,
+    samples: int,
+    here: Callable[..., tuple[int, str, str]],
+    command_environment: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["model=vae", *TINY, "trainer.max_steps=3", "trainer.batch_size=77", f"output_dir={tmp_path / 'run'}"]
+    loss = Variational.loss
+
+    def limited(self: Variational, phase: str, step: int, batch: Any) -> Any:
+        if len(batch.x) == 77:
+            raise error
+        return loss(self, phase, step, batch)
+
+    monkeypatch.setattr(Variational, "loss", limited)
+    code, _, err = here(*words, f"estimator.samples={samples}")
+    assert code == 1
+    (line,) = err.splitlines()
+    tried = (
+        "trainer.batch_size=77: lower it"
+        if samples == 1
+        else "trainer.batch_size=77 and estimator.samples=3: lower them"
+    )
+    assert line == f"vaerun: error: memory ran out in training with {tried}, or the model's size"
+
+
+REAL = """
+import resource, sys
+import torch
+from vaerun.evaluation.likelihood.importance import importance_sampling
+sys.path.insert(0, sys.argv[1])
+from support.models import members
+from vaerun.data.dataset import Split
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = members.make_model("amortised", "bernoulli", "mlp", "plain").eval()
+pixels = torch.randint(0, 256, (2000, 1, 3, 4), dtype=torch.uint8)
+split = Split("test", pixels, None, 0, members.TRANSFORMS["dynamic"], False)
+small = importance_sampling(model, split, samples=500, seed=1, chunk=4000)
+size = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 40 * 2**20, size + 40 * 2**20))
+lines = []
+large = importance_sampling(model, split, samples=500, seed=1, chunk=1_000_000, note=lines.append)
+assert lines, "there was room for everything"
+assert all("memory ran out" in line for line in lines)
+torch.testing.assert_close(small["log_likelihood"], large["log_likelihood"], rtol=1e-5, atol=1e-5)
+print(len(lines))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to know how much is in use")
+def test_memory_that_really_runs_out(env: dict[str, str]) -> None:
+    call = [sys.executable, "-c", REAL, str(Path(__file__).parents[2])]
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 1

@@ -1,0 +1,62 @@
+"""What the tests of numbers at the edges share: models in single and in double precision, with the same noise."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from support.models.draw import draw
+from support.models.members import make_model
+from torch import Tensor
+
+from vaerun.evaluation.likelihood.importance import weigh
+from vaerun.models import Joint, LatentModel
+from vaerun.randomness import ImageNoise
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def make(posterior: str, likelihood: str = "gaussian", network: str = "mlp", **options) -> LatentModel:
+    if posterior == "draw":
+        return draw(likelihood=likelihood)
+    return make_model(posterior, likelihood, network, **options)
+
+
+def doubled(model: LatentModel) -> LatentModel:
+    return copy.deepcopy(model).double()
+
+
+class SameNoise:
+    """The images' own noise, drawn in single precision and given in the model's."""
+
+    def __init__(self, model: LatentModel, rows: int) -> None:
+        self.source = ImageNoise(3, range(rows), model.latent_dim, torch.zeros((), dtype=torch.float32))
+        self.dtype = model.mean.dtype
+
+    def __call__(self, stream: str, k: int) -> Tensor:
+        return self.source(stream, k).to(self.dtype)
+
+
+def joint_of(model: LatentModel, x: Tensor) -> Joint:
+    return model.joint(x.to(model.mean.dtype), None, SameNoise(model, len(x)))
+
+
+def set_log_variance(model: LatentModel, value: float) -> None:
+    """q's log-variance everywhere, before refinement."""
+    inference = model.inference
+    layer = inference.log_variance if hasattr(inference, "log_variance") else inference.base.log_variance
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(value)
+
+
+def drift(model: LatentModel, x: Tensor, samples: int = 100) -> dict[str, float]:
+    """The largest difference of a number that double precision makes, in units of eps (|log p(x|z)| + |KL| + D)."""
+    found = []
+    for one in (model, doubled(model)):
+        with torch.no_grad():
+            joint = joint_of(one, x)
+            found.append(weigh(joint, one.infer(joint), samples))
+    single, double = found
+    size = double["reconstruction"].abs() + double["kl"].abs() + x[0].numel()
+    return {k: float(((single[k] - double[k]).abs() / size).max()) / EPS for k in ("log_likelihood", "elbo", "kl")}

@@ -1,0 +1,177 @@
+"""Two and three processes train what one process trains at the same batch, and end together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs.commands import load
+from support.runs.processes import CASES, DEATHS, ENDINGS, MODELS, launch, outcomes, run
+
+Outcomes = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcomes]:
+    """Every case by two processes, in one start of them; some go on from another's checkpoint."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.set_default_dtype(torch.float64)  # the fixture that does so is each test's
+    alone = run(CASES["signal to one"], folder / "alone")
+    torch.set_default_dtype(torch.float32)
+    assert alone["kind"] == "Interrupted"
+    resume = {"signal to one@alone": str(folder / "alone"), "signal to one@two": str(folder / "signal to one")}
+    resume["cut@two"] = str(folder / "cut")
+    done = launch([*MODELS, *ENDINGS, *resume], 2, folder, resume)
+    assert done.returncode == 0, done.stderr
+    assert "terminate" not in done.stderr
+    return folder, outcomes(folder, 2)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float, least: float = 0.0) -> None:
+    """States and records within a tolerance of each tensor's largest entry."""
+    assert one["state"].keys() == other["state"].keys()
+    for key, value in one["state"].items():
+        value, found = value.double(), other["state"][key].double()  # masks and counts too
+        within = tolerance * max(float(value.abs().max()), least)
+        assert torch.allclose(found, value, rtol=0, atol=within, equal_nan=True), key
+    assert len(one["records"]) == len(other["records"]) > 0
+    for a, b in zip(one["records"], other["records"], strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == (value if value is None else pytest.approx(value, rel=tolerance, abs=least)), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_curve_and_parameters_as_one(name: str, two: tuple[Path, Outcomes], tmp_path: Path) -> None:
+    one, (first, second) = run(MODELS[name], tmp_path), (found[name] for found in two[1])
+    assert one["step"] == first["step"] == second["step"] == 12
+    assert_close(one, first, 1e-10, 1e-12)
+    if "won" in CASES[name].events:
+        assert first["state"]["won"] == 6
+    moved = CASES[name].make(None).state_dict()  # type: ignore[arg-type]
+    assert any(not torch.allclose(moved[key], value) for key, value in first["state"].items())
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "dtype", "tolerance"), [(3, "float64", 1e-10), (2, "float32", 1e-4)])
+def test_three_processes_and_single_precision(size: int, dtype: str, tolerance: float, tmp_path: Path) -> None:
+    done = launch([*MODELS], size, tmp_path / "all", dtype=dtype)
+    assert done.returncode == 0, done.stderr
+    found = outcomes(tmp_path / "all", size)
+    torch.set_default_dtype(getattr(torch, dtype))
+    for name in MODELS:
+        # A gradient that is zero but for rounding moves its parameter by any part of Adam's step.
+        least = 1e-12 if dtype == "float64" else 0.05
+        assert_close(run(MODELS[name], tmp_path / name), found[0][name], tolerance, least)
+        for key, value in found[0][name]["state"].items():
+            assert all(torch.equal(value, other[name]["state"][key]) for other in found[1:])
+
+
+@pytest.mark.parametrize("name", ["not finite", "not finite for the first", "validation not finite"])
+def test_not_finite_ends_all_at_the_same_step(name: str, two: tuple[Path, Outcomes], tmp_path: Path) -> None:
+    # The bad image stands at the end of its batch: with the second process alone.
+    one, (first, second) = run(ENDINGS[name], tmp_path), (found[name] for found in two[1])
+    assert one["kind"] == first["kind"] == second["kind"] == "RunError"
+    assert one["error"] == first["error"] == second["error"]
+    assert {"not finite": "'kl'", "not finite for the first": "'reconstruction'"}.get(name, "val/elbo") in one["error"]
+    assert first["shared"]
+    assert second["shared"]
+    assert_close(one, first, 1e-10, 1e-12)  # the parameters before that step
+    assert_close(one, second | {"records": first["records"]}, 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("signal to one", 5), ("signal to one, late", 6), ("signal to the first", 5), ("signal in validation", 8)],
+)
+def test_signal_to_one_ends_all_at_the_same_step(name: str, step: int, two: tuple[Path, Outcomes]) -> None:
+    # One that comes after the step's sum is told with the next.
+    folder, (first, second) = two[0], (found[name] for found in two[1])
+    assert first["kind"] == second["kind"] == "Interrupted"
+    assert first["shared"]
+    assert second["shared"]
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key])
+    saved = load(folder / name)
+    assert saved["progress"]["step"] == step
+    assert saved["progress"]["validation_due"] == (name == "signal in validation")
+    assert all(torch.equal(saved["objective"][key], value) for key, value in first["state"].items())
+    assert not list((folder / name).glob("*[0-9].pt"))
+
+
+def test_goes_on_with_another_number_of_processes(two: tuple[Path, Outcomes], tmp_path: Path) -> None:
+    folder, found = two
+    whole = run(MODELS["vae"], tmp_path / "whole")
+    calm = MODELS["vae"]
+    goes_on = {
+        "two as one": run(calm, tmp_path / "resumed", resume=folder / "signal to one"),
+        "one as two": found[0]["signal to one@alone"],
+        "two as two": found[0]["signal to one@two"],
+    }
+    for way, outcome in goes_on.items():
+        assert outcome["step"] == 12, way
+        assert_close(whole, outcome, 1e-10, 1e-12)
+
+
+def test_metrics_of_an_interval_that_a_checkpoint_cuts(two: tuple[Path, Outcomes]) -> None:
+    # Records come every five steps; the sums in the checkpoint after three are those of all processes.
+    folder, (first, _) = two
+    assert load(folder / "cut")["metrics"]["count"] == 8 + 8 + 8
+    assert_close(first["vae clipped"], first["cut@two"], 1e-12, 1e-12)
+
+
+def test_early_stopping_is_the_first_processes(two: tuple[Path, Outcomes], tmp_path: Path) -> None:
+    one, (first, second) = run(ENDINGS["early stopping"], tmp_path), (found["early stopping"] for found in two[1])
+    assert one["step"] == first["step"] == second["step"] == 16
+    assert first["best"] == second["best"] == 3.0
+    assert first["seen"] == one["seen"]
+    assert "seen" not in second
+    best = load(two[0] / "early stopping", "best")
+    assert best["epoch"] == 2.0
+
+
+def test_checkpoints_are_written_by_the_first(two: tuple[Path, Outcomes], tmp_path: Path) -> None:
+    one, first = run(ENDINGS["checkpoint at every step"], tmp_path), two[1][0]["checkpoint at every step"]
+    assert_close(one, first, 1e-10, 1e-12)
+    files = sorted(p.name for p in (two[0] / "checkpoint at every step").rglob("*") if "events" not in p.name)
+    assert files == ["best.pt", "checkpoints", "last.pt", "metrics.jsonl", "previous.pt"]
+    assert load(two[0] / "checkpoint at every step", "previous")["progress"]["step"] == 12 - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "steps"),
+    [("other parameters", "parameters", 0), ("other settings", "settings", 0), ("parameters drift apart", "para", 4)],
+)
+def test_processes_that_differ_are_refused(name: str, what: str, steps: int, two: tuple[Path, Outcomes]) -> None:
+    for found in two[1]:
+        assert found[name]["kind"] == "RunError"
+        assert what in found[name]["error"]
+        assert "trainer.processes=2" in found[name]["error"]
+    assert len(two[1][0][name]["records"]) == steps  # seen at the start, or before the next validation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEATHS)
+def test_one_that_dies_ends_all(name: str, tmp_path: Path) -> None:
+    done = launch([name], 2, tmp_path)
+    assert done.returncode != 0
+    assert not (tmp_path / "0.pt").exists()
+    assert "terminate called" not in done.stderr
+    survivor, cause = {
+        "raises": (0, "another process of this run has ended: process 1: ValueError: what a bug looks like"),
+        "killed": (0, "another process of this run has ended: "),
+        "first raises": (1, "the first process of this run failed"),
+    }[name]
+    assert (tmp_path / f"lost{survivor}").read_text().startswith(cause)
+    assert not (tmp_path / f"lost{1 - survivor}").exists()
+    blamed = done.stderr.partition("Root Cause")[2]  # by torchrun
+    assert f"rank      : {1 - survivor} " in blamed
+    if name == "killed":
+        assert "(SIGKILL)" in blamed
+    else:
+        assert f"[rank{1 - survivor}]: Traceback" in done.stderr
+        assert f"[rank{1 - survivor}]: {'ValueError: what a bug' if survivor == 0 else 'StopIteration'}" in done.stderr

@@ -1,0 +1,189 @@
+"""One job's process: what it is given, and what became of it by its exit status, its record and its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sweeps.sweeping import KILLED, Launcher, Sweeping, hold, wait_until
+
+from vaerun.launch import process as module
+from vaerun.launch.process import Attempt, Child, Ending, environment, last_words, settle
+
+OLD, RUNNING, OTHER = (
+    {"status": "running", "ended": 1},
+    {"status": "running"},
+    {"status": "ok", "fingerprint": "another"},
+)
+STOPPED, BROKEN, DONE = {"status": "interrupted"}, {"status": "failed", "error": "its own"}, {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("code", "record", "sent", "asked", "why", "state", "said"),
+    [
+        (0, DONE, [], None, "", "finished", ""),
+        (-11, DONE, [15], 15, "late", "finished", ""),
+        (0, OTHER, [], None, "", "failed", "ended with exit code 0 before it had a result"),
+        (74, DONE, [], None, "", "busy", ""),
+        (74, None, [15], None, "late", "busy", ""),
+        (75, STOPPED, [15], None, "", "stopped", ""),
+        (75, STOPPED, [], 15, "", "stopped", ""),
+        (75, STOPPED, [], None, "", "failed", "the last words"),  # somebody else stopped it
+        (75, STOPPED, [15], None, "late", "failed", "late"),
+        (130, RUNNING, [2], None, "", "stopped", ""),
+        (130, RUNNING, [], None, "", "failed", "the last words"),
+        (-15, RUNNING, [15], None, "", "stopped", ""),
+        (-15, RUNNING, [], 15, "", "stopped", ""),
+        (-15, RUNNING, [2], None, "", "failed", "killed by SIGTERM"),
+        (1, STOPPED, [15], None, "", "stopped", ""),  # of several processes
+        (1, OLD, [15], None, "", "stopped", ""),  # asked before it had begun
+        (1, None, [15], None, "", "stopped", ""),
+        (1, BROKEN, [15], None, "", "failed", "its own"),
+        (1, BROKEN, [], None, "", "failed", "its own"),
+        (2, BROKEN, [], None, "", "failed", "the last words"),
+        (1, OLD, [], None, "", "failed", "the last words"),
+        (-9, RUNNING, [], None, "", "failed", KILLED),
+        (-9, RUNNING, [15], None, "late", "failed", "late"),
+        (-9, RUNNING, [15, 9], None, "", "stopped", ""),  # it did not listen
+    ],
+)
+def test_verdicts(
+    sweep: Sweeping,
+    code: int,
+    record: dict[str, Any] | None,
+    sent: list[int],
+    asked: int | None,
+    why: str,
+    state: str,
+    said: str,
+) -> None:
+    """What became of a run, from its exit status, its record and the signals that were sent."""
+    (planned,) = sweep.jobs(0)
+    whole = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
+    child = Child.__new__(Child)
+    attempt = Attempt.__new__(Attempt)
+    attempt.job, attempt.log_from = planned.job, 5
+    attempt.before = whole | OLD if record is OLD else None
+    child.job, child.sent, child.attempts = planned.job, set(sent), [attempt]
+    planned.job.folder.mkdir()
+    (planned.job.folder / "job.log").write_text("past\nthe last words\n")
+    path = planned.job.folder / "result.json"
+    if record is not None:
+        path.write_text(json.dumps(whole | record))
+    verdict = child.verdict(Ending(code), asked, why)
+    assert (verdict.state, verdict.why) == (state, said)
+    after = json.loads(path.read_text()) if path.exists() else None
+    if state == "failed" and record is not OTHER:
+        assert after is not None
+        assert (after["status"], after["error"]) == ("failed", said)
+    else:
+        assert after == (None if record is None else whole | record)
+
+
+# -- settling -------------------------------------------------------------------------------------------------------
+
+
+def test_settling_leaves_others_alone(sweep: Sweeping) -> None:
+    (planned,) = sweep.jobs(0)
+    folder = planned.job.folder
+    folder.mkdir()
+    record = {"fingerprint": "another", "status": "running", "metrics": {}, "protocol": {}, "error": None}
+    for kept in (record, record | {"fingerprint": "fingerprint0", "status": "ok"}):
+        (folder / "result.json").write_text(json.dumps(kept))
+        assert settle(planned.job, "gone") == "gone"
+        assert json.loads((folder / "result.json").read_text()) == kept
+    (folder / "result.json").write_text(json.dumps(record | {"fingerprint": "fingerprint0"}))
+    launcher = Launcher(lambda: hold(folder, 30), sweep.folder / "out")
+    try:
+        wait_until(lambda: (folder / "held").exists())
+        assert settle(planned.job, "gone").startswith("gone (another run is working in")
+        assert json.loads((folder / "result.json").read_text())["status"] == "running"
+    finally:
+        launcher.end()
+    assert settle(planned.job, "why") == "why"
+    assert json.loads((folder / "result.json").read_text())["error"] == "why"
+
+
+def test_settling_a_run_without_a_record(sweep: Sweeping) -> None:
+    (planned,) = sweep.jobs(0)
+    assert settle(planned.job, "why") == "why"
+    record = sweep.results()[0]
+    assert record["command"] == ["vaerun", "seed=0"]
+    assert (record["model"], record["data"], record["estimator"]) == ("vae", "digits", "elbo")
+    config = (planned.job.folder / ".hydra" / "config.yaml").read_text()
+    assert "latent_dim: 2" in config
+
+
+def test_last_words(tmp_path: Path) -> None:
+    assert last_words(tmp_path) is None
+    log = tmp_path / "job.log"
+    log.write_bytes(b"\n  \n")
+    assert last_words(tmp_path, 100) is None
+    assert last_words(tmp_path) is None
+    log.write_bytes(b"x" * 10000 + b"\nvaerun: error: this\nepoch 3 \xff\n\n")
+    assert last_words(tmp_path) == "this"
+    assert last_words(tmp_path, 10000 + 21) == "epoch 3 \ufffd"
+    log.write_bytes(b"Traceback\nValueError: that \xff\n\n")
+    assert last_words(tmp_path) == "ValueError: that \ufffd"
+
+
+def test_endings_in_words() -> None:
+    assert Ending(0).cause == "ended with exit code 0 before it had a result"
+    assert Ending(-9).cause == KILLED
+    assert Ending(-6).cause == "killed by SIGABRT"
+    assert Ending(-200).cause == "killed by signal 200"
+    assert Ending(3).cause == "ended with exit code 3"
+
+
+# -- its process ---------------------------------------------------------------------------------------------------
+
+
+def test_child_has_a_session_of_its_own(sweep: Sweeping) -> None:
+    """Ctrl-C in a terminal reaches the whole foreground group: the jobs hear of it from the sweep alone, once."""
+    sweep.does({0: "sleep:30"})
+    (planned,) = sweep.jobs(0)
+    process = Child(planned.job)
+    try:
+        assert os.getsid(process.process.pid) == process.process.pid
+        assert process.wait(0.05) is None
+        sweep.until("train")
+        process.signal(signal.SIGTERM)
+        ending = process.wait(10)
+        assert ending is not None
+        assert ending.code == 75
+        process.signal(signal.SIGTERM)  # it has ended: nothing
+        assert process.process.stdin is not None
+        assert process.process.stdin.closed
+    finally:
+        process.kill()
+    assert json.loads((planned.job.folder / ".job.json").read_text())["words"] == ["seed=0"]
+
+
+def test_a_chosen_folder_is_kept(sweep: Sweeping) -> None:
+    """trainer.resume=never has chosen the folder by then: the run itself must not choose another one."""
+    (planned,) = sweep.jobs(0, resume="never")
+    process = Child(planned.job)
+    ending = process.wait(10)
+    assert ending is not None
+    assert ending.code == 0
+    told = json.loads((planned.job.folder / ".job.json").read_text())
+    assert told["settings"]["trainer"]["resume"] == "auto"
+    assert told["folder"] == str(planned.job.folder)
+    assert planned.job.settings.trainer.resume == "never"
+
+
+def test_what_children_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/somewhere", ""]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/elsewhere"])
+    own = environment({"OMP_NUM_THREADS": "3"})
+    root = str(Path(module.__file__).parents[2])
+    assert own["PYTHONPATH"].split(os.pathsep) == [root, "/somewhere"]
+    assert own["OMP_NUM_THREADS"] == "3"
+    assert own["PYTHONSAFEPATH"] == "1"
+    monkeypatch.setattr("sys.path", ["", "/elsewhere"])
+    assert environment()["PYTHONPATH"].split(os.pathsep) == [root, str(tmp_path), "/somewhere"]

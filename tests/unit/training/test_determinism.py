@@ -1,0 +1,103 @@
+"""trainer.deterministic=true, as far as a CPU can show it: what torch refuses is named, other runs are left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs.commands import TINY
+
+from vaerun.config.settings import Settings
+from vaerun.errors import InputError, RunError
+from vaerun.launch import replicas as together
+from vaerun.objectives import Variational
+from vaerun.training.determinism import choose_algorithms, named_operations
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+REFUSED = "the operation put_ has no deterministic form on this device: choose parts without it, or leave trainer."
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(CUBLAS, raising=False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def put() -> None:
+    """An operation that has no deterministic form, on a CPU too."""
+    torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_algorithms(wanted: bool) -> None:
+    """The workspace is there for runs of this process that come later, too."""
+    choose_algorithms(wanted)
+    assert torch.are_deterministic_algorithms_enabled() is wanted
+    assert os.environ[CUBLAS] == ":4096:8"
+
+
+def test_a_workspace_that_was_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CUBLAS, ":16:8")
+    choose_algorithms(True)
+    assert os.environ[CUBLAS] == ":16:8"
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError])
+def test_errors(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(kind, match=f"trainer.deterministic=true: {REFUSED}"), named_operations(kind):
+        put()
+    monkeypatch.setenv(CUBLAS, ":0:0")
+    with pytest.raises(kind, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:8 .* it was :0:0 at"), named_operations(kind):
+        raise RuntimeError("Deterministic behavior was enabled, you must set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+    for error in (RuntimeError("another"), RunError("known"), ValueError("other")):
+        with pytest.raises(type(error)) as raised, named_operations(kind):
+            raise error
+        assert raised.value is error
+
+
+@pytest.mark.usefixtures("command_environment")
+@pytest.mark.parametrize(("grad", "code"), [(False, 2), (True, 1)], ids=["before the run", "in training"])
+def test_a_run(
+    here: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    grad: bool,
+    code: int,
+) -> None:
+    """Refused before it begins where its loss has such an operation, stopped where only its gradient has."""
+    loss = Variational.loss
+
+    def with_put(self: Variational, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() or not grad:
+            put()
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(Variational, "loss", with_put)
+    words = ["model=vae", *TINY, "trainer.max_steps=3", "trainer.deterministic=true", f"output_dir={tmp_path / 'run'}"]
+    found, out, err = here(*words)
+    assert (found, out, err.count("\n")) == (code, "", 1), err
+    assert f"trainer.deterministic=true: {REFUSED}" in err
+    assert (tmp_path / "run").exists() == grad
+
+
+def test_runs_that_differ_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is the whole process's."""
+    monkeypatch.setattr(together, "device_named", lambda name: torch.device("cuda"))
+
+    def members(*deterministic: bool) -> list[together.Member]:
+        found = []
+        for wanted in deterministic:
+            settings = Settings()
+            settings.trainer.deterministic = wanted
+            found.append(together.Member(settings, Path("x"), [], None))
+        return found
+
+    assert together.side_by_side(members(False, False))
+    assert together.side_by_side(members(True, True))
+    assert not together.side_by_side(members(False, True))

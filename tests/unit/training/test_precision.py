@@ -1,0 +1,92 @@
+"""Lower precision in training: what it may differ by is looked at first, and evaluations stay in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.runs.commands import SHORT
+from support.runs.processes import MODELS
+from support.runs.recording import step_of
+from torch import nn
+
+from vaerun.errors import InputError, RunError
+from vaerun.training import precision
+from vaerun.training.precision import check_precision, compare, products
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("single_precision")
+
+
+@pytest.mark.parametrize("name", ["vae", "vlae", "vlae of binary pixels", "sa_vae", "vae_hf", "vae_iaf", "gan"])
+def test_bf16_is_near_float32(name: str) -> None:
+    step = step_of(MODELS[name], precision="bf16")
+    before = {k: v.clone() for k, v in step.memory().items()}
+    found = step.compare_precision()
+    assert list(found) == list(step.objective.phases)
+    for differences in found.values():
+        assert 0 < differences["gradient"] < precision.LIMITS["bf16"][1]
+    for key, value in step.memory().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_bf16_steps_train() -> None:
+    """The layers compute in bfloat16, parameters and what is summed stay in float32."""
+    step = step_of(MODELS["vae"], precision="bf16")
+    kinds = set()
+    layer = step.objective.model.decoder.stack.layers[0]  # type: ignore[attr-defined]
+    layer.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    before = layer.weight.clone()
+    step(0, 1.0, [torch.arange(8)])
+    assert kinds == {torch.bfloat16}
+    assert layer.weight.dtype == torch.float32
+    assert not torch.equal(layer.weight, before)
+    assert all(total.dtype == torch.float32 for total in step.sums.values())
+
+
+def test_what_differs_too_much_is_refused() -> None:
+    """A loss that bfloat16 cannot hold: 1 + 2^-10 is 1 there."""
+    weight = nn.Parameter(torch.full((4, 4), 1 + 2.0**-10))
+
+    def loss() -> Any:
+        return ((torch.eye(4) @ weight).diagonal() - 1).square().sum() * 1e6
+
+    with pytest.raises(RunError, match=r"trainer\.precision=bf16 does not hold for this model: on the first batch"):
+        compare(loss, [weight], "bf16", CPU)
+    assert compare(lambda: (torch.eye(4) @ weight).sum(), [weight], "bf16", CPU)["gradient"] < 0.01
+
+
+def test_names_and_devices() -> None:
+    check_precision("bf16", CPU)
+    with pytest.raises(InputError, match="choose one of float32, tf32, bf16"):
+        check_precision("float16", CPU)
+    before = torch.get_float32_matmul_precision()
+    with products("tf32"):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.usefixtures("command_environment")
+def test_a_full_covariance(here: Any, tmp_path: Path) -> None:
+    """Its factor is solved with, and bfloat16 has no such solver."""
+    words = ["estimator=elbo_mc", "trainer.precision=bf16", "trainer.max_steps=3"]
+    code, _, err = here("model=vae_full", *SHORT, *words, f"output_dir={tmp_path}/run")
+    assert code == 0, err
+
+
+@pytest.mark.usefixtures("command_environment")
+def test_a_run_records_its_precision(here: Any, tmp_path: Path) -> None:
+    code, _, err = here("model=vlae", *SHORT, "trainer.precision=bf16", f"output_dir={tmp_path}/run")
+    assert code == 0, err
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(record["protocol"]["precision_difference"]["model"]) == {"loss", "gradient"}
+    code, _out, err = here("model=vae", *SHORT, "trainer.precision=tf32", f"output_dir={tmp_path}/other")
+    assert code == 2
+    assert err == (
+        "vaerun: error: trainer.precision=tf32 needs an NVIDIA GPU of compute capability 8.0 or later, and this run is "
+        "on cpu: use trainer.precision=float32\n"
+    )
+    assert not (tmp_path / "other").exists()

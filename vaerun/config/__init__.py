@@ -1,0 +1,1 @@
+"""The configuration: its schema, allowed values, plug-ins and overrides."""

@@ -1,0 +1,224 @@
+"""What a model's latent space holds: posterior moments of every image, active units, KL by dimension, pictures of them.
+
+A unit i is active where its posterior mean depends on the image, Var_x(E_q[z_i | x]) > 0.01 (Burda et al. 2016, section
+5.2). KL by dimension is the mean over images of KL(N(m_i, v_i) || p_i) with m_i, v_i the posterior's mean and variance
+of z_i: exact where the posterior is Gaussian, else that of the normal with the same moments. With a prior that
+factorises, their sum is KL(q || p) less the dependence between dimensions within a Gaussian q (its total correlation),
+and equals it where q is diagonal.
+
+Where moments are known from S samples only, the mean's own noise v / S is taken out of Var_x and of (m - prior mean)^2,
+so that a unit that sleeps does not seem active; and the bias of log v, which for normal z is digamma((S - 1) / 2) -
+log((S - 1) / 2), out of the KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaerun.data.dataset import Split
+from vaerun.distributions import LatentDistribution, Point
+from vaerun.errors import InputError
+from vaerun.evaluation.oom import Note, in_parts
+from vaerun.evaluation.plots.charts import Ellipse, bar_chart, scatter
+from vaerun.models import Joint, LatentModel
+from vaerun.randomness import ImageNoise
+from vaerun.signals import Stop
+
+ACTIVE = 0.01  # Burda et al. 2016
+ROWS = 4_000  # latent samples that go through a flow at once
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Posterior moments by image, all on the CPU in float64.
+
+    Attributes:
+        means, variances: of q(z | x), [N, d].
+        draws: one sample of q(z | x), [N, d].
+        prior_means, prior_variances: of p(z | c), [N, d].
+        labels: int64 [N], or None where the data has none.
+        samples: from how many samples moments were estimated; 0: they are exact.
+    """
+
+    means: Tensor
+    variances: Tensor
+    draws: Tensor
+    prior_means: Tensor
+    prior_variances: Tensor
+    labels: Tensor | None
+    samples: int
+
+    @property
+    def _noise(self) -> Tensor | float:
+        """Variance of the estimated means, [N, d]."""
+        return self.variances / self.samples if self.samples else 0.0
+
+    @property
+    def mean_variances(self) -> Tensor:
+        """Var_x(E_q[z_i | x]) [d], divided by N; estimated from samples it can come out slightly below 0."""
+        noise = self._noise
+        found = self.means.var(0, correction=0)
+        return found - noise.mean(0) if isinstance(noise, Tensor) else found
+
+    @property
+    def active(self) -> Tensor:
+        """Which units are active, bool [d]."""
+        return self.mean_variances > ACTIVE
+
+    @property
+    def active_units(self) -> int:
+        """How many units are active."""
+        return int(self.active.sum())
+
+    @property
+    def kl(self) -> Tensor:
+        """Mean over images of KL(N(m_i, v_i) || p_i) [d] nats."""
+        distance = (self.means - self.prior_means).square() - self._noise
+        ratio = self.variances / self.prior_variances
+        log_ratio = ratio.log()
+        if self.samples:  # E[log of a sample variance] of normal z; DRAW's KL of thousandths of a nat would be all bias
+            half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64)
+            log_ratio = log_ratio - (torch.digamma(half) - half.log())
+        return 0.5 * (ratio + distance / self.prior_variances - 1 - log_ratio).mean(0)
+
+
+def latent_statistics(
+    model: LatentModel,
+    split: Split,
+    *,
+    seed: int,
+    images: int | None = None,
+    batch: int = 500,
+    samples: int = 500,
+    stop: Stop | None = None,
+    note: Note | None = None,
+) -> LatentStatistics:
+    """Posterior moments of a split's images.
+
+    Arguments:
+        model: in evaluation mode.
+        split: which images.
+        seed: of the noise; an image's noise is its own, so neither `batch` nor other images change a number.
+        images: only the first so many; None: all.
+        batch: images at a time.
+        samples: from how many samples to estimate moments that q does not know in closed form.
+        stop: looked at between batches.
+        note: called with one line where memory ran out and `batch` was halved.
+
+    Raises InputError for fewer than 2 samples.
+    """
+    if samples < 2:
+        raise InputError(f"latent_statistics: samples must be at least 2, to have a variance, got {samples}")
+    count = len(split) if images is None else min(images, len(split))
+    if not count:
+        raise InputError(f"latent_statistics: {split.name} has no images to look at")
+    estimated = False
+
+    def work(start: int, end: int, at_once: int) -> tuple[Tensor, ...]:
+        nonlocal estimated
+        if stop is not None:
+            stop.check()
+        part = split.batch(start, end)
+        noise = ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
+        joint = model.joint(part.x, part.c if model.classes else None, noise)
+        q = model.infer(joint)
+        estimated = not q.exact_moments
+        mean, variance, draw = _sampled_moments(joint, q, samples) if estimated else _moments(joint, q)
+        prior = joint.prior
+        found = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
+        return tuple(value.cpu().double() for value in found)
+
+    how = {"note": note, "what": f"posterior moments of {split.name}", "setting": "evaluation.images"}
+    with torch.no_grad():
+        parts = list(in_parts(count, batch, work, **how))  # type: ignore[arg-type]
+    means, variances, draws, prior_means, prior_variances = (torch.cat(column) for column in zip(*parts, strict=True))
+    return LatentStatistics(
+        means,
+        variances,
+        draws,
+        prior_means,
+        prior_variances,
+        labels=None if split.labels is None else split.labels[:count].cpu(),
+        samples=samples if estimated else 0,
+    )
+
+
+def _moments(joint: Joint, q: LatentDistribution) -> tuple[Tensor, Tensor, Tensor]:
+    draw = q.value if isinstance(q, Point) else q.transform(joint.noise("latent", 1))[0][0]
+    return q.mean, q.variance, draw
+
+
+def _sampled_moments(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, unbiased variance and the first of S samples of q, each [B, d]."""
+    noise = joint.noise("latent", samples)
+    z = torch.cat([q.transform(some)[0] for some in noise.split(max(1, ROWS // noise.shape[1]))])
+    return z.mean(0), z.var(0), z[0]
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def latent_pictures(statistics: LatentStatistics, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Pictures [3, H, W] in [0, 1] by name: kl_by_dimension; where d = 2 also posterior_means and aggregate_posterior.
+
+    Arguments:
+        statistics: what to show.
+        names: of the classes; None: their numbers.
+    """
+    found = {"kl_by_dimension": kl_chart(statistics)}
+    if statistics.means.shape[1] == 2:
+        found["posterior_means"] = plane(statistics, statistics.means, "posterior means", names)
+        found["aggregate_posterior"] = plane(
+            statistics, statistics.draws, "aggregate posterior, one sample an image", names
+        )
+    return found
+
+
+def kl_chart(statistics: LatentStatistics) -> Tensor:
+    """KL of each dimension, the largest first, active units apart from the others: [3, H, W].
+
+    Of the marginals, as normal ones: where q's dimensions depend on each other their sum is less than the KL of q.
+    """
+    kl, active = statistics.kl, statistics.active.tolist()
+    order = torch.argsort(kl, descending=True).tolist()
+    bars = {str(i): {"active" if active[i] else "inactive": float(kl[i])} for i in order}
+    of = f"{statistics.active_units} of {len(order)} units active, sum {float(kl.sum()):.2f} nats"
+    how = f", moments from {statistics.samples} samples" if statistics.samples else ""
+    return bar_chart(
+        bars,
+        xlabel="latent dimension, sorted by KL",
+        ylabel="nats",
+        title=f"KL of q's marginals by dimension, mean over {len(statistics.means)} images{how}: {of}",
+        stacked=True,
+    )
+
+
+def plane(statistics: LatentStatistics, points: Tensor, title: str, names: Sequence[str] | None = None) -> Tensor:
+    """Points [N, 2] of a two-dimensional latent space by label, the prior's circles over them.
+
+    The circles are at 1 and 2 standard deviations; with a conditional prior they are ellipses, one pair a class in its
+    colour. Raises InputError unless d = 2.
+    """
+    if statistics.means.shape[1] != 2:
+        raise InputError(f"a picture of the plane needs model.latent_dim=2, this model has {statistics.means.shape[1]}")
+    priors = torch.cat([statistics.prior_means, statistics.prior_variances.sqrt()], 1)
+    distinct, where = priors.unique(dim=0, return_inverse=True)
+    ellipses = []
+    for number, (x, y, wide, high) in enumerate(distinct.tolist()):
+        colour = None
+        if len(distinct) > 1 and statistics.labels is not None:
+            colour = int(statistics.labels[where == number][0])
+        ellipses += [Ellipse((x, y), (r * wide, r * high), colour) for r in (1.0, 2.0)]
+    return scatter(
+        points,
+        title=f"{title}, {len(points)} images; lines: the prior at 1 and 2 standard deviations",
+        xlabel="z 0",
+        ylabel="z 1",
+        labels=statistics.labels,
+        names=names,
+        ellipses=ellipses,
+    )

@@ -1,0 +1,313 @@
+"""A feature space for comparing samples with data: a small classifier of the data set's own labels.
+
+The Frechet distance and the manifold metrics are usually taken in the features of an Inception network trained on
+ImageNet. This is another network, trained here: three 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015)
+and max pooling, and a dense layer of 128 rectified features, on which a linear layer tells the classes apart. A number
+in these features compares only with numbers of the same classifier: `Classifier.name` carries the sha256 of its
+weights. It must never be called a Frechet Inception distance.
+
+It is trained once for a data set, on all its labelled training images whatever a run uses of them, by Adam (Kingma & Ba
+2015) with a cosine learning rate, and kept. Training that was stopped or killed goes on where it was last saved. Its
+randomness is its own, so a run draws the same numbers whether it had to train the classifier or found it. The same
+machine trains the same weights; another device, or another number of threads, sums in another order and ends elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaerun.data.arrays import Arrays, digest
+from vaerun.errors import InputError, RunError
+from vaerun.randomness import generator, permutation
+from vaerun.signals import Stop
+from vaerun.storage.checkpoint import Damaged, load, save
+from vaerun.text import printable
+from vaerun.tracking.progress import Progression
+
+VERSION = 1
+"""To be raised with every change of this file that changes what is trained."""
+ARCHITECTURE: dict[str, Any] = {"side": 32, "channels": [32, 64, 128], "features": 128}
+"""side: images longer than this are brought to at most it by the stride of the first convolution."""
+RECIPE: dict[str, Any] = {
+    "batch": 128,
+    "epochs": 20,
+    "least_steps": 200,
+    "most_steps": 1500,
+    "learning_rate": 3e-3,
+    "warm_up": 0.1,
+}
+"""So many epochs within these numbers of steps; the learning rate rises over a share `warm_up` of them."""
+BATCH = 500  # images at once, when features are asked for
+PATIENCE = 1.0  # seconds between looks at a lock that another process holds
+SAVE_SECONDS = 30.0  # of training that a killed process loses at most
+
+
+class Classifier:
+    """What tells the classes of one data set apart, in evaluation mode.
+
+    Attributes:
+        name: which classifier, of which data set, with the first 12 hexadecimal digits of its weights' sha256.
+        accuracy: share of the data set's test images classified rightly, in [0, 1]; None where they have no labels.
+        classes: number of classes.
+    """
+
+    def __init__(self, network: nn.Sequential, name: str, accuracy: float | None, classes: int) -> None:
+        self.name, self.accuracy, self.classes = name, accuracy, classes
+        self._network = network.eval()
+
+    def features(self, x: Tensor) -> Tensor:
+        """The input of the last layer, float32 [N, 128] on x's device, of images x [N, C, H, W] in [0, 1]."""
+        return self._batched(self._network[0], x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The most probable class, int64 [N] on x's device, of images x [N, C, H, W] in [0, 1]."""
+        return self._batched(self._network, x).argmax(1)
+
+    def _batched(self, module: nn.Module, x: Tensor) -> Tensor:
+        device = next(module.parameters()).device
+        with torch.no_grad():
+            return torch.cat([module(_prepare(part, device)).to(x.device) for part in x.split(BATCH)])
+
+
+def classifier(
+    arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, stop: Stop | None = None
+) -> Classifier:
+    """The classifier of a data set: read from `folder`, or trained and written there.
+
+    One process at a time trains it; others wait and read. A damaged file is told of and replaced. Standard error shows
+    how far training is.
+
+    Arguments:
+        arrays: of the data set, with labels.
+        name: of the data set.
+        folder: of classifiers; made when first written to.
+        device: to train and to compute on.
+        stop: looked at after each step, and while waiting.
+
+    Raises `InputError` for data without labels or with one class, and a folder that cannot be written into; `RunError`
+    where the file cannot be written, or training diverges.
+    """
+    if arrays.train_labels is None:
+        raise InputError(f"{name}: a classifier needs labels, and this data has none: leave out what compares features")
+    if len(np.unique(arrays.train_labels)) < 2:
+        raise InputError(f"{name}: a classifier needs two classes or more: leave out what compares features")
+    facts = [VERSION, ARCHITECTURE, RECIPE, arrays.sha256 or digest(arrays)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{name}-{key}.pt"
+    try:
+        if path.exists():  # whole files are never changed: no lock, which a read-only folder would refuse
+            return _read(path, arrays, name, device)
+    except Damaged:
+        pass  # looked at again under the lock: another process may be replacing it
+    with _locked(path, name, stop):
+        if path.exists():
+            try:
+                return _read(path, arrays, name, device)
+            except Damaged as damage:
+                _tell_damaged(path, damage)
+        for left in folder.glob(f".{path.stem}.*.tmp"):
+            left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
+        unfinished = path.with_suffix(".unfinished.pt")
+        state = _train(arrays, name, torch.device(device), stop, unfinished)
+        _save(path, state, stop)
+        unfinished.unlink(missing_ok=True)
+    return _restore(state, arrays, name, device)
+
+
+def _save(path: Path, state: dict[str, Any], stop: Stop | None) -> None:
+    # A signal that raised at once would leave the temporary file.
+    with nullcontext() if stop is None else stop.deferred():
+        save(path, state)
+
+
+@contextmanager
+def _locked(path: Path, name: str, stop: Stop | None) -> Iterator[None]:
+    """Holds the lock of a file that is to be written; the system releases it when the process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    lock, told = FileLock(path.with_suffix(".lock")), False
+    while not lock.is_locked:
+        if stop is not None:
+            stop.check()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            if not told:
+                print(f"vaerun: another process trains the classifier of {name}: waiting for it", file=sys.stderr)
+            told = True
+        except (OSError, NotImplementedError) as error:
+            raise InputError(
+                f"cannot write to {path.parent} ({getattr(error, 'strerror', None) or error}); set VAERUN_CACHE to a "
+                "folder that can be written and has space"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _classes(arrays: Arrays) -> int:
+    return 1 + max(int(labels.max()) for labels in (arrays.train_labels, arrays.test_labels) if labels is not None)
+
+
+def _network(shape: Sequence[int], classes: int) -> nn.Sequential:
+    """Images [B, *shape] -> features -> logits [B, classes], its parameters not yet allocated."""
+    channels, *size = shape
+    stride = math.ceil(max(size) / ARCHITECTURE["side"])
+    layers: list[nn.Module] = []
+    with torch.device("meta"):  # PyTorch's own initialisation would draw from the run's generator
+        for a, b in pairwise([channels, *ARCHITECTURE["channels"]]):
+            layers += [nn.Conv2d(a, b, 2 * stride + 1, stride, stride, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            size = [((length - 1) // stride + 2) // 2 for length in size]
+            stride = 1
+        width = ARCHITECTURE["features"]
+        layers += [nn.Flatten(), nn.Linear(b * math.prod(size), width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        network = nn.Sequential(nn.Sequential(*layers), nn.Linear(width, classes))
+    return network.float()
+
+
+def _initialise(network: nn.Module) -> None:
+    """He et al. (2015), from a generator of its own."""
+    source = generator("cpu", "classifier", "weights")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=source)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def _prepare(x: Tensor, device: torch.device) -> Tensor:
+    # On CPUs convolutions are two to three times as fast with the channels last.
+    return x.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+def _pixels(images: np.ndarray) -> Tensor:
+    """Images uint8 [N, C, H, W] as float32 in [0, 1]."""
+    return torch.from_numpy(np.array(images)).float() / 255
+
+
+def _batches(count: int, size: int, steps: int) -> Iterator[np.ndarray]:
+    """Row numbers [size] of each step, epoch after epoch, each a permutation of its own."""
+    epoch, rows = 0, np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        while len(rows) < size:
+            rows = np.concatenate([rows, permutation(count, "classifier", "epoch", epoch).numpy()])
+            epoch += 1
+        yield rows[:size]
+        rows = rows[size:]
+
+
+def _learning_rate(step: int, steps: int) -> float:
+    """Linear up to the cosine's arc, then down along it to 0."""
+    rise, fall = (step + 1) / (RECIPE["warm_up"] * steps), (1 + math.cos(math.pi * step / steps)) / 2
+    return RECIPE["learning_rate"] * min(rise, fall)
+
+
+def _tell_damaged(path: Path, damage: Exception) -> None:
+    line = f"{path} is damaged ({damage}); training the classifier anew"
+    print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+
+
+def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
+    """Bring both to where training was last saved: steps done then, or 0; None: both are spoiled, the file is gone."""
+    if not unfinished.exists():
+        return 0
+    try:
+        state = load(unfinished)
+        network.load_state_dict(state["weights"])
+        adam.load_state_dict(state["adam"])
+        return int(state["step"])
+    except (Damaged, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
+        unfinished.unlink()
+        _tell_damaged(unfinished, damage)
+        return None
+
+
+def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None, unfinished: Path) -> dict[str, Any]:
+    """What is kept of a trained classifier, on the CPU. Meanwhile `unfinished` holds where training is."""
+    images, labels = arrays.train_images, torch.from_numpy(np.array(arrays.train_labels))
+    network = _network(images.shape[1:], _classes(arrays)).to_empty(device="cpu")
+    _initialise(network)
+    network.to(memory_format=torch.channels_last).to(device).train()
+    size = min(RECIPE["batch"], len(images))
+    wanted = RECIPE["epochs"] * math.ceil(len(images) / size)
+    steps = min(max(wanted, RECIPE["least_steps"]), RECIPE["most_steps"])
+    adam = torch.optim.Adam(network.parameters())
+    done = _go_on(network, adam, unfinished)
+    if done is None:
+        return _train(arrays, name, device, stop, unfinished)
+    saved = time.monotonic()
+    with (
+        Progression(f"training the classifier of {name}", steps * size, stop=stop, done=done * size) as progression,
+        torch.backends.cudnn.flags(enabled=True, deterministic=True),
+        torch.enable_grad(),
+    ):
+        for step, rows in islice(enumerate(_batches(len(images), size, steps)), done, None):
+            asked = stop is not None and stop.signum is not None
+            if step > done and (asked or time.monotonic() - saved > SAVE_SECONDS):
+                now = {"step": step, "weights": network.state_dict(), "adam": adam.state_dict()}
+                _save(unfinished, now, stop)
+                saved = time.monotonic()
+            if stop is not None:
+                stop.check()
+            adam.param_groups[0]["lr"] = _learning_rate(step, steps)
+            logits = network(_prepare(_pixels(images[rows]), device))
+            adam.zero_grad()
+            F.cross_entropy(logits, labels[rows].to(device)).backward()
+            adam.step()
+            progression.advance(size)
+    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise RunError(f"training the classifier of {name} diverged: its weights are not finite")
+    state: dict[str, Any] = {"weights": weights, "accuracy": None}
+    if arrays.test_images is not None and arrays.test_labels is not None:
+        trained = _restore(state, arrays, name, device)
+        right = 0
+        for start in range(0, len(arrays.test_images), BATCH):
+            if stop is not None:
+                stop.check()
+            part = slice(start, start + BATCH)
+            guesses = trained.predict(_pixels(arrays.test_images[part])).numpy()
+            right += int((guesses == arrays.test_labels[part]).sum())
+        state["accuracy"] = right / len(arrays.test_images)
+    return state
+
+
+def _read(path: Path, arrays: Arrays, name: str, device: torch.device | str) -> Classifier:
+    """Raises `Damaged` where the file is not what `_train` made."""
+    state = load(path)
+    try:
+        return _restore(state, arrays, name, device)
+    except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise Damaged("it holds no classifier of this data") from error
+
+
+def _restore(state: dict[str, Any], arrays: Arrays, name: str, device: torch.device | str) -> Classifier:
+    weights, classes = state["weights"], _classes(arrays)
+    network = _network(arrays.train_images.shape[1:], classes).to_empty(device="cpu")
+    network.load_state_dict(weights)
+    network.to(memory_format=torch.channels_last).to(device)
+    sha = hashlib.sha256()
+    for key, value in sorted(weights.items()):
+        sha.update(f"{key} {tuple(value.shape)}\n".encode())
+        sha.update(value.numpy().tobytes())
+    full = f"vaerun-classifier-v{VERSION} of {name} (sha256 {sha.hexdigest()[:12]})"
+    return Classifier(network, full, state["accuracy"], classes)

@@ -1,0 +1,1 @@
+"""Runs as processes: started, supervised, or several in one."""

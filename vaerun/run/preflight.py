@@ -1,0 +1,198 @@
+"""What can be evaluated of a model on a data set, and how it can be trained here, looked at before any work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vaerun.config.settings import EvaluationSettings, Settings, TrainerSettings
+from vaerun.data.dataset import ImageData, Split
+from vaerun.errors import InputError
+from vaerun.estimators import estimate
+from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_stops
+from vaerun.evaluation.likelihood.annealed import Annealing
+from vaerun.evaluation.likelihood.gaps import Refinement
+from vaerun.evaluation.oom import running_out
+from vaerun.evaluation.samples.inception import check_inception
+from vaerun.evaluation.samples.sample_validation import IMAGES, real
+from vaerun.models import AdversarialModel, LatentModel
+from vaerun.run.build import named_estimators
+from vaerun.run.evaluate_samples import has_classifier
+from vaerun.storage.atomic import expanded
+from vaerun.training.precision import check_precision
+
+DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
+POSTERIOR_ONLY = ("gaps", "gradient_noise")
+SAMPLES_ONLY = ("quality", "inception_weights", "interpolation", "arithmetic")
+
+
+def check_evaluation(whole: Settings, model: LatentModel, data: ImageData) -> None:
+    """Raises InputError, before any work, for what cannot be evaluated of this model on this data."""
+    settings = whole.evaluation
+    for name in (*DENSITY_ONLY, *SAMPLES_ONLY):
+        if getattr(settings, name) and not model.has_density:
+            raise InputError(
+                f"evaluation.{name} needs a likelihood, and a plain autoencoder (model=ae) has none: leave it out"
+            )
+    for name in ("parzen", "selection"):
+        if getattr(settings, name):
+            raise InputError(f"evaluation.{name} is for adversarial models, and this is none: leave it out")
+    if settings.probe and not data.classes:
+        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
+    if settings.probe and model.classes:
+        raise InputError(
+            "evaluation.probe=true: a linear probe of a conditional model says nothing: its encoder is given the label"
+        )
+    if settings.probe and settings.split == "train":
+        raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
+    _check_shared(settings, model, data)
+    refinement_of(settings)
+    if settings.noise.estimators or settings.gradient_noise:
+        chosen = named_estimators(settings.noise.estimators)
+    if settings.gradient_noise:
+        batch = data.train.batch(0, min(2, len(data.train)))
+        joint = model.joint(batch.x, batch.c if model.classes else None)
+        wanted = f"evaluation.noise.samples={settings.noise.samples}"
+        for name, estimator in chosen.items():
+            room = running_out(InputError, f"{wanted}: memory ran out for {len(batch.x)} images: lower it")
+            try:
+                with room, torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    estimate(estimator, model.infer, joint, settings.noise.samples)
+            except InputError as refusal:
+                raise InputError(f"evaluation.noise.estimators: {name}: {refusal}") from refusal
+
+
+def check_adversarial(whole: Settings, model: AdversarialModel, data: ImageData) -> None:
+    """The same for an adversarial model."""
+    settings = whole.evaluation
+    for name in POSTERIOR_ONLY:
+        if getattr(settings, name):
+            raise InputError(
+                f"evaluation.{name}=true needs a posterior q(z|x), and an adversarial model has none: leave it out"
+            )
+    if settings.probe and not data.classes:
+        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
+    if settings.probe and model.classes:
+        raise InputError(
+            "evaluation.probe=true: a linear probe of a conditional model says nothing: its discriminator is given the "
+            "label"
+        )
+    chooses = (settings.ais or settings.bdmc) and model.variance is None
+    for choose, needed, keys in (
+        ("parzen chooses", settings.parzen, "data.validation"),
+        ("ais and evaluation.bdmc choose", chooses, "data.validation or model.fixed_variance"),
+    ):
+        if needed and not len(data.validation):
+            raise InputError(f"evaluation.{choose} a variance on validation images, and data.validation=0: set {keys}")
+    variances = set(settings.observation.variances)
+    if chooses and not (len(variances) >= 2 and all(0 < v < math.inf for v in variances)):
+        raise InputError(
+            "evaluation.observation.variances must list two or more finite variances above 0 to choose among, got "
+            f"{settings.observation.variances}: add some, or set model.fixed_variance"
+        )
+    _check_shared(settings, model, data)
+
+
+def check_adversarial_training(whole: Settings, data: ImageData) -> None:
+    """Raises InputError for what cannot be done while an adversarial model is trained."""
+    e, t = whole.estimator, whole.trainer
+    for key, value, nothing in (
+        ("estimator.samples", e.samples, 1),
+        ("estimator.kl_warmup_epochs", e.kl_warmup_epochs, None),
+        ("trainer.variance_learning_rate", t.variance_learning_rate, None),
+    ):
+        if value != nothing:
+            raise InputError(f"{key} is for models with a likelihood, and model={whole.model.name} has none")
+    selection = whole.evaluation.selection
+    if selection is not None and not (has_classifier(data) and len(data.validation)):
+        raise InputError(
+            f"evaluation.selection={selection} needs labels of two classes or more and validation images: {data.name} "
+            "lacks some"
+        )
+    if t.early_stopping is not None and selection is None:
+        raise InputError(
+            "trainer.early_stopping needs a metric: set evaluation.selection=classifier_frechet_distance, or "
+            "trainer.early_stopping=null"
+        )
+    if len(data.validation):
+        _check_compared(data.validation, len(data.validation), "raise data.validation, or set it to 0")
+    else:
+        _check_compared(data.train, len(data.train), "raise data.train_images")
+
+
+def _check_compared(split: Split, count: int, remedy: str) -> None:
+    """Raises InputError for images that generated ones cannot be compared with."""
+    if count < 2:
+        raise InputError(
+            f"generated images are compared with {count} {split.name} image, and that takes two or more: {remedy}"
+        )
+    images = real(split, min(count, IMAGES))
+    if bool((images == images[:1]).all()):
+        raise InputError(
+            f"the first {len(images)} {split.name} images are all the same: no generated images are more or less "
+            "varied than they are"
+        )
+
+
+def _check_shared(settings: EvaluationSettings, model: LatentModel | AdversarialModel, data: ImageData) -> None:
+    if settings.probe and settings.split == "train":
+        raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
+    if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
+        raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one")
+    images = len(getattr(data, settings.split))
+    if not images:
+        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
+    annealing_of(settings)
+    count = min(settings.generated.samples, settings.images or images, images)
+    if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
+        few = settings.images is not None and settings.images < min(images, 2)
+        _check_compared(
+            getattr(data, settings.split),
+            count,
+            "raise evaluation.images" if few else "choose another evaluation.split",
+        )
+    if settings.quality and has_classifier(data) and count <= settings.generated.neighbours:
+        raise InputError(
+            f"evaluation.generated.neighbours={settings.generated.neighbours} needs more images than that, and {count} "
+            "are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
+        )
+    if settings.inception_weights is not None:
+        check_inception(expanded(settings.inception_weights))
+    sets = parse_sets(settings.sets)
+    if settings.interpolation:
+        parse_stops(settings.interpolation, sets)
+    for expression in settings.arithmetic:
+        parse_expression(expression, sets)
+    if model.classes and (settings.interpolation or settings.arithmetic) and settings.label >= model.classes:
+        raise InputError(f"evaluation.label={settings.label}: the model has classes 0 to {model.classes - 1}")
+
+
+def check_arithmetic(settings: TrainerSettings, device: torch.device) -> None:
+    """Raises InputError for a way to make the steps that this device or the number of processes does not allow."""
+    check_precision(settings.precision, device)
+    if settings.compile == "graph" and device.type != "cuda":
+        raise InputError(
+            f"trainer.compile=graph records CUDA graphs, and this run is on {device}: use trainer.compile=auto"
+        )
+    if settings.compile == "graph" and settings.processes > 1:
+        raise InputError(
+            f"trainer.compile=graph records the steps of one process, and trainer.processes={settings.processes}: use "
+            "trainer.compile=auto"
+        )
+
+
+def _options(settings: Any) -> dict[str, Any]:
+    return {k: v for k, v in asdict(settings).items() if k != "images"}
+
+
+def annealing_of(settings: EvaluationSettings) -> Annealing:
+    """`evaluation.annealing` as its function takes it."""
+    return Annealing(**_options(settings.annealing))
+
+
+def refinement_of(settings: EvaluationSettings) -> Refinement:
+    """`evaluation.gap` as its function takes it."""
+    return Refinement(**_options(settings.gap))

@@ -1,0 +1,218 @@
+"""One record feeds metrics.jsonl, TensorBoard and the progress line, so that they cannot disagree."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from vaerun.errors import RunError
+from vaerun.storage.atomic import sync_folder
+from vaerun.text import fixed
+from vaerun.tracking import tensorboard as events
+from vaerun.tracking.progress import PLAIN_SECONDS, silent
+from vaerun.tracking.tensorboard import Events
+
+SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
+"""What the progress line shows: the first of these that is recorded."""
+END: dict[str, Any] = {}
+"""A position: after all that was recorded."""
+
+
+def _whole(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends: a process that was killed may have left half a line."""
+    end = file.seek(0, os.SEEK_END)
+    start = max(0, end - (1 << 16))
+    file.seek(start)
+    return start + file.read().rfind(b"\n") + 1
+
+
+class RunLog(logging.FileHandler):
+    """run.log, opened with its first line. Raises RunError where it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; logging's own way would be to print a traceback and go on without it."""
+        try:
+            super().emit(record)
+        except OSError as error:  # opening it
+            raise self._cannot_write(error) from error
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by logging where a write failed."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            raise
+        raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        why = error.strerror or error
+        return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to go on")
+
+    def close(self) -> None:
+        """A full disk has been told of by the write that met it; closing meets it again."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class Log:
+    """Writes what happens during a run.
+
+    Arguments:
+        folder: the run directory.
+        position: where metrics.jsonl and TensorBoard go on after a resume (what `position()` gave); END: where they
+            end; None: they are begun anew.
+        images_per_step: for the progress line, images/s.
+        total_steps: of the whole run.
+        show: print a progress line (on standard error; plain lines, rarely, when that is no terminal).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        position: dict[str, Any] | None,
+        start_step: int,
+        total_steps: int,
+        images_per_step: float,
+        show: bool = True,
+    ) -> None:
+        self.folder, self.start_step = folder, start_step
+        self.total_steps, self.images_per_step, self.show = total_steps, images_per_step, show
+        self.path = folder / "metrics.jsonl"
+        self._events: Events | None = None
+        try:
+            if position is not None and self.path.exists():
+                with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
+                    file.truncate(min(position.get("bytes", sys.maxsize), _whole(file)))
+            if position is None:  # a start that left no checkpoint: its records would stand beside this one's
+                events.cut(folder, {})
+            elif "events" in position:
+                events.cut(folder, position["events"])
+            self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
+            sync_folder(folder)
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}") from error
+        self._bar: Any = None
+        self._started, self._printed = time.monotonic(), time.monotonic()
+        self._shown: dict[str, float] = {}
+
+    @property
+    def events(self) -> Events:
+        """TensorBoard's file, opened when first needed: its import takes a while."""
+        if self._events is None:
+            self._events = Events(self.folder, self.start_step)
+        return self._events
+
+    def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Scalars of one step, e.g. {"train/elbo": nats per image}."""
+        line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6)}
+        line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            from torch.utils.tensorboard.summary import scalar
+
+            for tag, value in values.items():
+                self.events.add(scalar(tag, value), step)
+            self.events.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        names = {k.partition("/")[2] for k in values}
+        shown = next((some for some in SHOWN if names & set(some)), ())
+        self._shown |= {
+            k: v for k, v in values.items() if k.startswith(("train/", "val/")) and k.split("/", 1)[1] in shown
+        }
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """A picture [3 or 1, H, W] in [0, 1]."""
+        from torch.utils.tensorboard.summary import image
+
+        self._add([image(tag, picture, dataformats="CHW")], step)
+
+    def hyperparameters(self, chosen: dict[str, Any], metrics: Sequence[str]) -> None:
+        """Settings and tags of final numbers for TensorBoard's HParams tab; see `summaries`."""
+        from vaerun.tracking.hparams import summaries
+
+        self._add(summaries(chosen, metrics))
+
+    def _add(self, summaries: Iterable[Any], step: int = 0) -> None:
+        try:
+            for summary in summaries:
+                self.events.add(summary, step)
+            self.events.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint keeps so that after a resume each step stands once; what it counts is on the disk."""
+        try:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            if self._events is not None:
+                self._events.flush(disk=True)
+            return {"bytes": self.file.tell(), "events": events.sizes(self.folder)}
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        why = error.strerror or error
+        return RunError(f"cannot write into {self.folder}: {why}; run the same command again to go on")
+
+    def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
+        """Move the progress line to this step; where that is no terminal, print one if it is time, or the last one."""
+        if not self.show or silent():
+            return
+        words = f"epoch {epoch}/{epochs}"
+        words += "".join(
+            f"  {tag} {fixed(value, 1 if abs(value) >= 10 else 2)}" for tag, value in sorted(self._shown.items())
+        )
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    total=round(self.total_steps * self.images_per_step),
+                    initial=round((step - 1) * self.images_per_step),
+                    unit=" images",
+                    unit_scale=True,
+                    dynamic_ncols=True,
+                    bar_format="{desc}  {percentage:3.0f}%|{bar}| {rate_fmt}  {remaining} left",
+                )
+            self._bar.set_description_str(words, refresh=False)
+            self._bar.update(round(step * self.images_per_step) - self._bar.n)
+        elif time.monotonic() - self._printed > PLAIN_SECONDS or (validated and step >= self.total_steps):
+            self._printed = time.monotonic()
+            rate = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
+            left = (self.total_steps - step) / max(rate, 1e-9)
+            print(
+                f"{words}  {rate * self.images_per_step:.0f} images/s  {left:.0f} s left", file=sys.stderr, flush=True
+            )
+
+    def end_progress(self) -> None:
+        """Close the progress line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.end_progress()
+        for file in (self.file, self._events):
+            # A full disk has been told of by the write that met it; closing meets it again.
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+        self._events = None
