@@ -23,13 +23,13 @@ def _heeded(name: str) -> bool:
 SIGNALS = [getattr(signal, name) for name in _NAMES if _heeded(name)]
 
 
-def answer(handler: Handler | signal.Handlers) -> None:
+def install_handler(handler: Handler | signal.Handlers) -> None:
     """From now on signals go to this handler."""
     for signum in SIGNALS:
         signal.signal(signum, handler)
 
 
-def importing(frame: FrameType | None) -> bool:
+def is_importing(frame: FrameType | None) -> bool:
     """Whether a module is being imported in this frame: an exception there may leave it half made, or be lost."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -38,7 +38,7 @@ def importing(frame: FrameType | None) -> bool:
     return False
 
 
-def leaves(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
+def exit_on_signal(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
     """A handler that ends the process at once: for one that has nothing to lose yet.
 
     Arguments:
@@ -57,12 +57,12 @@ def leaves(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
     return leave
 
 
-def raises(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
+def interrupt_on_signal(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
     """A handler that raises Interrupted, or ends the process where that is not safe."""
-    leave = leaves(program, tidy)
+    leave = exit_on_signal(program, tidy)
 
     def stop(signum: int, frame: FrameType | None = None) -> None:
-        if importing(frame):
+        if is_importing(frame):
             leave(signum, frame)
         raise Interrupted(signum)
 
@@ -70,16 +70,16 @@ def raises(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
 
 
 @contextmanager
-def listening(handler: Handler) -> Iterator[None]:
+def handling_signals(handler: Handler) -> Iterator[None]:
     """A command: signals go to this handler, and afterwards nowhere, for a late one must not change the exit code."""
-    answer(handler)
+    install_handler(handler)
     try:
         yield
     finally:
-        answer(signal.SIG_IGN)
+        install_handler(signal.SIG_IGN)
 
 
-class Stop:
+class ShutdownSignal:
     """Collects SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP while active; `check()` raises Interrupted once one has come.
 
     Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal only sets the request;
@@ -92,7 +92,7 @@ class Stop:
         parent: the process's, which collects the signals for this one too: of a run in a thread of its own.
     """
 
-    def __init__(self, outside: Handler | None = None, parent: Stop | None = None) -> None:
+    def __init__(self, outside: Handler | None = None, parent: ShutdownSignal | None = None) -> None:
         self._signum: int | None = None
         self.outside, self.parent = outside, parent
         self._depth = 0
@@ -108,7 +108,7 @@ class Stop:
     def signum(self, value: int | None) -> None:
         self._signum = value
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> ShutdownSignal:
         if self.parent is None and threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
@@ -140,7 +140,7 @@ class Stop:
 
 
 class _Deferred:
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: ShutdownSignal) -> None:
         self.stop = stop
 
     def __enter__(self) -> None:

@@ -17,7 +17,7 @@ def fixed(value: float, digits: int, sign: str = "") -> str:
     return format(value, f"{sign}.{digits}f" if not abs(value) >= LONG else f"{sign}.6g")
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """' Did you mean X?' for the closest of the names, else ''."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

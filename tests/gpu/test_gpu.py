@@ -15,7 +15,7 @@ from support.runs.recording import recorded, state, step_of, steps
 
 from vaerun.cli.main import main
 from vaerun.inference import factor
-from vaerun.training.step import own_stream
+from vaerun.training.step import side_stream
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here"),
@@ -31,7 +31,7 @@ def test_replays_are_the_steps(name: str) -> None:
 
     Convolutions may choose other algorithms; a warm-up's weight is divided on the device, which rounds otherwise.
     """
-    with own_stream(GPU):
+    with side_stream(GPU):
         plain, other = step_of(MODELS[name], "cuda"), step_of(MODELS[name], "cuda", source=True)
         make = recorded(other)
         steps(plain, plain, 0, 9)
@@ -69,7 +69,7 @@ def test_runs_side_by_side_are_runs_alone(name: str) -> None:
     gate, found, lock = threading.Barrier(3), dict[int, Any](), threading.Lock()
 
     def train(seed: int, together: bool) -> None:
-        with own_stream(GPU):
+        with side_stream(GPU):
             with lock:
                 step = step_of(MODELS[name], "cuda", source=together, seed=seed)
             make = recorded(step)

@@ -26,7 +26,7 @@ from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.training import TrainSettings, train
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import make_optimisers, update
@@ -134,7 +134,16 @@ def own_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, de
     settings = TrainSettings(0, 1, batch, RATE)
 
     def epoch() -> None:
-        train(objective, data.train, settings, validate=None, selection=None, log=Silent(), store=Silent(), stop=Stop())
+        train(
+            objective,
+            data.train,
+            settings,
+            validate=None,
+            selection=None,
+            log=Silent(),
+            store=Silent(),
+            stop=ShutdownSignal(),
+        )
 
     return epoch
 

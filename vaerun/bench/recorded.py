@@ -23,9 +23,9 @@ from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
 from vaerun.training import TrainSettings, make_optimisers
-from vaerun.training.cuda_graph import CudaRecording, Recorded
+from vaerun.training.cuda_graph import CudaCapture, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.step import Step, own_stream
+from vaerun.training.step import Step, side_stream
 
 STEPS = 10  # in one call
 BATCH = 128
@@ -73,15 +73,15 @@ def step_of(trained: Trained, device: torch.device, precision: str = "float32", 
     return Step(objective, split, settings, optimisers, FiniteGuard(device), Ranks(), generator)
 
 
-def recorded(step: Step) -> Recorded:
+def recorded(step: Step) -> GraphedStep:
     """The step recorded for a whole batch."""
     pool = torch.cuda.graph_pool_handle()
-    return Recorded(step, [BATCH], 1, 0, lambda: CudaRecording(step.source, pool))
+    return GraphedStep(step, [BATCH], 1, 0, lambda: CudaCapture(step.source, pool))
 
 
 def call(trained: Trained, device: torch.device, precision: str, record: bool) -> Call:
     """Some steps of a training; on a GPU in a stream of its own."""
-    with own_stream(device):
+    with side_stream(device):
         step = step_of(trained, device, precision)
         make = recorded(step) if record else step
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -164,12 +164,12 @@ def crowd(trained: Trained, runs: int, device: torch.device) -> Call:
     """So many recorded trainings, some steps of each at once."""
     made = []
     for _ in range(runs):
-        with own_stream(device):
+        with side_stream(device):
             made.append((recorded(step_of(trained, device, source=True)), torch.cuda.current_stream(device)))
     rows = torch.arange(BATCH, device=device)
     number = 0
 
-    def some(make: Recorded, stream: torch.cuda.Stream, start: int) -> None:
+    def some(make: GraphedStep, stream: torch.cuda.Stream, start: int) -> None:
         with torch.cuda.stream(stream):
             for i in range(5 * STEPS):
                 make(start + i, 1.0, [rows])

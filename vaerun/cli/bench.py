@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
 from vaerun.errors import InputError, RunError
-from vaerun.signals import leaves, listening
+from vaerun.signals import exit_on_signal, handling_signals
 from vaerun.text import printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    with listening(leaves("vaerun-bench")):
+    with handling_signals(exit_on_signal("vaerun-bench")):
         return _main(argv)
 
 
@@ -72,9 +72,9 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vaerun.launch.worker import quiet
+    from vaerun.launch.worker import silence_torch_warnings
 
-    quiet()
+    silence_torch_warnings()
     import torch
     from torch.distributions import Distribution
 

@@ -27,7 +27,7 @@ from vaerun.config.plugins import config_folders, group_file, no_choice, own_con
 from vaerun.config.settings import Settings, is_incidental, keys, missing, short_name
 from vaerun.errors import InputError
 from vaerun.storage.plain_yaml import read_yaml
-from vaerun.text import nearest, printable
+from vaerun.text import did_you_mean, printable
 
 if TYPE_CHECKING:
     from vaerun.launch.replicas import Member
@@ -144,7 +144,7 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     """Compose and run (once or as a sweep). Errors of Hydra's come out as exceptions, whole."""
     for word in arguments:
         if word.startswith("-") and word.split("=")[0] not in FLAGS:
-            raise InputError(f"unknown flag '{word}'.{nearest(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
+            raise InputError(f"unknown flag '{word}'.{did_you_mean(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
         if word.startswith("="):
             raise InputError(f"cannot read the override '{word}': there is no key before the '='")
     _check_flags(arguments)
@@ -212,7 +212,9 @@ def explain(error: BaseException, arguments: list[str]) -> str | None:
                 return (
                     f"{printable(name, MOST)} is no setting of one of the jobs: sweep over what has it, or leave it out"
                 )
-            return f"unknown key '{printable(name, MOST)}'.{nearest(name, known)} (vaerun --cfg job lists all keys)"
+            return (
+                f"unknown key '{printable(name, MOST)}'.{did_you_mean(name, known)} (vaerun --cfg job lists all keys)"
+            )
         merging = re.match(r"Error merging override (.+)", text)
         if merging:
             return (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.parser import Parser
-from vaerun.signals import leaves, listening, raises
+from vaerun.signals import exit_on_signal, handling_signals, interrupt_on_signal
 from vaerun.text import printable
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C, 75 for other signals."""
-    with listening(leaves("vaerun-data")):
+    with handling_signals(exit_on_signal("vaerun-data")):
         return _main(argv)
 
 
@@ -38,7 +38,7 @@ def _main(argv: Sequence[str] | None) -> int:
     from vaerun.errors import InputError, Interrupted
 
     try:
-        with listening(raises("vaerun-data")):  # what is half done is tidied up
+        with handling_signals(interrupt_on_signal("vaerun-data")):  # what is half done is tidied up
             return _run(arguments)
     except InputError as error:
         print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
@@ -53,14 +53,14 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vaerun.data import cache, sources
-    from vaerun.storage.atomic import expanded
+    from vaerun.storage.atomic import expand_user
 
     if arguments.list:
         for name, source in sources.BUILT_IN.items():
             print(f"{name:14}{(source.__doc__ or '').splitlines()[0]}")
     for name in arguments.names:
         cache.require_known(name)  # all of them, before the first long download
-    output = None if arguments.output is None else expanded(arguments.output)
+    output = None if arguments.output is None else expand_user(arguments.output)
     for name in arguments.names:
         arrays = cache.built_in(name, root=arguments.root)
         if output is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.signals import leaves, listening, raises
+from vaerun.signals import exit_on_signal, handling_signals, interrupt_on_signal
 from vaerun.text import printable
 
 HELP = """vaerun-eval: evaluate a finished run again
@@ -36,7 +36,7 @@ Of adversarial models (gan, dcgan, cgan, infogan):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 failed, 2 unusable input, 130 or 75 stopped."""
-    with listening(leaves("vaerun-eval")):
+    with handling_signals(exit_on_signal("vaerun-eval")):
         return _main(argv)
 
 
@@ -57,15 +57,15 @@ def _main(argv: Sequence[str] | None) -> int:
             raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
         if len(folders) != 1 or not folders[0]:
             raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
-        from vaerun.launch.worker import quiet
+        from vaerun.launch.worker import silence_torch_warnings
 
-        quiet()
+        silence_torch_warnings()
         from vaerun.run.reevaluate import evaluate_again
-        from vaerun.signals import Stop
-        from vaerun.storage.atomic import expanded
+        from vaerun.signals import ShutdownSignal
+        from vaerun.storage.atomic import expand_user
 
-        stop = Stop(outside=raises("vaerun-eval"))
-        evaluate_again(expanded(folders[0]), [w for w in words if not w.startswith("run=")], stop)
+        stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
+        evaluate_again(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
     except InputError as error:
         return _tell(2, f"error: {error}")
     except RunError as error:

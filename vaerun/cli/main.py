@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vaerun.cli.help import help_text
 from vaerun.cli.show import show
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.signals import leaves, listening, raises
+from vaerun.signals import exit_on_signal, handling_signals, interrupt_on_signal
 from vaerun.text import printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point."""
-    with listening(leaves("vaerun", _tidy)):
+    with handling_signals(exit_on_signal("vaerun", _tidy)):
         _main()
 
 
@@ -81,9 +81,9 @@ def _main() -> None:
 
 def _sweep(arguments: list[str]) -> None:
     from vaerun.cli.compose import run_hydra, without_cells
-    from vaerun.launch.worker import quiet
+    from vaerun.launch.worker import silence_torch_warnings
 
-    quiet()
+    silence_torch_warnings()
     from vaerun.sweep.launcher import installed
 
     sys.argv = [sys.argv[0], *without_cells(arguments)]
@@ -120,12 +120,12 @@ def job(cfg: DictConfig) -> float | None:
     from omegaconf import OmegaConf
 
     from vaerun.config.settings import check
-    from vaerun.launch.worker import quiet
+    from vaerun.launch.worker import silence_torch_warnings
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     text = OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra}))
-    quiet()
+    silence_torch_warnings()
     if hydra.mode == RunMode.MULTIRUN:
         from vaerun.sweep.remote import run_job
 
@@ -147,10 +147,10 @@ def job(cfg: DictConfig) -> float | None:
             run_replicas(replicas(cfg, settings, folder, overrides, text))
         else:
             from vaerun.run.execute import execute
-            from vaerun.signals import Stop
+            from vaerun.signals import ShutdownSignal
 
             # Until the run records that it has begun a signal means: leave.
-            execute(settings, folder, overrides, text, Stop(outside=raises("vaerun", _tidy)))
+            execute(settings, folder, overrides, text, ShutdownSignal(outside=interrupt_on_signal("vaerun", _tidy)))
     except Exception as error:
         global _failure
         _failure = error

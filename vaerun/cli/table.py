@@ -10,7 +10,7 @@ from pathlib import Path
 from vaerun.cli.parser import Parser
 from vaerun.cli.show import show
 from vaerun.errors import InputError, RunError
-from vaerun.signals import leaves, listening
+from vaerun.signals import exit_on_signal, handling_signals
 from vaerun.text import printable, printable_lines
 
 LISTED = ("md", "csv")
@@ -57,7 +57,7 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 for a file that cannot be written, 2 for unusable input."""
-    with listening(leaves("vaerun-table")):
+    with handling_signals(exit_on_signal("vaerun-table")):
         return _main(argv)
 
 
@@ -75,11 +75,11 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error("--format tensorboard writes into DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
-    from vaerun.storage.atomic import expanded
+    from vaerun.storage.atomic import expand_user
 
     try:
-        folder = expanded(arguments.folder)
-        output = None if arguments.output is None else expanded(arguments.output)
+        folder = expand_user(arguments.folder)
+        output = None if arguments.output is None else expand_user(arguments.output)
         compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
         content = (_compared if compared and not arguments.list else _listed)(folder, arguments)
         if output is None:

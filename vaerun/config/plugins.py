@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.text import nearest, printable
+from vaerun.text import did_you_mean, printable
 
 MOST_LETTERS = 200  # of a part's name
 _UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
@@ -64,7 +64,7 @@ def no_choice(group: str, name: str, known: Iterable[str]) -> str:
     """What to say where a group has no such choice."""
     names = sorted(known)
     choices = f"Choices: {', '.join(names)}; one of another package needs VAERUN_PLUGINS=PACKAGE"
-    return f"there is no {group}={name}.{nearest(name, names)} {choices}"
+    return f"there is no {group}={name}.{did_you_mean(name, names)} {choices}"
 
 
 def config_folders() -> list[Path]:

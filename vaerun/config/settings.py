@@ -38,8 +38,8 @@ from vaerun.config.schema import (
 )
 from vaerun.config.validation import check_values, value_of
 from vaerun.errors import InputError
-from vaerun.storage.atomic import flat
-from vaerun.text import nearest, printable
+from vaerun.storage.atomic import flatten
+from vaerun.text import did_you_mean, printable
 
 __all__ = [
     "NUMERICS",
@@ -115,7 +115,7 @@ def check(cfg: DictConfig) -> Settings:
         raise InputError(text) from error
     except ConfigKeyError as error:
         known = list(keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
-        raise InputError(f"unknown key '{error.full_key}'.{nearest(str(error.full_key), known)}") from error
+        raise InputError(f"unknown key '{error.full_key}'.{did_you_mean(str(error.full_key), known)}") from error
     except OmegaConfBaseException as error:
         text = str(error).splitlines()[0]
         if "is not a ListConfig" in text:
@@ -186,7 +186,7 @@ def is_incidental(key: str) -> bool:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return dict(flat(OmegaConf.to_container(OmegaConf.structured(Settings))))
+    return dict(flatten(OmegaConf.to_container(OmegaConf.structured(Settings))))
 
 
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     before) leaves older runs what they are. A default that changes therefore needs another NUMERICS.
     """
     defaults = _defaults()
-    kept = {k: v for k, v in flat(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
+    kept = {k: v for k, v in flatten(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
     if kept.get("trainer.resume") in ("auto", "never"):
         del kept["trainer.resume"]
     return kept

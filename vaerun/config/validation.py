@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vaerun.config.schema import Settings
 from vaerun.errors import InputError
-from vaerun.storage.atomic import flat
-from vaerun.text import is_unicode, nearest, printable
+from vaerun.storage.atomic import flatten
+from vaerun.text import did_you_mean, is_unicode, printable
 
 # Smallest allowed value (None: any) and whether it itself is allowed.
 LEAST: dict[str, tuple[float, bool]] = {
@@ -136,7 +136,7 @@ def _check_kinds(settings: Any, prefix: str = "") -> None:
 
 def _check_sizes(settings: Settings) -> None:
     """Raises InputError for numbers beyond what tensors hold, and text that no file takes."""
-    for key, value in flat(asdict(settings)):
+    for key, value in flatten(asdict(settings)):
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and abs(number) >= 2**63 and key != "seed":  # of which there is more to say
                 raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(number, 30)}")
@@ -170,7 +170,7 @@ def check_values(settings: Settings) -> None:
         value = value_of(settings, key)
         if value not in choices:
             known = ["null" if choice is None else choice for choice in choices]
-            raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{nearest(str(value), known)}")
+            raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{did_you_mean(str(value), known)}")
     for key, group in (("data", settings.data), ("model", settings.model), ("estimator", settings.estimator)):
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", group.name):  # folders and files are named after them
             name = printable(group.name, 100)

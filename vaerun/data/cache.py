@@ -27,7 +27,7 @@ from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, Arrays, check, digest, split_off_test
 from vaerun.data.image_files import files_below
 from vaerun.errors import InputError
-from vaerun.storage.atomic import expanded
+from vaerun.storage.atomic import expand_user
 
 FORMAT = 1
 """Part of every key: to be raised when sources or the layout of a copy change, so that older copies are not used."""
@@ -42,8 +42,8 @@ def cache_folder() -> Path:
     Raises InputError where the last is asked for and there is no home.
     """
     if own := os.environ.get("VAERUN_CACHE"):
-        return expanded(own)
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vaerun"
+        return expand_user(own)
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vaerun"
 
 
 def data_root(root: str | None = None) -> Path:
@@ -53,7 +53,7 @@ def data_root(root: str | None = None) -> Path:
     """
     for setting, folder in (("data.root", root), ("VAERUN_DATA", os.environ.get("VAERUN_DATA"))):
         if folder:
-            path = expanded(folder)
+            path = expand_user(folder)
             if not path.is_dir():
                 raise InputError(f"{setting}={folder}: no such folder; create it or correct {setting}")
             return path
@@ -101,7 +101,7 @@ def prepare(
         source, arguments, origin = sources.npz, {"path": prepared, "split": sources.UNOFFICIAL.get(name)}, prepared
         prepared = None  # nothing is missing
     elif path is not None:
-        arguments, origin = {"path": path, **options}, expanded(path)
+        arguments, origin = {"path": path, **options}, expand_user(path)
     else:
         arguments, origin = options, None
 

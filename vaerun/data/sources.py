@@ -22,7 +22,7 @@ import numpy as np
 from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
 from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
 from vaerun.errors import InputError
-from vaerun.storage.atomic import expanded
+from vaerun.storage.atomic import expand_user
 from vaerun.storage.npz import DATA_BYTES, array_names, read_npz
 from vaerun.text import printable
 
@@ -234,4 +234,4 @@ def reason(error: BaseException) -> str:
 def _given(path: str | Path, data: str) -> Path:
     if not path:
         raise InputError(f"{data} needs to know where the images are; give data.path=PATH")
-    return expanded(path)
+    return expand_user(path)

@@ -27,18 +27,18 @@ from torch import distributed as dist
 
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.randomness import rows
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 
-class Lost(RunError):
+class PeerLost(RunError):
     """Another process of the run has ended, which tells of it itself."""
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Which images of a batch are this process's.
 
     Attributes:
@@ -66,14 +66,14 @@ class Share:
         return metric[: self.own].sum()
 
 
-def share_of(images: int, rank: int, size: int) -> Share:
+def shard_of(images: int, rank: int, size: int) -> BatchShard:
     """The share of process `rank` of `size`: consecutive rows, as many as any other's or one less or more.
 
     A process without an image of its own takes the first one, and counts it for nothing: its model runs as all others'
     do, so whatever has no gradient has none there either.
     """
     start, stop = images * rank // size, images * (rank + 1) // size
-    return Share(start, stop, stop - start, images) if stop > start else Share(0, 1, 0, images)
+    return BatchShard(start, stop, stop - start, images) if stop > start else BatchShard(0, 1, 0, images)
 
 
 class Silent:
@@ -98,7 +98,7 @@ class Ranks:
     ) -> None:
         self.rank, self.size, self.device, self._store = rank, size, device, store
         self._parent = os.getppid()
-        self._stop, self._due = Stop(), lambda: False
+        self._stop, self._due = ShutdownSignal(), lambda: False
         self._words: tuple[Tensor, Any] | None = None  # of the step that is being made
         # Reading a GPU's numbers waits for it: those of the step before are there already, and as good for all.
         self._lag = int(device is not None and device.type == "cuda")
@@ -106,13 +106,13 @@ class Ranks:
         self._agreed: BaseException | None = None
 
     @contextmanager
-    def share(self, images: int) -> Iterator[Share]:
+    def shard(self, images: int) -> Iterator[BatchShard]:
         """This process's share of a batch of so many images; inside, batch noise is drawn for all of it and sliced."""
-        own = share_of(images, self.rank, self.size)
+        own = shard_of(images, self.rank, self.size)
         with rows(own.start, own.stop, images) if self.size > 1 else contextlib.nullcontext():
             yield own
 
-    def listen(self, stop: Stop, due: Callable[[], bool]) -> None:
+    def listen(self, stop: ShutdownSignal, due: Callable[[], bool]) -> None:
         """From now on each reduction tells the others of a signal to this process and, from the first, what is due."""
         self._stop, self._due = stop, due
 
@@ -157,7 +157,7 @@ class Ranks:
             self._words = words.to("cpu", non_blocking=True), there.synchronize
             there.record()
 
-    def wishes(self) -> tuple[int | None, bool]:
+    def pending_requests(self) -> tuple[int | None, bool]:
         """After a step: the signal that any process has had, if one, and whether a checkpoint is due; same for all.
 
         On a GPU as of the step before.
@@ -176,7 +176,7 @@ class Ranks:
             self._waiting.clear()  # said before this one was met
         return next((s for s in signals if s), None), bool(due)
 
-    def check(self, stop: Stop, signum: int | None) -> None:
+    def check(self, stop: ShutdownSignal, signum: int | None) -> None:
         """Raises Interrupted on every process where `wishes` told of a signal."""
         if self.size == 1:
             stop.check()
@@ -192,7 +192,7 @@ class Ranks:
         """Whether all processes raise this error, so that one of them is enough to tell of it."""
         return error is self._agreed
 
-    def first(self, function: Callable[[], T] | None) -> T:
+    def on_rank_zero(self, function: Callable[[], T] | None) -> T:
         """What the function gives on the first process; the others wait for it and do not call theirs.
 
         What it gives must be plain values. InputError, RunError and Interrupted are raised by all.
@@ -204,11 +204,11 @@ class Ranks:
             try:
                 found = function()
             except BaseException as error:
-                word: tuple[Any, Any] = Lost, "the first process of this run failed"
+                word: tuple[Any, Any] = PeerLost, "the first process of this run failed"
                 if isinstance(error, InputError | RunError | Interrupted):
                     word = type(error), error.signum if isinstance(error, Interrupted) else str(error)
                     self.agreed(error)
-                with contextlib.suppress(Lost):
+                with contextlib.suppress(PeerLost):
                     self._tell(word)
                 raise
             self._tell((None, found))
@@ -216,7 +216,7 @@ class Ranks:
         kind, found = self._tell(None)
         if kind is None:
             return found
-        raise kind(found) if kind is Lost else self.agreed(kind(found))
+        raise kind(found) if kind is PeerLost else self.agreed(kind(found))
 
     def _tell(self, word: Any) -> Any:
         box = [word]
@@ -233,7 +233,7 @@ class Ranks:
             dist.all_reduce(flat)
         return {name: total.to(values[name].dtype) for name, total in zip(sorted(values), flat, strict=True)}
 
-    def every(self, flags: Tensor) -> Tensor:
+    def all_true(self, flags: Tensor) -> Tensor:
         """Logical and over processes, of any shape."""
         if self.size == 1:
             return flags
@@ -242,7 +242,7 @@ class Ranks:
             dist.all_reduce(found, dist.ReduceOp.MIN)
         return found.bool()
 
-    def verify(self, things: Callable[[], Mapping[str, Any]]) -> None:
+    def assert_ranks_equal(self, things: Callable[[], Mapping[str, Any]]) -> None:
         """Raises RunError, on all processes, unless each thing has the same bits on all of them.
 
         Arguments:
@@ -251,8 +251,8 @@ class Ranks:
         if self.size == 1:
             return
         mine = {name: digest(thing) for name, thing in things().items()}
-        firsts = self.first(lambda: mine)
-        same = self.every(torch.tensor([mine[name] == firsts[name] for name in mine])).tolist()
+        firsts = self.on_rank_zero(lambda: mine)
+        same = self.all_true(torch.tensor([mine[name] == firsts[name] for name in mine])).tolist()
         if not all(same):
             names = " and ".join(name for name, equal in zip(mine, same, strict=True) if not equal)
             raise self.agreed(
@@ -264,7 +264,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until all processes are here. Raises Lost where one has ended before."""
-        self.every(torch.ones(1))
+        self.all_true(torch.ones(1))
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -275,7 +275,7 @@ class Ranks:
             with contextlib.suppress(RuntimeError):  # the store may have gone too
                 if self._store is not None and self._store.check(["failed"]):
                     cause = self._store.get("failed").decode()
-            raise Lost(f"another process of this run has ended: {cause}") from error
+            raise PeerLost(f"another process of this run has ended: {cause}") from error
 
 
 def digest(thing: Any) -> str:

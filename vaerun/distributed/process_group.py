@@ -17,12 +17,12 @@ from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaerun.data.dataset import Split
-from vaerun.distributed.collectives import Lost, Ranks
+from vaerun.distributed.collectives import PeerLost, Ranks
 from vaerun.errors import InputError
 from vaerun.objectives import Objective
 from vaerun.randomness import rows
 
-__all__ = ["Lost", "Ranks", "check", "joined"]
+__all__ = ["PeerLost", "Ranks", "check_splittable", "process_group"]
 
 JOIN = timedelta(minutes=10)  # for the last process to start
 WAIT = timedelta(days=14)  # the others wait while the first evaluates; one that dies is noticed without a clock
@@ -30,7 +30,7 @@ LAST_SECONDS = 1.0  # that those who lose a process stay behind it: the launcher
 
 
 @contextmanager
-def joined(device_type: str) -> Iterator[Ranks]:
+def process_group(device_type: str) -> Iterator[Ranks]:
     """Join the processes started with torchrun's environment (RANK, WORLD_SIZE, ...); without it, a run of one.
 
     On "cuda" process i has GPU i: gradients travel by NCCL, words by gloo. On "cpu" all by gloo. An error that all
@@ -66,9 +66,9 @@ def joined(device_type: str) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         if ranks.shared(error):
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(PeerLost):
                 ranks.barrier()  # nobody is ended by the launcher while another still writes what has happened
-        elif isinstance(error, Lost):
+        elif isinstance(error, PeerLost):
             time.sleep(LAST_SECONDS)
         else:
             with contextlib.suppress(RuntimeError):
@@ -92,7 +92,7 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def check(objective: Objective, split: Split, processes: int) -> None:
+def check_splittable(objective: Objective, split: Split, processes: int) -> None:
     """Raises InputError where several processes would train something else than one.
 
     What each image contributes must be its own: nothing normalised, averaged or remembered over the batch, no random

@@ -21,7 +21,7 @@ from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE, InputErro
 from vaerun.launch.worker import ENDED
 from vaerun.run.result import JOB_LOG, RESULT, now, read_result, write_config
 from vaerun.storage.atomic import write_atomically, write_json
-from vaerun.storage.run_dir import Busy, claim
+from vaerun.storage.run_dir import Busy, lock_run_dir
 
 GRACE_SECONDS = 120.0  # for saving, from the request to stop to SIGKILL
 
@@ -230,7 +230,7 @@ class Child:
         if not (why or several) and ending.code == 1 and new and found is not None and found["status"] == "failed":
             return Verdict(FAILED, str(found.get("error")))
         if not why and ending.code > 0:
-            why = last_words(job.folder, attempt.log_from) or ""
+            why = last_error_line(job.folder, attempt.log_from) or ""
         return Verdict(FAILED, settle(job, why or ending.cause))
 
 
@@ -240,7 +240,7 @@ def settle(job: Job, why: str) -> str:
     A run that finished stands; so do what another configuration recorded, and a run that another process has taken up.
     """
     try:
-        with claim(job.folder):
+        with lock_run_dir(job.folder):
             before = read_result(job.folder)
             if before is None:
                 write_config(job.folder, asdict(job.settings), job.words, job.hydra)
@@ -262,7 +262,7 @@ def _record(job: Job, why: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def last_words(folder: Path, start: int = 0) -> str | None:
+def last_error_line(folder: Path, start: int = 0) -> str | None:
     """The error line that a job printed last, from its log as of byte `start`."""
     try:
         with open(folder / JOB_LOG, "rb") as file:

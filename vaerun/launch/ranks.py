@@ -13,7 +13,7 @@ import sys
 import time
 from types import FrameType
 
-from vaerun.signals import answer
+from vaerun.signals import install_handler
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # for the others, once one has failed
@@ -35,7 +35,7 @@ def supervise(file: str, processes: int) -> int:
             if member.poll() is None:
                 member.send_signal(signum)
 
-    answer(pass_on)
+    install_handler(pass_on)
     meeting = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
         "WORLD_SIZE": str(processes),

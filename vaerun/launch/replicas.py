@@ -25,9 +25,9 @@ import torch
 from vaerun.config.settings import DataSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import EXIT_BUSY, InputError, Interrupted, RunError
-from vaerun.run.build import build_data, device_named
+from vaerun.run.build import build_data, resolve_device
 from vaerun.run.execute import Company, execute
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import Busy
 from vaerun.tracking.progress import without_progress
 
@@ -53,7 +53,7 @@ class Member:
 class Gate:
     """Opens when all of so many have come to it, or gone home; or once a signal has come."""
 
-    def __init__(self, members: int, stop: Stop) -> None:
+    def __init__(self, members: int, stop: ShutdownSignal) -> None:
         self.left, self.stop, self.changed = members, stop, threading.Condition()
 
     def come(self) -> None:
@@ -93,10 +93,12 @@ def side_by_side(members: Sequence[Member]) -> bool:
     trainers = [member.settings.trainer for member in members]
     switching = any(trainer.compile == "none" and trainer.precision == "tf32" for trainer in trainers)
     differing = len({trainer.deterministic for trainer in trainers}) > 1
-    return not (switching or differing) and all(device_named(trainer.device).type == "cuda" for trainer in trainers)
+    return not (switching or differing) and all(resolve_device(trainer.device).type == "cuda" for trainer in trainers)
 
 
-def run_together(members: Sequence[Member], stop: Stop, ended: Callable[[int, BaseException | None], None]) -> None:
+def run_together(
+    members: Sequence[Member], stop: ShutdownSignal, ended: Callable[[int, BaseException | None], None]
+) -> None:
     """Run all of them; whatever becomes of one, the others go on.
 
     Arguments:
@@ -124,7 +126,7 @@ def run_together(members: Sequence[Member], stop: Stop, ended: Callable[[int, Ba
 
         try:
             company = Company(shared, ready, member.label)
-            own = Stop(parent=stop)
+            own = ShutdownSignal(parent=stop)
             execute(member.settings, member.folder, member.words, member.hydra, own, company)
         except BaseException as raised:
             error = raised
@@ -190,7 +192,7 @@ def run_replicas(members: Sequence[Member]) -> None:
             errors[number] = error
             print(told(error, member.label), file=sys.stderr, flush=True)
 
-    with Stop() as stop, stop.deferred():
+    with ShutdownSignal() as stop, stop.deferred():
         run_together(members, stop, ended)
     done = len(members) - len(errors)
     print(f"{done} of {len(members)} runs done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -16,9 +16,9 @@ from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.launch.process import BUSY_ELSEWHERE, FINISHED, GRACE_SECONDS, STOPPED, Child, Job
 from vaerun.run.build import build_data
 from vaerun.run.prepare import prepare
-from vaerun.run.result import look, read_result, table
-from vaerun.signals import Stop
-from vaerun.storage.run_dir import fresh, held
+from vaerun.run.result import check_existing_run, read_result, table
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.run_dir import is_locked, next_free_dir
 
 TICK_SECONDS = 0.2
 
@@ -34,7 +34,7 @@ def run_attended(job: Job, *, log: bool) -> dict[str, Any]:
 
     Raises InputError or RunError with the reason where it failed, Interrupted where a signal came.
     """
-    with Stop() as stop:
+    with ShutdownSignal() as stop:
         child = Child(job, _threads(), log=log)
         asked: float | None = None
         with stop.deferred():
@@ -75,10 +75,10 @@ def run_single(settings: Settings, folder: Path, words: list[str], hydra: str | 
     Raises InputError, RunError, Interrupted.
     """
     if settings.trainer.resume == "never":
-        folder = fresh(folder)
+        folder = next_free_dir(folder)
     data = build_data(settings.data, torch.device("cpu"))
     parts = prepare(settings, data)  # what cannot work is refused once, not by every process
-    before = look(folder, parts.identity)
+    before = check_existing_run(folder, parts.identity)
     if before is not None and before["status"] == "ok":
         print(f"finished before: {folder}\n{table(before, folder)}")
         return before
@@ -91,7 +91,7 @@ def run_remote(job: Job) -> dict[str, Any]:
     Stopped by a signal that the launcher waits for as well (submitit's: save, then requeue), the launcher is given it
     once the run has saved; else this process ends with 75, "try again".
     """
-    while held(job.folder):  # what a lost worker left is saving, or another sweep has it
+    while is_locked(job.folder):  # what a lost worker left is saving, or another sweep has it
         time.sleep(TICK_SECONDS)
     found = read_result(job.folder)
     if found is not None and found["status"] == "ok" and found["fingerprint"] == job.fingerprint:

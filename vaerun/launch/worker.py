@@ -22,12 +22,12 @@ from types import FrameType
 from typing import Any
 
 from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE
-from vaerun.signals import answer
+from vaerun.signals import install_handler
 
 ENDED = ".ended"
 
 
-def quiet() -> None:
+def silence_torch_warnings() -> None:
     """Silence torch's warning of its own use of torch.jit inside torch.func: no user can do anything about it."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
 
@@ -57,7 +57,7 @@ def main(path: str, member: bool = False) -> int:
         member: this is one of the processes of trainer.processes.
     """
     # Until the run looks out for signals itself (it imports torch first) one means: nothing has begun, leave.
-    answer(_leave_early)
+    install_handler(_leave_early)
     _watch_parent()
     job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     processes = job["settings"]["trainer"]["processes"]
@@ -70,14 +70,14 @@ def main(path: str, member: bool = False) -> int:
     from vaerun.config.settings import check
     from vaerun.errors import InputError, Interrupted, RunError
 
-    quiet()
+    silence_torch_warnings()
     from vaerun.run.execute import execute
-    from vaerun.signals import Stop
+    from vaerun.signals import ShutdownSignal
     from vaerun.storage.run_dir import Busy
 
     try:
         settings, folder = check(OmegaConf.create(job["settings"])), Path(job["folder"])
-        execute(settings, folder, job["words"], job["hydra"], Stop(outside=_leave_early))
+        execute(settings, folder, job["words"], job["hydra"], ShutdownSignal(outside=_leave_early))
     except Busy as error:
         return _told(EXIT_BUSY, error)
     except InputError as error:
@@ -90,23 +90,23 @@ def main(path: str, member: bool = False) -> int:
         traceback.print_exc()
         return 1
     finally:
-        answer(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
+        install_handler(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
     return 0
 
 
 def together(paths: Sequence[str]) -> int:
     """Run the jobs of these files in this process, on a GPU at once, and return 0; each leaves word of its own end."""
-    answer(_leave_early)
+    install_handler(_leave_early)
     _watch_parent()
     jobs: list[dict[str, Any]] = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
     from omegaconf import OmegaConf
 
     from vaerun.config.settings import check
 
-    quiet()
+    silence_torch_warnings()
     from vaerun.launch.replicas import Member, exit_code, run_together, told
     from vaerun.run.result import JOB_LOG
-    from vaerun.signals import Stop
+    from vaerun.signals import ShutdownSignal
 
     members = [
         Member(check(OmegaConf.create(job["settings"])), Path(job["folder"]), job["words"], job["hydra"])
@@ -121,9 +121,9 @@ def together(paths: Sequence[str]) -> int:
                     log.write(told(error) + "\n")
             (folder / ENDED).write_text(str(exit_code(error)), encoding="ascii")
 
-    with Stop(outside=_leave_early) as stop, stop.deferred():
+    with ShutdownSignal(outside=_leave_early) as stop, stop.deferred():
         run_together(members, stop, ended)
-    answer(signal.SIG_IGN)
+    install_handler(signal.SIG_IGN)
     return 0
 
 

@@ -18,7 +18,7 @@ from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol
 from vaerun.report.published import Published, load
 from vaerun.report.runs import OK, Run, read_runs
 from vaerun.report.text import clean, is_number
-from vaerun.text import nearest
+from vaerun.text import did_you_mean
 
 ROWS, COLUMNS = "model", "model.inference.steps"  # where no configuration says more
 
@@ -93,7 +93,7 @@ def compare(folder: Path, question: Question) -> Comparison:
     for axis, given in ((rows, question.rows), (columns, question.columns)):
         for key in axis.keys if given is not None else ():
             if all(run.value(key) is None for run in runs):
-                raise InputError(f"no run has a value of {clean(key)}.{nearest(key, known)}")
+                raise InputError(f"no run has a value of {clean(key)}.{did_you_mean(key, known)}")
     metric = asked["metric"] or _usual_metric(runs)
     _check_metric(metric, runs, question.metric is not None)
     published = _published(asked["published"], question.published is not None, rows, columns, metric, runs, notes)
@@ -177,7 +177,9 @@ def _check_metric(metric: str, runs: Sequence[Run], given: bool) -> None:
     there = {key for run in finished for key in run.part("metrics")}
     if given and finished and metric not in there:
         some = ", ".join(clean(key, 60) for key in sorted(there)[:20])
-        raise InputError(f"no finished run has the metric {clean(metric)}.{nearest(metric, there)} There are: {some}")
+        raise InputError(
+            f"no finished run has the metric {clean(metric)}.{did_you_mean(metric, there)} There are: {some}"
+        )
 
 
 def _published(

@@ -10,7 +10,7 @@ from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 from vaerun.storage.plain_yaml import parse_yaml
-from vaerun.text import nearest
+from vaerun.text import did_you_mean
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # which YAML takes for a word where it has no point or sign
 
@@ -35,7 +35,7 @@ def chosen(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
     for key, values in wanted.items():
         there = {canonical(run.value(key)): run.value(key) for run in runs}
         if set(there) <= {"null"} and "null" not in values:
-            raise InputError(f"--where {clean(key)}: no run has a value of it.{nearest(key, known)}")
+            raise InputError(f"--where {clean(key)}: no run has a value of it.{did_you_mean(key, known)}")
         runs = [run for run in runs if canonical(run.value(key)) in values]
         if not runs:
             some = ", ".join(clean(value, 60) for value in list(there.values())[:8])

@@ -15,7 +15,7 @@ from typing import Any
 from vaerun.errors import InputError
 from vaerun.report.runs import OK, Run
 from vaerun.report.text import clean
-from vaerun.text import nearest
+from vaerun.text import did_you_mean
 
 INCIDENTAL = frozenset(
     {
@@ -107,7 +107,7 @@ class Mix:
         self.all = "all" in self.keys
         known = {key for run in runs for key in (*run.settings, *protocol_of(run, metric))} | {"fingerprint", "images"}
         for key in sorted(self.keys - {"all"} - known):
-            raise InputError(f"--mix {clean(key)}: no run has such a key.{nearest(key, sorted(known))}")
+            raise InputError(f"--mix {clean(key)}: no run has such a key.{did_you_mean(key, sorted(known))}")
 
     def allows(self, key: str) -> bool:
         """Whether runs may differ in this part of the protocol or this setting."""

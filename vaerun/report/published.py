@@ -14,7 +14,7 @@ from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 from vaerun.storage.plain_yaml import read_yaml
-from vaerun.text import nearest
+from vaerun.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load(name: str) -> Published:
     if name not in _all():
         known = names()
         raise InputError(
-            f"there are no published numbers {clean(name, 60)}.{nearest(name, known)} Choices: {', '.join(known)}"
+            f"there are no published numbers {clean(name, 60)}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
     entry = dict(_all()[name])
     values: dict[tuple[str, str], float] = {}

@@ -16,9 +16,9 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.report.text import clean, is_number
-from vaerun.storage.atomic import flat, last_records
+from vaerun.storage.atomic import flatten, last_records
 from vaerun.storage.plain_yaml import read_config
-from vaerun.storage.run_dir import held
+from vaerun.storage.run_dir import is_locked
 from vaerun.storage.untrusted import CONFIG_VALUES, PLAN_BYTES, RECORD_BYTES, check_size, leads_into, read_json
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
@@ -93,7 +93,7 @@ def _flat_settings(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise ValueError("no mapping")
     check_size(value, CONFIG_VALUES)
-    return dict(flat(value))
+    return dict(flatten(value))
 
 
 def _flat_or_empty(value: Any) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _busy(folder: Path) -> bool:
         found = (folder / ".lock").lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and held(folder)
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and is_locked(folder)
 
 
 def _share(done: Any, whole: Any) -> float | None:

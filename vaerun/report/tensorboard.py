@@ -9,7 +9,7 @@ from pathlib import Path
 from vaerun.errors import InputError, RunError
 from vaerun.report.comparison import Comparison
 from vaerun.tracking import tensorboard as events
-from vaerun.tracking.tensorboard import Events
+from vaerun.tracking.tensorboard import EventWriter
 
 BOARD = "table"  # the folder of the events
 MOST_STEPS = 2**62  # below what TensorBoard's files hold
@@ -34,7 +34,7 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
         folder.mkdir(exist_ok=True)
         old = events.sizes(folder)
         try:
-            with closing(Events(folder, 0)) as board:
+            with closing(EventWriter(folder, 0)) as board:
                 board.add(summary.text("table", text))
                 with Image.open(io.BytesIO(picture)) as image:
                     board.add(summary.image("table", np.asarray(image.convert("RGB")), dataformats="HWC"))

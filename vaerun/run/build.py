@@ -27,7 +27,7 @@ Model = LatentModel | AdversarialModel
 MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
 
 
-def device_named(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device of trainer.device. Raises InputError where this machine has no such device."""
     if name == "auto":
         # Apple's GPUs only when asked for: they lack float64, which the log-likelihood is summed in.

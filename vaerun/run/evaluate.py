@@ -23,15 +23,17 @@ from vaerun.run.build import named_estimators
 from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
 from vaerun.run.preflight import refinement_of
-from vaerun.signals import Stop
-from vaerun.tracking.progress import Progression
+from vaerun.signals import ShutdownSignal
+from vaerun.tracking.progress import ProgressBar
 
 BATCH = 500  # images at a time where no samples multiply them
 COLLAPSED = 0.1  # nats of KL(q || p)
 TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
 
 
-def evaluate(model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop) -> Evaluation:
+def evaluate(
+    model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
+) -> Evaluation:
     """Evaluate the first `settings.images` images of `settings.split`, in nats per image.
 
     Arguments:
@@ -83,7 +85,7 @@ class _Evaluator(Evaluator[LatentModel]):
 
     def importance(self) -> None:
         found, s = self.found, self.settings
-        with Progression(
+        with ProgressBar(
             f"log-likelihood of {self.split.name}, K={s.samples}", self.images, stop=self.stop
         ) as progression:
             values = importance_sampling(
@@ -140,7 +142,7 @@ class _Evaluator(Evaluator[LatentModel]):
     def gaps(self) -> None:
         s, found = self.settings, self.found
         n = min(self.images, s.gap.images)
-        with Progression(f"inference gaps of {self.split.name}", n, stop=self.stop) as progression:
+        with ProgressBar(f"inference gaps of {self.split.name}", n, stop=self.stop) as progression:
             values = inference_gaps(
                 self.model,
                 self.split,
@@ -220,7 +222,7 @@ class _Evaluator(Evaluator[LatentModel]):
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
         names = named_estimators(noise.estimators)
-        with Progression("gradient noise", len(names), unit="estimators", stop=self.stop) as progression:
+        with ProgressBar("gradient noise", len(names), unit="estimators", stop=self.stop) as progression:
             found = gradient_noise(
                 self.model,
                 batch.x,

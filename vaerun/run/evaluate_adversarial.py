@@ -23,14 +23,14 @@ from vaerun.run.build import MOST_CLASSES
 from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
 from vaerun.run.preflight import annealing_of
-from vaerun.signals import Stop
-from vaerun.tracking.progress import Progression
+from vaerun.signals import ShutdownSignal
+from vaerun.tracking.progress import ProgressBar
 
 BATCH = 500
 
 
 def evaluate_adversarial(
-    model: AdversarialModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: Stop
+    model: AdversarialModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
 ) -> Evaluation:
     """Evaluate the model against the first `settings.images` images of `settings.split`.
 
@@ -143,7 +143,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         o, found = self.settings.observation, self.found
         n = min(o.images, len(self.data.validation))
         runs = most_runs(o.variances)
-        with Progression("choosing the observation variance", n * runs, stop=self.stop) as progression:
+        with ProgressBar("choosing the observation variance", n * runs, stop=self.stop) as progression:
             choice = choose_variance(
                 self.model.observed,
                 self.data.validation,

@@ -19,9 +19,9 @@ from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import IMAGES, generated, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
-from vaerun.signals import Stop
-from vaerun.storage.atomic import expanded
-from vaerun.tracking.progress import Progression
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.atomic import expand_user
+from vaerun.tracking.progress import ProgressBar
 
 
 def has_classifier(data: ImageData) -> bool:
@@ -42,7 +42,7 @@ def check_cache() -> None:
         ) from error
 
 
-def own_classifier(data: ImageData, stop: Stop) -> Classifier:
+def own_classifier(data: ImageData, stop: ShutdownSignal) -> Classifier:
     """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
     folder = cache_folder() / "classifiers"
     return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, stop=stop)
@@ -55,7 +55,7 @@ def sample_quality(
     found: Evaluation,
     *,
     seed: int,
-    stop: Stop,
+    stop: ShutdownSignal,
 ) -> None:
     """Diversity, and if asked for distances between as many generated and real images, in feature spaces.
 
@@ -68,7 +68,7 @@ def sample_quality(
     wanted = settings.quality or settings.inception_weights is not None
     if not wanted:
         count = min(count, IMAGES)
-    with Progression("generating images", count, stop=stop) as progression:
+    with ProgressBar("generating images", count, stop=stop) as progression:
         fake, given = generated(model, split, count, seed=seed, stop=stop, progress=progression.advance)
         truth = real(split, count)
         found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
@@ -88,7 +88,7 @@ def sample_quality(
             if given is not None:
                 found.metrics["label_agreement"] = float((space.predict(fake) == given.cpu()).double().mean())
         if settings.inception_weights is not None:
-            weights = expanded(settings.inception_weights)
+            weights = expand_user(settings.inception_weights)
             digest = check_inception(weights)
             features = inception_features(weights, device=split.images.device)
             found.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))

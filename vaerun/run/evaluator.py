@@ -12,8 +12,8 @@ from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, 
 from vaerun.evaluation.results import Evaluation
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.preflight import annealing_of
-from vaerun.signals import Stop
-from vaerun.tracking.progress import Progression
+from vaerun.signals import ShutdownSignal
+from vaerun.tracking.progress import ProgressBar
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 
@@ -21,7 +21,9 @@ M = TypeVar("M", LatentModel, AdversarialModel)
 class Evaluator(Generic[M]):
     """One evaluation, piece by piece; each adds to `found`."""
 
-    def __init__(self, model: M, data: ImageData, settings: EvaluationSettings, seed: int, stop: Stop) -> None:
+    def __init__(
+        self, model: M, data: ImageData, settings: EvaluationSettings, seed: int, stop: ShutdownSignal
+    ) -> None:
         self.model: M = model
         self.data, self.settings, self.seed, self.stop = data, settings, seed, stop
         self.split: Split = getattr(data, settings.split)
@@ -36,7 +38,7 @@ class Evaluator(Generic[M]):
     def anneal(self, model: LatentModel) -> Tensor:
         """ais, ais_ess and ais_acceptance of the split's images; returns ais per image [N], nats."""
         n = self.annealed_images
-        with Progression(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
+        with ProgressBar(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
             values = annealed_importance_sampling(
                 model,
                 self.split,
@@ -54,7 +56,7 @@ class Evaluator(Generic[M]):
     def bracket(self, model: LatentModel) -> None:
         """bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
         n = self.annealed_images
-        with Progression("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
+        with ProgressBar("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
             values = bidirectional(
                 model,
                 annealing_of(self.settings),

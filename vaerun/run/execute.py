@@ -15,14 +15,14 @@ from vaerun.data.dataset import ImageData
 from vaerun.distributed import process_group as parallel
 from vaerun.distributed.collectives import Ranks
 from vaerun.run import result as records
-from vaerun.run.build import build_data, device_named
+from vaerun.run.build import build_data, resolve_device
 from vaerun.run.experiment import Course
 from vaerun.run.preflight import check_arithmetic
 from vaerun.run.prepare import prepare
-from vaerun.signals import Stop
-from vaerun.storage.run_dir import claim, fresh
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.run_dir import lock_run_dir, next_free_dir
 from vaerun.training.determinism import choose_algorithms
-from vaerun.training.step import alone
+from vaerun.training.step import process_lock
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def execute(
     folder: Path,
     overrides: list[str],
     hydra: str | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     company: Company | None = None,
 ) -> dict[str, Any]:
     """Run what the settings say in this folder and return the record of result.json.
@@ -60,14 +60,14 @@ def execute(
 
     Raises InputError, RunError, Interrupted (errors.py); whatever is raised after the run has begun is in result.json.
     """
-    with stop or Stop() as stop:
+    with stop or ShutdownSignal() as stop:
         if settings.trainer.processes == 1:
             return _execute(settings, folder, overrides, hydra, stop, Ranks(), company)
-        with parallel.joined(device_named(settings.trainer.device).type) as ranks:
+        with parallel.process_group(resolve_device(settings.trainer.device).type) as ranks:
             try:
                 return _execute(settings, folder, overrides, hydra, stop, ranks)
             except BaseException as error:
-                if isinstance(error, parallel.Lost) or (ranks.rank and ranks.shared(error)):
+                if isinstance(error, parallel.PeerLost) or (ranks.rank and ranks.shared(error)):
                     error.told = True  # type: ignore[attr-defined]
                 raise
 
@@ -77,20 +77,22 @@ def _execute(
     folder: Path,
     overrides: list[str],
     hydra: str | None,
-    stop: Stop,
+    stop: ShutdownSignal,
     ranks: Ranks,
     company: Company | None = None,
 ) -> dict[str, Any]:
     choose_algorithms(settings.trainer.deterministic)
-    device = ranks.device or device_named(settings.trainer.device)
+    device = ranks.device or resolve_device(settings.trainer.device)
     check_arithmetic(settings.trainer, device)
     torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
     if settings.trainer.resume == "never":
-        folder = fresh(folder)
-    with alone:  # what is built draws from torch's global generator
+        folder = next_free_dir(folder)
+    with process_lock:  # what is built draws from torch's global generator
         data = (build_data if company is None else company.data)(settings.data, device)
         identity = fingerprint(asdict(settings), data.sha256)
-        if (done := _shown(ranks.first(lambda: records.look(folder, identity)), folder, ranks)) is not None:
+        if (
+            done := _shown(ranks.on_rank_zero(lambda: records.check_existing_run(folder, identity)), folder, ranks)
+        ) is not None:
             return done
         run = Course(settings, folder, stop, device, prepare(settings, data), ranks)
         run.start_from_named()
@@ -103,10 +105,10 @@ def _execute(
     with ExitStack() as held:
 
         def begin() -> dict[str, Any] | None:
-            held.enter_context(claim(folder))
-            return records.look(folder, identity)
+            held.enter_context(lock_run_dir(folder))
+            return records.check_existing_run(folder, identity)
 
-        before = ranks.first(begin)
+        before = ranks.on_rank_zero(begin)
         if (done := _shown(before, folder, ranks)) is not None:
             return done
         if ranks.rank:

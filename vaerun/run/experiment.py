@@ -27,14 +27,14 @@ from vaerun.run.build import train_settings
 from vaerun.run.family import Validate, family_of
 from vaerun.run.prepare import Prepared
 from vaerun.run.write import keep, named
-from vaerun.signals import Stop
-from vaerun.storage.atomic import expanded, write_atomically
-from vaerun.storage.checkpoint import Damaged, Store, load, load_named
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.atomic import expand_user, write_atomically
+from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_named
 from vaerun.text import printable
-from vaerun.tracking.logger import Log, RunLog
-from vaerun.training import Progress, make_optimisers, restore, train
+from vaerun.tracking.logger import RunLogger, RunLogHandler
+from vaerun.training import TrainState, make_optimisers, restore, train
 from vaerun.training.determinism import named_operations
-from vaerun.training.step import own_stream
+from vaerun.training.step import side_stream
 
 
 class Course:
@@ -44,7 +44,7 @@ class Course:
         self,
         settings: Settings,
         folder: Path,
-        stop: Stop,
+        stop: ShutdownSignal,
         device: torch.device,
         parts: Prepared,
         ranks: Ranks,
@@ -55,7 +55,7 @@ class Course:
         self.ready: Callable[[], None] | None = None
         self.label = ""
         self.family = family_of(self.model)
-        self.store = Store(folder / "checkpoints", self.identity, self.warn)
+        self.store = CheckpointManager(folder / "checkpoints", self.identity, self.warn)
         self.train_settings, self.total_steps = train_settings(settings), parts.total_steps
         # The last batch of an epoch may be smaller: what a step covers on average.
         self.steps_per_epoch = math.ceil(len(self.data.train) / settings.trainer.batch_size)
@@ -97,7 +97,7 @@ class Course:
                     resume=state,
                     ranks=self.ranks,
                 )
-            self.ranks.first(None)  # selection and evaluation
+            self.ranks.on_rank_zero(None)  # selection and evaluation
             self.ranks.barrier()
 
     def recorded(self, before: dict[str, Any] | None, overrides: list[str], hydra: str | None) -> dict[str, Any]:
@@ -111,9 +111,9 @@ class Course:
         )
         own = self.store.load_last(self.device)
         if own is not None and before is not None:
-            records.carry_on(self.record, before)
+            records.keep_provenance(self.record, before)
         records.write_result(self.folder, self.record)
-        handler = RunLog(self.folder / "run.log")
+        handler = RunLogHandler(self.folder / "run.log")
         self.logger.addHandler(handler)
         try:
             records.write_config(self.folder, asdict(self.settings), overrides, hydra)
@@ -140,11 +140,11 @@ class Course:
         """Read the checkpoint of trainer.resume=PATH. Raises InputError where it cannot be gone on from."""
         if self.settings.trainer.resume in ("auto", "never"):
             return
-        if self.store.begun:
+        if self.store.has_checkpoint:
             return  # this run has begun: it goes on from its own, and the other's may be gone
         if self.settings.model.fit == "closed_form":
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
-        path = expanded(self.settings.trainer.resume)
+        path = expand_user(self.settings.trainer.resume)
         self.named, self.started_from = load_named(path, self.device)
         optimisers = make_optimisers(self.objective.phases, self.train_settings)
         done = restore(self.objective, optimisers, self.named, self.device)[0]
@@ -156,7 +156,7 @@ class Course:
 
     def _train_and_evaluate(self, state: dict[str, Any] | None) -> None:
         start = state["progress"].get("step", 0) if state is not None else 0  # one that is none is refused below
-        log = Log(
+        log = RunLogger(
             self.folder,
             position=state["log"] if state is not None else None,
             start_step=start,
@@ -164,10 +164,10 @@ class Course:
             images_per_step=self.images_per_step,
         )
         try:
-            with named_operations(RunError), self.stop.deferred(), own_stream(self.device):
+            with named_operations(RunError), self.stop.deferred(), side_stream(self.device):
                 closed_form = self.settings.model.fit == "closed_form"
                 done = self._fit_closed_form(log) if closed_form else self._train(log, state)
-                self.ranks.first(lambda: self._select_and_evaluate(log, done))
+                self.ranks.on_rank_zero(lambda: self._select_and_evaluate(log, done))
                 self.ranks.barrier()
                 self._finish(log, done)
         except OSError as error:  # the folder has gone, the disk is full: not to be met by any check beforehand
@@ -180,7 +180,7 @@ class Course:
     def _validator(self) -> Validate | None:
         return self.family.validator(self.settings, self.objective, self.data, self.stop, self.warn)
 
-    def _train(self, log: Log, state: dict[str, Any] | None) -> Progress:
+    def _train(self, log: RunLogger, state: dict[str, Any] | None) -> TrainState:
         every = self.settings.evaluation.pictures
         steps_between = self.steps_per_epoch * self.settings.evaluation.every
 
@@ -216,7 +216,7 @@ class Course:
                 compared=lambda found: self.record["protocol"].update(precision_difference=found),
             )
 
-    def _fit_closed_form(self, log: Log) -> Progress:
+    def _fit_closed_form(self, log: RunLogger) -> TrainState:
         started = time.perf_counter()
         assert isinstance(self.objective, Variational)
         ppca.fit_closed_form(self.objective.model, (b.x for b in self.data.train.batches(4096)))
@@ -233,17 +233,17 @@ class Course:
             log.record(0, 0.0, found)
         selection = (validate.selection or "") if validate is not None else ""
         self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0, "selection": selection})
-        return Progress(best=found.get(selection), finished=True, seconds=seconds)
+        return TrainState(best=found.get(selection), finished=True, seconds=seconds)
 
-    def _select_and_evaluate(self, log: Log, done: Progress) -> None:
+    def _select_and_evaluate(self, log: RunLogger, done: TrainState) -> None:
         self._select(done)
         self._evaluate(log, done)
 
-    def _select(self, done: Progress) -> None:
+    def _select(self, done: TrainState) -> None:
         path = self.store.folder / "best.pt"
         try:
             state = load(path, self.device)
-        except Damaged as damage:
+        except CorruptCheckpoint as damage:
             raise RunError(
                 f"cannot read {path}: {damage}; remove {self.store.folder} and run the same command to train again"
             ) from damage
@@ -265,7 +265,7 @@ class Course:
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
-    def _evaluate(self, log: Log, done: Progress) -> None:
+    def _evaluate(self, log: RunLogger, done: TrainState) -> None:
         e, started = self.settings.evaluation, time.perf_counter()
         with not_in_parts():
             found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
@@ -280,7 +280,7 @@ class Course:
         self._pictures(log, done.step)
         self.texts = found.texts
 
-    def _pictures(self, log: Log, step: int) -> None:
+    def _pictures(self, log: RunLogger, step: int) -> None:
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train
@@ -290,7 +290,7 @@ class Course:
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
         self.objective.train(training)
 
-    def _finish(self, log: Log, done: Progress) -> None:
+    def _finish(self, log: RunLogger, done: TrainState) -> None:
         columns = records.columns(self.record["metrics"], self.settings.evaluation.split)
         log.hyperparameters(records.hyperparameters(self.settings), columns)
         self.record |= {"status": "ok", "ended": records.now()}

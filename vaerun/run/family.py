@@ -21,7 +21,7 @@ from vaerun.run.evaluate import evaluate
 from vaerun.run.evaluate_adversarial import evaluate_adversarial
 from vaerun.run.evaluate_samples import check_cache, has_classifier, own_classifier
 from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
 
@@ -50,7 +50,7 @@ class Likelihood:
 
     @staticmethod
     def validator(
-        settings: Settings, objective: Any, data: ImageData, stop: Stop, warn: Callable[[str], None]
+        settings: Settings, objective: Any, data: ImageData, stop: ShutdownSignal, warn: Callable[[str], None]
     ) -> Validate | None:
         """None without a validation split."""
         if not len(data.validation):
@@ -68,7 +68,9 @@ class Likelihood:
         )
 
     @staticmethod
-    def evaluate(settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: Stop) -> Evaluation:
+    def evaluate(
+        settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
+    ) -> Evaluation:
         """Everything that is asked for."""
         return evaluate(model, data, settings, seed=seed, stop=stop)
 
@@ -99,7 +101,7 @@ class AdversarialFamily:
 
     @staticmethod
     def validator(
-        settings: Settings, objective: Any, data: ImageData, stop: Stop, warn: Callable[[str], None]
+        settings: Settings, objective: Any, data: ImageData, stop: ShutdownSignal, warn: Callable[[str], None]
     ) -> Validate | None:
         features = None
         if settings.evaluation.selection is not None:
@@ -115,7 +117,9 @@ class AdversarialFamily:
         )
 
     @staticmethod
-    def evaluate(settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: Stop) -> Evaluation:
+    def evaluate(
+        settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
+    ) -> Evaluation:
         return evaluate_adversarial(model, data, settings, seed=seed, stop=stop)
 
     @staticmethod

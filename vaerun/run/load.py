@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.config.settings import Settings, check, fingerprint
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
-from vaerun.run.build import Model, build_data, build_model, build_objective, device_named
+from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device
 from vaerun.run.memory_limits import Allocations, TooLarge
 from vaerun.run.result import read_result
 from vaerun.run.smoke_test import check_it_runs, of_configuration
-from vaerun.storage.atomic import expanded
-from vaerun.storage.checkpoint import Damaged, load, plain
+from vaerun.storage.atomic import expand_user
+from vaerun.storage.checkpoint import CorruptCheckpoint, load, plain
 from vaerun.storage.plain_yaml import read_config
 from vaerun.storage.safe_pickle import kind
 from vaerun.storage.untrusted import first_link_out
@@ -67,9 +67,9 @@ class Run:
         try:
             state = plain(load(path, self.device, self.folder)["objective"], "it holds no parameters")
             if not all(isinstance(value, torch.Tensor) for value in state.values()):
-                raise Damaged("it holds no parameters")
+                raise CorruptCheckpoint("it holds no parameters")
             room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
-        except (Damaged, KeyError) as error:
+        except (CorruptCheckpoint, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
             with of_configuration(self.folder), Allocations(room):
@@ -110,7 +110,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
 
     Raises InputError for a directory that holds no run, or names parts outside vaerun and the trusted packages.
     """
-    folder = expanded(folder)
+    folder = expand_user(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is no directory: name the run's directory")
     link = first_link_out(folder)
@@ -141,4 +141,4 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
             f"{path} is not the configuration that {folder / 'result.json'} was made with (or an earlier "
             "version of vaerun made them: train the run again)"
         )
-    return Run(folder, settings, result, device_named(device))
+    return Run(folder, settings, result, resolve_device(device))

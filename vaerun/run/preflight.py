@@ -21,7 +21,7 @@ from vaerun.evaluation.samples.sample_validation import IMAGES, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate_samples import has_classifier
-from vaerun.storage.atomic import expanded
+from vaerun.storage.atomic import expand_user
 from vaerun.training.precision import check_precision
 
 DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
@@ -160,7 +160,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
             "are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
         )
     if settings.inception_weights is not None:
-        check_inception(expanded(settings.inception_weights))
+        check_inception(expand_user(settings.inception_weights))
     sets = parse_sets(settings.sets)
     if settings.interpolation:
         parse_stops(settings.interpolation, sets)

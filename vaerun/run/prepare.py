@@ -49,7 +49,7 @@ def prepare(settings: Settings, data: ImageData) -> Prepared:
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
     with named_operations(InputError), running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
-    parallel.check(objective, data.train, settings.trainer.processes)
+    parallel.check_splittable(objective, data.train, settings.trainer.processes)
     closed_form = settings.model.fit == "closed_form"
     steps = 0 if closed_form else train_settings(settings).total_steps(len(data.train))
     return Prepared(data, model, objective, fingerprint(asdict(settings), data.sha256), steps)

@@ -24,23 +24,23 @@ from vaerun.errors import InputError, RunError
 from vaerun.evaluation.oom import not_in_parts
 from vaerun.evaluation.results import Evaluation
 from vaerun.run import result as records
-from vaerun.run.build import build_data, device_named
+from vaerun.run.build import build_data, resolve_device
 from vaerun.run.family import family_of
 from vaerun.run.load import Run, load_run
 from vaerun.run.metric_descriptions import lines
 from vaerun.run.write import described, keep, named, read_arrays
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.plain_yaml import read_yaml
-from vaerun.storage.run_dir import check_kinds, claim
+from vaerun.storage.run_dir import check_kinds, lock_run_dir
 from vaerun.text import printable, printable_lines
-from vaerun.tracking.logger import END, Log
+from vaerun.tracking.logger import END, RunLogger
 
 PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
 MOST_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
 
 
-def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None) -> dict[str, Any]:
+def evaluate_again(folder: Path, overrides: list[str], stop: ShutdownSignal | None = None) -> dict[str, Any]:
     """Evaluate the run in this folder and return the record that was added to its result.json.
 
     Arguments:
@@ -50,7 +50,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
 
     Raises InputError, RunError, Interrupted (errors.py).
     """
-    with stop or Stop() as stop:
+    with stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
         given = parse(overrides)
         where = given.get("data", {})
@@ -69,7 +69,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: Stop | None = None)
         family = family_of(run.model)
         family.check(settings, run.model, data)
         _check_places(run.folder, _label(settings, data))
-        with claim(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
+        with lock_run_dir(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
             read_arrays(per_image)  # a damaged one is told of before the work, not after it
@@ -185,7 +185,7 @@ def _data(run: Run, settings: Settings) -> ImageData:
     before, after = asdict(run.config.data) | {"root": None}, asdict(settings.data) | {"root": None}
     if before == after:
         return run.data
-    data, model = build_data(settings.data, device_named(str(run.device))), run.model
+    data, model = build_data(settings.data, resolve_device(str(run.device))), run.model
     if data.image_shape != model.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (data.image_shape, model.image_shape)]
         raise InputError(f"data set {data.name} has images of {shapes[0]}, and the run's model takes {shapes[1]}")
@@ -229,7 +229,7 @@ def _record(
     if found.diverged:
         raise RunError(f"{e.split}/{found.diverged} is not finite for some images of {data.name}")
     step, epoch = facts
-    log = Log(run.folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
+    log = RunLogger(run.folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
     path = run.folder / "per_example.npz"
     old = path.read_bytes() if path.exists() else None
     try:

@@ -51,7 +51,7 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
     return record
 
 
-def look(folder: Path, identity: str) -> dict[str, Any] | None:
+def check_existing_run(folder: Path, identity: str) -> dict[str, Any] | None:
     """What result.json says, if there is one.
 
     Raises InputError where the folder is somebody else's, or a run that is not finished could not write into it.
@@ -152,7 +152,7 @@ def start(
     }
 
 
-def carry_on(record: dict[str, Any], before: dict[str, Any]) -> None:
+def keep_provenance(record: dict[str, Any], before: dict[str, Any]) -> None:
     """Take over what the run's record said of its beginning."""
     kept = {k: before["protocol"][k] for k in ("started_from", "selection_space") if k in before["protocol"]}
     record["protocol"] |= kept

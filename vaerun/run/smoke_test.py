@@ -26,7 +26,7 @@ _COMPUTED = 2 << 30  # bytes that one tensor of the trial may take beyond four t
 _SAMPLES = 3  # other than the number of images: axes in one another's place are not of one length
 
 
-class Unfit(Exception):
+class IncompatibleModel(Exception):
     """A model refuses what every model of its family takes, or gives what none gives; the message is the cause."""
 
 
@@ -43,7 +43,7 @@ def of_configuration(folder: Path) -> Iterator[None]:
     except Exception as error:  # whoever chooses the parts can make them raise anything
         if out_of_memory(error):
             raise InputError(f"memory ran out for the model of {folder}: it needs a machine with more") from error
-        why = printable(error if isinstance(error, Unfit) else told(error), 300)
+        why = printable(error if isinstance(error, IncompatibleModel) else told(error), 300)
         raise InputError(
             f"the model of {folder} does not run ({why}): the parts that its configuration names do not go together"
         ) from error
@@ -70,7 +70,7 @@ def check_it_runs(model: LatentModel | AdversarialModel, data: ImageData, folder
             try:
                 _generate(model, batch) if isinstance(model, AdversarialModel) else _infer(model, batch)
             except InputError as error:
-                raise Unfit(error) from error
+                raise IncompatibleModel(error) from error
     except TooLarge as error:
         raise InputError(
             f"the model of {folder} takes far more memory for {len(batch.x)} images than its parameters do ({error}): "
@@ -105,4 +105,4 @@ def _generate(model: AdversarialModel, batch: Batch) -> None:
 
 def _check(what: str, found: Tensor, shape: Sequence[int]) -> None:
     if found.shape != torch.Size(shape):
-        raise Unfit(f"{what} is of shape {list(found.shape)} where it should be {list(shape)}")
+        raise IncompatibleModel(f"{what} is of shape {list(found.shape)} where it should be {list(shape)}")

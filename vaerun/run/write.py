@@ -16,7 +16,7 @@ from vaerun.run.metric_descriptions import rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.npz import read_npz
 from vaerun.text import printable
-from vaerun.tracking.logger import Log
+from vaerun.tracking.logger import RunLogger
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
@@ -41,7 +41,9 @@ def read_arrays(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({why}): move it away to evaluate again") from error
 
 
-def keep(folder: Path, found: Evaluation, prefix: str, log: Log, step: int, epoch: float, label: str = "") -> None:
+def keep(
+    folder: Path, found: Evaluation, prefix: str, log: RunLogger, step: int, epoch: float, label: str = ""
+) -> None:
     """Write everything but result.json.
 
     Arguments:

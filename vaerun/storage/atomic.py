@@ -109,7 +109,7 @@ def _remove_if_stale(file: Path) -> None:
             file.unlink()
 
 
-def expanded(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """A path whose ~ or ~USER is a home directory's. Raises InputError where there is no such home."""
     try:
         return Path(path).expanduser()
@@ -137,11 +137,11 @@ def finite(value: Any) -> Any:
     return value
 
 
-def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """A nested mapping by dotted keys, lists as leaves."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 

@@ -23,7 +23,7 @@ LAST = ("last.pt", "previous.pt")
 """Where training goes on, the newest first."""
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint file cannot be read; the message is the cause."""
 
 
@@ -43,7 +43,7 @@ def load(path: Path, device: torch.device | str = "cpu", within: Path | None = N
     try:
         state = read_tensors(path, device, within)
     except Exception as error:  # zipfile, pickle and torch know a dozen kinds for damage
-        raise Damaged(printable(error, 200) or type(error).__name__) from error
+        raise CorruptCheckpoint(printable(error, 200) or type(error).__name__) from error
     return plain(state, "it holds no checkpoint of vaerun's")
 
 
@@ -53,11 +53,11 @@ def plain(state: Any, otherwise: str) -> dict[str, Any]:
     Raises Damaged with the message `otherwise` for anything else.
     """
     if type(state) not in (dict, OrderedDict):
-        raise Damaged(otherwise)
+        raise CorruptCheckpoint(otherwise)
     return dict(dict.items(state))
 
 
-class Store:
+class CheckpointManager:
     """The checkpoints of one run.
 
     Arguments:
@@ -71,7 +71,7 @@ class Store:
         self._good: bool | None = None  # whether last.pt can be gone on from; None: not known
 
     @property
-    def begun(self) -> bool:
+    def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to go on from, good or not."""
         return any((self.folder / name).exists() for name in LAST)
 
@@ -132,8 +132,8 @@ class Store:
         try:
             state = load(path, device)
             if state.get("fingerprint") != self.fingerprint:
-                raise Damaged("it belongs to another configuration")
-        except Damaged as damage:
+                raise CorruptCheckpoint("it belongs to another configuration")
+        except CorruptCheckpoint as damage:
             return None, str(damage)
         return state, ""
 
@@ -152,7 +152,7 @@ def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], 
         raise InputError(f"trainer.resume is auto, never or a path, and there is no checkpoint {path}")
     try:
         state = load(path, device)
-    except Damaged as damage:
+    except CorruptCheckpoint as damage:
         raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {damage}") from damage
     progress = state.get("progress")
     if not {"objective", "optimisers"} <= state.keys() or not isinstance(progress, dict) or "step" not in progress:

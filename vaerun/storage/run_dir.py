@@ -29,7 +29,7 @@ class Busy(InputError):
     """Another process works in this folder."""
 
 
-def fresh(folder: Path) -> Path:
+def next_free_dir(folder: Path) -> Path:
     """The first of FOLDER, FOLDER-2, FOLDER-3, ... that holds nothing."""
     n, candidate = 1, folder
     while candidate.exists() and any(candidate.iterdir()):
@@ -61,7 +61,7 @@ def check_kinds(folders: Iterable[Path], files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
+def lock_run_dir(folder: Path, otherwise: str = "choose another output_dir") -> Iterator[None]:
     """Hold a lock on the folder; the system releases it when the process ends, however it ends.
 
     What killed processes have left half written there is removed.
@@ -91,7 +91,7 @@ def claim(folder: Path, otherwise: str = "choose another output_dir") -> Iterato
 LOOK_SECONDS = 0.06  # another one who only looks has the lock for a moment too
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process works in this run directory: it holds the folder's lock, which ends with it."""
     path = folder / ".lock"
     try:

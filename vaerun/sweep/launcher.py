@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from vaerun.signals import Stop, raises
+from vaerun.signals import ShutdownSignal, interrupt_on_signal
 from vaerun.sweep.search import SWEEPER, Search
 from vaerun.sweep.sweep import BASIC, BASIC_SWEEPER, Sweep
 
@@ -40,7 +40,7 @@ def installed(command: list[str], check_only: bool = False) -> Iterator[Sweep]:
     Hydra takes launchers from the package hydra_plugins alone, one at a time; this one stands before any of them.
     """
     original, original_sweeper = Plugins.instantiate_launcher, Plugins.instantiate_sweeper
-    with Stop(outside=raises("vaerun")) as stop:
+    with ShutdownSignal(outside=interrupt_on_signal("vaerun")) as stop:
         sweep = Sweep(command, check_only, stop)
 
         def instantiate(

@@ -20,8 +20,8 @@ from vaerun.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, Interrup
 from vaerun.launch.process import BUSY_ELSEWHERE, GRACE_SECONDS, STOPPED, Child
 from vaerun.launch.process import FINISHED as FINISHED_RUN
 from vaerun.run import result as records
-from vaerun.signals import Stop
-from vaerun.storage.run_dir import held
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.run_dir import is_locked
 from vaerun.sweep.plan import FAILED, FINISHED, NEW, RUNNING, STARTED, Planned
 from vaerun.sweep.slots import Slot, taken
 from vaerun.sweep.view import View
@@ -55,7 +55,7 @@ class Local:
     settings: SweepSettings
     slots: list[Slot]
     view: View
-    stop: Stop
+    stop: ShutdownSignal
     children: dict[int, Child] = field(default_factory=dict)
     fates: dict[int, Fate] = field(default_factory=dict)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -72,13 +72,13 @@ class Local:
             running: dict[Future[dict[int, Fate]], list[Planned]] = {}
             try:
                 while waiting or running:
-                    ready = [p for p in waiting if not (self.stopping or held(p.job.folder))]
+                    ready = [p for p in waiting if not (self.stopping or is_locked(p.job.folder))]
                     for group in self._groups(ready):
                         waiting = [p for p in waiting if p not in group]
                         running[pool.submit(self._attend, group)] = group
                     if self.stopping:
                         for planned in waiting:
-                            self._note(planned, Fate(RUNNING if held(planned.job.folder) else SKIPPED))
+                            self._note(planned, Fate(RUNNING if is_locked(planned.job.folder) else SKIPPED))
                         waiting = []
                     done, _ = wait(running, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
                     if not running:
@@ -158,7 +158,7 @@ class Local:
     def _settled(self, planned: Planned) -> Fate | None:
         """Whether somebody else has dealt with the job since it was dealt out, and how."""
         job = planned.job
-        if held(job.folder):
+        if is_locked(job.folder):
             return Fate(RUNNING)
         try:
             found = records.read_result(job.folder)

@@ -16,11 +16,11 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.launch.process import Job
 from vaerun.run import result as records
-from vaerun.run.build import build_data, device_named
+from vaerun.run.build import build_data, resolve_device
 from vaerun.run.prepare import prepare
-from vaerun.storage.atomic import expanded, write_json
+from vaerun.storage.atomic import expand_user, write_json
 from vaerun.storage.checkpoint import load_named
-from vaerun.storage.run_dir import fresh, held
+from vaerun.storage.run_dir import is_locked, next_free_dir
 from vaerun.storage.untrusted import PLAN_BYTES, read_json
 from vaerun.text import printable
 
@@ -71,13 +71,13 @@ class Checker:
     def check(self, settings: Settings, folder: Path, words: list[str], hydra: str | None, number: int) -> Planned:
         """The job, if it can work. Raises InputError where not, or where its folder is another run's."""
         if self.here:
-            device_named(settings.trainer.device)
+            resolve_device(settings.trainer.device)
         parts = prepare(settings, self.data(settings.data))
         if settings.trainer.resume == "never":
-            folder = fresh(folder)
-        found = records.look(folder, parts.identity)
+            folder = next_free_dir(folder)
+        found = records.check_existing_run(folder, parts.identity)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
-            load_named(expanded(settings.trainer.resume), "cpu")
+            load_named(expand_user(settings.trainer.resume), "cpu")
         job = Job(settings, folder, words, hydra, parts.identity)
         planned = Planned(job, number, parts.total_steps, before=found)
         planned.state = state_of(job)
@@ -86,7 +86,7 @@ class Checker:
 
 def state_of(job: Job) -> str:
     """Where a job stands, from its folder. Raises InputError where result.json cannot be read."""
-    if held(job.folder):
+    if is_locked(job.folder):
         return RUNNING
     found = records.read_result(job.folder)
     if found is None:

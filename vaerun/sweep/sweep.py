@@ -18,7 +18,7 @@ from vaerun.launch.process import settle
 from vaerun.report.everything import TABLES
 from vaerun.report.tensorboard import BOARD
 from vaerun.run import result as records
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import check_kinds
 from vaerun.sweep.launcher_plugins import lost_jobs_fail
@@ -55,7 +55,7 @@ class Sweep:
         stop: signals.
     """
 
-    def __init__(self, command: list[str], check_only: bool, stop: Stop) -> None:
+    def __init__(self, command: list[str], check_only: bool, stop: ShutdownSignal) -> None:
         self.command, self.check_only, self.stop = command, check_only, stop
         self.jobs: list[Planned] = []
         self.fates: dict[int, Fate] = {}

@@ -20,7 +20,7 @@ from vaerun.storage.atomic import sync_folder
 from vaerun.text import fixed
 from vaerun.tracking import tensorboard as events
 from vaerun.tracking.progress import PLAIN_SECONDS, silent
-from vaerun.tracking.tensorboard import Events
+from vaerun.tracking.tensorboard import EventWriter
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
 """What the progress line shows: the first of these that is recorded."""
@@ -36,7 +36,7 @@ def _whole(file: BinaryIO) -> int:
     return start + file.read().rfind(b"\n") + 1
 
 
-class RunLog(logging.FileHandler):
+class RunLogHandler(logging.FileHandler):
     """run.log, opened with its first line. Raises RunError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class RunLog(logging.FileHandler):
             super().close()
 
 
-class Log:
+class RunLogger:
     """Writes what happens during a run.
 
     Arguments:
@@ -92,7 +92,7 @@ class Log:
         self.folder, self.start_step = folder, start_step
         self.total_steps, self.images_per_step, self.show = total_steps, images_per_step, show
         self.path = folder / "metrics.jsonl"
-        self._events: Events | None = None
+        self._events: EventWriter | None = None
         try:
             if position is not None and self.path.exists():
                 with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
@@ -110,10 +110,10 @@ class Log:
         self._shown: dict[str, float] = {}
 
     @property
-    def events(self) -> Events:
+    def events(self) -> EventWriter:
         """TensorBoard's file, opened when first needed: its import takes a while."""
         if self._events is None:
-            self._events = Events(self.folder, self.start_step)
+            self._events = EventWriter(self.folder, self.start_step)
         return self._events
 
     def record(self, step: int, epoch: float, values: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 FORECAST_SECONDS = 10.0  # work that takes less is not announced
 PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
@@ -32,7 +32,7 @@ def silent() -> bool:
     return getattr(_here, "silent", False)
 
 
-class Progression:
+class ProgressBar:
     """A progress line for one long piece of work, on standard error; plain and rare when that is no terminal.
 
     Arguments:
@@ -43,14 +43,16 @@ class Progression:
         done: how many were done before.
     """
 
-    def __init__(self, words: str, images: int, unit: str = "images", stop: Stop | None = None, done: int = 0) -> None:
+    def __init__(
+        self, words: str, images: int, unit: str = "images", stop: ShutdownSignal | None = None, done: int = 0
+    ) -> None:
         self.words, self.images, self.unit, self.stop, self.done, self._before = words, images, unit, stop, done, done
         self._outer: Callable[[], None] | None = None
         self.silent = False
         self._bar: Any = None
         self._started = self._shown = time.monotonic()
 
-    def __enter__(self) -> Progression:
+    def __enter__(self) -> ProgressBar:
         self.silent = silent()
         if sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm

@@ -39,7 +39,7 @@ def _second(name: str) -> int:
     return second if second < 10**DIGITS - 1 else -1
 
 
-class Events:
+class EventWriter:
     """A new file of TensorBoard's in a run directory, which readers take as going on where the others end.
 
     Arguments:

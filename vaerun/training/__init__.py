@@ -2,7 +2,7 @@
 
 from vaerun.training.optimisers import make_optimisers
 from vaerun.training.settings import TrainSettings
-from vaerun.training.train_state import Progress
+from vaerun.training.train_state import TrainState
 from vaerun.training.trainer import restore, train
 
-__all__ = ["Progress", "TrainSettings", "make_optimisers", "restore", "train"]
+__all__ = ["TrainSettings", "TrainState", "make_optimisers", "restore", "train"]

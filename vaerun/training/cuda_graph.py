@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import RunError
-from vaerun.training.step import Step, alone
+from vaerun.training.step import Step, process_lock
 
 WARM_UP = 2  # steps before a recording: libraries choose their kernels, optimisers make their moments
 
 
-class Recording(Protocol):
+class Capture(Protocol):
     """The operations of a function on device memory, recorded without being made, and made by each `replay`."""
 
     def record(self, function: Callable[[], None]) -> None: ...
     def replay(self) -> None: ...
 
 
-class CudaRecording:
+class CudaCapture:
     """A CUDA graph on this thread's current stream, which must not be the default one.
 
     Arguments:
@@ -50,9 +50,9 @@ class CudaRecording:
         self.graph.replay()
 
 
-def recorded(
+def capture_step(
     step: Step, sizes: Sequence[int], repeats: int, number: int, warn: Callable[[str], None] | None
-) -> Step | Recorded:
+) -> Step | GraphedStep:
     """The step recorded where settings.compile asks for it, else as it is.
 
     Raises RunError where it was asked for by name and cannot be; where `auto` finds that, `warn` is told.
@@ -62,7 +62,7 @@ def recorded(
         return step
     pool = torch.cuda.graph_pool_handle()
     try:
-        return Recorded(step, sizes, repeats, number, lambda: CudaRecording(step.source, pool))
+        return GraphedStep(step, sizes, repeats, number, lambda: CudaCapture(step.source, pool))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -79,7 +79,7 @@ def recorded(
         return step
 
 
-class Recorded:
+class GraphedStep:
     """A step recorded for every size that a batch of this run has; called like the step itself.
 
     Making it leaves the run's state as it was.
@@ -95,15 +95,15 @@ class Recorded:
     """
 
     def __init__(
-        self, step: Step, sizes: Sequence[int], repeats: int, number: int, recording: Callable[[], Recording]
+        self, step: Step, sizes: Sequence[int], repeats: int, number: int, recording: Callable[[], Capture]
     ) -> None:
         self.step = step
         self.number = torch.tensor(number, device=step.device)
         self.rows: dict[int, list[Tensor]] = {}
-        self.recordings: dict[int, Recording] = {}
-        kept = {place: memory.clone() for place, memory in step.memory().items()}
+        self.recordings: dict[int, Capture] = {}
+        kept = {place: memory.clone() for place, memory in step.mutable_tensors().items()}
         step.set_rates(1.0)
-        with alone:
+        with process_lock:
             try:
                 for size in sizes:
                     row = torch.arange(size, device=step.device)
@@ -114,7 +114,7 @@ class Recorded:
                     self.recordings[size].record(lambda size=size: self._make(size))  # type: ignore[misc]
             finally:
                 self.number.fill_(number)
-                for place, memory in step.memory().items():
+                for place, memory in step.mutable_tensors().items():
                     # What was not there before was made by the first step: moments, counts and sums, all from zero.
                     memory.copy_(kept[place]) if place in kept else memory.zero_()
 

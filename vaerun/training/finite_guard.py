@@ -38,7 +38,7 @@ class FiniteGuard:
         self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
         self.spoiled: dict[tuple[str, ...], Tensor] = {}  # by names of terms: each phase has its own
 
-    def see(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+    def check_update(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
         """Whether the update must not be made, [] bool: loss or gradient is not finite.
 
         Arguments:
@@ -65,7 +65,7 @@ class FiniteGuard:
         return bad
 
     @property
-    def memory(self) -> list[Tensor]:
+    def mutable_tensors(self) -> list[Tensor]:
         """What is remembered on the device."""
         return [] if self.first is None else [self.first, *self.spoiled.values()]
 
@@ -81,7 +81,7 @@ class FiniteGuard:
 
     def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
         # A bad step is one for all processes, though the image may have been another's.
-        finite = self.ranks.every(torch.stack(list(terms.values()))).tolist()
+        finite = self.ranks.all_true(torch.stack(list(terms.values()))).tolist()
         lost = [name for name, good in zip(terms, finite, strict=True) if not good]
         # Samples of a posterior that is not finite spoil the reconstruction too: the posterior is to be named.
         name = "kl" if "kl" in lost else next(iter(lost), "loss")

@@ -76,7 +76,7 @@ def update(
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     if scale is not None:
         set_rates(optimiser, scale)
-    bad = guard.see(step, loss, norm, metrics)
+    bad = guard.check_update(step, loss, norm, metrics)
     if guard.on_device:
         # The fused kernel leaves parameters and moments alone where this is 1: no transfer to the host is needed.
         optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]

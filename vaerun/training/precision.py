@@ -35,7 +35,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
-def products(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> Iterator[None]:
     """Inside, float32 products forward and backward are made as tf32 says, in the whole process: torch has no other."""
     if precision != "tf32":
         yield
@@ -48,7 +48,7 @@ def products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def layers(precision: str, device: torch.device) -> Any:
+def autocast(precision: str, device: torch.device) -> Any:
     """A context for the forward pass alone: bf16's autocast."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
@@ -77,8 +77,8 @@ def compare(loss: Any, parameters: list[nn.Parameter], precision: str, device: t
     """
     found = []
     for name in (precision, "float32"):
-        with products(name):
-            with layers(name, device):
+        with matmul_precision(name):
+            with autocast(name, device):
                 value = loss()
             found.append((value.detach(), list(torch.autograd.grad(value, parameters, allow_unused=True))))
     of_loss, of_gradient = differences(found[0], found[1])

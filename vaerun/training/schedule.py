@@ -9,7 +9,7 @@ from vaerun.errors import InputError
 SCHEDULES = ("constant", "cosine", "step", "burda")
 
 
-def factor(schedule: str, epoch: int, progress: float) -> float:
+def lr_multiplier(schedule: str, epoch: int, progress: float) -> float:
     """What the learning rate is multiplied by.
 
     constant: 1. cosine: from 1 to 0 over the run. step: 1, then 0.1 after half and 0.01 after three quarters of the

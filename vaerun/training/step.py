@@ -15,15 +15,15 @@ from vaerun.objectives import Objective
 from vaerun.randomness import drawing_from, mix
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import set_rates, update
-from vaerun.training.precision import compare, layers, products
+from vaerun.training.precision import autocast, compare, matmul_precision
 from vaerun.training.settings import TrainSettings
 
-alone = threading.Lock()
+process_lock = threading.Lock()
 """Held by the one thread that records, which waits for all of the device, or changes how the process multiplies."""
 
 
 @contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
+def side_stream(device: torch.device) -> Iterator[None]:
     """Inside, a GPU's work of this thread is in a stream of its own: the default one cannot be recorded."""
     if device.type != "cuda":
         yield
@@ -85,11 +85,11 @@ class Step:
     def make(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
         """The step alone; its number may be a tensor [] on the device."""
         precision = self.settings.precision
-        with self.ranks.share(len(rows[0])) as share, drawing_from(self.source), products(precision):
+        with self.ranks.shard(len(rows[0])) as share, drawing_from(self.source), matmul_precision(precision):
             batches = [self.split.training_batch(row[share.place]) for row in rows]
             for name, phase in self.objective.phases.items():
                 for batch in batches[: phase.repeats]:
-                    with layers(precision, self.device):
+                    with autocast(precision, self.device):
                         loss, metrics = self.objective.loss(name, step, batch)
                     totals = {key: share.sum(value) for key, value in metrics.items()}
                     how = None, self.settings.clip_norm, self.guard, step, self.ranks
@@ -97,7 +97,7 @@ class Step:
                     totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
                     self.add(totals, phase.repeats)
         if self.ranks.size > 1:
-            self.objective.agree(self.ranks.every)
+            self.objective.agree(self.ranks.all_true)
         self.objective.after_step(step)
 
     def add(self, totals: Mapping[str, Tensor], repeats: int) -> None:
@@ -122,12 +122,12 @@ class Step:
                     return self.objective.loss(name, 0, self.split.training_batch(rows))[0].mean()
 
             parameters = [p for group in phase.groups.values() for p in group]
-            with alone:
+            with process_lock:
                 found[name] = compare(loss, parameters, self.settings.precision, self.device)
         self.objective.train(training)
         return found
 
-    def look(self) -> dict[str, float]:
+    def reduce_metrics(self) -> dict[str, float]:
         """The sums over all processes, by one transfer. Raises RunError where a step was bad (see FiniteGuard)."""
         sums = self.ranks.sum(self.sums)
         first = self.guard.first
@@ -142,12 +142,12 @@ class Step:
         for value in self.sums.values():
             value.zero_()
 
-    def memory(self) -> dict[tuple[str | int, ...], Tensor]:
+    def mutable_tensors(self) -> dict[tuple[str | int, ...], Tensor]:
         """All that a step changes and remembers, where it is."""
         found: dict[tuple[str | int, ...], Tensor] = {}
         found |= {("objective", k): v for k, v in self.objective.state_dict().items() if isinstance(v, Tensor)}
         found |= {("sum", k): v for k, v in self.sums.items()}
-        found |= {("guard", i): v for i, v in enumerate(self.guard.memory)}
+        found |= {("guard", i): v for i, v in enumerate(self.guard.mutable_tensors)}
         for name, optimiser in self.optimisers.items():
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             for i, parameter in enumerate(parameters):

@@ -13,7 +13,7 @@ WARM_UP = 10  # steps left out of the measured speed: allocation and first-call 
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands; part of every checkpoint.
 
     Attributes:
@@ -37,7 +37,7 @@ class Progress:
     timed_steps: int = 0
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Progress:
+    def of(cls, values: dict[str, Any]) -> TrainState:
         """That of a checkpoint. Raises ValueError or TypeError for what cannot be counted on from, or recorded."""
         if "step" not in values:
             raise ValueError("its progress has no count as step")
@@ -67,7 +67,7 @@ class Clock:
         self.since: float | None = None
         self.warm_since: tuple[float, int] | None = None
 
-    def begin(self, progress: Progress) -> None:
+    def begin(self, progress: TrainState) -> None:
         """A step begins."""
         now = time.perf_counter()
         if self.since is None:
@@ -75,7 +75,7 @@ class Clock:
         if self.warm_since is None and progress.step >= self.warm_step:
             self.warm_since = now, progress.step
 
-    def pause(self, progress: Progress) -> None:
+    def pause(self, progress: TrainState) -> None:
         """Add what has passed."""
         if self.since is None:
             return

@@ -20,17 +20,17 @@ from vaerun.distributed.collectives import Ranks, Silent
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.objectives import Objective
 from vaerun.randomness import permutation
-from vaerun.signals import Stop
-from vaerun.storage.checkpoint import Store
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.storage.safe_pickle import kind
-from vaerun.tracking.logger import Log
-from vaerun.training.cuda_graph import Recorded, recorded
+from vaerun.tracking.logger import RunLogger
+from vaerun.training.cuda_graph import GraphedStep, capture_step
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import make_optimisers
-from vaerun.training.schedule import factor
+from vaerun.training.schedule import lr_multiplier
 from vaerun.training.settings import TrainSettings
 from vaerun.training.step import Step
-from vaerun.training.train_state import Clock, Progress, counted
+from vaerun.training.train_state import Clock, TrainState, counted
 
 FEW = 20  # steps that are not worth a recording
 
@@ -44,15 +44,15 @@ def train(
     selection: str | None = "val/elbo",
     warn: Callable[[str], None] | None = None,
     after_validation: Callable[[int], None] | None = None,
-    log: Log | Silent,
-    store: Store | Silent,
-    stop: Stop,
+    log: RunLogger | Silent,
+    store: CheckpointManager | Silent,
+    stop: ShutdownSignal,
     resume: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
     source: torch.Generator | None = None,
     ready: Callable[[], None] | None = None,
     compared: Callable[[dict[str, dict[str, float]]], None] | None = None,
-) -> Progress:
+) -> TrainState:
     """Train until the last step, early stopping, a signal or a loss that is not finite.
 
     Arguments:
@@ -81,7 +81,7 @@ def train(
     """
     ranks = ranks or Ranks()
     optimisers = make_optimisers(objective.phases, settings)
-    progress, sums, count = Progress(), dict[str, Tensor](), 0
+    progress, sums, count = TrainState(), dict[str, Tensor](), 0
     device = split.images.device
     if resume is not None:
         progress, sums, count = restore(objective, optimisers, resume, device)
@@ -94,7 +94,7 @@ def train(
     step.sums |= sums
     saved_at = time.monotonic()
     best_waiting: dict[str, Any] | None = None
-    validates, selection = ranks.first(lambda: (validate is not None, None if validate is None else selection))
+    validates, selection = ranks.on_rank_zero(lambda: (validate is not None, None if validate is None else selection))
     afterwards = after_validation or (lambda step: None)
     repeats = max(phase.repeats for phase in objective.phases.values())
     orders, order_epoch = [torch.empty(0, dtype=torch.int64)], -1
@@ -122,11 +122,11 @@ def train(
     def save() -> None:
         nonlocal saved_at
         totals = ranks.sum(step.sums)
-        ranks.first(lambda: write(totals))
+        ranks.on_rank_zero(lambda: write(totals))
         saved_at = time.monotonic()
 
     ranks.listen(stop, lambda: time.monotonic() - saved_at > settings.checkpoint_seconds)
-    ranks.verify(
+    ranks.assert_ranks_equal(
         lambda: {
             "parameters": objective.state_dict(),
             "the optimiser's moments": [optimiser.state_dict() for optimiser in optimisers.values()],
@@ -138,10 +138,10 @@ def train(
         if compared is not None:
             compared(found)
     objective.train()
-    make: Step | Recorded = step
+    make: Step | GraphedStep = step
     if not progress.finished and total - progress.step >= FEW:
         sizes = {min(settings.batch_size, len(split)), len(split) % settings.batch_size or settings.batch_size}
-        make = recorded(step, sorted(sizes), repeats, progress.step, warn)
+        make = capture_step(step, sorted(sizes), repeats, progress.step, warn)
     if ready is not None:
         ready()
     while not progress.finished:
@@ -155,7 +155,7 @@ def train(
                 orders = [permutation(len(split), settings.seed, *place).to(device) for place in positions]
                 order_epoch = epoch
             part = slice(i * settings.batch_size, (i + 1) * settings.batch_size)
-            scale = factor(settings.schedule, epoch, progress.step / total)
+            scale = lr_multiplier(settings.schedule, epoch, progress.step / total)
 
             clock.begin(progress)
             rows = [order[part] for order in orders]
@@ -169,7 +169,7 @@ def train(
 
             # Records of the training loss; the only place where the host waits for the device.
             if progress.step % settings.log_every == 0 or last:
-                values = {f"train/{k}": v / count for k, v in step.look().items()}
+                values = {f"train/{k}": v / count for k, v in step.reduce_metrics().items()}
                 values["train/learning_rate"] = settings.learning_rate * scale
                 look = objective.look()
                 values |= {f"train/{k}": v for k, v in look.values.items()}
@@ -186,11 +186,11 @@ def train(
         if progress.validation_due:
             guard.check()
             clock.pause(progress)
-            ranks.verify(lambda: {"parameters": objective.state_dict()})
+            ranks.assert_ranks_equal(lambda: {"parameters": objective.state_dict()})
             if validates:
                 try:
                     objective.train(False)
-                    measured = ranks.first(validate)
+                    measured = ranks.on_rank_zero(validate)
                 except Interrupted:
                     save()  # with the validation still due: a resumed run makes it first
                     raise
@@ -210,13 +210,13 @@ def train(
                         best_waiting = {k: v.detach().clone() for k, v in objective.state_dict().items()}
                     else:
                         progress.stale += 1
-            ranks.first(lambda: afterwards(progress.step))
+            ranks.on_rank_zero(lambda: afterwards(progress.step))
             progress.validation_due = False
             patience = settings.early_stopping
             progress.finished = progress.step >= total or (patience is not None and progress.stale >= patience)
 
         # Checkpoints and signals.
-        signum, due = ranks.wishes()
+        signum, due = ranks.pending_requests()
         if signum is not None or progress.finished or due:
             guard.check()
             clock.pause(progress)
@@ -234,7 +234,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 def restore(
     objective: Objective, optimisers: dict[str, torch.optim.Optimizer], state: dict[str, Any], device: torch.device
-) -> tuple[Progress, dict[str, Tensor], int]:
+) -> tuple[TrainState, dict[str, Tensor], int]:
     """Put a checkpoint's state into objective and optimisers; returns progress, sums of metrics and their count.
 
     Raises InputError when it does not fit.
@@ -258,7 +258,7 @@ def restore(
                 if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
                     raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
         sums = {k: v.to(device) for k, v in state["metrics"]["sums"].items()}
-        return Progress.of(state["progress"]), sums, counted("count", state["metrics"]["count"])
+        return TrainState.of(state["progress"]), sums, counted("count", state["metrics"]["count"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error

@@ -12,7 +12,7 @@ import pytest
 from support.sweeps.sweeping import Launcher, Sweeping, alive, hold, holding, wait_until
 
 from vaerun.errors import Interrupted
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.sweep import local
 
 # -- other processes ------------------------------------------------------------------------------------------------
@@ -74,8 +74,8 @@ def test_a_folder_taken_between_the_look_and_the_start(sweep: Sweeping) -> None:
             looks.append(original(folder))
             return False if len(looks) <= 2 else looks[-1]  # before it is queued, and before its process is started
 
-        original = local.held
-        patch.setattr(local, "held", held)
+        original = local.is_locked
+        patch.setattr(local, "is_locked", held)
         launcher = Launcher(lambda: hold(jobs[0].job.folder, 1.6), sweep.folder / "out")
         wait_until(lambda: (jobs[0].job.folder / "held").exists())
         try:
@@ -125,7 +125,7 @@ def test_two_at_once_run_a_failing_job_once(sweep: Sweeping) -> None:
 
 def _interruptible(sweep: Sweeping, *seeds: int, slots: int = 1) -> int:
     jobs = sweep.jobs(*seeds)
-    with Stop() as stop:
+    with ShutdownSignal() as stop:
         running = sweep.local(jobs, slots, stop)
         try:
             running.run(jobs)

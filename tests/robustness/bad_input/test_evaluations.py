@@ -121,9 +121,9 @@ def test_what_a_model_cannot_have_is_refused_before_training(
 
 
 def test_a_stranger_in_the_way_is_waited_for(run: Path, evaluate: Evaluate) -> None:
-    from vaerun.storage.run_dir import claim
+    from vaerun.storage.run_dir import lock_run_dir
 
-    with claim(run):
+    with lock_run_dir(run):
         code, _, err = evaluate(f"run={run}")
     assert (code, err.count("\n")) == (2, 1)
     assert "another run is working" in err

@@ -14,7 +14,7 @@ from support.runs.evaluating import result
 import vaerun
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import sample_labels
-from vaerun.run.result import carry_on, keep_space
+from vaerun.run.result import keep_provenance, keep_space
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -82,7 +82,7 @@ def test_distances_of_two_classifiers_are_not_compared() -> None:
     assert record == {"protocol": {}}
     keep_space(record, "one")
     later: dict[str, Any] = {"protocol": {"started_from": None}}
-    carry_on(later, record)
+    keep_provenance(later, record)
     assert later["protocol"] == {"started_from": None, "selection_space": "one"}
     keep_space(later, "one")
     with pytest.raises(InputError, match=r"compared in the features of one, and the cache has two"):

@@ -27,7 +27,7 @@ from vaerun.evaluation.likelihood.importance import importance_sampling
 from vaerun.evaluation.oom import in_parts, out_of_memory
 from vaerun.models import LatentModel
 from vaerun.objectives import Variational
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 CPU = "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 B"
 IMAGES = 11
@@ -88,7 +88,9 @@ def moments(model: LatentModel, split: Split, **options: Any) -> dict[str, Tenso
 
 
 def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
-    validator = Validator(model, split, estimator=elbo_mc, samples=1, seed=1, batch_size=20, stop=Stop(), **options)
+    validator = Validator(
+        model, split, estimator=elbo_mc, samples=1, seed=1, batch_size=20, stop=ShutdownSignal(), **options
+    )
     first, second = validator(), validator()
     assert first == second  # what memory allowed once is what it is tried with then
     return {name: torch.tensor(value) for name, value in first.items()}

@@ -18,7 +18,7 @@ from vaerun.cli import data
 from vaerun.data import cache
 from vaerun.data.arrays import Arrays
 from vaerun.errors import Interrupted
-from vaerun.signals import Stop, importing, raises
+from vaerun.signals import ShutdownSignal, interrupt_on_signal, is_importing
 
 QUICK = ["trainer.max_steps=2", "trainer.batch_size=8", "data.validation=10"]
 CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75}
@@ -91,10 +91,10 @@ def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     """An exception in one may be lost, or leave half a module: the process ends there instead."""
     monkeypatch.syspath_prepend(str(tmp_path))
     seen: list[bool] = []
-    monkeypatch.setattr("builtins.look", lambda: seen.append(importing(sys._getframe())), raising=False)
+    monkeypatch.setattr("builtins.look", lambda: seen.append(is_importing(sys._getframe())), raising=False)
     (tmp_path / "a_module_that_looks.py").write_text("look()\n")
     __import__("a_module_that_looks")
-    seen.append(importing(sys._getframe()))
+    seen.append(is_importing(sys._getframe()))
     assert seen == [True, False]
 
     code = f"""
@@ -113,12 +113,12 @@ with listening(raises("program", lambda: print("tidied", flush=True))):
 
 
 def test_outside_an_import_it_is_an_exception() -> None:
-    with pytest.raises(Interrupted), Stop(outside=raises("program")):
+    with pytest.raises(Interrupted), ShutdownSignal(outside=interrupt_on_signal("program")):
         signal.raise_signal(signal.SIGUSR1)
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
-    with Stop() as stop, stop.deferred():
+    with ShutdownSignal() as stop, stop.deferred():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # what a job's system sends to all processes: saving goes on
         with pytest.raises(Interrupted):

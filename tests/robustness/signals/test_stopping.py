@@ -14,7 +14,7 @@ import torch
 from support.runs.commands import COMMAND, LONG, SHORT, assert_same_scalars, records, state, tensorboard
 
 from vaerun.errors import Interrupted
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.tracking import progress as shown
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -108,8 +108,8 @@ def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) ->
 
 def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
     monkeypatch.setattr(shown, "PLAIN_SECONDS", -1.0)
-    stop = Stop()
-    with shown.Progression("work", 8, stop=stop) as progression:
+    stop = ShutdownSignal()
+    with shown.ProgressBar("work", 8, stop=stop) as progression:
         stop.check()
         assert capsys.readouterr().err == "work: 0/8 images  0 s so far\n"
         progression.advance(2)
@@ -120,7 +120,7 @@ def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
         assert capsys.readouterr().err == ""
     assert stop.on_check is None
     stop.signum = 15
-    with shown.Progression("work", 8, stop=stop), pytest.raises(Interrupted):
+    with shown.ProgressBar("work", 8, stop=stop), pytest.raises(Interrupted):
         stop.check()
 
 
@@ -128,6 +128,6 @@ def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
     ("seconds", "said"), [(9.0, ""), (30.4, "about 30 s\n"), (89.0, "about 89 s\n"), (150.0, "about 2 min\n")]
 )
 def test_long_work_is_announced(seconds, said, capsys):
-    with shown.Progression("log-likelihood of test, K=5000", 10_000) as progression:
+    with shown.ProgressBar("log-likelihood of test, K=5000", 10_000) as progression:
         progression.forecast(seconds)
     assert capsys.readouterr().err == (said and f"log-likelihood of test, K=5000: 10000 images, {said}")

@@ -18,7 +18,7 @@ from support.robustness.untrusted import innocent, open_all, peak_bytes
 from support.runs.commands import assert_same_bits
 from support.runs.evaluating import SMALL
 
-from vaerun.storage.checkpoint import Damaged, load, save
+from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
 
 GIB = 1 << 30
 
@@ -79,7 +79,7 @@ def announced(
 
 def refused(path: Path) -> str:
     before = peak_bytes()
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(CorruptCheckpoint) as caught:
         load(path)
     assert peak_bytes() - before < GIB // 4
     assert "\n" not in str(caught.value)

@@ -19,9 +19,9 @@ from vaerun.models import AdversarialModel, Codes
 from vaerun.nets import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator
 from vaerun.objectives import Adversarial, Phase
 from vaerun.objectives.base import Look
-from vaerun.signals import Stop
-from vaerun.storage.checkpoint import Store
-from vaerun.tracking.logger import Log
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.checkpoint import CheckpointManager
+from vaerun.tracking.logger import RunLogger
 from vaerun.training import TrainSettings, train
 
 LATENT = 3
@@ -130,7 +130,7 @@ def fit(
     validate: Callable[[], dict[str, float]] | None = None,
     selection: str | None = None,
     resume: bool = False,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     **settings: Any,
 ) -> SimpleNamespace:
     """Train: 22 images in batches of 8 are epochs of three steps. `resume`: from the folder's own checkpoint."""
@@ -138,9 +138,9 @@ def fit(
     split = split or make_split()
     told: list[str] = []
     folder.mkdir(exist_ok=True)
-    store = Store(folder / "checkpoints", "f", print)
+    store = CheckpointManager(folder / "checkpoints", "f", print)
     state = store.load_last("cpu") if resume else None
-    log = Log(
+    log = RunLogger(
         folder,
         position=state["log"] if state else None,
         start_step=state["progress"]["step"] if state else 0,
@@ -151,7 +151,9 @@ def fit(
     log._events = Mock()  # TensorBoard's is slow to open; metrics.jsonl is what is read
     rest = {"validate": validate, "selection": selection, "warn": told.append, "log": log, "store": store}
     try:
-        progress = train(objective, split, TrainSettings(**options), stop=stop or Stop(), resume=state, **rest)
+        progress = train(
+            objective, split, TrainSettings(**options), stop=stop or ShutdownSignal(), resume=state, **rest
+        )
     finally:
         log.close()
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ import torch
 
 from vaerun.data.arrays import Arrays, digest
 from vaerun.evaluation.samples.classifier import Classifier, classifier
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 
 def stripes(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 2, count: int = 40, seed: int = 0) -> Arrays:
@@ -30,7 +30,9 @@ def scaled(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.astype(np.float32) / 255)
 
 
-def make(folder: Path, arrays: Arrays | None = None, name: str = "own", stop: Stop | None = None) -> Classifier:
+def make(
+    folder: Path, arrays: Arrays | None = None, name: str = "own", stop: ShutdownSignal | None = None
+) -> Classifier:
     return classifier(arrays or stripes(), name, folder=folder, device="cpu", stop=stop)
 
 

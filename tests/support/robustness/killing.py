@@ -49,7 +49,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.evaluation.plots import charts  # noqa: F401
 from vaerun.run.execute import execute
 from vaerun.run.experiment import Course
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 # 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 12 steps are 3 epochs. A checkpoint each step.
 QUICK = """trainer.device=cpu trainer.batch_size=64 trainer.max_steps=12 trainer.log_every=3 data.train_images=250
@@ -104,7 +104,7 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
                 return recorded(*arguments)
 
             Course.recorded = first  # type: ignore[method-assign]
-            execute(settings, folder, ["tests"], None, Stop())
+            execute(settings, folder, ["tests"], None, ShutdownSignal())
             places.on = False
             counts.write_text(json.dumps({"counts": places.counts, "modules": sorted(sys.modules.keys() - known)}))
             status = 0

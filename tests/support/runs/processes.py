@@ -24,14 +24,14 @@ from support.runs.commands import importing_support
 from torch import Tensor
 
 from vaerun.data.dataset import Batch, Split
-from vaerun.distributed.process_group import Lost, Ranks, joined
+from vaerun.distributed.process_group import PeerLost, Ranks, process_group
 from vaerun.errors import Interrupted, RunError
 from vaerun.evaluation import Validator
 from vaerun.objectives import Adversarial, Variational, WarmUp
 from vaerun.randomness import permutation
-from vaerun.signals import Stop
-from vaerun.storage.checkpoint import Store
-from vaerun.tracking.logger import Log
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.checkpoint import CheckpointManager
+from vaerun.tracking.logger import RunLogger
 from vaerun.training import TrainSettings, train
 
 IMAGES = 25  # batches of 8: the last one of an epoch has one image
@@ -202,26 +202,26 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
     if case.events.get("perturb") == ranks.rank:
         perturb(objective)
     _stage(case, objective, ranks)
-    state = None if resume is None else Store(resume / "checkpoints", "f", print).load_last("cpu")
+    state = None if resume is None else CheckpointManager(resume / "checkpoints", "f", print).load_last("cpu")
     outcome: dict[str, Any] = {"error": None}
     given: dict[str, Any] = {"validate": None, "selection": None, "log": None, "store": None}
-    with Stop() as stop, stop.deferred(), contextlib.ExitStack() as opened:
+    with ShutdownSignal() as stop, stop.deferred(), contextlib.ExitStack() as opened:
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             if resume is not None:
                 (folder / "metrics.jsonl").write_bytes((resume / "metrics.jsonl").read_bytes())
             position = None if state is None else state["log"]
-            log = Log(folder, position=position, start_step=0, total_steps=0, images_per_step=1, show=False)
+            log = RunLogger(folder, position=position, start_step=0, total_steps=0, images_per_step=1, show=False)
             opened.callback(log.close)
             given |= {"validate": _validate(case, objective, split, stop), "selection": "val/elbo", "log": log}
-            given |= {"store": Store(folder / "checkpoints", "f", print)}
+            given |= {"store": CheckpointManager(folder / "checkpoints", "f", print)}
             given |= {"after_validation": lambda step: outcome.setdefault("seen", []).append(step)}
         try:
             progress = train(objective, split, TrainSettings(**options), stop=stop, resume=state, ranks=ranks, **given)
             outcome |= {"step": progress.step, "best": progress.best}
         except (RunError, Interrupted) as error:
             outcome |= {"error": str(error), "kind": type(error).__name__, "shared": ranks.shared(error)}
-            if isinstance(error, Lost):
+            if isinstance(error, PeerLost):
                 (folder.parent / f"lost{ranks.rank}").write_text(str(error))
                 raise
     outcome["state"] = {k: v.detach().clone() for k, v in objective.state_dict().items()}
@@ -231,7 +231,7 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
     return outcome
 
 
-def _validate(case: Case, objective: Any, split: Split, stop: Stop) -> Callable[[], dict[str, float]] | None:
+def _validate(case: Case, objective: Any, split: Split, stop: ShutdownSignal) -> Callable[[], dict[str, float]] | None:
     if case.scores is not None:
         scores = iter(case.scores)
         return lambda: {"val/elbo": next(scores)}
@@ -272,7 +272,7 @@ def main(path: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, job["dtype"]))
     folder, found = Path(job["folder"]), {}
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         for name in job["names"]:
             resume = job["resume"].get(name)
             case = CASES[name.partition("@")[0]]

@@ -11,9 +11,9 @@ from torch import Tensor
 from vaerun.distributed.collectives import Ranks
 from vaerun.randomness import permutation
 from vaerun.training import TrainSettings, make_optimisers
-from vaerun.training.cuda_graph import CudaRecording, Recorded
+from vaerun.training.cuda_graph import CudaCapture, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.schedule import factor
+from vaerun.training.schedule import lr_multiplier
 from vaerun.training.step import Step
 
 BATCH = 8
@@ -42,15 +42,15 @@ def step_of(case: Case, device: str = "cpu", source: bool = False, **more: Any) 
     return Step(objective, split, settings, optimisers, guard, Ranks(), generator)
 
 
-def recorded(step: Step, number: int = 0, tape: Any = None) -> Recorded:
+def recorded(step: Step, number: int = 0, tape: Any = None) -> GraphedStep:
     """The step recorded for full batches and for an epoch's last one."""
     repeats = max(phase.repeats for phase in step.objective.phases.values())
     pool = None if tape is not None else torch.cuda.graph_pool_handle()
     sizes = sorted({BATCH, len(step.split) % BATCH or BATCH})
-    return Recorded(step, sizes, repeats, number, tape or (lambda: CudaRecording(step.source, pool)))
+    return GraphedStep(step, sizes, repeats, number, tape or (lambda: CudaCapture(step.source, pool)))
 
 
-def steps(make: Step | Recorded, step: Step, start: int, stop: int) -> None:
+def steps(make: Step | GraphedStep, step: Step, start: int, stop: int) -> None:
     """Make steps start..stop-1 as the loop does."""
     per_epoch = -(-len(step.split) // BATCH)
     repeats = max(phase.repeats for phase in step.objective.phases.values())
@@ -59,10 +59,10 @@ def steps(make: Step | Recorded, step: Step, start: int, stop: int) -> None:
         epoch, i = divmod(number, per_epoch)
         places = [("epoch", epoch), *(("epoch", epoch, "repeat", r) for r in range(1, repeats))]
         rows = [permutation(len(step.split), step.settings.seed, *p)[i * BATCH : (i + 1) * BATCH] for p in places]
-        scale = factor(step.settings.schedule, epoch, number / (3 * per_epoch))
+        scale = lr_multiplier(step.settings.schedule, epoch, number / (3 * per_epoch))
         make(number, scale, [row.to(step.device) for row in rows])
 
 
 def state(step: Step) -> dict[Any, Tensor]:
     """All that was trained and summed, copied."""
-    return {name: value.clone() for name, value in step.memory().items()}
+    return {name: value.clone() for name, value in step.mutable_tensors().items()}

@@ -32,7 +32,7 @@ from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import Settings, SweepSettings, check
 from vaerun.launch import process as child
 from vaerun.launch.process import Job
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.sweep import local
 from vaerun.sweep.local import Local
 from vaerun.sweep.plan import Planned, label, state_of, write_plan
@@ -140,10 +140,12 @@ class Sweeping:
         write_plan(self.folder, ["vaerun", "-m"], planned)
         return planned
 
-    def local(self, jobs: list[Planned], slots: int | list[Slot] = 1, stop: Stop | None = None, **own: Any) -> Local:
+    def local(
+        self, jobs: list[Planned], slots: int | list[Slot] = 1, stop: ShutdownSignal | None = None, **own: Any
+    ) -> Local:
         """That runs them."""
         room = [Slot(1)] * slots if isinstance(slots, int) else slots
-        return Local(SweepSettings(**own), room, View(jobs, 0, len(room)), stop or Stop())
+        return Local(SweepSettings(**own), room, View(jobs, 0, len(room)), stop or ShutdownSignal())
 
     def run(self, *seeds: int, slots: int = 1, **own: Any) -> dict[int, tuple[str, str]]:
         """State and reason of each seed."""

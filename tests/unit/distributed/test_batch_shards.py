@@ -14,8 +14,8 @@ from support.runs.processes import MODELS, Case, likelihood, split_of
 from torch import Tensor, nn
 
 from vaerun import randomness
-from vaerun.distributed.collectives import Ranks, digest, share_of
-from vaerun.distributed.process_group import check
+from vaerun.distributed.collectives import Ranks, digest, shard_of
+from vaerun.distributed.process_group import check_splittable
 from vaerun.distributions import DiagonalNormal
 from vaerun.errors import InputError
 from vaerun.estimators import ScoreFunction, elbo, elbo_mc
@@ -29,7 +29,7 @@ SIZES = [2, 3, 7]  # 7: two processes have no image
 @pytest.mark.parametrize("size", [1, *SIZES])
 @pytest.mark.parametrize("images", [1, 2, IMAGES, 128])
 def test_shares_are_the_batch(images: int, size: int) -> None:
-    shares = [share_of(images, rank, size) for rank in range(size)]
+    shares = [shard_of(images, rank, size) for rank in range(size)]
     counted = [row for share in shares for row in range(share.start, share.start + share.own)]
     assert counted == list(range(images))
     assert max(s.own for s in shares) - min(s.own for s in shares) <= 1
@@ -108,7 +108,7 @@ def gradients(
     split = split_of(Case(likelihood(), classes=3, shape=objective.model.image_shape))
     objective.zero_grad()
     torch.manual_seed(3)
-    with Ranks(rank, size).share(images) as share:
+    with Ranks(rank, size).shard(images) as share:
         batch = split.training_batch(torch.arange(images)[share.place])
         loss, metrics = objective.loss(phase, 2, batch)
     share.mean(loss).backward()
@@ -152,9 +152,9 @@ def test_every_adversarial_gradient_is_the_sum_of_its_shares(name: str, phase: s
 
 def refused(objective: Any, case: Case) -> str:
     state, random = digest(objective.state_dict()), torch.get_rng_state()
-    check(objective, split_of(case), 1)  # one process trains everything
+    check_splittable(objective, split_of(case), 1)  # one process trains everything
     with pytest.raises(InputError, match=r"^trainer\.processes=2: .*set trainer\.processes=1") as error:
-        check(objective, split_of(case), 2)
+        check_splittable(objective, split_of(case), 2)
     assert digest(objective.state_dict()) == state
     assert torch.equal(torch.get_rng_state(), random)
     return str(error.value)
@@ -164,7 +164,7 @@ def refused(objective: Any, case: Case) -> str:
 def test_what_is_trained_by_several_passes(name: str) -> None:
     objective = MODELS[name].make(split_of(MODELS[name]))
     state, random = digest(objective.state_dict()), torch.get_rng_state()
-    check(objective, split_of(MODELS[name]), 2)
+    check_splittable(objective, split_of(MODELS[name]), 2)
     assert digest(objective.state_dict()) == state
     assert torch.equal(torch.get_rng_state(), random)
 
@@ -192,7 +192,7 @@ def test_estimators_that_look_at_the_batch_are_refused(estimator: Any, setting: 
 
 @pytest.mark.parametrize("estimator", [partial(elbo, free_bits=0.0), ScoreFunction("none")])
 def test_their_options_that_do_not_pass(estimator: Any) -> None:
-    check(Variational(members.make_model(), estimator, 2), split_of(Case(likelihood())), 2)
+    check_splittable(Variational(members.make_model(), estimator, 2), split_of(Case(likelihood())), 2)
 
 
 def own_noise(joint: Any, q: Any, samples: int) -> Any:

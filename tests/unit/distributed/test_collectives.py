@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from vaerun import randomness
 from vaerun.distributed.collectives import Ranks, digest
-from vaerun.distributed.process_group import joined
+from vaerun.distributed.process_group import process_group
 from vaerun.errors import InputError
 
 
@@ -46,14 +46,14 @@ def test_words_of_the_step_before_on_a_gpu() -> None:
 
     def step(*words: float) -> tuple[int | None, bool]:
         ranks._words = torch.tensor(words), lambda: waited.append(len(waited))
-        return ranks.wishes()
+        return ranks.pending_requests()
 
     assert step(0, 15, 0, 0) == (None, False)
     assert waited == []
     assert step(0, 15, 10, 1) == (15, False)
     assert waited == [0]
-    assert ranks.wishes() == (15, True)  # a pass that only validates; several signals: the lowest process's
-    assert ranks.wishes() == (None, False)
+    assert ranks.pending_requests() == (15, True)  # a pass that only validates; several signals: the lowest process's
+    assert ranks.pending_requests() == (None, False)
     assert step(0, 0, 0, 1) == (None, False)
     assert step(0, 0, 0, 1) == (None, True)  # and this step's word is as old as the checkpoint that follows
     assert step(0, 0, 0, 0) == (None, False)
@@ -61,15 +61,15 @@ def test_words_of_the_step_before_on_a_gpu() -> None:
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("mps") as ranks:
+    with process_group("mps") as ranks:
         assert (ranks.rank, ranks.size, ranks.device) == (0, 1, None)
     loss, values = torch.ones(()), {"elbo": torch.ones(())}
     assert ranks.reduce([], loss) is loss
     assert ranks.sum(values)["elbo"] is values["elbo"]
-    assert ranks.first(lambda: loss) is loss
-    ranks.verify(lambda: pytest.fail("nothing to compare with"))
+    assert ranks.on_rank_zero(lambda: loss) is loss
+    ranks.assert_ranks_equal(lambda: pytest.fail("nothing to compare with"))
     ranks.barrier()
-    with ranks.share(3) as share:
+    with ranks.shard(3) as share:
         assert randomness._drawing.part is None
     x = torch.rand(3)
     assert torch.equal(share.mean(x), x.mean())
@@ -81,7 +81,7 @@ def test_devices_that_there_are_not(device: str, words: str, monkeypatch: pytest
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match=words), joined(device):
+    with pytest.raises(InputError, match=words), process_group(device):
         pytest.fail("joined")
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.sweeps.sweeping import KILLED, Launcher, Sweeping, hold, wait_until
 
 from vaerun.launch import process as module
-from vaerun.launch.process import Attempt, Child, Ending, environment, last_words, settle
+from vaerun.launch.process import Attempt, Child, Ending, environment, last_error_line, settle
 
 OLD, RUNNING, OTHER = (
     {"status": "running", "ended": 1},
@@ -119,16 +119,16 @@ def test_settling_a_run_without_a_record(sweep: Sweeping) -> None:
 
 
 def test_last_words(tmp_path: Path) -> None:
-    assert last_words(tmp_path) is None
+    assert last_error_line(tmp_path) is None
     log = tmp_path / "job.log"
     log.write_bytes(b"\n  \n")
-    assert last_words(tmp_path, 100) is None
-    assert last_words(tmp_path) is None
+    assert last_error_line(tmp_path, 100) is None
+    assert last_error_line(tmp_path) is None
     log.write_bytes(b"x" * 10000 + b"\nvaerun: error: this\nepoch 3 \xff\n\n")
-    assert last_words(tmp_path) == "this"
-    assert last_words(tmp_path, 10000 + 21) == "epoch 3 \ufffd"
+    assert last_error_line(tmp_path) == "this"
+    assert last_error_line(tmp_path, 10000 + 21) == "epoch 3 \ufffd"
     log.write_bytes(b"Traceback\nValueError: that \xff\n\n")
-    assert last_words(tmp_path) == "ValueError: that \ufffd"
+    assert last_error_line(tmp_path) == "ValueError: that \ufffd"
 
 
 def test_endings_in_words() -> None:

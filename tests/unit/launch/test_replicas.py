@@ -20,7 +20,7 @@ from vaerun.launch import replicas as together
 from vaerun.launch.process import Child
 from vaerun.launch.replicas import Gate, exit_code, told
 from vaerun.run import execute as executing
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import Busy
 from vaerun.sweep import local, sweep
 from vaerun.sweep.slots import Slot
@@ -186,9 +186,9 @@ def test_groups_are_spread_over_gpus() -> None:
     jobs: list[Any] = list(range(13))
     for slots, together_, sizes in ((1, 13, [13]), (1, 1, [1] * 13), (2, 13, [7, 6]), (4, 3, [3, 3, 3, 3, 1])):
         settings = SweepSettings(together=together_)
-        running = local.Local(settings, [Slot(1, str(i)) for i in range(slots)], Mock(), Stop())
+        running = local.Local(settings, [Slot(1, str(i)) for i in range(slots)], Mock(), ShutdownSignal())
         assert [len(group) for group in running._groups(jobs)] == sizes
-    running = local.Local(SweepSettings(together=5), [Slot(1), Slot(1)], Mock(), Stop())
+    running = local.Local(SweepSettings(together=5), [Slot(1), Slot(1)], Mock(), ShutdownSignal())
     assert [len(group) for group in running._groups(jobs)] == [1] * 13
 
 
@@ -203,7 +203,7 @@ def test_what_does_not_go_together(here: Any, tmp_path: Path) -> None:
 
 def test_the_gate() -> None:
     """Opens when all have come, or gone, or a signal has."""
-    stop, opened = Stop(), []
+    stop, opened = ShutdownSignal(), []
     gate = Gate(3, stop)
 
     def wait() -> None:

@@ -126,7 +126,7 @@ def test_a_lock_that_is_a_link_is_not_tried(tmp_path: Path, monkeypatch: pytest.
     """Older versions of filelock empty the file that it points to."""
     states(tmp_path, "running")
     (tmp_path / "run0" / ".lock").symlink_to(tmp_path / "victim")
-    monkeypatch.setattr(runs, "held", lambda folder: pytest.fail("tried"))
+    monkeypatch.setattr(runs, "is_locked", lambda folder: pytest.fail("tried"))
     assert cell(compare(tmp_path, Question()), "VLAE", "T=4").text(2) == "stopped 43%"
 
 

@@ -16,10 +16,10 @@ from support.runs.commands import load, records, tensorboard
 from vaerun.errors import RunError
 from vaerun.storage import atomic as files
 from vaerun.storage.atomic import clear_temporaries, write_atomically
-from vaerun.storage.checkpoint import Store
-from vaerun.storage.run_dir import claim
+from vaerun.storage.checkpoint import CheckpointManager
+from vaerun.storage.run_dir import lock_run_dir
 from vaerun.tracking import tensorboard as events
-from vaerun.tracking.logger import END, Log, RunLog
+from vaerun.tracking.logger import END, RunLogger, RunLogHandler
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -81,7 +81,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     ago = time.time() - files.STALE_SECONDS - 1
     os.utime(tmp_path / ".job.json.81.tmp", (ago, ago))  # the other may be about to be put in its place
-    with claim(tmp_path):
+    with lock_run_dir(tmp_path):
         found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {*mine, ".job.json.80.tmp", ".lock"}
 
@@ -111,21 +111,21 @@ def state(step: int) -> dict[str, Any]:
     return {"x": torch.full((100,), float(step)), "step": step}
 
 
-def steps(store: Store) -> dict[str, int]:
+def steps(store: CheckpointManager) -> dict[str, int]:
     return {name: load(store.folder.parent, name)["step"] for name in ("last", "previous")}
 
 
 def test_a_damaged_checkpoint_does_not_push_out_the_good_one(tmp_path: Path) -> None:
     """Between the fall-back and the next save there is still one to go on from."""
     warnings: list[str] = []
-    first = Store(tmp_path / "checkpoints", "f", warnings.append)
+    first = CheckpointManager(tmp_path / "checkpoints", "f", warnings.append)
     for step in (1, 2):
         first.save_last(state(step))
     assert steps(first) == {"last": 2, "previous": 1}
     last = tmp_path / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-50])
     for looked in (True, False):  # one that writes without having read finds out by itself
-        again = Store(tmp_path / "checkpoints", "f", warnings.append)
+        again = CheckpointManager(tmp_path / "checkpoints", "f", warnings.append)
         if looked:
             assert again.load_last("cpu")["step"] == 1  # type: ignore[index]
             assert len(warnings) == 1
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_does_not_push_out_the_good_one(tmp_path: Path) -> 
 
 
 def test_a_save_that_fails_keeps_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "checkpoints", "f", print)
+    store = CheckpointManager(tmp_path / "checkpoints", "f", print)
     for step in (1, 2):
         store.save_last(state(step))
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
@@ -149,7 +149,7 @@ def test_a_save_that_fails_keeps_both(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_folder_that_has_gone_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "run" / "checkpoints", "f", print)
+    store = CheckpointManager(tmp_path / "run" / "checkpoints", "f", print)
     with pytest.raises(RunError, match=r"cannot make .*checkpoints: No such file or directory"):
         store.save_last(state(1))
 
@@ -157,8 +157,8 @@ def test_a_folder_that_has_gone_is_told_of(tmp_path: Path, monkeypatch: pytest.M
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def log(folder: Path, position: dict[str, Any] | None, start_step: int = 0) -> Log:
-    return Log(folder, position=position, start_step=start_step, total_steps=9, images_per_step=1, show=False)
+def log(folder: Path, position: dict[str, Any] | None, start_step: int = 0) -> RunLogger:
+    return RunLogger(folder, position=position, start_step=start_step, total_steps=9, images_per_step=1, show=False)
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -217,7 +217,7 @@ def test_run_log_that_cannot_be_written(when: str, tmp_path: Path) -> None:
     path = tmp_path / "run.log"
     if when == "opening":
         path.mkdir()
-    handler = RunLog(path)
+    handler = RunLogHandler(path)
     if when == "writing":
         handler.stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
     with pytest.raises(RunError, match=r"cannot write .*run\.log: (Is a directory|No space left on device)"):

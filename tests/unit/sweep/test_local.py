@@ -13,7 +13,7 @@ from support.sweeps.sweeping import KILLED, Sweeping, alive
 
 from vaerun.errors import Interrupted
 from vaerun.launch.process import Child, Ending
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.sweep import local
 from vaerun.sweep.slots import Slot
 
@@ -232,7 +232,7 @@ def test_a_job_stopped_before_it_could_listen(sweep: Sweeping) -> None:
 def test_a_job_begun_while_the_sweep_ends(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes between the look and the start of its process: it is passed on all the same."""
     sweep.does({0: "sleep:30"})
-    stop = Stop()
+    stop = ShutdownSignal()
     running = sweep.local(jobs := sweep.jobs(0), stop=stop)
 
     class Late(Child):

@@ -11,7 +11,7 @@ import pytest
 from vaerun.config.settings import Settings
 from vaerun.run.result import columns, hyperparameters
 from vaerun.tracking.hparams import FIRST, summaries
-from vaerun.tracking.tensorboard import Events
+from vaerun.tracking.tensorboard import EventWriter
 
 
 def settings(model: str, inference: dict[str, Any] | None, family: str = "likelihood") -> Settings:
@@ -25,7 +25,7 @@ def write(folder: Path, own: Settings, metrics: dict[str, float]) -> None:
     from torch.utils.tensorboard.summary import scalar
 
     folder.mkdir()
-    events = Events(folder, 0)
+    events = EventWriter(folder, 0)
     for name, value in metrics.items():
         events.add(scalar(name, value))
     for summary in summaries(hyperparameters(own), columns(metrics, "test")):

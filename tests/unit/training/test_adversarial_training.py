@@ -24,7 +24,7 @@ from vaerun.models import Codes
 from vaerun.objectives import Adversarial, Phase
 from vaerun.randomness import permutation
 from vaerun.run.execute import execute
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.training import TrainSettings, make_optimisers, restore
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import update
@@ -52,7 +52,7 @@ class Watched(Adversarial):
         super().__init__(*args, **options)
         self.given: list[tuple[str, int, list[int], list[int]]] = []
         self.generators: list[dict[str, Tensor]] = []
-        self.signal_after: tuple[int, Stop] | None = None
+        self.signal_after: tuple[int, ShutdownSignal] | None = None
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = [] if batch.labels is None else batch.labels.tolist()
@@ -79,7 +79,7 @@ def test_resumed_is_uninterrupted(at: int, member: str, tmp_path: Path) -> None:
     split = make_split(classes=3)
     options = {"split": split, "schedule": "cosine", "clip_norm": 50.0, "discriminator_betas": (0.4, 0.9)}
     fit(tmp_path / "whole", make(member), **options)
-    stop = Stop()
+    stop = ShutdownSignal()
     first = make(member)
     first.signal_after = at, stop
     with pytest.raises(Interrupted):

@@ -15,7 +15,7 @@ from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Look, Phase
 from vaerun.run.preflight import check_arithmetic
-from vaerun.training.cuda_graph import recorded as recorded_where_possible
+from vaerun.training.cuda_graph import capture_step as recorded_where_possible
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -69,7 +69,7 @@ def test_a_bad_step_is_not_made_and_named() -> None:
     step = step_of(Case(lambda split: Wrong(bad=5)))
     make = recorded(step, tape=Tape)
     steps(make, step, 0, 5)
-    assert step.guard.memory[0] == -1
+    assert step.guard.mutable_tensors[0] == -1
     before = state(step)
     steps(make, step, 5, 6)
     after = state(step)
@@ -78,7 +78,7 @@ def test_a_bad_step_is_not_made_and_named() -> None:
     )
     steps(make, step, 6, 8)
     with pytest.raises(RunError, match="stopped at step 6: the term 'kl' is not finite"):
-        step.look()
+        step.reduce_metrics()
 
 
 def test_what_looks_at_numbers_cannot_be_recorded() -> None:

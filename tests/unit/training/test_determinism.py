@@ -88,7 +88,7 @@ def test_a_run(
 
 def test_runs_that_differ_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice is the whole process's."""
-    monkeypatch.setattr(together, "device_named", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(together, "resolve_device", lambda name: torch.device("cuda"))
 
     def members(*deterministic: bool) -> list[together.Member]:
         found = []

@@ -15,7 +15,7 @@ from torch import nn
 
 from vaerun.errors import InputError, RunError
 from vaerun.training import precision
-from vaerun.training.precision import check_precision, compare, products
+from vaerun.training.precision import check_precision, compare, matmul_precision
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 @pytest.mark.parametrize("name", ["vae", "vlae", "vlae of binary pixels", "sa_vae", "vae_hf", "vae_iaf", "gan"])
 def test_bf16_is_near_float32(name: str) -> None:
     step = step_of(MODELS[name], precision="bf16")
-    before = {k: v.clone() for k, v in step.memory().items()}
+    before = {k: v.clone() for k, v in step.mutable_tensors().items()}
     found = step.compare_precision()
     assert list(found) == list(step.objective.phases)
     for differences in found.values():
         assert 0 < differences["gradient"] < precision.LIMITS["bf16"][1]
-    for key, value in step.memory().items():
+    for key, value in step.mutable_tensors().items():
         assert torch.equal(value, before[key]), key
 
 
@@ -64,7 +64,7 @@ def test_names_and_devices() -> None:
     with pytest.raises(InputError, match="choose one of float32, tf32, bf16"):
         check_precision("float16", CPU)
     before = torch.get_float32_matmul_precision()
-    with products("tf32"):
+    with matmul_precision("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 

@@ -19,11 +19,11 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Look, Phase
 from vaerun.randomness import permutation
-from vaerun.signals import Stop
-from vaerun.storage.checkpoint import Store
-from vaerun.tracking.logger import Log
-from vaerun.training import Progress, TrainSettings, make_optimisers, restore, train
-from vaerun.training.schedule import factor
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.checkpoint import CheckpointManager
+from vaerun.tracking.logger import RunLogger
+from vaerun.training import TrainSettings, TrainState, make_optimisers, restore, train
+from vaerun.training.schedule import lr_multiplier
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -65,11 +65,11 @@ def toy(
     images = torch.randint(1, 256, (150, 1, 2, 2), dtype=torch.uint8) if images is None else images
     split = Split("train", images, None, 0, Transform(), False)
     options = {"seed": 3, "epochs": 2, "batch_size": 128, "learning_rate": 0.01, "log_every": 1000} | settings
-    log = Log(folder, position=None, start_step=0, total_steps=0, images_per_step=1, show=False)
-    objective, store, given = Toy(), Store(folder / "checkpoints", "f", print), iter(scores or [])
+    log = RunLogger(folder, position=None, start_step=0, total_steps=0, images_per_step=1, show=False)
+    objective, store, given = Toy(), CheckpointManager(folder / "checkpoints", "f", print), iter(scores or [])
     validate = None if scores is None else lambda: {"val/elbo": next(given)}
     try:
-        rest = {"validate": validate, "log": log, "store": store, "stop": Stop(), "resume": resume}
+        rest = {"validate": validate, "log": log, "store": store, "stop": ShutdownSignal(), "resume": resume}
         progress = train(objective, split, TrainSettings(**options), **rest)
     finally:
         log.close()
@@ -103,7 +103,7 @@ def test_rates_reach_the_parameters(schedule: str, tmp_path: Path) -> None:
     rates = {"learning_rate": 0.01, "variance_learning_rate": 0.03}
     done = toy(tmp_path, images, schedule=schedule, epochs=5, batch_size=4, log_every=1, **rates)
     steps = -np.diff(np.array(done.objective.values), axis=0)
-    scales = [factor(schedule, step // 2, step / 10) for step in range(10)]
+    scales = [lr_multiplier(schedule, step // 2, step / 10) for step in range(10)]
     np.testing.assert_allclose(steps, np.outer(scales, list(rates.values())), rtol=1e-3, atol=1e-8)
     assert [r["train/learning_rate"] for r in done.records] == pytest.approx([0.01 * s for s in scales])
 
@@ -125,16 +125,16 @@ def test_noise_is_of_seed_and_step(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    burda = [factor("burda", epoch, 0.0) for epoch in range(3280)]
+    burda = [lr_multiplier("burda", epoch, 0.0) for epoch in range(3280)]
     exponents = np.rint([-7 * math.log10(f) for f in burda]).astype(int)
     np.testing.assert_allclose(burda, 10.0 ** (-exponents / 7), rtol=1e-12)
     assert exponents.tolist() == [i for i in range(8) for _ in range(3**i)]
-    assert factor("burda", 10_000, 1.0) == burda[-1]
-    assert [factor("cosine", 0, p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    assert [factor("step", 0, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert factor("constant", 99, 0.9) == 1
+    assert lr_multiplier("burda", 10_000, 1.0) == burda[-1]
+    assert [lr_multiplier("cosine", 0, p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [lr_multiplier("step", 0, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert lr_multiplier("constant", 99, 0.9) == 1
     with pytest.raises(InputError, match="constant, cosine, step, burda"):
-        factor("linear", 0, 0.0)
+        lr_multiplier("linear", 0, 0.0)
 
 
 def test_clipping_is_of_the_whole_norm(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     assert float(best["objective"]["w"]) == done.objective.values[4][0]
     assert float(last["objective"]["w"]) == done.objective.values[8][0] != float(best["objective"]["w"])
     assert best["epoch"] == 2.0
-    assert Progress(**last["progress"]).finished
+    assert TrainState(**last["progress"]).finished
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [2, 4, 6, 8, 9]), (3, [6, 9])])
@@ -227,5 +227,5 @@ def test_a_progress_that_cannot_be_is_refused(tmp_path: Path, field: str, value:
 
 def test_a_progress_without_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="its progress has no count as step"):
-        Progress.of({"best": None})
-    assert Progress.of({"step": 3}).step == 3
+        TrainState.of({"best": None})
+    assert TrainState.of({"step": 3}).step == 3

@@ -17,7 +17,7 @@ from vaerun.errors import InputError
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_statistics
 from vaerun.models import LatentModel
 from vaerun.randomness import permutation
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 TRAIN_IMAGES = 10_000  # a fit takes seconds
 ITERATIONS = 2_000
@@ -99,7 +99,7 @@ def linear_probe(
 
 
 def probe_latents(
-    model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, stop: Stop | None = None
+    model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, stop: ShutdownSignal | None = None
 ) -> Probe:
     """Linear probe of the posterior means: fitted on the training split, tested on images looked at before.
 

@@ -26,7 +26,7 @@ from vaerun.evaluation.oom import Note, in_parts
 from vaerun.evaluation.plots.charts import Ellipse, bar_chart, scatter
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 ACTIVE = 0.01  # Burda et al. 2016
 ROWS = 4_000  # latent samples that go through a flow at once
@@ -94,7 +94,7 @@ def latent_statistics(
     images: int | None = None,
     batch: int = 500,
     samples: int = 500,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     note: Note | None = None,
 ) -> LatentStatistics:
     """Posterior moments of a split's images.

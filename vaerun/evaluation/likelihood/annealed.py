@@ -39,7 +39,7 @@ from vaerun.evaluation.oom import Note, joined
 from vaerun.models import Joint, LatentModel
 from vaerun.nets.init import whole_number
 from vaerun.randomness import ImageNoise, mix
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
 PILOT_CHAINS = 4  # an acceptance averaged over 4 chains is known to about 0.15, which moves the step size by as much
@@ -100,7 +100,7 @@ def prior_sample(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> T
     return joint.prior.transform(noise(f"{stream}/start", chains)[..., :-LOG_UNIFORM])[0]
 
 
-def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: Stop | None = None) -> Tensor:
+def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: ShutdownSignal | None = None) -> Tensor:
     """Step sizes [T - 1, B], one for each transition and image, by a pilot run from the prior.
 
     After each transition log step size += gain (acceptance - target), acceptance averaged over the pilot's chains.
@@ -133,7 +133,7 @@ def anneal(
     annealing: Annealing,
     step_sizes: Tensor,
     posterior: Tensor | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log w [K, B] (nats, float64) and the mean acceptance [B] of one run, forwards or backwards.
 
@@ -196,7 +196,7 @@ def annealed_importance_sampling(
     seed: int,
     images: int | None = None,
     batch: int | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
     note: Note | None = None,
 ) -> dict[str, Tensor]:
@@ -261,7 +261,7 @@ def bidirectional(
     images: int,
     seed: int,
     batch: int | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
     note: Note | None = None,
 ) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from vaerun.evaluation.likelihood.importance import default_chunk, weigh
 from vaerun.evaluation.oom import Note, joined
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 NAMES = (
     "elbo",
@@ -116,7 +116,7 @@ def optimise(
     refinement: Refinement,
     *,
     seed: int,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
 ) -> Optimum:
     """The member of q's own family with the largest ELBO, for each image.
 
@@ -187,7 +187,12 @@ def optimise(
 
 
 def _compare(
-    joint: Joint, q: LatentDistribution, optimum: LatentDistribution, samples: int, elbo_samples: int, stop: Stop | None
+    joint: Joint,
+    q: LatentDistribution,
+    optimum: LatentDistribution,
+    samples: int,
+    elbo_samples: int,
+    stop: ShutdownSignal | None,
 ) -> dict[str, Tensor]:
     """Per image [B], all from one noise, which is what importance_sampling uses.
 
@@ -218,7 +223,7 @@ def inference_gaps(
     seed: int,
     images: int | None = None,
     batch: int | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
     note: Note | None = None,
 ) -> dict[str, Tensor]:

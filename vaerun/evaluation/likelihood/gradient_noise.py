@@ -28,7 +28,7 @@ from vaerun.estimators import Estimator
 from vaerun.estimators.base import estimate
 from vaerun.models import LatentModel
 from vaerun.randomness import mix
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def gradient_noise(
     draws: int,
     seed: int,
     warm_up: int = 20,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, Noise] | str]:
     """Noise of estimators' gradients on one batch, the same noise for all of them at the same draw.

@@ -25,7 +25,7 @@ from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_len
 from vaerun.evaluation.oom import Note, joined
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 BLOCK = 500  # samples per block of noise
 NAMES = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
@@ -40,7 +40,7 @@ def default_chunk(device: torch.device) -> int:
 
 
 def weigh(
-    joint: Joint, q: LatentDistribution, samples: int, stop: Stop | None = None, chunk: int | None = None
+    joint: Joint, q: LatentDistribution, samples: int, stop: ShutdownSignal | None = None, chunk: int | None = None
 ) -> dict[str, Tensor]:
     """Per image [B]: importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size, k-hat.
 
@@ -99,7 +99,7 @@ def importance_sampling(
     seed: int,
     images: int | None = None,
     chunk: int | None = None,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
     forecast: Callable[[float], None] | None = None,
     note: Note | None = None,

@@ -27,7 +27,7 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling
 from vaerun.models import LatentModel
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 VARIANCES = (0.1, 0.03, 0.01, 0.003, 0.001)
 """The best s2 is about the squared error per pixel of the nearest G(z). The code of Wu et al. has 0.025 and 0.01 for
@@ -86,7 +86,7 @@ def choose_variance(
     variances: Sequence[float] = VARIANCES,
     images: int,
     seed: int,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Choice:
     """The observation variance with the largest mean AIS log-likelihood of validation images.

@@ -9,7 +9,7 @@ from vaerun.estimators import Estimate, Estimator, elbo_mc, estimate
 from vaerun.evaluation.oom import Note, in_parts
 from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 KEPT = 2**25  # noise numbers (128 MiB of float32) that are remembered from one validation to the next
 
@@ -43,7 +43,7 @@ class Validator:
         samples: int,
         seed: int,
         batch_size: int,
-        stop: Stop,
+        stop: ShutdownSignal,
         note: Note | None = None,
     ) -> None:
         self.model, self.split, self.seed, self.stop, self.note = model, split, seed, stop, note

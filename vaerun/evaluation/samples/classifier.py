@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
 from vaerun.randomness import generator, permutation
-from vaerun.signals import Stop
-from vaerun.storage.checkpoint import Damaged, load, save
+from vaerun.signals import ShutdownSignal
+from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
 from vaerun.text import printable
-from vaerun.tracking.progress import Progression
+from vaerun.tracking.progress import ProgressBar
 
 VERSION = 1
 """To be raised with every change of this file that changes what is trained."""
@@ -84,7 +84,7 @@ class Classifier:
 
 
 def classifier(
-    arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, stop: Stop | None = None
+    arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, stop: ShutdownSignal | None = None
 ) -> Classifier:
     """The classifier of a data set: read from `folder`, or trained and written there.
 
@@ -111,13 +111,13 @@ def classifier(
     try:
         if path.exists():  # whole files are never changed: no lock, which a read-only folder would refuse
             return _read(path, arrays, name, device)
-    except Damaged:
+    except CorruptCheckpoint:
         pass  # looked at again under the lock: another process may be replacing it
     with _locked(path, name, stop):
         if path.exists():
             try:
                 return _read(path, arrays, name, device)
-            except Damaged as damage:
+            except CorruptCheckpoint as damage:
                 _tell_damaged(path, damage)
         for left in folder.glob(f".{path.stem}.*.tmp"):
             left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
@@ -128,14 +128,14 @@ def classifier(
     return _restore(state, arrays, name, device)
 
 
-def _save(path: Path, state: dict[str, Any], stop: Stop | None) -> None:
+def _save(path: Path, state: dict[str, Any], stop: ShutdownSignal | None) -> None:
     # A signal that raised at once would leave the temporary file.
     with nullcontext() if stop is None else stop.deferred():
         save(path, state)
 
 
 @contextmanager
-def _locked(path: Path, name: str, stop: Stop | None) -> Iterator[None]:
+def _locked(path: Path, name: str, stop: ShutdownSignal | None) -> Iterator[None]:
     """Holds the lock of a file that is to be written; the system releases it when the process ends, however it ends."""
     from filelock import FileLock, Timeout
 
@@ -235,13 +235,15 @@ def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int 
         network.load_state_dict(state["weights"])
         adam.load_state_dict(state["adam"])
         return int(state["step"])
-    except (Damaged, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
+    except (CorruptCheckpoint, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
         unfinished.unlink()
         _tell_damaged(unfinished, damage)
         return None
 
 
-def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None, unfinished: Path) -> dict[str, Any]:
+def _train(
+    arrays: Arrays, name: str, device: torch.device, stop: ShutdownSignal | None, unfinished: Path
+) -> dict[str, Any]:
     """What is kept of a trained classifier, on the CPU. Meanwhile `unfinished` holds where training is."""
     images, labels = arrays.train_images, torch.from_numpy(np.array(arrays.train_labels))
     network = _network(images.shape[1:], _classes(arrays)).to_empty(device="cpu")
@@ -256,7 +258,7 @@ def _train(arrays: Arrays, name: str, device: torch.device, stop: Stop | None, u
         return _train(arrays, name, device, stop, unfinished)
     saved = time.monotonic()
     with (
-        Progression(f"training the classifier of {name}", steps * size, stop=stop, done=done * size) as progression,
+        ProgressBar(f"training the classifier of {name}", steps * size, stop=stop, done=done * size) as progression,
         torch.backends.cudnn.flags(enabled=True, deterministic=True),
         torch.enable_grad(),
     ):
@@ -297,7 +299,7 @@ def _read(path: Path, arrays: Arrays, name: str, device: torch.device | str) -> 
     try:
         return _restore(state, arrays, name, device)
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise Damaged("it holds no classifier of this data") from error
+        raise CorruptCheckpoint("it holds no classifier of this data") from error
 
 
 def _restore(state: dict[str, Any], arrays: Arrays, name: str, device: torch.device | str) -> Classifier:

@@ -13,7 +13,7 @@ from vaerun.evaluation.samples.classifier import Classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import generator
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 IMAGES = 500  # pairs among them: 124,750
 SELECTION_IMAGES = 5000  # of the Frechet distance, which is biased by about 1/N
@@ -26,7 +26,7 @@ def generated(
     count: int,
     *,
     seed: int,
-    stop: Stop | None = None,
+    stop: ShutdownSignal | None = None,
     progress: Callable[[int], None] | None = None,
     stream: str = "evaluation",
 ) -> tuple[Tensor, Tensor | None]:
@@ -93,7 +93,7 @@ class SampleValidator:
         threshold: float,
         features: Classifier | None,
         seed: int,
-        stop: Stop,
+        stop: ShutdownSignal,
         warn: Callable[[str], None],
     ) -> None:
         self.model, self.split, self.threshold = model, split, threshold

@@ -17,7 +17,7 @@ from vaerun.evaluation.latent.probe import linear_probe, probe_latents
 from vaerun.evaluation.latent.statistics import latent_statistics
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -176,7 +176,7 @@ def test_what_cannot_be_looked_at_is_refused():
         latent_statistics(model, make_split(model), seed=0, samples=1)
     with pytest.raises(InputError, match="no images"):
         latent_statistics(model, make_split(model), seed=0, images=0)
-    stop = Stop()
+    stop = ShutdownSignal()
     stop.signum = 15
     with pytest.raises(Interrupted):
         latent_statistics(model, make_split(model), seed=0, stop=stop)

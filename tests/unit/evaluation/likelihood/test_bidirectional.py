@@ -30,7 +30,7 @@ from vaerun.evaluation.likelihood.annealed import (
     tune,
 )
 from vaerun.models import LatentModel
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 # -- bidirectional Monte Carlo ----------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ def test_sizes_are_checked_and_a_stop_is_obeyed():
             annealed_importance_sampling(model, split, QUICK, seed=0, images=bad)
         with pytest.raises(InputError, match="batch"):
             annealed_importance_sampling(model, split, QUICK, seed=0, batch=bad)
-    stop = Stop()
+    stop = ShutdownSignal()
     stop.signum = 2
     with pytest.raises(Interrupted):
         annealed_importance_sampling(model, split, QUICK, seed=0, stop=stop)

@@ -20,7 +20,7 @@ from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.likelihood.gaps import CUTS, Refinement, inference_gaps, optimise, unconverged
 from vaerun.inference import Amortised, Laplace
 from vaerun.models import LatentModel
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 FULL = ["laplace0", "laplace2", "laplace2_alone", "full"]
@@ -288,7 +288,7 @@ def test_it_stops_when_asked_and_tells_how_far_it_is():
     done: list[int] = []
     run(progress=done.append)
     assert done == [2, 2, 1]
-    stop = Stop()
+    stop = ShutdownSignal()
     stop.signum = signal.SIGTERM
     with pytest.raises(Interrupted):
         run(stop=stop)

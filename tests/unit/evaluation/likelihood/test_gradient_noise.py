@@ -18,7 +18,7 @@ from vaerun.estimators import Estimate, ScoreFunction, dreg, elbo, elbo_mc, iwae
 from vaerun.evaluation.likelihood.gradient_noise import Moments, Noise, gradient_noise, table
 from vaerun.inference import Laplace
 from vaerun.models import Joint, LatentModel
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -259,7 +259,7 @@ def test_input_is_checked_and_stopping_works():
     done: list[int] = []
     measure(model, {"a": elbo_mc, "b": elbo_mc}, draws=3, progress=done.append)
     assert done == [1, 1]
-    stop = Stop()
+    stop = ShutdownSignal()
     stop.signum = signal.SIGTERM
     with pytest.raises(Interrupted):
         measure(model, {"mc": elbo_mc}, stop=stop)

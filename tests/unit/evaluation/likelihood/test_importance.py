@@ -29,7 +29,7 @@ from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.models.ppca import exact_log_likelihood, fit_closed_form, is_linear_gaussian
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -300,11 +300,13 @@ def test_validation_is_the_mean_over_all_images(posterior, transform):
         "val/reconstruction": float((terms["reconstruction"] + batch.log_det).mean()),
     }
     for size in (1, 3, 5, 7, 100):  # 3 and 5 leave a ragged last batch
-        validator = Validator(model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size, stop=Stop())
+        validator = Validator(
+            model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size, stop=ShutdownSignal()
+        )
         found = validator()
         assert found == pytest.approx(expected, rel=1e-10)
         assert validator() == found
-    other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7, stop=Stop())
+    other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7, stop=ShutdownSignal())
     assert other.selection == "val/elbo"
     assert other()["val/elbo"] != pytest.approx(found["val/elbo"])
 
@@ -321,7 +323,9 @@ def test_validation_is_by_the_bound_that_is_trained(name):
         joint = model.joint(batch.x, None, image_noise(model, range(7), seed=5))
         expected = estimator(joint, model.infer(joint), 4)
     for size in (2, 9, 100):
-        validator = Validator(model, split, estimator=estimator, samples=4, seed=5, batch_size=size, stop=Stop())
+        validator = Validator(
+            model, split, estimator=estimator, samples=4, seed=5, batch_size=size, stop=ShutdownSignal()
+        )
         found = validator()
         assert validator.selection == ("val/elbo" if name == "renyi_no_lower_bound" else f"val/{name}")
         assert found[f"val/{name}"] == pytest.approx(float((expected.bound + batch.log_det).mean()))

@@ -22,7 +22,7 @@ from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.models.ppca import exact_log_likelihood
 from vaerun.nets import MLPDecoder, MLPEncoder
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 
 SHAPE = (1, 3, 3)
 TRUTH = 0.01
@@ -188,7 +188,7 @@ def test_what_cannot_be_used_is_named(validation):
         choose_variance(observed, validation, quick, images=0, seed=0)
     with pytest.raises(InputError, match="validation split has none"):
         choose_variance(observed, split_of(torch.zeros(0, *SHAPE)), quick, images=1, seed=0)
-    stop = Stop()
+    stop = ShutdownSignal()
     stop.signum = 2
     with pytest.raises(Interrupted):
         choose_variance(observed, validation, quick, images=1, seed=0, stop=stop)

@@ -16,7 +16,7 @@ from support.models.classifying import files, make, refused, scaled, stripes, we
 from vaerun.data.arrays import digest
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.samples import classifier as module
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import load, save
 
 
@@ -129,7 +129,7 @@ def test_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # --- training that is stopped, or killed ---
 
 
-class Stops(Stop):
+class Stops(ShutdownSignal):
     """Asked to stop after this look; the first is before training."""
 
     def __init__(self, at: int) -> None:

@@ -17,7 +17,7 @@ from support.models.classifying import files, make, refused, scaled, stripes
 from vaerun.data.arrays import Arrays
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.samples import classifier as module
-from vaerun.signals import Stop
+from vaerun.signals import ShutdownSignal
 from vaerun.storage import checkpoint
 
 
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_trained_anew(
 def test_an_interruption_leaves_where_it_was_and_no_lock(tmp_path: Path) -> None:
     looks = 0
 
-    class Third(Stop):
+    class Third(ShutdownSignal):
         def check(self) -> None:
             nonlocal looks
             super().check()
@@ -128,7 +128,7 @@ def test_an_interruption_leaves_where_it_was_and_no_lock(tmp_path: Path) -> None
 
 
 def test_a_signal_during_the_writing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, write = Stop(), checkpoint.write_atomically
+    stop, write = ShutdownSignal(), checkpoint.write_atomically
 
     def signalled(*arguments: Any) -> None:
         stop._handle(15, None)
@@ -185,7 +185,7 @@ def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     make(tmp_path)
     (file,) = tmp_path.glob("*.pt")
     file.unlink()
-    stop = Stop()
+    stop = ShutdownSignal()
     with FileLock(file.with_suffix(".lock")):
         timer = threading.Timer(0.2, lambda: setattr(stop, "signum", 15))
         timer.start()
