@@ -1,6 +1,6 @@
 """Where parts of a model may come from: vaerun itself, and packages that the user has named as trusted.
 
-A package is trusted when it is installed with an entry point in the group `vaerun.config.plugins`, or is named in the
+A package is trusted when it is installed with an entry point in the group `vaerun.plugins`, or is named in the
 environment variable VAERUN_PLUGINS (comma-separated), or by `trust()` in code; never by a file of a run directory. A
 trusted package's `configs/` folder joins the search path of config groups.
 """
@@ -34,7 +34,7 @@ def trust(package: str) -> None:
 
 @cache
 def _declared() -> frozenset[str]:
-    named = {e.value.split(":")[0].split(".")[0] for e in metadata.entry_points(group="vaerun.config.plugins")}
+    named = {e.value.split(":")[0].split(".")[0] for e in metadata.entry_points(group="vaerun.plugins")}
     return frozenset(named | {n.strip() for n in os.environ.get("VAERUN_PLUGINS", "").split(",") if n.strip()})
 
 
