@@ -1,0 +1,21 @@
+"""The former place of `vaerun.config.plugins`; it will be removed in the next release.
+
+Import `trust` from `vaerun`, all else from `vaerun.config.plugins`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    from vaerun.config import plugins
+
+    if name.startswith("__") or not hasattr(plugins, name):
+        raise AttributeError(f"module 'vaerun.plugins' has no attribute '{name}'")
+    new = "vaerun" if name == "trust" else "vaerun.config.plugins"
+    warnings.warn(
+        f"vaerun.plugins is deprecated: import {name} from {new}", category=DeprecationWarning, stacklevel=2
+    )
+    return getattr(plugins, name)
