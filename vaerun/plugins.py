@@ -15,7 +15,5 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__") or not hasattr(plugins, name):
         raise AttributeError(f"module 'vaerun.plugins' has no attribute '{name}'")
     new = "vaerun" if name == "trust" else "vaerun.config.plugins"
-    warnings.warn(
-        f"vaerun.plugins is deprecated: import {name} from {new}", category=DeprecationWarning, stacklevel=2
-    )
+    warnings.warn(f"vaerun.plugins is deprecated: import {name} from {new}", category=DeprecationWarning, stacklevel=2)
     return getattr(plugins, name)
