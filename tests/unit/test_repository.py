@@ -1,12 +1,21 @@
-"""The README's commands are found by .ci/run, and what the repository promises of its files holds."""
+"""The README's commands are found by .ci/run, and what the documentation names exists."""
 
+from __future__ import annotations
+
+import ast
 import re
 import subprocess
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
+CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+"""Documents that describe the tree as it is; the changelog also names what has gone."""
+TOP = ("vaerun", "tests", "docs", "configs", "scripts", ".ci")
 
 
 @pytest.mark.parametrize(("name", "end"), [("run", "&& .venv/bin/vaerun"), ("test", "-m 'not slow and not nightly'")])
@@ -19,3 +28,103 @@ def test_ci_finds_the_command(name: str, end: str) -> None:
     assert found.stdout.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
     assert found.stdout.strip().endswith(end)
     assert len(found.stdout.splitlines()) == 1
+
+
+def identifier(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of a document's headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def quoted(path: Path) -> list[str]:
+    """What a document has in single backticks."""
+    return re.findall(r"`([^`\n]+)`", prose(path))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=identifier)
+def test_links_resolve(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+@cache
+def tracked() -> set[str]:
+    return {str(p.relative_to(ROOT)) for top in TOP for p in (ROOT / top).rglob("*")}
+
+
+def missing_paths(words: list[str]) -> Iterator[str]:
+    """Quoted paths into the source tree at which there is nothing; bare names of test files count too.
+
+    A part in capitals stands for any name, as in `configs/GROUP/`.
+    """
+    for word in words:
+        name = re.sub(r"\b[A-Z]+\b", "*", word.partition("::")[0].rstrip("/"))
+        if not re.fullmatch(r"[\w./*-]+", name):
+            continue
+        if name.startswith(tuple(f"{top}/" for top in TOP)):
+            found = any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()
+        elif re.fullmatch(r"test_\w+\.py", name):
+            found = any(path.endswith(f"/{name}") for path in tracked())
+        else:
+            continue
+        if not found:
+            yield word
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=identifier)
+def test_quoted_paths_exist(path: Path) -> None:
+    assert list(missing_paths(quoted(path))) == []
+
+
+def test_a_missing_path_is_found() -> None:
+    words = ["vaerun/nowhere.py", "test_nowhere.py", "tests/*/nowhere", "vaerun/cli/", "docs", "outputs/DATA"]
+    assert list(missing_paths(words)) == words[:3]
+
+
+def definitions(source: str) -> set[str]:
+    """Names that a module defines: functions, classes, Class.member and top-level variables."""
+    names = set()
+
+    def add(nodes: list[ast.stmt], prefix: str) -> None:
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(prefix + node.name)
+                if isinstance(node, ast.ClassDef):
+                    add(node.body, f"{node.name}.")
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(prefix + node.target.id)
+            elif isinstance(node, ast.Assign):
+                names.update(prefix + t.id for t in node.targets if isinstance(t, ast.Name))
+
+    add(ast.parse(source).body, "")
+    return names
+
+
+@cache
+def all_tests() -> set[str]:
+    """Names of all tests."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    return {name for file in files for name in definitions(file.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("path", CURRENT, ids=identifier)
+def test_quoted_tests_exist(path: Path) -> None:
+    names = [word.partition("::")[2] or word for word in quoted(path)]
+    named = {name for name in names if re.fullmatch(r"test_\w+", name)}
+    assert named - all_tests() == set()

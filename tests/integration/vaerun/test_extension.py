@@ -1,4 +1,4 @@
-"""A model, a data set and an estimator from a package of the user's own, outside vaerun, as the README shows."""
+"""A model, a data set and an estimator from a package of the user's own, outside vaerun, as docs/extending.md shows."""
 
 import json
 import os
