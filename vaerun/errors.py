@@ -21,12 +21,16 @@ class InputError(ValueError):
     What it quotes may be a stranger's: it keeps no control codes.
     """
 
+    reported = False  # whether its line has been printed, by the process or the thread that it was raised in
+
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message, MOST_LETTERS))
 
 
 class RunError(RuntimeError):
     """A run failed for a cause that can be named (a loss that is not finite, a full disk). One line. Exit code 1."""
+
+    reported = False
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message, MOST_LETTERS))
@@ -38,6 +42,8 @@ class Interrupted(BaseException):
     A BaseException, like KeyboardInterrupt, so that a sweep does not take it for one job's failure and go on.
     Exit code 130 for SIGINT, 75 ("try again") for SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP: the same command goes on.
     """
+
+    reported = False
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on")

@@ -100,7 +100,7 @@ def _sweep(arguments: list[str]) -> None:
 
 
 def _leave(code: int, why: object) -> None:
-    if not getattr(why, "told", False):
+    if not getattr(why, "reported", False):
         print(f"vaerun: {'error: ' if code in (1, 2) else ''}{printable(why)}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)

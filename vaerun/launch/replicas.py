@@ -203,5 +203,8 @@ def run_replicas(members: Sequence[Member]) -> None:
         return
     kinds = (Interrupted, KeyboardInterrupt, InputError, RunError)
     worst = min(errors.values(), key=lambda e: next((i for i, k in enumerate(kinds) if isinstance(e, k)), len(kinds)))
-    worst.told = True  # type: ignore[attr-defined]
-    raise worst if isinstance(worst, kinds) else RunError("a run failed (above)")
+    if isinstance(worst, InputError | RunError | Interrupted):
+        worst.reported = True
+    elif not isinstance(worst, KeyboardInterrupt):
+        worst = RunError("a run failed (above)")
+    raise worst

@@ -53,13 +53,12 @@ def run_attended(job: Job, *, log: bool) -> dict[str, Any]:
     if verdict.state == STOPPED:
         assert signum is not None
         stopped = Interrupted(signum)
-        stopped.told = not log and ending.code > 0  # type: ignore[attr-defined]
+        stopped.reported = not log and ending.code > 0
         raise stopped
     if verdict.state == BUSY_ELSEWHERE:
         raise InputError(f"another run is working in {job.folder}: wait for it")
-    error: Exception = (InputError if ending.code == 2 else RunError)(verdict.why)
-    if not log and ending.code > 0:
-        error.told = True  # type: ignore[attr-defined]
+    error = (InputError if ending.code == 2 else RunError)(verdict.why)
+    error.reported = not log and ending.code > 0
     raise error
 
 

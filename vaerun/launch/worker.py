@@ -131,7 +131,7 @@ def _told(code: int, why: BaseException) -> int:
     from vaerun.text import printable
 
     sys.stdout.flush()
-    if not getattr(why, "told", False):  # by the process whom it happened to
+    if not getattr(why, "reported", False):
         print(f"vaerun: {'error: ' if code in (1, 2) else ''}{printable(why)}", file=sys.stderr)
     return code
 

@@ -14,6 +14,7 @@ from vaerun.config.settings import DataSettings, Settings, fingerprint
 from vaerun.data.dataset import ImageData
 from vaerun.distributed import process_group as parallel
 from vaerun.distributed.collectives import Ranks
+from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.experiment import Course
@@ -66,9 +67,8 @@ def execute(
         with parallel.process_group(resolve_device(settings.trainer.device).type) as ranks:
             try:
                 return _execute(settings, folder, overrides, hydra, stop, ranks)
-            except BaseException as error:
-                if isinstance(error, parallel.PeerLost) or (ranks.rank and ranks.shared(error)):
-                    error.told = True  # type: ignore[attr-defined]
+            except (InputError, RunError, Interrupted) as error:
+                error.reported = isinstance(error, parallel.PeerLost) or (ranks.rank > 0 and ranks.shared(error))
                 raise
 
 
