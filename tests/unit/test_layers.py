@@ -14,7 +14,7 @@ import vaerun
 
 ROOT = Path(vaerun.__file__).parent
 
-HELPERS = ("text", "errors", "signals", "randomness", "storage")
+HELPERS = ("deprecation", "text", "errors", "signals", "randomness", "storage")
 """Free for all; each imports only those before it."""
 
 LEVELS = {

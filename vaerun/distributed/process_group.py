@@ -111,10 +111,10 @@ def check_splittable(objective: Objective, split: Split, processes: int) -> None
             f"{where}: batch normalisation needs the whole batch, of which each process sees a part: {instead}, or "
             "switch it off (batch_norm=false of model.generator and model.discriminator)"
         )
-    if objective.whole_batch is not None:
+    if objective.batch_coupling is not None:
         raise InputError(
-            f"{where}: {objective.whole_batch} needs the whole batch, of which each process sees a part: {instead}, or "
-            "another value"
+            f"{where}: {objective.batch_coupling} needs the whole batch, of which each process sees a part: {instead}, "
+            "or another value"
         )
     images = min(4, len(split))
     half = max(1, images // 2)

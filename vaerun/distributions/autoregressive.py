@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vaerun.distributions.base import LatentDistribution, leaf
-from vaerun.distributions.held import held_module
+from vaerun.distributions.detached import detached_module
 from vaerun.distributions.normal import DiagonalNormal
 
 GATE_BIAS = 1.5  # "close to +1 or +2", so that each step begins near the identity (Kingma et al. 2016, section 4)
@@ -112,16 +112,16 @@ class AutoregressiveFlow(LatentDistribution):
         columns, slope = torch.vmap(push)(eye)
         return columns.movedim(0, -1), slope.movedim(0, -1)
 
-    def _held_networks(self) -> list[AutoregressiveNetwork]:
-        return [cast(AutoregressiveNetwork, held_module(cast(nn.Module, n))) for n in self.networks]
+    def _detached_networks(self) -> list[AutoregressiveNetwork]:
+        return [cast(AutoregressiveNetwork, detached_module(cast(nn.Module, n))) for n in self.networks]
 
-    def held(self) -> AutoregressiveFlow:
-        return AutoregressiveFlow(self.base.held(), self.context.detach(), self._held_networks())
+    def detach(self) -> AutoregressiveFlow:
+        return AutoregressiveFlow(self.base.detach(), self.context.detach(), self._detached_networks())
 
-    def free(self) -> tuple[list[Tensor], Callable[[], AutoregressiveFlow]]:
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], AutoregressiveFlow]]:
         # The networks are shared by all images: what each can have of its own is the base and the context.
-        parameters, base = self.base.free()
-        context, networks = leaf(self.context), self._held_networks()
+        parameters, base = self.base.local_parameters()
+        context, networks = leaf(self.context), self._detached_networks()
         return [*parameters, context], lambda: AutoregressiveFlow(base(), context, networks)
 
     def _like(self) -> Tensor:

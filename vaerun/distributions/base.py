@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from vaerun.deprecation import deprecated_alias, warn_renamed
 from vaerun.randomness import batch_normal
+
+RENAMED = {"held": "detach", "free": "local_parameters"}
+"""Methods under the names of version 0.1, by which a plug-in may still call or define them."""
 
 
 class LatentDistribution(Distribution):
@@ -25,15 +29,25 @@ class LatentDistribution(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch.distributions' own interface)
     support = constraints.real_vector
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for old, new in RENAMED.items():
+            names = f"{cls.__name__}.{old}", f"{cls.__name__}.{new}"
+            if new in vars(cls):
+                setattr(cls, old, deprecated_alias(vars(cls)[new], *names))
+            elif old in vars(cls):
+                warn_renamed(*names)
+                setattr(cls, new, vars(cls)[old])
+
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Standard normal noise [K, B, d] -> z [K, B, d] and log q(z) [K, B] in nats, both differentiable."""
         raise NotImplementedError
 
-    def held(self) -> Self:
+    def detach(self) -> Self:
         """The same distribution with its parameters held fixed (no gradient reaches them)."""
         raise NotImplementedError
 
-    def free(self) -> tuple[list[Tensor], Callable[[], Self]]:
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], Self]]:
         """The same family with parameters of its own for each image, starting from this distribution's.
 
         Returns leaf tensors [B, ...] that require gradients, and a function that makes the distribution of them.

@@ -38,7 +38,7 @@ class StandardNormal(LatentDistribution):
         """[..., B, d] -> [..., B, d] nats, of which log_prob is the sum."""
         return -0.5 * (z.square() + LOG_2PI)
 
-    def held(self) -> StandardNormal:
+    def detach(self) -> StandardNormal:
         return self
 
     def _like(self) -> Tensor:
@@ -77,10 +77,10 @@ class DiagonalNormal(LatentDistribution):
         scaled = (z - self._mean).square() * torch.exp(-self.log_variance)
         return -0.5 * (scaled + self.log_variance + LOG_2PI)
 
-    def held(self) -> DiagonalNormal:
+    def detach(self) -> DiagonalNormal:
         return DiagonalNormal(self._mean.detach(), self.log_variance.detach())
 
-    def free(self) -> tuple[list[Tensor], Callable[[], DiagonalNormal]]:
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], DiagonalNormal]]:
         mean, log_variance = leaf(self._mean), leaf(self.log_variance)
         return [mean, log_variance], lambda: DiagonalNormal(mean, log_variance)
 
@@ -134,10 +134,10 @@ class HouseholderNormal(LatentDistribution):
         """[..., B, d] -> [..., B] nats."""
         return self.base.log_prob(self.reflect(z, inverse=True))
 
-    def held(self) -> HouseholderNormal:
+    def detach(self) -> HouseholderNormal:
         return HouseholderNormal(self.base.mean.detach(), self.base.log_variance.detach(), self.vectors.detach())
 
-    def free(self) -> tuple[list[Tensor], Callable[[], HouseholderNormal]]:
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], HouseholderNormal]]:
         mean, log_variance = leaf(self.base.mean), leaf(self.base.log_variance)
         vectors = leaf(self.vectors.movedim(0, 1))
         return [mean, log_variance, vectors], lambda: HouseholderNormal(mean, log_variance, vectors.movedim(1, 0))
@@ -196,11 +196,11 @@ class PrecisionNormal(LatentDistribution):
         white = (self.cholesky.mT @ (z - self._mean).unsqueeze(-1)).squeeze(-1)
         return self.half_log_det - 0.5 * (white.square().sum(-1) + z.shape[-1] * LOG_2PI)
 
-    def held(self) -> PrecisionNormal:
+    def detach(self) -> PrecisionNormal:
         inverse = None if self._inverse is None else self._inverse.detach()
         return PrecisionNormal(self._mean.detach(), self.cholesky.detach(), inverse)
 
-    def free(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
         # Below the diagonal in units of it: sharp and flat posteriors then take the same steps.
         diagonal = torch.diagonal(self.cholesky, dim1=-2, dim2=-1)
         mean, log_diagonal = leaf(self._mean), leaf(diagonal.log())

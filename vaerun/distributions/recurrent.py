@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from vaerun.deprecation import warn_renamed
 from vaerun.distributions.base import LatentDistribution, leaf
 from vaerun.distributions.normal import LOG_2PI
 
@@ -32,7 +33,7 @@ class Recurrence(Protocol):
         """The state after that piece [..., B, n]."""
         ...
 
-    def held(self) -> Self:
+    def detach(self) -> Self:
         """The same with its parameters held fixed; gradients still pass through the pieces."""
         ...
 
@@ -78,12 +79,18 @@ class RecurrentNormal(LatentDistribution):
                 state = self.recurrence.advance(state, z)
         return torch.cat(pieces, -1), log_q
 
-    def held(self) -> RecurrentNormal:
-        return RecurrentNormal(self.recurrence.held(), self.mean_shift.detach(), self.log_variance_shift.detach())
+    def _detached_recurrence(self) -> Recurrence:
+        if hasattr(self.recurrence, "held") and not hasattr(self.recurrence, "detach"):
+            warn_renamed("Recurrence.held", "Recurrence.detach")
+            return self.recurrence.held()
+        return self.recurrence.detach()
 
-    def free(self) -> tuple[list[Tensor], Callable[[], RecurrentNormal]]:
+    def detach(self) -> RecurrentNormal:
+        return RecurrentNormal(self._detached_recurrence(), self.mean_shift.detach(), self.log_variance_shift.detach())
+
+    def local_parameters(self) -> tuple[list[Tensor], Callable[[], RecurrentNormal]]:
         """Shifts [B, T, n] of each image's own, the recurrence held fixed."""
-        recurrence, shifts = self.recurrence.held(), [leaf(self.mean_shift), leaf(self.log_variance_shift)]
+        recurrence, shifts = self._detached_recurrence(), [leaf(self.mean_shift), leaf(self.log_variance_shift)]
         return shifts, lambda: RecurrentNormal(recurrence, *shifts)
 
     def _like(self) -> Tensor:

@@ -1,7 +1,8 @@
 """Estimators: (joint, q, K) -> what to report and what to differentiate (layer L3)."""
 
+from vaerun.deprecation import module_aliases
 from vaerun.estimators.adversarial import AdversarialLoss, Minimax, NonSaturating
-from vaerun.estimators.base import Estimate, Estimator, estimate, whole_batch
+from vaerun.estimators.base import Estimate, Estimator, batch_coupling, estimate
 from vaerun.estimators.elbo import elbo, elbo_mc, stl
 from vaerun.estimators.multisample import dreg, iwae, renyi
 from vaerun.estimators.reconstruction import reconstruction
@@ -15,6 +16,7 @@ __all__ = [
     "Minimax",
     "NonSaturating",
     "ScoreFunction",
+    "batch_coupling",
     "dreg",
     "elbo",
     "elbo_mc",
@@ -24,5 +26,6 @@ __all__ = [
     "renyi",
     "stl",
     "wake_sleep",
-    "whole_batch",
 ]
+
+__getattr__ = module_aliases(__name__, {"whole_batch": "batch_coupling"})

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vaerun.deprecation import module_aliases, warn_renamed
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.models import Joint
@@ -34,8 +35,12 @@ class Estimate:
 class Estimator(Protocol):
     """A function (joint, q, K) of a joint, a distribution over z and the number of samples.
 
-    Options that change during training (`kl_weight`) are keyword arguments of those that have them. An estimator with
-    the attribute `holds_joint` must be given a q that was inferred from `joint.held()`.
+    Options that change during training (`kl_weight`) are keyword arguments of those that have them. Attributes that an
+    estimator may have:
+
+        detach_joint: True if q must be inferred from `joint.detach()`.
+        batch_coupling_options: names of options which, when set, couple the images of a batch.
+        batch_coupling: the setting that couples them in any case; see `batch_coupling`.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Estimate: ...
@@ -44,25 +49,30 @@ class Estimator(Protocol):
 def estimate(
     estimator: Estimator, infer: Callable[[Joint], LatentDistribution], joint: Joint, samples: int, **options: Any
 ) -> Estimate:
-    """Infer q and estimate: the one way to use an estimator that is right for all of them."""
-    holds = getattr(estimator, "holds_joint", False)
-    return estimator(joint, infer(joint.held() if holds else joint), samples, **options)
+    """Infer q and estimate; the only call that is correct for every estimator."""
+    detach = _attribute(estimator, "detach_joint", "holds_joint", False)
+    return estimator(joint, infer(joint.detach() if detach else joint), samples, **options)
 
 
-def whole_batch(estimator: Estimator) -> str | None:
-    """The setting by which an estimator looks at a batch as a whole; None: what it gives for an image is its own.
-
-    An estimator with options that do so has them named in its attribute `of_the_batch`, by option.
-    """
+def batch_coupling(estimator: Estimator) -> str | None:
+    """The setting that makes an image's estimate depend on the rest of its batch, as KEY=VALUE; None: none does."""
     options: dict[str, Any] = getattr(estimator, "keywords", {})
-    for option in getattr(estimator, "of_the_batch", ()):
+    for option in _attribute(estimator, "batch_coupling_options", "of_the_batch", ()):
         if options.get(option):
             return f"estimator.{option}={options[option]}"
-    return getattr(estimator, "whole_batch", None)
+    return _attribute(estimator, "batch_coupling", "whole_batch", None)
+
+
+def _attribute(estimator: Estimator, name: str, old_name: str, default: Any) -> Any:
+    """An optional attribute of an estimator, which a plug-in may still set by its old name."""
+    if not hasattr(estimator, name) and hasattr(estimator, old_name):
+        warn_renamed(f"the attribute {old_name} of an estimator", name)
+        name = old_name
+    return getattr(estimator, name, default)
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleTerms:
     """K samples of q and their log-densities.
 
     Attributes:
@@ -93,7 +103,7 @@ class Draw:
         return {"reconstruction": self.log_likelihood.mean(0), "kl": (self.log_q - self.log_prior).mean(0)}
 
 
-def reparameterised(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor]:
+def reparameterised_samples(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor]:
     """K samples z [K, B, d] and log q(z | x) [K, B], both differentiable in q's parameters.
 
     Raises InputError where z is no differentiable function of them.
@@ -106,7 +116,7 @@ def reparameterised(joint: Joint, q: LatentDistribution, samples: int) -> tuple[
     return q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
 
 
-def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = False) -> Draw:
+def reparameterised_terms(joint: Joint, q: LatentDistribution, samples: int, detach_q: bool = False) -> SampleTerms:
     """K reparameterised samples with their densities.
 
     Arguments:
@@ -116,15 +126,32 @@ def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = Fal
 
     Raises InputError as reparameterised does.
     """
-    z, log_q = reparameterised(joint, q, samples)
-    if held:
+    z, log_q = reparameterised_samples(joint, q, samples)
+    if detach_q:
         z = z.view_as(z)  # an alias: a hook on it sees the gradient of this use of z alone
-        log_q = q.held().log_prob(z)
-    return Draw(z, log_q, joint.log_likelihood(z), joint.prior.log_prob(z))
+        log_q = q.detach().log_prob(z)
+    return SampleTerms(z, log_q, joint.log_likelihood(z), joint.prior.log_prob(z))
 
 
-def at_held_samples(joint: Joint, q: LatentDistribution, samples: int) -> Draw:
+def detached_samples(joint: Joint, q: LatentDistribution, samples: int) -> SampleTerms:
     """K samples that carry no gradient; log p(x, z) and log q(z | x) are functions of their parameters alone."""
     with torch.no_grad():
         z = q.transform(joint.noise("posterior", samples))[0]
-    return Draw(z, q.log_prob(z), joint.log_likelihood(z), joint.prior.log_prob(z))
+    return SampleTerms(z, q.log_prob(z), joint.log_likelihood(z), joint.prior.log_prob(z))
+
+
+def pathwise(joint: Joint, q: LatentDistribution, samples: int, held: bool = False) -> SampleTerms:
+    """The old name of `reparameterised_terms`."""
+    warn_renamed("pathwise", "reparameterised_terms")
+    return reparameterised_terms(joint, q, samples, held)
+
+
+__getattr__ = module_aliases(
+    __name__,
+    {
+        "Draw": "SampleTerms",
+        "at_held_samples": "detached_samples",
+        "reparameterised": "reparameterised_samples",
+        "whole_batch": "batch_coupling",
+    },
+)

@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 
 from vaerun.distributions import DiagonalNormal, LatentDistribution, StandardNormal, kl_by_dimension
 from vaerun.errors import InputError
-from vaerun.estimators.base import Estimate, pathwise, reparameterised
+from vaerun.estimators.base import Estimate, reparameterised_samples, reparameterised_terms
 from vaerun.models import Joint
 
 
@@ -44,7 +44,7 @@ def elbo(
 
     Raises InputError where no closed form is known for this posterior and prior.
     """
-    z, _ = reparameterised(joint, q, samples)
+    z, _ = reparameterised_samples(joint, q, samples)
     try:
         kl = kl_divergence(q, joint.prior)
     except NotImplementedError as error:
@@ -61,12 +61,12 @@ def elbo(
 
 
 def _monte_carlo(
-    joint: Joint, q: LatentDistribution, samples: int, kl_weight: float, free_bits: float, held: bool
+    joint: Joint, q: LatentDistribution, samples: int, kl_weight: float, free_bits: float, detach_q: bool
 ) -> Estimate:
-    draw = pathwise(joint, q, samples, held)
+    draw = reparameterised_terms(joint, q, samples, detach_q)
     terms = draw.terms
     if free_bits:
-        first, prior = _check_factorised(q.held() if held else q, joint.prior)
+        first, prior = _check_factorised(q.detach() if detach_q else q, joint.prior)
         log_ratio = first.log_prob_by_dimension(draw.z) - prior.log_prob_by_dimension(draw.z)
         weighted = kl_weight * _with_free_bits(log_ratio.mean(0), free_bits)
     else:
@@ -79,7 +79,7 @@ def elbo_mc(
     joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
 ) -> Estimate:
     """mean_K log w_k (eq. 2), KL by Monte Carlo; differentiated pathwise; for every reparameterised posterior."""
-    return _monte_carlo(joint, q, samples, kl_weight, free_bits, held=False)
+    return _monte_carlo(joint, q, samples, kl_weight, free_bits, detach_q=False)
 
 
 def stl(
@@ -90,8 +90,8 @@ def stl(
     The score term that is left out has mean zero; without it the gradient's variance vanishes where q is the exact
     posterior.
     """
-    return _monte_carlo(joint, q, samples, kl_weight, free_bits, held=True)
+    return _monte_carlo(joint, q, samples, kl_weight, free_bits, detach_q=True)
 
 
 for _estimator in (elbo, elbo_mc, stl):
-    _estimator.of_the_batch = ("free_bits",)  # type: ignore[attr-defined]
+    _estimator.batch_coupling_options = ("free_bits",)  # type: ignore[attr-defined]

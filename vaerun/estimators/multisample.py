@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
-from vaerun.estimators.base import Estimate, pathwise
+from vaerun.estimators.base import Estimate, reparameterised_terms
 from vaerun.models import Joint
 
 NEAR_ONE = 1e4
@@ -29,7 +29,7 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
 
 def iwae(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
     """The importance-weighted bound, differentiated pathwise as it stands."""
-    draw = pathwise(joint, q, samples)
+    draw = reparameterised_terms(joint, q, samples)
     bound = importance_weighted_bound(draw.log_w)
     return Estimate(bound, bound, draw.terms, "iwae")
 
@@ -40,7 +40,7 @@ def dreg(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
     With normalised weights v_k = w_k / sum w: the model's own parameters get sum_k v_k grad log p(x, z_k); q's
     parameters get sum_k v_k^2 (d log w_k / d z_k) (d z_k / d parameters), log q itself held. At K = 1 it is `stl`.
     """
-    draw = pathwise(joint, q, samples, held=True)
+    draw = reparameterised_terms(joint, q, samples, detach_q=True)
     log_w = draw.log_w
     weights = torch.softmax(log_w.detach(), 0)
     if draw.z.requires_grad:
@@ -64,6 +64,6 @@ def renyi(joint: Joint, q: LatentDistribution, samples: int, *, alpha: float) ->
             f"estimator.alpha={alpha}: at alpha=1 the Renyi bound is the ELBO, and within {near:.2g} of it rounding "
             "spoils it: use estimator=elbo_mc"
         )
-    draw = pathwise(joint, q, samples)
+    draw = reparameterised_terms(joint, q, samples)
     bound = importance_weighted_bound((1 - alpha) * draw.log_w) / (1 - alpha)
     return Estimate(bound, bound, draw.terms, "renyi" if alpha >= 0 else "renyi_no_lower_bound")

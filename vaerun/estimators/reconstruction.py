@@ -6,7 +6,7 @@ and Gaussian pixels its optimum spans the first principal components (Baldi & Ho
 
 from __future__ import annotations
 
-from vaerun.distributions import LatentDistribution, Point
+from vaerun.distributions import Delta, LatentDistribution
 from vaerun.errors import InputError
 from vaerun.estimators.base import Estimate
 from vaerun.models import Joint
@@ -17,7 +17,7 @@ def reconstruction(joint: Joint, q: LatentDistribution, samples: int) -> Estimat
 
     Raises InputError where q is a distribution.
     """
-    if not isinstance(q, Point):
+    if not isinstance(q, Delta):
         raise InputError(
             "estimator=reconstruction is for the plain autoencoder (model=ae): this model has a posterior over z, use "
             "estimator=elbo or another bound"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
-from vaerun.estimators.base import Estimate, at_held_samples
+from vaerun.estimators.base import Estimate, detached_samples
 from vaerun.models import Joint
 
 CONTROL_VARIATES = ("none", "mean", "leave_one_out")
@@ -45,12 +45,12 @@ class ScoreFunction(nn.Module):
             self.register_buffer("weight", torch.zeros((), dtype=torch.float32))
 
     @property
-    def whole_batch(self) -> str | None:
+    def batch_coupling(self) -> str | None:
         """The running mean is of all images of a batch."""
         return "estimator.control_variate=mean" if self.control_variate == "mean" else None
 
     def forward(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-        draw = at_held_samples(joint, q, samples)
+        draw = detached_samples(joint, q, samples)
         signal = draw.log_w.detach()
         score = draw.log_q * (signal - self.baseline(signal))
         if self.training and self.control_variate == "mean":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from vaerun.distributions import LatentDistribution
-from vaerun.estimators.base import Estimate, at_held_samples
+from vaerun.estimators.base import Estimate, detached_samples
 from vaerun.estimators.multisample import importance_weighted_bound
 from vaerun.models import Joint
 
@@ -18,13 +18,13 @@ from vaerun.models import Joint
 def wake_sleep(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
     """The importance-weighted bound is reported; model and q each ascend their own weighted log-density.
 
-    q must have been inferred from `joint.held()`: its update must not reach a decoder that it depends on.
+    q must have been inferred from `joint.detach()`: its update must not reach a decoder that it depends on.
     """
-    draw = at_held_samples(joint, q, samples)
+    draw = detached_samples(joint, q, samples)
     log_w = draw.log_w.detach()
     weights = torch.softmax(log_w, 0)
     surrogate = (weights * (draw.log_p + draw.log_q)).sum(0)
     return Estimate(importance_weighted_bound(log_w), surrogate, draw.terms, "iwae")
 
 
-wake_sleep.holds_joint = True  # type: ignore[attr-defined]
+wake_sleep.detach_joint = True  # type: ignore[attr-defined]

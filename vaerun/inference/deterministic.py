@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from vaerun.distributions import Point
+from vaerun.distributions import Delta
 from vaerun.errors import InputError
 from vaerun.models import Joint
 from vaerun.nets.init import head
@@ -29,5 +29,5 @@ class Deterministic(nn.Module):
         self.encoder = encoder
         self.value = head(cast(Any, encoder).features, latent_dim)
 
-    def forward(self, joint: Joint) -> Point:
-        return Point(self.value(self.encoder(joint.inputs, joint.c)))
+    def forward(self, joint: Joint) -> Delta:
+        return Delta(self.value(self.encoder(joint.inputs, joint.c)))

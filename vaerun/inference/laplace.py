@@ -31,7 +31,7 @@ DAMPING = ("paper", "none")
 
 def newton_step(joint: Joint, mu: Tensor) -> Tensor:
     """L^-1 s at mu [B, d], differentiable in mu and in the joint's parameters (implicitly, see above)."""
-    local = joint.linearise_held(mu)
+    local = joint.linearise_detached(mu)
     factor, step = factor_and_solve(local.precision, local.gradient)
     if not torch.is_grad_enabled():
         return step

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vaerun.distributions import RecurrentNormal, held_module
+from vaerun.distributions import RecurrentNormal, detached_module
 from vaerun.errors import InputError
 from vaerun.models import Joint
 from vaerun.nets.draw import DecoderState, DrawDecoder, DrawEncoder, EncoderState, piece_size
@@ -48,9 +48,9 @@ class ReadAndWrite:
         reader, writer = state
         return reader, self.decoder.advance(writer, z, self.joint.c)
 
-    def held(self) -> ReadAndWrite:
-        encoder, mean, log_variance = (held_module(m) for m in (self.encoder, self.mean, self.log_variance))
-        return ReadAndWrite(encoder, mean, log_variance, self.joint.held())  # type: ignore[arg-type]
+    def detach(self) -> ReadAndWrite:
+        encoder, mean, log_variance = (detached_module(m) for m in (self.encoder, self.mean, self.log_variance))
+        return ReadAndWrite(encoder, mean, log_variance, self.joint.detach())  # type: ignore[arg-type]
 
 
 class Recurrent(nn.Module):

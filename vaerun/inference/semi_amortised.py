@@ -60,7 +60,7 @@ class SemiAmortised(nn.Module):
                 if not train:
                     mean, log_variance = mean.detach().requires_grad_(), log_variance.detach().requires_grad_()
         q = DiagonalNormal(mean, log_variance)
-        return q if train else q.held()
+        return q if train else q.detach()
 
     @staticmethod
     def elbo(joint: Joint, q: DiagonalNormal, step: int) -> Tensor:

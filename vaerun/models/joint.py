@@ -24,7 +24,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from vaerun.distributions import LatentDistribution, StandardNormal, held_module
+from vaerun.deprecation import deprecated_alias
+from vaerun.distributions import LatentDistribution, StandardNormal, detached_module
 from vaerun.models.congruence import congruence, quadratic
 from vaerun.models.linear_map import Differentiated, LinearMap
 from vaerun.randomness import batch_normal
@@ -105,14 +106,16 @@ class Joint:
     def _global_noise(self, stream: str, k: int) -> Tensor:
         return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
 
-    def held(self) -> Joint:
+    def detach(self) -> Joint:
         """The same function of z with the model's parameters held fixed: gradients reach z alone."""
         view = copy.copy(self)
-        view.decoder = cast(Decoder, held_module(cast(nn.Module, self.decoder)))
-        view.likelihood = cast(Any, held_module(cast(nn.Module, self.likelihood)))
-        view.prior = self.prior.held()
+        view.decoder = cast(Decoder, detached_module(cast(nn.Module, self.decoder)))
+        view.likelihood = cast(Any, detached_module(cast(nn.Module, self.likelihood)))
+        view.prior = self.prior.detach()
         view._gram_cache, view._latest = {}, None
         return view
+
+    held = deprecated_alias(detach, "Joint.held", "Joint.detach")
 
     # -- densities ----------------------------------------------------------------------------------------------
 
@@ -136,13 +139,13 @@ class Joint:
         """Gradient and Gauss-Newton precision of log p(x, z | c) at z = mu [B, d]."""
         return self._linearise(mu, self._map(mu))
 
-    def linearise_held(self, mu: Tensor) -> Linearisation:
+    def linearise_detached(self, mu: Tensor) -> Linearisation:
         """The same without a graph; what `residual` at this mu shares with it is made once, for both."""
         if self._gram_linearises:
             self._gram()  # in the caller's mode
         network = self._map(mu)
         with torch.no_grad():
-            return self._linearise(mu, network.held())
+            return self._linearise(mu, network.detach())
 
     def _linearise(self, mu: Tensor, network: LinearMap) -> Linearisation:
         gradient, curvature = (self._linearise_gram if self._gram_linearises else self._linearise_general)(network)

@@ -28,7 +28,7 @@ class LinearMap(Protocol):
         """J', [B, d, n]."""
         ...
 
-    def held(self) -> LinearMap:
+    def detach(self) -> LinearMap:
         """The same without a graph."""
         ...
 
@@ -60,5 +60,5 @@ class Differentiated:
         eye = torch.eye(self.z.shape[-1], dtype=self.z.dtype, device=self.z.device)
         return torch.vmap(lambda tangent: self.push(tangent.expand_as(self.z)), out_dims=1)(eye)
 
-    def held(self) -> Differentiated:
+    def detach(self) -> Differentiated:
         return Differentiated(self.function, self.z.detach())

@@ -60,7 +60,7 @@ class Linearised:
     def __init__(self, value: Tensor, weights: Sequence[Tensor], slopes: Sequence[Tensor], inputs: int) -> None:
         self.value, self.weights, self.slopes, self.inputs = value, weights, slopes, inputs
 
-    def held(self) -> Linearised:
+    def detach(self) -> Linearised:
         """The same without a graph."""
         with torch.no_grad():
             return Linearised(

@@ -1,7 +1,12 @@
 """What the trainer optimises: phases, each with its parameters and its loss per image (layer L4)."""
 
-from vaerun.objectives.adversarial import Adversarial, Information
-from vaerun.objectives.base import Look, Objective, Phase
-from vaerun.objectives.variational import Variational, WarmUp
+from vaerun.deprecation import module_aliases
+from vaerun.objectives.adversarial import Adversarial, InformationWeights
+from vaerun.objectives.base import Diagnostics, Objective, Phase
+from vaerun.objectives.variational import KLWarmup, Variational
 
-__all__ = ["Adversarial", "Information", "Look", "Objective", "Phase", "Variational", "WarmUp"]
+__all__ = ["Adversarial", "Diagnostics", "InformationWeights", "KLWarmup", "Objective", "Phase", "Variational"]
+
+__getattr__ = module_aliases(
+    __name__, {"Information": "InformationWeights", "Look": "Diagnostics", "WarmUp": "KLWarmup"}
+)

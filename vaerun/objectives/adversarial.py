@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from vaerun.data.dataset import Batch
-from vaerun.distributions import held_module
+from vaerun.distributions import detached_module
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
 from vaerun.models import AdversarialModel
-from vaerun.objectives.base import Look, Phase
+from vaerun.objectives.base import Diagnostics, Phase
 from vaerun.randomness import batch_normal
 
 
 @dataclass(frozen=True)
-class Information:
+class InformationWeights:
     """lambda of the mutual information by kind of code; 0: that kind is ignored."""
 
     categorical: float = 1.0
     continuous: float = 1.0
 
 
-def frozen(module: nn.Module) -> nn.Module:
+def frozen_view(module: nn.Module) -> nn.Module:
     """A view of a module that gradients pass through and that remembers nothing of what it sees."""
-    view = held_module(module)
+    view = detached_module(module)
     for part in view.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             # In training mode it then uses the batch's own statistics and leaves the running ones alone.
@@ -65,7 +65,7 @@ class Adversarial(nn.Module):
     Raises InputError for options that do not go together.
     """
 
-    whole_batch: str | None = None  # but for batch normalisation, which is no setting of the objective's
+    batch_coupling: str | None = None  # but for batch normalisation, which is no setting of the objective's
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Adversarial(nn.Module):
         *,
         discriminator_steps: int = 1,
         r1: float = 0.0,
-        information: Information | None = None,
+        information: InformationWeights | None = None,
         decay: float = 0.999,
         winning_steps: int = 500,
     ) -> None:
@@ -85,7 +85,7 @@ class Adversarial(nn.Module):
                 "model.discriminator.batch_norm=false"
             )
         self.model, self.estimator, self.r1 = model, estimator, r1
-        self.information = information or Information()
+        self.information = information or InformationWeights()
         self.decay, self.winning_steps = decay, winning_steps
         self.phases = {
             "discriminator": Phase({"discriminator": list(model.discriminator.parameters())}, discriminator_steps),
@@ -118,7 +118,7 @@ class Adversarial(nn.Module):
         """
         given, code = self.model.split(noise)
         with torch.no_grad():
-            fake = frozen(self.model.generator)(given, c)
+            fake = frozen_view(self.model.generator)(given, c)
         # The penalty differentiates also where the caller wants a value only.
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.r1 > 0):
             real = (2 * x - 1).requires_grad_(self.r1 > 0)
@@ -150,7 +150,7 @@ class Adversarial(nn.Module):
         """
         given, code = self.model.split(noise)
         fake = self.model.generator(given, c)
-        logit, q = frozen(self.model.discriminator)(fake, c)
+        logit, q = frozen_view(self.model.discriminator)(fake, c)
         value = self.estimator.generator(logit)
         weighted, metrics = self._information(q, code)
         return value - weighted, {"generator_loss": value.detach(), **metrics}
@@ -170,7 +170,7 @@ class Adversarial(nn.Module):
                 metrics["code_entropy"] = torch.full_like(value, entropy[kind])
         return weighted, metrics
 
-    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+    def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
         """No mistake is one of no process's."""
         if self._flawless is not None:
             self._flawless = every(self._flawless)
@@ -196,7 +196,7 @@ class Adversarial(nn.Module):
                 else:
                     value.copy_(current[name])
 
-    def look(self) -> Look:
+    def diagnostics(self) -> Diagnostics:
         """Whether the discriminator has won since the last look."""
         won = int(torch.maximum(self.longest, self.won)) >= self.winning_steps
         self.longest.zero_()
@@ -205,4 +205,4 @@ class Adversarial(nn.Module):
             "it; lower trainer.discriminator_learning_rate, or set estimator.label_smoothing=0.1, or "
             "model.discriminator.spectral_norm=true or estimator.r1=1 (both without batch norm)"
         )
-        return Look({"discriminator_won": float(won)}, [line] if won else [])
+        return Diagnostics({"discriminator_won": float(won)}, [line] if won else [])

@@ -26,7 +26,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Look:
+class Diagnostics:
     """What an objective says of itself whenever training metrics are recorded.
 
     Attributes:
@@ -44,7 +44,7 @@ class Objective(Protocol):
     phases: dict[str, Phase]
 
     @property
-    def whole_batch(self) -> str | None:
+    def batch_coupling(self) -> str | None:
         """The setting by which the loss of an image depends on the others of its batch; None: there is none."""
         ...
 
@@ -56,7 +56,7 @@ class Objective(Protocol):
         """
         ...
 
-    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+    def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
         """Called before after_step where processes share the batch; `every` is a logical and over all of it."""
         ...
 
@@ -64,7 +64,7 @@ class Objective(Protocol):
         """Called once after each training step (moving averages)."""
         ...
 
-    def look(self) -> Look:
+    def diagnostics(self) -> Diagnostics:
         """Called whenever metrics are recorded; it may wait for the device."""
         ...
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.data.dataset import Batch
-from vaerun.estimators import Estimator, estimate, whole_batch
+from vaerun.estimators import Estimator, batch_coupling, estimate
 from vaerun.models import LatentModel
-from vaerun.objectives.base import Look, Phase
+from vaerun.objectives.base import Diagnostics, Phase
 
 
 @dataclass(frozen=True)
-class WarmUp:
+class KLWarmup:
     """A weight of the KL that grows linearly from 0 to `weight` over the first `steps` training steps."""
 
     weight: float
@@ -36,12 +36,14 @@ class Variational(nn.Module):
         model: the latent-variable model.
         estimator: see vaerun.estimators.
         samples: K.
-        warm_up: the KL's weight by step, for estimators that take `kl_weight`; None: theirs.
+        kl_warmup: the KL's weight by step, for estimators that take `kl_weight`; None: theirs.
     """
 
-    def __init__(self, model: LatentModel, estimator: Estimator, samples: int, warm_up: WarmUp | None = None) -> None:
+    def __init__(
+        self, model: LatentModel, estimator: Estimator, samples: int, kl_warmup: KLWarmup | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.estimator, self.samples, self.warm_up = model, estimator, samples, warm_up
+        self.model, self.estimator, self.samples, self.kl_warmup = model, estimator, samples, kl_warmup
         self.phases = {"model": Phase(model.parameter_groups())}
 
     def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,7 +52,7 @@ class Variational(nn.Module):
         An estimator of another bound has that one too, by its name.
         """
         joint = self.model.joint(batch.x, batch.c if self.model.classes else None)
-        options: dict[str, Any] = {} if self.warm_up is None else {"kl_weight": self.warm_up(step)}
+        options: dict[str, Any] = {} if self.kl_warmup is None else {"kl_weight": self.kl_warmup(step)}
         found = estimate(self.estimator, self.model.infer, joint, self.samples, **options)
         metrics = {name: value.detach() for name, value in found.terms.items()}
         if {"reconstruction", "kl"} <= metrics.keys():
@@ -58,21 +60,21 @@ class Variational(nn.Module):
         if "reconstruction" in metrics:
             metrics["reconstruction"] = metrics["reconstruction"] + batch.log_det
         metrics[found.name] = found.bound.detach() + batch.log_det
-        if self.warm_up is not None:
+        if self.kl_warmup is not None:
             metrics["kl_weight"] = torch.ones_like(metrics[found.name]) * options["kl_weight"]
         return -found.surrogate, metrics
 
     @property
-    def whole_batch(self) -> str | None:
+    def batch_coupling(self) -> str | None:
         """The estimator's."""
-        return whole_batch(self.estimator)
+        return batch_coupling(self.estimator)
 
-    def agree(self, every: Callable[[Tensor], Tensor]) -> None:
+    def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
         """Nothing to do."""
 
     def after_step(self, step: int | Tensor) -> None:
         """Nothing to do."""
 
-    def look(self) -> Look:
+    def diagnostics(self) -> Diagnostics:
         """Nothing to say beside the metrics."""
-        return Look()
+        return Diagnostics()

@@ -17,7 +17,7 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
-from vaerun.objectives import Adversarial, Variational, WarmUp
+from vaerun.objectives import Adversarial, KLWarmup, Variational
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
 from vaerun.storage.plain_yaml import read_yaml
 from vaerun.training import TrainSettings
@@ -168,7 +168,7 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
         steps = e.kl_warmup_epochs * math.ceil(images / t.batch_size)
         if not steps < 2**63:
             raise InputError(f"estimator.kl_warmup_epochs={e.kl_warmup_epochs:g} has more steps than can be counted")
-        warm_up = WarmUp(e.kl_weight, math.ceil(steps))
+        warm_up = KLWarmup(e.kl_weight, math.ceil(steps))
     return Variational(model, estimator, e.samples, warm_up)
 
 

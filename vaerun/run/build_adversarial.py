@@ -10,7 +10,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
 from vaerun.models import AdversarialModel, Codes
-from vaerun.objectives import Adversarial, Information
+from vaerun.objectives import Adversarial, InformationWeights
 
 
 def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:
@@ -65,7 +65,7 @@ def build_adversarial_objective(settings: Settings, model: AdversarialModel, est
             weight = getattr(codes, key)
             if not 0 <= weight < math.inf:
                 raise InputError(f"model.codes.{key} must be a finite number of at least 0, got {weight}")
-        information = Information(categorical=codes.categorical_weight, continuous=codes.continuous_weight)
+        information = InformationWeights(categorical=codes.categorical_weight, continuous=codes.continuous_weight)
     return Adversarial(
         model,
         estimator,

@@ -97,7 +97,7 @@ class Step:
                     totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
                     self.add(totals, phase.repeats)
         if self.ranks.size > 1:
-            self.objective.agree(self.ranks.all_true)
+            self.objective.sync_flags(self.ranks.all_true)
         self.objective.after_step(step)
 
     def add(self, totals: Mapping[str, Tensor], repeats: int) -> None:

@@ -171,7 +171,7 @@ def train(
             if progress.step % settings.log_every == 0 or last:
                 values = {f"train/{k}": v / count for k, v in step.reduce_metrics().items()}
                 values["train/learning_rate"] = settings.learning_rate * scale
-                look = objective.look()
+                look = objective.diagnostics()
                 values |= {f"train/{k}": v for k, v in look.values.items()}
                 if warn is not None:
                     for line in sorted(set(look.warnings) - told):

@@ -18,7 +18,7 @@ from vaerun.estimators import NonSaturating
 from vaerun.models import AdversarialModel, Codes
 from vaerun.nets import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator
 from vaerun.objectives import Adversarial, Phase
-from vaerun.objectives.base import Look
+from vaerun.objectives.base import Diagnostics
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import RunLogger
@@ -111,8 +111,8 @@ class Scripted(nn.Module):
 
     def after_step(self, step: int) -> None: ...
 
-    def look(self) -> Look:
-        return Look(warnings=next(self.looks, []))
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics(warnings=next(self.looks, []))
 
 
 def make_split(n: int = 22, shape: tuple[int, ...] = (1, 16, 16), classes: int = 0) -> Split:

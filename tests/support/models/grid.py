@@ -38,7 +38,7 @@ class Grid(LatentDistribution):
         assert found.any(-1).all()
         return (found * self.log_probabilities).sum(-1)
 
-    def held(self) -> Grid:
+    def detach(self) -> Grid:
         return Grid(self.points, self.logits.detach(), self.index)
 
     def _like(self) -> Tensor:

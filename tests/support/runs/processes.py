@@ -27,7 +27,7 @@ from vaerun.data.dataset import Batch, Split
 from vaerun.distributed.process_group import PeerLost, Ranks, process_group
 from vaerun.errors import Interrupted, RunError
 from vaerun.evaluation import Validator
-from vaerun.objectives import Adversarial, Variational, WarmUp
+from vaerun.objectives import Adversarial, KLWarmup, Variational
 from vaerun.randomness import permutation
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
@@ -59,7 +59,7 @@ def likelihood(
     pixels: str = "gaussian",
     network: str = "mlp",
     context: str = "plain",
-    warm_up: WarmUp | None = None,
+    warm_up: KLWarmup | None = None,
 ) -> Callable[[Split], Variational]:
     def make(split: Split) -> Variational:
         model = members.make_model(posterior, pixels, network, context)
@@ -90,7 +90,7 @@ MODELS = {
     "vae clipped": Case(likelihood(), settings={"clip_norm": 0.5, "schedule": "cosine", "log_every": 5}),
     "vae of binary pixels": Case(BINARY("amortised", "elbo_mc", 3), transform="dynamic"),
     "vae of dequantised pixels": Case(likelihood("full", "stl"), transform="logit"),
-    "vae with warm-up": Case(likelihood("amortised", "elbo", 2, warm_up=WarmUp(1.0, 6))),
+    "vae with warm-up": Case(likelihood("amortised", "elbo", 2, warm_up=KLWarmup(1.0, 6))),
     "convolutional vae": Case(likelihood(network="conv"), shape=(1, 8, 8)),
     "iwae": Case(likelihood("amortised", "iwae", 5)),
     "dreg": Case(likelihood("amortised", "dreg", 3)),

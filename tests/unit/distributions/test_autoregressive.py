@@ -179,7 +179,7 @@ class Bent(nn.Module):
 def test_density_integrates_to_one_and_samples_follow_it(networks):
     steps = [Bent(False), Bent(True)] if networks == "bent" else list(make_networks(2, 2, scale=2.0))
     base = DiagonalNormal(torch.zeros(1, 2), torch.tensor([[0.5, 0.0]]))
-    q = AutoregressiveFlow(base, 0.3 * torch.randn(1, N), steps).held()
+    q = AutoregressiveFlow(base, 0.3 * torch.randn(1, N), steps).detach()
     points, area = grid(-9, 9, 432)
     at, log_q = points[:, 0], q.log_prob(points)[:, 0]
     density = log_q.exp() * area
@@ -248,7 +248,7 @@ def test_only_one_pass_through_each_network_is_differentiated():
 @sizes
 def test_held_lets_gradients_reach_z_alone(d, steps):
     q, leaves, networks = make_flow(d, steps)
-    held = q.held()
+    held = q.detach()
     noise = torch.randn(5, B, d)
     for a, b in zip(held.transform(noise), q.transform(noise), strict=True):
         torch.testing.assert_close(a, b)
@@ -268,7 +268,7 @@ def test_held_lets_gradients_reach_z_alone(d, steps):
 @sizes
 def test_free_gives_each_image_parameters_of_its_own(d, steps):
     q, leaves, networks = make_flow(d, steps)
-    parameters, build = q.free()
+    parameters, build = q.local_parameters()
     assert [p.shape for p in parameters] == [(B, d), (B, d), (B, N)]
     assert all(p.is_leaf and p.requires_grad for p in parameters)
     noise = torch.randn(5, B, d)

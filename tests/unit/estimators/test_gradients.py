@@ -31,7 +31,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaerun.distributions import DiagonalNormal, LatentDistribution
 from vaerun.estimators import Estimate, Estimator, ScoreFunction, dreg, elbo, elbo_mc, estimate, iwae, stl
-from vaerun.estimators.base import at_held_samples, pathwise
+from vaerun.estimators.base import detached_samples, reparameterised_terms
 from vaerun.inference import Recurrent
 from vaerun.models import Joint, LatentModel
 from vaerun.nets import DrawDecoder, DrawEncoder
@@ -121,7 +121,7 @@ def test_gradients_of_a_recurrent_posterior_agree(context):
     check(mean_gradient(model, ScoreFunction(), 2, 10, c), truth, 1e-4)
     check(mean_gradient(model, dreg, 2, 10, c), truth_of(model, c, "iwae"), 1e-4)
     if context == "plain":  # the guard: what the decoder does to q does count
-        assert distance(mean_gradient(model, score(holds_joint=True), 1, 24, c), truth)["p"] > 1e-3
+        assert distance(mean_gradient(model, score(detach_joint=True), 1, 24, c), truth)["p"] > 1e-3
 
 
 def surrogate(function: Callable[[Joint, LatentDistribution, int], Tensor], **attributes: bool) -> Estimator:
@@ -137,7 +137,7 @@ def score(
     baseline: Callable[[Tensor], Tensor] = torch.zeros_like, weight: float = 1.0, **attributes: bool
 ) -> Estimator:
     def function(joint: Joint, q: LatentDistribution, samples: int) -> Tensor:
-        draw = at_held_samples(joint, q, samples)
+        draw = detached_samples(joint, q, samples)
         signal = draw.log_w.detach()
         return (draw.log_p + weight * draw.log_q * (signal - baseline(signal))).mean(0)
 
@@ -148,7 +148,7 @@ def weighted_path(power: int) -> Estimator:
     """DReG with the wrong power of the weights on the path through z."""
 
     def function(joint: Joint, q: LatentDistribution, samples: int) -> Tensor:
-        draw = pathwise(joint, q, samples, held=True)
+        draw = reparameterised_terms(joint, q, samples, detach_q=True)
         weights = torch.softmax(draw.log_w.detach(), 0)
         draw.z.register_hook(lambda g: g * weights.unsqueeze(-1) ** (power - 1))
         return (weights * draw.log_w).sum(0)
@@ -159,10 +159,10 @@ def weighted_path(power: int) -> Estimator:
 BROKEN = {
     "half the score": ("elbo", 1, score(weight=0.5)),
     "a baseline that knows its own sample": ("elbo", 2, score(lambda signal: signal.mean(0))),
-    "no score of what the decoder does to q": ("elbo", 1, score(holds_joint=True)),
-    "no path": ("elbo", 1, surrogate(lambda joint, q, k: at_held_samples(joint, q, k).log_w.mean(0))),
-    "no gradient of the model's own": ("elbo", 1, surrogate(lambda joint, q, k: stl(joint.held(), q, k).surrogate)),
-    "no entropy": ("elbo", 1, surrogate(lambda joint, q, k: pathwise(joint, q, k).log_p.mean(0))),
+    "no score of what the decoder does to q": ("elbo", 1, score(detach_joint=True)),
+    "no path": ("elbo", 1, surrogate(lambda joint, q, k: detached_samples(joint, q, k).log_w.mean(0))),
+    "no gradient of the model's own": ("elbo", 1, surrogate(lambda joint, q, k: stl(joint.detach(), q, k).surrogate)),
+    "no entropy": ("elbo", 1, surrogate(lambda joint, q, k: reparameterised_terms(joint, q, k).log_p.mean(0))),
     "weights to the power 1": ("iwae", 2, weighted_path(1)),
     "weights to the power 3": ("iwae", 2, weighted_path(3)),
     "weights held": ("iwae", 2, surrogate(lambda joint, q, k: elbo_mc(joint, q, k).surrogate)),
@@ -200,7 +200,7 @@ def test_held_gradients_are_the_published_sums(estimator, posterior, context):
     joint, q = fresh()
     z, _ = q.transform(joint.noise("posterior", 4))
     at = z.detach().requires_grad_()
-    log_w = joint.held().log_prob(at) - q.held().log_prob(at)
+    log_w = joint.detach().log_prob(at) - q.detach().log_prob(at)
     slope = torch.autograd.grad(log_w.sum(), at)[0]
     v = torch.full_like(log_w, 0.25) if estimator == "stl" else torch.softmax(log_w.detach(), 0)
     on_path = v if estimator == "stl" else v.square()
@@ -239,7 +239,7 @@ def test_sticking_the_landing(context):
     # score is all that is left of the others' gradients.
     model = make_model("laplace2_undamped", network="linear", context=context)
     joint = model.joint(*make_data(model, 4))
-    leaves, build = model.infer(joint).free()
+    leaves, build = model.infer(joint).local_parameters()
     for samples in (1, 5):
         size = {}
         for estimator in (stl, dreg, elbo, elbo_mc, iwae):

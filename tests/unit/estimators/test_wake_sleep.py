@@ -27,7 +27,7 @@ def test_both_updates_are_exact_on_a_grid():
     log_evidence = log_p.logsumexp(1)
     torch.testing.assert_close(found.bound, log_evidence)
 
-    log_q = model.infer(joint.held()).log_probabilities
+    log_q = model.infer(joint.detach()).log_probabilities
     log_posterior = (log_p - log_evidence.unsqueeze(1)).detach()
     inclusive = (log_posterior.exp() * (log_posterior - log_q)).sum(1)  # KL(p(z | x) || q) [B]
     weights = torch.tensor([1.0, -0.7, 0.4])  # each image for itself
@@ -49,14 +49,14 @@ def test_each_side_ascends_its_own_weighted_density(posterior, context):
         return model.joint(x, c, image_noise(model, [0, 1, 2]))
 
     whole = joint()
-    q: LatentDistribution = model.infer(whole.held())
+    q: LatentDistribution = model.infer(whole.detach())
     z = q.transform(whole.noise("posterior", 4))[0].detach()
     log_w = whole.log_prob(z) - q.log_prob(z)
     v = (log_w - log_w.logsumexp(0)).exp().detach()
     update = by_part(model, estimate(wake_sleep, model.infer, joint(), 4).surrogate.sum())
     torch.testing.assert_close(update["p"], by_part(model, (v * joint().log_prob(z)).sum())["p"])
     # The model's is also the gradient of the importance-weighted bound, q left as it is.
-    bound = estimate(iwae, lambda given: model.infer(given).held(), joint(), 4).bound
+    bound = estimate(iwae, lambda given: model.infer(given).detach(), joint(), 4).bound
     torch.testing.assert_close(update["p"], by_part(model, bound.sum())["p"])
     assert ("q" in update) == POSTERIORS[posterior].encoder
     if "q" in update:

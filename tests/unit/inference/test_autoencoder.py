@@ -18,7 +18,7 @@ from support.models.members import (
 )
 from torch import Tensor, nn
 
-from vaerun.distributions import Point
+from vaerun.distributions import Delta
 from vaerun.errors import InputError
 from vaerun.estimators import estimate, reconstruction
 from vaerun.inference import Deterministic
@@ -55,7 +55,7 @@ def test_reconstruction_is_the_density_of_x_at_the_encoders_point(context, likel
 def test_a_held_point_passes_no_gradient():
     model = make_model(POINT)
     joint = model.joint(*make_data(model, 2))
-    reconstruction(joint, model.infer(joint).held(), 1).surrogate.sum().backward()
+    reconstruction(joint, model.infer(joint).detach(), 1).surrogate.sum().backward()
     assert all(p.grad is None for p in model.inference.parameters())
     assert model.decoder.affine.weight.grad.abs().max() > 0
 
@@ -93,7 +93,7 @@ def test_there_is_nothing_to_sample(context):
 
 
 def test_a_point_has_no_density():
-    point = Point(torch.randn(3, 2))
+    point = Delta(torch.randn(3, 2))
     for use in (
         point.rsample,
         lambda: point.log_prob(torch.zeros(3, 2)),

@@ -13,7 +13,7 @@ from support.models.draw import WINDOWS, copy_lstm, draw, infer, network
 from support.models.members import CONTEXTS, LIKELIHOODS, NETWORKS, Network, Posterior, make_data, make_model
 from torch import Tensor, nn
 
-from vaerun.distributions import RecurrentNormal, held_module
+from vaerun.distributions import RecurrentNormal, detached_module
 from vaerun.errors import InputError
 from vaerun.estimators import elbo_mc
 from vaerun.inference import Amortised, Laplace, Recurrent
@@ -228,14 +228,14 @@ def test_parts_that_do_not_fit_are_refused():
 def test_a_joint_that_does_not_fit_is_refused():
     model = draw(steps=2, n=3)
     joint = model.joint(*make_data(model, 2))
-    assert isinstance(model.infer(joint.held()), RecurrentNormal)
+    assert isinstance(model.infer(joint.detach()), RecurrentNormal)
     encoder = model.inference.encoder
     with pytest.raises(InputError, match=r"model\.inference\.steps=3 must be model\.decoder\.steps=2"):
         Recurrent(encoder, 6, steps=3)(joint)
     joint.decoder = DrawDecoder(6, (2, 4, 5), steps=2, hidden=7, write_size=None)
     with pytest.raises(InputError, match=r"decoder_hidden=5 must be model\.decoder\.hidden=7"):
         model.infer(joint)
-    joint.decoder = held_module(NETWORKS["mlp"].decoder(6, (2, 4, 5)))
+    joint.decoder = detached_module(NETWORKS["mlp"].decoder(6, (2, 4, 5)))
     with pytest.raises(InputError, match="model=draw needs network=draw: its decoder cannot be MLPDecoder"):
         model.infer(joint)
     amortised = make_model(

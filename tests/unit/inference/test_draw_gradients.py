@@ -67,18 +67,18 @@ def test_held_lets_gradients_reach_z_alone(window, likelihood, context):
     model = draw(window, likelihood, context)
     q = infer(model)
     z = torch.randn(2, 4, 6).requires_grad_()
-    value, held = q.log_prob(z), q.held().log_prob(z)
+    value, held = q.log_prob(z), q.detach().log_prob(z)
     torch.testing.assert_close(held, value)
     held.sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     torch.testing.assert_close(z.grad, torch.autograd.grad(value.sum(), z)[0])
     assert z.grad.abs().max() > 1e-3
-    assert not q.held().transform(torch.randn(1, 4, 6))[0].requires_grad
+    assert not q.detach().transform(torch.randn(1, 4, 6))[0].requires_grad
 
 
 def test_a_held_joint_holds_the_decoder_inside_the_posterior():
     model = draw()
-    joint = model.joint(*make_data(model, 4)).held()
+    joint = model.joint(*make_data(model, 4)).detach()
     model.infer(joint).transform(torch.randn(2, 4, 6))[0].sum().backward()
     assert all(p.grad is None for p in (*model.decoder.parameters(), *model.likelihood.parameters()))
     for name, parameter in model.inference.named_parameters():
@@ -126,12 +126,12 @@ def test_a_free_posterior_starts_where_it_was_and_is_its_images_own(window, cont
     model = draw(window, context=context)
     joint = model.joint(*make_data(model, 4))
     q, noise = model.infer(joint), torch.randn(5, 4, 6)
-    shifts, build = q.free()
+    shifts, build = q.local_parameters()
     assert [s.shape for s in shifts] == [(4, 3, 2), (4, 3, 2)]
     for found, expected in zip(build().transform(noise), q.transform(noise), strict=True):
         torch.testing.assert_close(found, expected)
     z, log_q = build().transform(noise)
-    bound = (joint.held().log_prob(z) - log_q).mean(0)
+    bound = (joint.detach().log_prob(z) - log_q).mean(0)
     gradients = torch.autograd.grad(bound[2], shifts, retain_graph=True)
     for gradient in gradients:
         assert (gradient[2].abs() > 1e-8).all()
@@ -144,7 +144,7 @@ def test_a_free_posterior_starts_where_it_was_and_is_its_images_own(window, cont
         z, log_q = build().transform(noise)
         assert ((joint.log_prob(z) - log_q).mean(0) > bound).all()
         torch.testing.assert_close(build().log_prob(z), log_q)
-        again, rebuild = build().held().free()
+        again, rebuild = build().detach().local_parameters()
         torch.testing.assert_close(again, shifts)
         torch.testing.assert_close(rebuild().transform(noise)[0], z)
 
@@ -152,7 +152,7 @@ def test_a_free_posterior_starts_where_it_was_and_is_its_images_own(window, cont
 def test_shifts_move_mean_and_log_variance():
     model, noise = draw(steps=1, n=3), torch.randn(1, 4, 3)
     q = infer(model)
-    shifts, build = q.free()
+    shifts, build = q.local_parameters()
     with torch.no_grad():
         shifts[0].fill_(0.3)
         shifts[1].fill_(-0.2)

@@ -15,8 +15,8 @@ from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
 from vaerun.models import Codes
-from vaerun.objectives import Adversarial, Information
-from vaerun.objectives.adversarial import frozen
+from vaerun.objectives import Adversarial, InformationWeights
+from vaerun.objectives.adversarial import frozen_view
 from vaerun.training import TrainSettings, make_optimisers
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import update
@@ -74,7 +74,7 @@ def test_frozen_view_computes_the_same(member: str) -> None:
                         if type(m).__name__ == "_SpectralNorm":
                             m.eval()
                 before = everything(module)
-                found, expected = frozen(module)(given, batch.c), twin(given, batch.c)
+                found, expected = frozen_view(module)(given, batch.c), twin(given, batch.c)
                 assert_same_bits(everything(module), before)
                 for a, b in zip(found, expected, strict=True):
                     assert (a is b is None) or torch.equal(a, b)
@@ -85,7 +85,7 @@ def test_frozen_view_computes_the_same(member: str) -> None:
 @pytest.mark.parametrize("member", MEMBERS)
 def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
     """The definition, with copies in place of views and torch's distributions in place of the codes' own."""
-    weights = Information(categorical=0.7, continuous=0.2)
+    weights = InformationWeights(categorical=0.7, continuous=0.2)
     objective = make(member, information=weights).eval()  # where the same module gives the same twice
     model, batch = objective.model, make_batch(classes=objective.model.classes)
     noise = torch.randn(6, model.noise_dim)
@@ -161,7 +161,7 @@ def test_q_learns_from_generated_images_alone() -> None:
 @pytest.mark.parametrize("member", [m for m in MEMBERS if "infogan" in m])
 def test_without_lambda_it_is_a_gan(member: str) -> None:
     """Same weights, same inputs: the generator's numbers are z and codes, for a GAN all of them are z."""
-    objective = make(member, information=Information(0.0, 0.0))
+    objective = make(member, information=InformationWeights(0.0, 0.0))
     model = objective.model
     gan = make_objective(make_model(**{k: v for k, v in MEMBERS[member].items() if k != "codes"})).train()
     gan.model.latent_dim = model.latent_dim + model.codes.size
@@ -187,7 +187,7 @@ def test_without_lambda_it_is_a_gan(member: str) -> None:
     # And the codes' gradient is there where lambda is.
     name, p = next(model.generator.named_parameters())
     p.grad = None
-    make_objective(model, information=Information(1.0, 0.0)).generator_loss(None, noise)[0].mean().backward()
+    make_objective(model, information=InformationWeights(1.0, 0.0)).generator_loss(None, noise)[0].mean().backward()
     assert not torch.allclose(p.grad, theirs[f"generator.{name}"].grad)
 
 
@@ -211,7 +211,7 @@ def test_bound_reaches_what_the_image_tells(parity: bool) -> None:
     codes, k = Codes([6]), 6
     model = make_model(shape=(1, 1, k), codes=codes)
     model.generator = Writes(model.latent_dim, parity)
-    objective = make_objective(model, information=Information(1.0, 0.0))
+    objective = make_objective(model, information=InformationWeights(1.0, 0.0))
     noise = torch.cat([torch.randn(k, model.latent_dim), 9 * torch.eye(k)], 1)  # each value once: exact expectations
     x, limit = make_batch(k, (1, 1, k)).x, math.log(2) if parity else math.log(k)
     optimiser = torch.optim.Adam(model.discriminator.parameters(), 0.03)

@@ -25,7 +25,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import Estimate, Estimator, elbo, elbo_mc, estimate, reconstruction, stl
 from vaerun.inference import Deterministic
 from vaerun.models import Joint, LatentModel
-from vaerun.objectives import Variational, WarmUp
+from vaerun.objectives import KLWarmup, Variational
 
 contexts = pytest.mark.parametrize("context", CONTEXTS)
 WITH_OPTIONS = {name: method.make() for name, method in ESTIMATORS.items() if method.kl_options}
@@ -106,7 +106,7 @@ def test_a_running_mean_is_in_the_checkpoint_and_follows_the_mode():
 
 
 def test_the_weight_grows_linearly_from_zero():
-    warm_up = WarmUp(0.8, 40)
+    warm_up = KLWarmup(0.8, 40)
     assert [warm_up(step) for step in (0, 1, 10, 20, 39, 40, 41, 10**6)] == pytest.approx(
         [0, 0.02, 0.2, 0.4, 0.78, 0.8, 0.8, 0.8], abs=1e-12
     )
@@ -130,7 +130,7 @@ def test_warm_up_in_training(estimator, posterior):
     model, chosen = make_model(posterior), WITH_OPTIONS[estimator]
     _, plain = loss(model, chosen)
     for step, weight in {0: 0.0, 5: 0.3, 10: 0.6, 25: 0.6}.items():
-        value, metrics = loss(model, partial(chosen, kl_weight=9.0), step, warm_up=WarmUp(0.6, 10))
+        value, metrics = loss(model, partial(chosen, kl_weight=9.0), step, kl_warmup=KLWarmup(0.6, 10))
         torch.testing.assert_close(metrics.pop("kl_weight"), torch.full((4,), weight))
         torch.testing.assert_close(metrics, plain, rtol=0, atol=0)  # the reported ELBO has weight 1
         expected = plain["reconstruction"] - make_batch(model).log_det - weight * plain["kl"]

@@ -172,11 +172,11 @@ def test_metrics_are_means_over_images_and_repeats(tmp_path: Path) -> None:
             self.seen += batch.rows.tolist() if phase == "a" else []
             return self.w.sum() * batch.rows.float(), {phase: batch.rows.float()}
 
-        after_step, look = Adversarial.after_step, Adversarial.look
+        after_step, look = Adversarial.after_step, Adversarial.diagnostics
 
     objective = Rows()
     objective.after_step = lambda step: None  # type: ignore[method-assign]
-    objective.look = lambda: Adversarial.look(make("gan"))  # type: ignore[method-assign]
+    objective.diagnostics = lambda: Adversarial.diagnostics(make("gan"))  # type: ignore[method-assign]
     (record,) = fit(tmp_path, objective, epochs=1, max_steps=2, log_every=2).records
     assert len(objective.seen) == 2 * 16
     assert record["train/a"] == pytest.approx(sum(objective.seen) / 32)

@@ -52,11 +52,11 @@ def step(objective: Adversarial, *batches: list[float], number: int = 0) -> None
 
 
 def told(objective: Adversarial) -> bool:
-    look = objective.look()
-    won = look.values["discriminator_won"]
+    diagnostics = objective.diagnostics()
+    won = diagnostics.values["discriminator_won"]
     assert won in (0.0, 1.0)
-    assert len(look.warnings) == won
-    assert all("\n" not in line and "no mistake for 4 steps" in line for line in look.warnings)
+    assert len(diagnostics.warnings) == won
+    assert all("\n" not in line and "no mistake for 4 steps" in line for line in diagnostics.warnings)
     return bool(won)
 
 

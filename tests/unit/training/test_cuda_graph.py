@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vaerun.config.settings import TrainerSettings
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, RunError
-from vaerun.objectives import Look, Phase
+from vaerun.objectives import Diagnostics, Phase
 from vaerun.run.preflight import check_arithmetic
 from vaerun.training.cuda_graph import capture_step as recorded_where_possible
 
@@ -61,8 +61,8 @@ class Wrong(nn.Module):
     def after_step(self, step: int | Tensor) -> None:
         """Nothing."""
 
-    def look(self) -> Look:
-        return Look()
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics()
 
 
 def test_a_bad_step_is_not_made_and_named() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vaerun.data.dataset import Batch, Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, RunError
-from vaerun.objectives import Look, Phase
+from vaerun.objectives import Diagnostics, Phase
 from vaerun.randomness import permutation
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
@@ -46,8 +46,8 @@ class Toy(nn.Module):
         self.noise.append(torch.rand(()).item())
         return self.w * x + self.v * x, {"pixel": x}
 
-    def look(self) -> Look:
-        return Look()
+    def diagnostics(self) -> Diagnostics:
+        return Diagnostics()
 
     def after_step(self, step: int) -> None:
         self.gradients.append([self.w.grad.item(), self.v.grad.item()])  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.dataset import Split
-from vaerun.distributions import LatentDistribution, Point
+from vaerun.distributions import Delta, LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.oom import Note, in_parts
 from vaerun.evaluation.plots.charts import Ellipse, bar_chart, scatter
@@ -148,7 +148,7 @@ def latent_statistics(
 
 
 def _moments(joint: Joint, q: LatentDistribution) -> tuple[Tensor, Tensor, Tensor]:
-    draw = q.value if isinstance(q, Point) else q.transform(joint.noise("latent", 1))[0][0]
+    draw = q.value if isinstance(q, Delta) else q.transform(joint.noise("latent", 1))[0][0]
     return q.mean, q.variance, draw
 
 

@@ -3,7 +3,7 @@
     log p(x) - ELBO[q] = (log p(x) - ELBO[q*]) + (ELBO[q*] - ELBO[q]),
 
 the approximation gap (the family cannot hold the posterior) and the amortisation gap (the inference does not find the
-family's best member). q* is the same family with parameters of its own for each image (those of `free()`; networks
+family's best member). q* is the same family with local parameters for each image (`local_parameters()`; networks
 inside a distribution stay shared and count as the family), found by Adam on that image's ELBO from q on, the model held
 fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* nears the posterior.
 
@@ -89,7 +89,7 @@ def log_weights(joint: Joint, q: LatentDistribution, noise: Tensor, held: bool =
     """log w = log p(x, z) - log q(z | x) at noise [K, B, d]: [K, B] nats; `held`: log q with its parameters held."""
     z, log_q = q.transform(noise)
     if held:
-        log_q = q.held().log_prob(z)
+        log_q = q.detach().log_prob(z)
     wide = torch.float32 if z.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     return joint.log_likelihood(z).to(wide) + joint.prior.log_prob(z).to(wide) - log_q
 
@@ -132,7 +132,7 @@ def optimise(
     def restricted(active: Tensor) -> tuple[Joint, LatentDistribution]:
         noise = ImageNoise(seed, rows[active.cpu()].tolist(), model.latent_dim, model.mean)
         joint = model.joint(x[active], None if c is None else c[active], noise)
-        return joint.held(), model.infer(joint)
+        return joint.detach(), model.infer(joint)
 
     def judged(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
         return torch.cat([log_weights(joint, q, part) for part in pieces(noise)]).mean(0)
@@ -146,8 +146,8 @@ def optimise(
         judging = joint.noise("gap/judging", JUDGED)
         value = judged(joint, q, judging)
         reached, mark = value.clone(), value.clone()  # the best so far; the same when progress was last seen
-        kept, build_kept = q.free()
-        leaves, build = q.free()
+        kept, build_kept = q.local_parameters()
+        leaves, build = q.local_parameters()
         adam = Adam(leaves, torch.full_like(x[:, 0, 0, 0], refinement.learning_rate))
         stalled, cuts, steps = (torch.zeros_like(active) for _ in range(3))
         converged = torch.zeros_like(active, dtype=torch.bool)
@@ -181,9 +181,9 @@ def optimise(
                 if not len(active):
                     break
                 joint, q = restricted(active)
-                leaves, build = q.free()
+                leaves, build = q.local_parameters()
                 adam.keep(~done, leaves)
-        return Optimum(build_kept().held(), steps, converged)
+        return Optimum(build_kept().detach(), steps, converged)
 
 
 def _compare(

@@ -68,7 +68,7 @@ class Target:
     """
 
     def __init__(self, joint: Joint) -> None:
-        self.joint = joint.held()
+        self.joint = joint.detach()
         self.mean = self.joint.prior.mean
         self.floor = self.joint.prior.log_prob(self.mean) - DEPTH
 

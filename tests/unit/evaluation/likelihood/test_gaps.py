@@ -47,7 +47,7 @@ def whole(model: LatentModel, split: Split) -> tuple[Tensor, Tensor | None]:
 def exact_posterior(model: LatentModel, x: Tensor, c: Tensor | None) -> MultivariateNormal:
     """p(z | x, c) of a linear-Gaussian model."""
     d, weight, s2 = model.latent_dim, model.decoder.affine.weight.detach(), model.likelihood.log_variance.exp().detach()
-    prior = model.joint(x, c).prior.held()
+    prior = model.joint(x, c).prior.detach()
     residual = x.flatten(1) - model.decoder.affine.bias.detach() - model.offset.flatten()
     if c is not None:
         residual = residual - c @ weight[:, d:].mT

@@ -219,11 +219,11 @@ def test_what_is_changed_is_put_back_after_an_error_too():
 
 def test_an_estimator_that_holds_the_joint_gets_such_a_posterior():
     class Holding:
-        def __init__(self, holds_joint: bool) -> None:
-            self.holds_joint = holds_joint
+        def __init__(self, detach_joint: bool) -> None:
+            self.detach_joint = detach_joint
 
         def __call__(self, joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-            assert q.mean.requires_grad != self.holds_joint  # Laplace's mode search runs through the decoder
+            assert q.mean.requires_grad != self.detach_joint  # Laplace's mode search runs through the decoder
             return elbo_mc(joint, q, samples)
 
     found = measure(make_model("laplace2_alone"), {"yes": Holding(True), "no": Holding(False)}, draws=3)

@@ -9,7 +9,7 @@ from torch import nn
 M = TypeVar("M", bound=nn.Module)
 
 
-def held_module(module: M) -> M:
+def detached_module(module: M) -> M:
     """The same module with its parameters held fixed: gradients pass through it and do not reach them.
 
     A view for use at once, not a copy: its numbers are the parameters' own.
@@ -18,5 +18,5 @@ def held_module(module: M) -> M:
     view.__dict__.update(module.__dict__)
     state = view.__dict__
     state["_parameters"] = {name: None if p is None else p.detach() for name, p in module._parameters.items()}
-    state["_modules"] = {name: None if m is None else held_module(m) for name, m in module._modules.items()}
+    state["_modules"] = {name: None if m is None else detached_module(m) for name, m in module._modules.items()}
     return view

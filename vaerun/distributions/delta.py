@@ -15,7 +15,7 @@ NO_DENSITY = (
 )
 
 
-class Point(LatentDistribution):
+class Delta(LatentDistribution):
     """All mass on one value [B, d]; it has no density, and every use that needs one is refused."""
 
     def __init__(self, value: Tensor) -> None:
@@ -28,8 +28,8 @@ class Point(LatentDistribution):
     def log_prob(self, z: Tensor) -> Tensor:
         raise InputError(NO_DENSITY)
 
-    def held(self) -> Point:
-        return Point(self.value.detach())
+    def detach(self) -> Delta:
+        return Delta(self.value.detach())
 
     def _like(self) -> Tensor:
         return self.value
@@ -47,6 +47,6 @@ class Point(LatentDistribution):
         return torch.zeros_like(self.value)
 
 
-@register_kl(Point, LatentDistribution)
-def _kl_point(q: Point, p: LatentDistribution) -> Tensor:
+@register_kl(Delta, LatentDistribution)
+def _kl_delta(q: Delta, p: LatentDistribution) -> Tensor:
     raise InputError(NO_DENSITY)
