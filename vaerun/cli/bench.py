@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     from vaerun.bench.machine import description
     from vaerun.bench.measure import measure, table
     from vaerun.bench.names import BENCHMARKS
-    from vaerun.storage.atomic import write_json
+    from vaerun.storage.json_files import write_json
 
     if options.list:
         for name, benchmark in BENCHMARKS.items():

@@ -26,7 +26,7 @@ from vaerun.cli.overrides import MOST, no_name, several_values, told_of_packages
 from vaerun.config.plugins import config_folders, group_file, no_choice, own_config_folder
 from vaerun.config.settings import Settings, is_incidental, keys, missing, short_name
 from vaerun.errors import InputError
-from vaerun.storage.plain_yaml import read_yaml
+from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vaerun.data import cache, sources
-    from vaerun.storage.atomic import expand_user
+    from vaerun.storage.paths import expand_user
 
     if arguments.list:
         for name, source in sources.BUILT_IN.items():
@@ -87,12 +87,12 @@ def _pack(arrays: Arrays, file: Path) -> Path:
 
     from vaerun.data.arrays import FIELDS
     from vaerun.errors import InputError
-    from vaerun.storage.atomic import replacing
+    from vaerun.storage.atomic import open_atomically
 
     present = {field: getattr(arrays, field) for field in FIELDS if getattr(arrays, field) is not None}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as out:
+        with open_atomically(file) as out:
             np.savez_compressed(out, **present, split=np.array(arrays.split))
     except OSError as error:
         reason = error.strerror or str(error)

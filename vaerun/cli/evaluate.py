@@ -62,7 +62,7 @@ def _main(argv: Sequence[str] | None) -> int:
         silence_torch_warnings()
         from vaerun.run.reevaluate import evaluate_again
         from vaerun.signals import ShutdownSignal
-        from vaerun.storage.atomic import expand_user
+        from vaerun.storage.paths import expand_user
 
         stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
         evaluate_again(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)

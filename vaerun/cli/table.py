@@ -75,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> int:
         parser.error("--format tensorboard writes into DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
-    from vaerun.storage.atomic import expand_user
+    from vaerun.storage.paths import expand_user
 
     try:
         folder = expand_user(arguments.folder)

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.plugins import group_file
 from vaerun.errors import InputError
-from vaerun.storage.plain_yaml import parse_yaml, read_yaml
+from vaerun.storage.yaml_files import parse_yaml, read_yaml
 from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")

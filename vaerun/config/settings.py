@@ -38,7 +38,7 @@ from vaerun.config.schema import (
 )
 from vaerun.config.validation import check_values, value_of
 from vaerun.errors import InputError
-from vaerun.storage.atomic import flatten
+from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, printable
 
 __all__ = [

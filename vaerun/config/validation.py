@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from vaerun.config.schema import Settings
 from vaerun.errors import InputError
-from vaerun.storage.atomic import flatten
+from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, is_unicode, printable
 
 # Smallest allowed value (None: any) and whether it itself is allowed.

@@ -27,7 +27,7 @@ from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, Arrays, check, digest, split_off_test
 from vaerun.data.image_files import files_below
 from vaerun.errors import InputError
-from vaerun.storage.atomic import expand_user
+from vaerun.storage.paths import expand_user
 
 FORMAT = 1
 """Part of every key: to be raised when sources or the layout of a copy change, so that older copies are not used."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vaerun.errors import InputError
-from vaerun.storage.npz import DATA_BYTES, RATIO
+from vaerun.storage.npz import DATA_BYTES, MAXIMUM_EXPANSION
 from vaerun.text import printable
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
@@ -106,7 +106,7 @@ def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) 
             raise InputError(f"{file}: cannot be read as an image ({why}); repair or remove it") from error
         if images is None:
             whole, held = len(files) * pixels.size, sum(_bytes(file) for file in files)
-            if whole > max(DATA_BYTES, RATIO * held):
+            if whole > max(DATA_BYTES, MAXIMUM_EXPANSION * held):
                 raise InputError(
                     f"{len(files)} image files of {held} bytes would be {whole} bytes of pixels: give a smaller "
                     "data.image_size"

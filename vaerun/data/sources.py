@@ -22,8 +22,8 @@ import numpy as np
 from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
 from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
 from vaerun.errors import InputError
-from vaerun.storage.atomic import expand_user
 from vaerun.storage.npz import DATA_BYTES, array_names, read_npz
+from vaerun.storage.paths import expand_user
 from vaerun.text import printable
 
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
@@ -181,7 +181,7 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     found: dict[str, Any] = dict.fromkeys((*FIELDS, "split"))
     names: list[str] = []
     try:
-        found |= read_npz(path, found.keys(), most=DATA_BYTES)
+        found |= read_npz(path, found.keys(), maximum_bytes=DATA_BYTES)
         names = array_names(path)
     # Damage shows as one of a dozen exceptions of zipfile, zlib and numpy; which one tells the user nothing more.
     except Exception as error:

@@ -20,8 +20,9 @@ from vaerun.config.settings import Settings
 from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, RunError
 from vaerun.launch.worker import ENDED
 from vaerun.run.result import JOB_LOG, RESULT, now, read_result, write_config
-from vaerun.storage.atomic import write_atomically, write_json
-from vaerun.storage.run_dir import Busy, lock_run_dir
+from vaerun.storage.atomic import write_atomically
+from vaerun.storage.json_files import write_json
+from vaerun.storage.run_dir import RunDirLocked, lock_run_dir
 
 GRACE_SECONDS = 120.0  # for saving, from the request to stop to SIGKILL
 
@@ -247,7 +248,7 @@ def settle(job: Job, why: str) -> str:
                 write_json(job.folder / RESULT, _record(job, why))
             elif before["fingerprint"] == job.fingerprint and before["status"] != "ok":
                 write_json(job.folder / RESULT, before | {"status": "failed", "ended": now(), "error": why})
-    except (Busy, InputError, RunError, OSError) as error:  # the reason is told in any case
+    except (RunDirLocked, InputError, RunError, OSError) as error:  # the reason is told in any case
         return f"{why} ({error})"
     return why
 

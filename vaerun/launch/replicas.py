@@ -28,7 +28,7 @@ from vaerun.errors import EXIT_BUSY, InputError, Interrupted, RunError
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.execute import Company, execute
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.run_dir import Busy
+from vaerun.storage.run_dir import RunDirLocked
 from vaerun.tracking.progress import without_progress
 
 TICK_SECONDS = 0.2
@@ -162,7 +162,7 @@ def exit_code(error: BaseException | None) -> int:
     """Of a run that ended so: those of `vaerun`, and EXIT_BUSY."""
     if error is None:
         return 0
-    if isinstance(error, Busy):
+    if isinstance(error, RunDirLocked):
         return EXIT_BUSY
     if isinstance(error, Interrupted):
         return error.exit_code

@@ -56,7 +56,7 @@ def run_attended(job: Job, *, log: bool) -> dict[str, Any]:
         stopped.reported = not log and ending.code > 0
         raise stopped
     if verdict.state == BUSY_ELSEWHERE:
-        raise InputError(f"another run is working in {job.folder}: wait for it")
+        raise InputError(f"another run is using {job.folder}: wait for it")
     error = (InputError if ending.code == 2 else RunError)(verdict.why)
     error.reported = not log and ending.code > 0
     raise error

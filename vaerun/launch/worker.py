@@ -73,12 +73,12 @@ def main(path: str, member: bool = False) -> int:
     silence_torch_warnings()
     from vaerun.run.execute import execute
     from vaerun.signals import ShutdownSignal
-    from vaerun.storage.run_dir import Busy
+    from vaerun.storage.run_dir import RunDirLocked
 
     try:
         settings, folder = check(OmegaConf.create(job["settings"])), Path(job["folder"])
         execute(settings, folder, job["words"], job["hydra"], ShutdownSignal(outside=_leave_early))
-    except Busy as error:
+    except RunDirLocked as error:
         return _told(EXIT_BUSY, error)
     except InputError as error:
         return _told(2, error)

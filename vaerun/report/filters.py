@@ -9,7 +9,7 @@ from vaerun.errors import InputError
 from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
-from vaerun.storage.plain_yaml import parse_yaml
+from vaerun.storage.yaml_files import parse_yaml
 from vaerun.text import did_you_mean
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # which YAML takes for a word where it has no point or sign

@@ -12,8 +12,8 @@ from vaerun.errors import InputError
 from vaerun.report.filters import chosen
 from vaerun.report.runs import NETWORKS, network_of, read_runs
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
-from vaerun.storage.plain_yaml import read_config
-from vaerun.storage.untrusted import read_json
+from vaerun.storage.json_files import read_json
+from vaerun.storage.yaml_files import read_config
 from vaerun.text import LONG, fixed
 
 COLUMNS = (
@@ -58,7 +58,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["folder"] = str(path.parent.relative_to(root))
     try:
-        record = read_json(path, within=path.parent)
+        record = read_json(path, root=path.parent)
         for key in ("data", "model", "estimator", "seed", "status"):
             row[key] = record[key]
         metrics, protocol = record["metrics"], record["protocol"]

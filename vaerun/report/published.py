@@ -13,7 +13,7 @@ from vaerun.report.cells import TITLES
 from vaerun.report.protocol import canonical
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
-from vaerun.storage.plain_yaml import read_yaml
+from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean
 
 

@@ -16,10 +16,12 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.report.text import clean, is_number
-from vaerun.storage.atomic import flatten, last_records
-from vaerun.storage.plain_yaml import read_config
+from vaerun.storage.json_files import read_json, read_last_lines
+from vaerun.storage.paths import is_inside
+from vaerun.storage.plain_values import check_size, flatten
 from vaerun.storage.run_dir import is_locked
-from vaerun.storage.untrusted import CONFIG_VALUES, PLAN_BYTES, RECORD_BYTES, check_size, leads_into, read_json
+from vaerun.storage.untrusted import PLAN_BYTES, RESULT_BYTES
+from vaerun.storage.yaml_files import CONFIG_VALUES, read_config
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
@@ -121,7 +123,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _progress(folder: Path, total_steps: Any, settings: dict[str, Any]) -> float | None:
     """From the last whole line of metrics.jsonl, against the plan's steps or else the configuration's epochs."""
-    for record in last_records(folder / "metrics.jsonl")[-1:]:
+    for record in read_last_lines(folder / "metrics.jsonl")[-1:]:
         for key, whole in (("step", total_steps), ("epoch", settings.get("trainer.epochs"))):
             share = _share(record.get(key), whole)
             if share is not None:
@@ -153,7 +155,7 @@ def _run(folder: Path, name: str, job: dict[str, Any]) -> Run:
     }
     known: dict[str, Any] = {"settings": settings, "table": table, "planned": bool(job)}
     try:
-        record = _json(folder / "result.json", RECORD_BYTES)
+        record = _json(folder / "result.json", RESULT_BYTES)
     except FileNotFoundError:
         return Run(folder, name, RUNNING if _busy(folder) else MISSING, **known)
     except (OSError, ValueError) as error:
@@ -185,7 +187,7 @@ def _plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
         name = job.get("folder") if isinstance(job, dict) else None
         if not isinstance(name, str) or not name or "\0" in name:
             continue
-        if ".." in Path(name).parts or not leads_into(path.parent / name, path.parent):
+        if ".." in Path(name).parts or not is_inside(path.parent / name, path.parent):
             notes.append(f"the plan names {clean(name)}, which is not below {clean(path.parent.name)}: left out")
             continue
         found.append((path.parent / name, job))

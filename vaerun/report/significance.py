@@ -151,7 +151,7 @@ def _per_image(run: Run, metric: str) -> Any:
     if metric.partition("/")[0] != protocol_of(run, metric)["evaluated_split"]:
         return "no values per image of this split"
     try:
-        found = read_npz(path, (name,), within=run.folder)
+        found = read_npz(path, (name,), root=run.folder)
         if name not in found:
             return f"no {clean(name, 60)} per image"
         values = found[name]

@@ -19,7 +19,7 @@ from vaerun.estimators import AdversarialLoss, Estimator
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Adversarial, KLWarmup, Variational
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
-from vaerun.storage.plain_yaml import read_yaml
+from vaerun.storage.yaml_files import read_yaml
 from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel

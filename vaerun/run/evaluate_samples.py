@@ -20,7 +20,7 @@ from vaerun.evaluation.samples.sample_validation import IMAGES, generated, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.atomic import expand_user
+from vaerun.storage.paths import expand_user
 from vaerun.tracking.progress import ProgressBar
 
 

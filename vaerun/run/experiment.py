@@ -28,8 +28,9 @@ from vaerun.run.family import Validate, family_of
 from vaerun.run.prepare import Prepared
 from vaerun.run.write import keep, named
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.atomic import expand_user, write_atomically
-from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_named
+from vaerun.storage.atomic import write_atomically
+from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run
+from vaerun.storage.paths import expand_user
 from vaerun.text import printable
 from vaerun.tracking.logger import RunLogger, RunLogHandler
 from vaerun.training import TrainState, make_optimisers, restore, train
@@ -145,7 +146,7 @@ class Course:
         if self.settings.model.fit == "closed_form":
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = expand_user(self.settings.trainer.resume)
-        self.named, self.started_from = load_named(path, self.device)
+        self.named, self.started_from = load_from_other_run(path, self.device)
         optimisers = make_optimisers(self.objective.phases, self.train_settings)
         done = restore(self.objective, optimisers, self.named, self.device)[0]
         if done.step >= self.total_steps:

@@ -19,11 +19,10 @@ from vaerun.run.build import Model, build_data, build_model, build_objective, re
 from vaerun.run.memory_limits import Allocations, TooLarge
 from vaerun.run.result import read_result
 from vaerun.run.smoke_test import check_it_runs, of_configuration
-from vaerun.storage.atomic import expand_user
-from vaerun.storage.checkpoint import CorruptCheckpoint, load, plain
-from vaerun.storage.plain_yaml import read_config
-from vaerun.storage.safe_pickle import kind
-from vaerun.storage.untrusted import first_link_out
+from vaerun.storage.checkpoint import CorruptCheckpoint, load, to_plain_dict
+from vaerun.storage.paths import expand_user, find_escaping_link
+from vaerun.storage.safe_pickle import number_type
+from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable
 
 _BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
@@ -65,7 +64,7 @@ class Run:
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
         remedy = "bring back the file, or train the run again"
         try:
-            state = plain(load(path, self.device, self.folder)["objective"], "it holds no parameters")
+            state = to_plain_dict(load(path, self.device, self.folder)["objective"], "it holds no parameters")
             if not all(isinstance(value, torch.Tensor) for value in state.values()):
                 raise CorruptCheckpoint("it holds no parameters")
             room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
@@ -81,7 +80,7 @@ class Run:
             ) from error
         try:
             for name, own in objective.state_dict().items():
-                if (kind(state[name]) if name in state else kind(own)) != kind(own):
+                if (number_type(state[name]) if name in state else number_type(own)) != number_type(own):
                     raise TypeError(f"{name} is of type {state[name].dtype}")
             objective.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -113,7 +112,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     folder = expand_user(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is no directory: name the run's directory")
-    link = first_link_out(folder)
+    link = find_escaping_link(folder)
     if link is not None:  # a run makes none: what is read or written there is somebody else's
         raise InputError(f"{link} is a link that leads out of {folder}: put the file itself in its place")
     result = read_result(folder, folder)

@@ -21,7 +21,7 @@ from vaerun.evaluation.samples.sample_validation import IMAGES, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate_samples import has_classifier
-from vaerun.storage.atomic import expand_user
+from vaerun.storage.paths import expand_user
 from vaerun.training.precision import check_precision
 
 DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")

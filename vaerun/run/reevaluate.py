@@ -31,8 +31,8 @@ from vaerun.run.metric_descriptions import lines
 from vaerun.run.write import described, keep, named, read_arrays
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
-from vaerun.storage.plain_yaml import read_yaml
-from vaerun.storage.run_dir import check_kinds, lock_run_dir
+from vaerun.storage.run_dir import check_paths, lock_run_dir
+from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
@@ -97,7 +97,7 @@ def _check_folder(folder: Path) -> None:
 def _check_places(folder: Path, label: str) -> None:
     """Raises InputError where this evaluation's files cannot be put: found after the work it would have been lost."""
     own = folder / "figures" / label
-    check_kinds((folder / "figures", own), (folder / f"arrays-{label}.npz", *sorted(own.glob("*.png"))))
+    check_paths((folder / "figures", own), (folder / f"arrays-{label}.npz", *sorted(own.glob("*.png"))))
 
 
 def _label(settings: Settings, data: ImageData) -> str:

@@ -22,9 +22,9 @@ from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixels
 from vaerun.run.build import Model
 from vaerun.run.metric_descriptions import lines, rows
-from vaerun.storage.atomic import write_atomically, write_json
-from vaerun.storage.run_dir import check_places
-from vaerun.storage.untrusted import read_json
+from vaerun.storage.atomic import write_atomically
+from vaerun.storage.json_files import read_json, write_json
+from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import fixed, printable, printable_lines
 
 RESULT = "result.json"
@@ -39,7 +39,7 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
     """
     path = folder / RESULT
     try:
-        record = read_json(path, within=within)
+        record = read_json(path, root=within)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def check_existing_run(folder: Path, identity: str) -> dict[str, Any] | None:
     ):
         raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
     if before is None or before["status"] != "ok":
-        check_places(folder)
+        check_run_paths(folder)
     return before
 
 

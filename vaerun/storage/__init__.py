@@ -1,1 +1,1 @@
-"""Files: written whole, locked, and read without trusting them."""
+"""Reading and writing files: atomic writes, checkpoints, run directories, and input that cannot be trusted."""

@@ -1,102 +1,100 @@
-"""Files that are either the old one or the new one, whole, whatever happens while they are written."""
+"""Atomic file writes: at any moment, and after a crash, a path holds either the old content or the new one."""
 
 from __future__ import annotations
 
 import errno
 import glob
-import json
 import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from vaerun.errors import InputError, RunError
-from vaerun.storage.untrusted import open_regular, parse_json
+from vaerun.errors import RunError
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-"""Names of files that are being written, `.NAME.PID.tmp`; a process that is killed leaves them."""
-ANYBODYS = ".job.json."  # written into a run's folder by whoever starts the run, without the folder's lock
-STALE_SECONDS = 3600.0  # nobody writes one file for so long
+"""Names of files being written, `.NAME.PID.tmp`; a killed process leaves them behind."""
+UNLOCKED_PREFIX = ".job.json."  # written into a run directory by the process that starts the run, without its lock
+STALE_SECONDS = 3600.0  # no write takes this long
 
 
-def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write under a temporary name, flush to the disk, rename, flush the folder's entry.
+def write_atomically(path: Path, content: bytes, backup: Path | None = None) -> None:
+    """Write under a temporary name, fsync, rename, fsync the directory.
 
     Arguments:
-        path: to write.
-        content: all of it.
-        keep: the name under which what was at `path` stays.
+        path: file to write.
+        content: its complete new content.
+        backup: where the previous content of `path` is kept; None: it is discarded.
 
-    Raises RunError in one line (disk full, read-only).
+    Raises RunError, one line, where the file cannot be written (disk full, read-only).
     """
     try:
-        with replacing(path, keep) as file:
+        with open_atomically(path, backup) as file:
             file.write(content)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; what was there before is intact") from error
+        raise RunError(f"cannot write {path}: {error.strerror or error}; its previous content is intact") from error
 
 
 @contextmanager
-def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to be written that takes the place of `path` once it is whole and on the disk. Raises OSError."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        _remove_if_stale(old)
+def open_atomically(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
+    """Yield a temporary file that replaces `path` on a clean exit, once it is on disk. Raises OSError."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove_if_stale(leftover)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process with this one's number, or somebody's link
+        temporary.unlink(missing_ok=True)  # left by a killed process with the same PID, or a planted link
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            _keep(path, keep)
+        if backup is not None and path.exists():
+            _back_up(path, backup)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    fsync_dir(path.parent)
 
 
-def _keep(path: Path, name: Path) -> None:
-    # A hard link, not a rename: there is no moment without a file at `path`.
-    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+def _back_up(path: Path, backup: Path) -> None:
+    # A hard link, not a rename, so that `path` exists at every moment.
+    link = backup.with_name(f".{backup.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
-    except OSError:  # file systems without links
-        os.replace(path, name)
+    except OSError:  # file systems without hard links
+        os.replace(path, backup)
     else:
-        os.replace(link, name)
-        # It stays where both are the same file: what was here before was killed between the two renames.
+        os.replace(link, backup)
+        # A rename between two links to one file does nothing: the last writer was killed between its two renames.
         link.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: a file may be there after a power cut and its name not."""
-    if os.name == "nt":  # where folders cannot be opened
+def fsync_dir(folder: Path) -> None:
+    """Flush a directory's entries to disk: without this a power cut can lose the name of a file that was fsynced."""
+    if os.name == "nt":  # directories cannot be opened
         return
-    number = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not know this
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by this file system
             raise
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Remove what killed processes have left half written in a run directory. The caller holds its lock."""
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a run directory. The caller holds its lock."""
     for base, _, names in os.walk(folder):
         for name in names:
             if not TEMPORARY.fullmatch(name):
                 continue
             file = Path(base, name)
-            if name.startswith(ANYBODYS):
+            if name.startswith(UNLOCKED_PREFIX):
                 _remove_if_stale(file)
             else:
                 with suppress(OSError):
@@ -104,62 +102,6 @@ def clear_temporaries(folder: Path) -> None:
 
 
 def _remove_if_stale(file: Path) -> None:
-    with suppress(OSError):  # somebody else's work is done, or it cannot be removed and does no harm
+    with suppress(OSError):  # its writer has just finished, or it cannot be removed and does no harm
         if time.time() - file.stat().st_mtime > STALE_SECONDS:
             file.unlink()
-
-
-def expand_user(path: str | Path) -> Path:
-    """A path whose ~ or ~USER is a home directory's. Raises InputError where there is no such home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # no HOME, as in some containers, or no such user
-        raise InputError(f"{path}: there is no such home directory: write the whole path") from error
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """A record as indented JSON.
-
-    Numbers that JSON does not know (NaN, infinities) become null, and bytes of a path that are no unicode become ?.
-    """
-    text = json.dumps(finite(record), indent=2, ensure_ascii=False)
-    write_atomically(path, f"{text}\n".encode("utf-8", "replace"))
-
-
-def finite(value: Any) -> Any:
-    """The same structure with non-finite floats replaced by None."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested mapping by dotted keys, lists as leaves."""
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
-
-
-def last_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records among the last 64 KiB of a file of JSON lines, oldest first; none where it cannot be read."""
-    try:
-        with open_regular(path, path.parent) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
-            lines = file.read(1 << 16).splitlines()
-    except (OSError, ValueError):
-        return []
-    found = []
-    for line in lines:
-        try:
-            record = parse_json(line.decode())
-        except ValueError:  # the first one may be cut, the last one still being written
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found

@@ -1,6 +1,6 @@
-"""Checkpoints: a mapping from names to states, written whole or not at all, read without running code from the file.
+"""Checkpoints: mappings from names to states, written atomically and read without running code from the file.
 
-`last.pt` is where training goes on; the one before it stays as `previous.pt`, so a damaged file costs one interval.
+Training resumes from `last.pt`; the one before it is kept as `previous.pt`, so that a damaged file costs one interval.
 `best.pt` holds the parameters with the best validation bound so far.
 """
 
@@ -9,51 +9,52 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vaerun.errors import InputError, RunError
-from vaerun.storage.atomic import sync_folder, write_atomically
+from vaerun.storage.atomic import fsync_dir, write_atomically
 from vaerun.storage.safe_pickle import read_tensors
 from vaerun.text import printable
 
-LAST = ("last.pt", "previous.pt")
-"""Where training goes on, the newest first."""
+RESUMABLE = ("last.pt", "previous.pt")
+"""Checkpoints that training resumes from, newest first."""
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint file cannot be read; the message is the cause."""
+    """A checkpoint cannot be read; the message is the cause."""
 
 
-def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
-    """Write a state of tensors and plain values; what was at `path` stays under the name `keep`."""
+def save(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
+    """Write a state of tensors and plain values; the previous file at `path` is kept as `backup`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue(), keep)
+    write_atomically(path, buffer.getvalue(), backup)
 
 
-def load(path: Path, device: torch.device | str = "cpu", within: Path | None = None) -> dict[str, Any]:
+def load(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain values only.
 
-    Raises Damaged, also where a checksum does not fit, where it claims more than it holds, or where it is a link that
-    leads out of the folder `within`.
+    Raises CorruptCheckpoint, also for a wrong checksum, a file that declares more than it holds, and a link that leads
+    out of the directory `root`.
     """
     try:
-        state = read_tensors(path, device, within)
-    except Exception as error:  # zipfile, pickle and torch know a dozen kinds for damage
+        state = read_tensors(path, device, root)
+    except Exception as error:  # zipfile, pickle and torch raise a dozen types for damaged files
         raise CorruptCheckpoint(printable(error, 200) or type(error).__name__) from error
-    return plain(state, "it holds no checkpoint of vaerun's")
+    return to_plain_dict(state, "not a checkpoint of vaerun")
 
 
-def plain(state: Any, otherwise: str) -> dict[str, Any]:
-    """A dictionary of a file, as one without attributes: a file can give an OrderedDict some in its methods' place.
+def to_plain_dict(state: Any, message: str) -> dict[str, Any]:
+    """Convert a mapping read from a file to a plain dict: a crafted OrderedDict may shadow its methods by attributes.
 
-    Raises Damaged with the message `otherwise` for anything else.
+    Raises CorruptCheckpoint with this message for any other type.
     """
     if type(state) not in (dict, OrderedDict):
-        raise CorruptCheckpoint(otherwise)
+        raise CorruptCheckpoint(message)
     return dict(dict.items(state))
 
 
@@ -61,102 +62,102 @@ class CheckpointManager:
     """The checkpoints of one run.
 
     Arguments:
-        folder: `checkpoints/` of the run directory; made when first written to.
-        fingerprint: of the run; a file with another one is not this run's.
-        warn: called with one line when a damaged file is passed over.
+        folder: `checkpoints/` of the run directory; created by the first save.
+        fingerprint: of the run; a file with another one belongs to another run.
+        warn: called with one line where a damaged file is skipped.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, warn: Any) -> None:
+    def __init__(self, folder: Path, fingerprint: str, warn: Callable[[str], object]) -> None:
         self.folder, self.fingerprint, self.warn = folder, fingerprint, warn
-        self._good: bool | None = None  # whether last.pt can be gone on from; None: not known
+        self._last_is_valid: bool | None = None  # None: not known
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from, good or not."""
-        return any((self.folder / name).exists() for name in LAST)
+        """Whether there is a checkpoint to resume from, valid or not."""
+        return any((self.folder / name).exists() for name in RESUMABLE)
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Make `state` the place to go on from, keeping the one before as previous.pt.
+        """Write last.pt, keeping the one before as previous.pt.
 
-        A damaged one is not kept: previous.pt is the good one then, until the new one is on the disk.
+        A damaged last.pt is not kept: then previous.pt is the only valid one until the new one is on disk.
         """
-        self._make_folder()
+        self._create_folder()
         last = self.folder / "last.pt"
-        if self._good is None and last.exists():
-            self._good = self._read(last, "cpu")[0] is not None
-        keep = self.folder / "previous.pt" if self._good else None
-        save(last, state | {"fingerprint": self.fingerprint}, keep)
-        self._good = True
+        if self._last_is_valid is None and last.exists():
+            self._last_is_valid = self._read(last, "cpu")[0] is not None
+        backup = self.folder / "previous.pt" if self._last_is_valid else None
+        save(last, state | {"fingerprint": self.fingerprint}, backup)
+        self._last_is_valid = True
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write best.pt."""
-        self._make_folder()
+        self._create_folder()
         save(self.folder / "best.pt", state | {"fingerprint": self.fingerprint})
 
-    def _make_folder(self) -> None:
+    def _create_folder(self) -> None:
         if self.folder.exists():
             return
         try:
-            self.folder.mkdir(exist_ok=True)  # the run's own folder must be there still
-            sync_folder(self.folder.parent)
+            self.folder.mkdir(exist_ok=True)  # not its parents: the run directory must still exist
+            fsync_dir(self.folder.parent)
         except OSError as error:
-            raise RunError(f"cannot make {self.folder}: {error.strerror or error}") from error
+            raise RunError(f"cannot create {self.folder}: {error.strerror or error}") from error
 
     def load_last(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The newest good state, or None when there is no checkpoint at all.
+        """The newest valid state, or None where there is no checkpoint at all.
 
-        Raises InputError when there are files but none is good.
+        Raises InputError where there are files but none is valid.
         """
         causes = []
-        for name in LAST:
+        for name in RESUMABLE:
             path = self.folder / name
             if not path.exists():
                 continue
             state, cause = self._read(path, device)
             if name == "last.pt":
-                self._good = state is not None
+                self._last_is_valid = state is not None
             if state is None:
                 causes.append(f"{path}: {cause}")
                 continue
             for cause in causes:
-                self.warn(f"passed over a damaged checkpoint ({cause}); going on from {name}")
+                self.warn(f"skipped a damaged checkpoint ({cause}); resuming from {name}")
             return state
         if causes:
             raise InputError(
-                f"no good checkpoint to go on from ({'; '.join(causes)}): remove {self.folder} to start this run again"
+                f"no valid checkpoint to resume from ({'; '.join(causes)}): remove {self.folder} to restart this run"
             )
         return None
 
     def _read(self, path: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, str]:
-        """The state of this run's in a file, or None and why there is none."""
+        """(state, '') of a checkpoint of this run, or (None, cause) where the file has none."""
         try:
             state = load(path, device)
             if state.get("fingerprint") != self.fingerprint:
                 raise CorruptCheckpoint("it belongs to another configuration")
-        except CorruptCheckpoint as damage:
-            return None, str(damage)
+        except CorruptCheckpoint as error:
+            return None, str(error)
         return state, ""
 
 
-def load_named(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The checkpoint (or the last one of the run directory) that the user named, and what to record of it.
+def load_from_other_run(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The checkpoint (or the last one of the run directory) named by `trainer.resume`, and its provenance.
 
-    What belongs to the other run alone is taken out: its records, its best validation bound (of its data, perhaps), its
-    patience, its time. A validation is due first, so that the parameters started from can be this run's best too.
+    What concerns only the other run is dropped: its log, its best validation bound (perhaps on other data), its
+    patience, its time. A validation is due first, so that the initial parameters can be this run's best, too.
 
-    Raises InputError if it is no good.
+    Raises InputError where it cannot be used.
     """
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.exists():
-        raise InputError(f"trainer.resume is auto, never or a path, and there is no checkpoint {path}")
+        raise InputError(f"trainer.resume: there is no checkpoint {path}: use auto, never or the path of one")
     try:
         state = load(path, device)
-    except CorruptCheckpoint as damage:
-        raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {damage}") from damage
+    except CorruptCheckpoint as error:
+        raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {error}") from error
     progress = state.get("progress")
     if not {"objective", "optimisers"} <= state.keys() or not isinstance(progress, dict) or "step" not in progress:
-        raise InputError(f"trainer.resume: {path} is no training checkpoint (name a last.pt)")
+        raise InputError(f"trainer.resume: {path} is not a training checkpoint: name a last.pt")
     state |= {"progress": {"step": progress["step"], "validation_due": True}, "log": None}
     state["metrics"] = {"sums": {}, "count": 0}
     return state, {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,8 +1,7 @@
-"""npz files and other zip archives whose sizes are looked at before anything is allocated for them.
+"""npz files and other zip archives, whose declared sizes are checked before anything is allocated.
 
-An archive says of each member how large it is, and an array in it which shape it has; a few bytes can say terabytes.
-What is said must fit what is there: no more than deflate can make of a file of this size within a limit, no two members
-in one place, and an array exactly as large as its member.
+An archive declares the size of each member, and an array its shape; a few bytes can declare terabytes. The declared
+sizes must fit the file: a bounded expansion ratio, no overlapping members, arrays exactly as large as their members.
 """
 
 from __future__ import annotations
@@ -19,113 +18,118 @@ from typing import IO, Any
 from vaerun.storage.untrusted import MIB, open_regular
 from vaerun.text import printable
 
-MOST_MEMBERS = 100_000
-RATIO = 100  # that a large archive may expand by; a small one by as much as its limit allows
-ARRAYS_BYTES = 256 * MIB  # of values per image
-DATA_BYTES = 1024 * MIB  # of images
-DICTIONARY_BYTES = 64 * MIB  # of LZMA's, as its strongest setting has it
+MAXIMUM_MEMBERS = 100_000
+MAXIMUM_EXPANSION = 100  # expansion ratio of a large archive; a small one may expand up to its limit in bytes
+ARRAYS_BYTES = 256 * MIB  # limit for per-image values
+DATA_BYTES = 1024 * MIB  # limit for images
+MAXIMUM_DICTIONARY_BYTES = 64 * MIB  # LZMA's strongest preset
 
 
-def check_members(archive: zipfile.ZipFile, size: int, most: int, compressed: bool = True) -> None:
-    """Raises ValueError for an archive that claims more than it can hold.
+def check_members(archive: zipfile.ZipFile, size: int, maximum_bytes: int, compressed: bool = True) -> None:
+    """Raise ValueError for an archive that declares more than it can hold.
 
     Arguments:
-        archive: opened.
+        archive: opened archive.
         size: of its file in bytes.
-        most: bytes that its members may have together, where that is above RATIO times its size.
-        compressed: whether its members may be.
+        maximum_bytes: limit on the total size of its members, where that is above MAXIMUM_EXPANSION times its size.
+        compressed: whether members may be compressed.
     """
     members = archive.infolist()
     names = {member.filename for member in members}
-    if len(members) > MOST_MEMBERS or len(names) < len(members):
-        raise ValueError("it has too many members" if len(members) > MOST_MEMBERS else "two members have one name")
+    if len(members) > MAXIMUM_MEMBERS or len(names) < len(members):
+        raise ValueError("it has too many members" if len(members) > MAXIMUM_MEMBERS else "two members share a name")
+    methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA) if compressed else (zipfile.ZIP_STORED,)
     for member in members:
-        allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA) if compressed else (zipfile.ZIP_STORED,)
-        if member.compress_type not in allowed or member.flag_bits & 1:
-            raise ValueError(f"its part {member.filename[:40]} is compressed or encrypted in another way than vaerun's")
-        if member.compress_type == zipfile.ZIP_LZMA and _dictionary(archive, member) > DICTIONARY_BYTES:
-            raise ValueError(f"its part {member.filename[:40]} asks for more memory than compressing well needs")
+        name = member.filename[:40]
+        if member.compress_type not in methods or member.flag_bits & 1:
+            raise ValueError(f"its member {name} is encrypted or uses an unsupported compression method")
+        if member.compress_type == zipfile.ZIP_LZMA and _dictionary_bytes(archive, member) > MAXIMUM_DICTIONARY_BYTES:
+            raise ValueError(f"its member {name} needs too large an LZMA dictionary")
         if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-            raise ValueError(f"the sizes of its part {member.filename[:40]} contradict each other")
+            raise ValueError(f"the sizes of its member {name} contradict each other")
     if sum(member.compress_size for member in members) > size:
-        raise ValueError("its parts overlap")
-    whole = sum(member.file_size for member in members)
-    if whole > max(most, RATIO * size):
-        raise ValueError(f"{size} bytes of file claim to be {whole} bytes of data")
+        raise ValueError("its members overlap")
+    total = sum(member.file_size for member in members)
+    if total > max(maximum_bytes, MAXIMUM_EXPANSION * size):
+        raise ValueError(f"a file of {size} bytes declares {total} bytes of data")
 
 
-def _dictionary(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """Bytes that unpacking a member compressed by LZMA would allocate: the file says so (APPNOTE 5.8.8)."""
+def _dictionary_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Memory that the LZMA dictionary of a member takes, as its header declares (APPNOTE 5.8.8)."""
     file: Any = archive.fp
     file.seek(member.header_offset)
-    head = file.read(30)
-    file.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
+    header = file.read(30)
+    file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
     return int.from_bytes(file.read(9)[5:9], "little")
 
 
 def read_npz(
-    path: Path, names: Collection[str] | None = None, *, most: int = ARRAYS_BYTES, within: Path | None = None
+    path: Path,
+    names: Collection[str] | None = None,
+    *,
+    maximum_bytes: int = ARRAYS_BYTES,
+    root: Path | None = None,
 ) -> dict[str, Any]:
-    """The arrays of an npz file by name; no objects.
+    """Read the arrays of an npz file by name; object arrays are rejected.
 
     Arguments:
         path: of the file.
-        names: read these only, as far as they are there.
-        most: see check_members.
-        within: see open_regular.
+        names: read only these, where present; None: all.
+        maximum_bytes: see check_members.
+        root: see open_regular.
 
-    Raises FileNotFoundError where there is none, and ValueError, OSError, zipfile.BadZipFile or whatever else zipfile
-    thinks of for one that cannot be read.
+    Raises FileNotFoundError for a missing file, and for one that cannot be read ValueError, OSError,
+    zipfile.BadZipFile or any other exception of zipfile.
     """
-    with open_regular(path, within) as file:
+    with open_regular(path, root) as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError("no zip archive of arrays, or cut short")
+            raise ValueError("not an npz archive, or truncated")
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            check_members(archive, os.fstat(file.fileno()).st_size, most)
-            found = {}
+            check_members(archive, os.fstat(file.fileno()).st_size, maximum_bytes)
+            arrays = {}
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if name != member.filename and (names is None or name in names):
                     try:
-                        found[name] = _array(archive, member)
+                        arrays[name] = _read_array(archive, member)
                     except Exception as error:
                         raise ValueError(f"{name[:60]}: {printable(error, 200) or type(error).__name__}") from error
-            return found
+            return arrays
 
 
 def array_names(path: Path) -> list[str]:
-    """The names of the arrays that an npz file holds."""
+    """Names of the arrays in an npz file."""
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         return [m.filename.removesuffix(".npy") for m in archive.infolist() if m.filename.endswith(".npy")]
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     import numpy as np
 
     with archive.open(member) as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a header that is no Python, or of Python 2
-        start = io.BytesIO(stream.read(1 << 16))  # a header has at most 10000 characters, as numpy sees to
+        warnings.simplefilter("ignore")  # about headers that are not valid Python, or written by Python 2
+        start = io.BytesIO(stream.read(1 << 16))  # numpy limits a header to 10000 characters
         check_header(start, member.file_size)
     with archive.open(member) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         array = np.lib.format.read_array(stream, allow_pickle=False)
         if stream.read(1):
-            raise ValueError("there is more than one array in a part")
+            raise ValueError("a member holds more than one array")
     return array
 
 
 def check_header(start: IO[bytes], size: int) -> None:
-    """Raises ValueError where the array that a .npy file of `size` bytes announces is not as large as the file."""
+    """Raise ValueError where the shape declared by a .npy file of `size` bytes does not match that size."""
     from numpy.lib import format as npy
 
     version = npy.read_magic(start)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"an array is of the format {version}, which vaerun does not read")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(start)
+        raise ValueError(f"unsupported npy format version {version}")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(start)
     if dtype.hasobject:
-        raise ValueError("Object arrays are read by code that the file brings: refused")
+        raise ValueError("Object arrays are rejected: reading one runs code from the file")
     count = math.prod(shape)
     if any(length < 0 for length in shape) or count * dtype.itemsize != size - start.tell() or count > max(1, size):
-        raise ValueError(f"an array's shape {list(shape)[:6]} is not that of the {size} bytes that it has")
+        raise ValueError(f"an array of shape {list(shape)[:6]} does not match its {size} bytes")

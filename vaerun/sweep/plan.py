@@ -18,10 +18,11 @@ from vaerun.launch.process import Job
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.prepare import prepare
-from vaerun.storage.atomic import expand_user, write_json
-from vaerun.storage.checkpoint import load_named
+from vaerun.storage.checkpoint import load_from_other_run
+from vaerun.storage.json_files import read_json, write_json
+from vaerun.storage.paths import expand_user
 from vaerun.storage.run_dir import is_locked, next_free_dir
-from vaerun.storage.untrusted import PLAN_BYTES, read_json
+from vaerun.storage.untrusted import PLAN_BYTES
 from vaerun.text import printable
 
 PLAN = "sweep.json"
@@ -77,7 +78,7 @@ class Checker:
             folder = next_free_dir(folder)
         found = records.check_existing_run(folder, parts.identity)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
-            load_named(expand_user(settings.trainer.resume), "cpu")
+            load_from_other_run(expand_user(settings.trainer.resume), "cpu")
         job = Job(settings, folder, words, hydra, parts.identity)
         planned = Planned(job, number, parts.total_steps, before=found)
         planned.state = state_of(job)

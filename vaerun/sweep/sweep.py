@@ -20,7 +20,7 @@ from vaerun.report.tensorboard import BOARD
 from vaerun.run import result as records
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
-from vaerun.storage.run_dir import check_kinds
+from vaerun.storage.run_dir import check_paths
 from vaerun.sweep.launcher_plugins import lost_jobs_fail
 from vaerun.sweep.local import SKIPPED, Fate, Local
 from vaerun.sweep.plan import (
@@ -214,7 +214,7 @@ class Sweep:
         """
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         there = next(p for p in (folder, *folder.parents) if p.exists())
-        check_kinds((there, folder / BOARD), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
+        check_paths((there, folder / BOARD), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
         self.folder = folder
         self.absent = [p for p in (folder, *folder.parents) if not p.exists()]
         record = self.folder / MULTIRUN

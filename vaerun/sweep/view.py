@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from vaerun.storage.atomic import last_records
+from vaerun.storage.json_files import read_last_lines
 from vaerun.sweep.plan import FAILED, FINISHED, RUNNING, STARTED, Planned
 from vaerun.text import fixed
 
@@ -20,7 +20,7 @@ PLAIN_SECONDS = 60.0  # between lines where standard error is no terminal
 def newest(folder: Path) -> dict[str, Any]:
     """The newest value of everything among the last lines of metrics.jsonl, with the newest step."""
     found: dict[str, Any] = {}
-    for record in last_records(folder / "metrics.jsonl"):
+    for record in read_last_lines(folder / "metrics.jsonl"):
         found |= record
     return found
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from vaerun.errors import RunError
-from vaerun.storage.atomic import sync_folder
+from vaerun.storage.atomic import fsync_dir
 from vaerun.text import fixed
 from vaerun.tracking import tensorboard as events
 from vaerun.tracking.progress import PLAIN_SECONDS, silent
@@ -102,7 +102,7 @@ class RunLogger:
             elif "events" in position:
                 events.cut(folder, position["events"])
             self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
-            sync_folder(folder)
+            fsync_dir(folder)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}") from error
         self._bar: Any = None

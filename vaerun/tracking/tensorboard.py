@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vaerun.storage.atomic import sync_folder
+from vaerun.storage.atomic import fsync_dir
 
 FILES = "events.out.tfevents.*"
 DIGITS = 10  # of the seconds in a name, until the year 2286
@@ -65,7 +65,7 @@ class EventWriter:
             begun = SessionLog(status=SessionLog.START)
             self._write(Event(wall_time=time.time(), step=start_step + 1, session_log=begun))
         self._file.flush()
-        sync_folder(folder)
+        fsync_dir(folder)
 
     def add(self, summary: Any, step: int = 0) -> None:
         """A summary (a protocol buffer of TensorBoard's) of this step. Raises OSError."""

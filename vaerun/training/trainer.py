@@ -22,7 +22,7 @@ from vaerun.objectives import Objective
 from vaerun.randomness import permutation
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
-from vaerun.storage.safe_pickle import kind
+from vaerun.storage.safe_pickle import number_type
 from vaerun.tracking.logger import RunLogger
 from vaerun.training.cuda_graph import GraphedStep, capture_step
 from vaerun.training.finite_guard import FiniteGuard
@@ -241,7 +241,7 @@ def restore(
     """
     try:
         for name, value in objective.state_dict().items():
-            if name in state["objective"] and kind(state["objective"][name]) != kind(value):
+            if name in state["objective"] and number_type(state["objective"][name]) != number_type(value):
                 raise ValueError(f"{name} holds numbers of another kind")
         objective.load_state_dict(state["objective"])
         for name, optimiser in optimisers.items():

@@ -213,7 +213,7 @@ TABLE: dict[str, list[str]] = {
     f"output_dir={'a' * 300}": ["File name too long"],
     "output_dir=a=b": ["quote a value"],
     "+estimator.function.weight=2": ["got an unexpected keyword argument 'weight'"],
-    "estimator.function._target_=vaerun.storage.atomic.write_json": ["choose one of vaerun.estimators"],
+    "estimator.function._target_=vaerun.storage.json_files.write_json": ["choose one of vaerun.estimators"],
     "model=cvae data=npz data.path=FILES/plain.npz": ["model=cvae is conditional", "has no labels"],
     "model.conditional_prior=true": ["model.conditional_prior=true needs model.conditional=true"],
     "network=conv data=npz data.path=FILES/small.npz trainer.batch_size=8 model.encoder.channels=[4,4,4]": [
@@ -270,7 +270,7 @@ def test_resume_from_a_wrong_checkpoint(kind: str, vaerun: Any, work: Path) -> N
     code, _, err = vaerun(*TINY.split(), "output_dir=run")
     assert code == 0, err
     name, words, part = {
-        "weights only": ("run/checkpoints/best.pt", TINY.split(), "is no training checkpoint (name a last.pt)"),
+        "weights only": ("run/checkpoints/best.pt", TINY.split(), "is not a training checkpoint: name a last.pt"),
         "other model": ("run", ["model=vae"], "does not fit this run's model"),
         "of a folder without one": ("run/figures", TINY.split(), "there is no checkpoint"),
     }[kind]
@@ -314,7 +314,7 @@ def test_folder_in_use(vaerun: Any, work: Path) -> None:
     # The other run has only taken its lock yet; it must not lose it.
     (work / "out").mkdir()
     with filelock.FileLock(work / "out" / ".lock"):
-        assert_refused(vaerun, work, ["output_dir=out"], "another run is working in", "out")
+        assert_refused(vaerun, work, ["output_dir=out"], "another run is using", "out")
 
 
 def test_diverging_run(vaerun: Any, work: Path) -> None:

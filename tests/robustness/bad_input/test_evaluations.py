@@ -126,7 +126,7 @@ def test_a_stranger_in_the_way_is_waited_for(run: Path, evaluate: Evaluate) -> N
     with lock_run_dir(run):
         code, _, err = evaluate(f"run={run}")
     assert (code, err.count("\n")) == (2, 1)
-    assert "another run is working" in err
+    assert "another run is using" in err
     shutil.rmtree(run / "figures")
     assert evaluate(f"run={run}")[0] == 0
 
@@ -159,7 +159,7 @@ def test_figures_that_cannot_be_put_anywhere(run: Path, evaluate: Evaluate) -> N
         before = state(run)
         code, out, err = evaluate(f"run={run}")
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert f"{place} is no folder" in err
+        assert f"{place} is not a directory" in err
         assert state(run) == before
 
 

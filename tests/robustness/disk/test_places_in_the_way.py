@@ -51,7 +51,7 @@ def test_no_folder(here: Command, run: Path, name: str, kind: str) -> None:
         place.write_text("mine")
     else:
         place.symlink_to("nowhere")
-    assert_refused(here, words, run, f"{place} is no folder")
+    assert_refused(here, words, run, f"{place} is not a directory")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -59,7 +59,7 @@ def test_no_file(here: Command, run: Path, name: str) -> None:
     words, place = begun(run), run / name
     remove(place)
     place.mkdir()
-    assert_refused(here, words, run, f"{place} is no file")
+    assert_refused(here, words, run, f"{place} is not a file")
 
 
 def test_a_pipe(here: Command, run: Path) -> None:
@@ -67,14 +67,14 @@ def test_a_pipe(here: Command, run: Path) -> None:
     words, place = begun(run), run / "metrics.jsonl"
     place.unlink()
     os.mkfifo(place)
-    assert_refused(here, words, run, f"{place} is no file")
+    assert_refused(here, words, run, f"{place} is not a file")
 
 
 def test_a_new_run(here: Command, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".hydra").write_text("mine")
     words = ["model=vae", *SMALL, f"output_dir={tmp_path / 'new'}"]
-    assert_refused(here, words, tmp_path / "new", ".hydra is no folder")
+    assert_refused(here, words, tmp_path / "new", ".hydra is not a directory")
 
 
 def test_a_job_of_a_sweep(here: Command, run: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_job_of_a_sweep(here: Command, run: Path) -> None:
     words = begun(run)
     (run / "run.log").unlink()
     (run / "run.log").mkdir()
-    assert_refused(here, ["--check", *words], run, "run.log is no file")
+    assert_refused(here, ["--check", *words], run, "run.log is not a file")
 
 
 def test_a_finished_run_is_shown(here: Command, run: Path) -> None:
@@ -103,7 +103,7 @@ def test_an_evaluations_arrays(run: Path, evaluate: Evaluate) -> None:
     before = state(run)
     code, out, err = evaluate(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"{own} is no file" in err
+    assert f"{own} is not a file" in err
     assert state(run) == before
 
 
@@ -114,12 +114,12 @@ def sweep(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["sweep.json", "multirun.yaml", "table.md", "table.png"])
 def test_no_file_of_a_sweep(here: Command, tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / name} is no file")
+    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / name} is not a file")
 
 
 def test_no_folder_of_a_sweep(here: Command, tmp_path: Path) -> None:
     """Its TensorBoard's, itself, and one above it."""
     (tmp_path / "table").write_text("mine")
-    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / 'table'} is no folder")
+    assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / 'table'} is not a directory")
     for folder in (tmp_path / "table", tmp_path / "table" / "a" / "b"):
-        assert_refused(here, sweep(folder), tmp_path, f"{tmp_path / 'table'} is no folder")
+        assert_refused(here, sweep(folder), tmp_path, f"{tmp_path / 'table'} is not a directory")

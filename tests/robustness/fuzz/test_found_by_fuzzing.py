@@ -42,10 +42,10 @@ def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_environment
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"name: x\xe5\n", "mutant.yaml cannot be read as yaml"),
-        (b"name: [x\n", "mutant.yaml cannot be read as yaml"),
-        (b"name: a\0b\n", "mutant.yaml cannot be read as yaml"),
-        (b"a: {b: {c: 1}\n", "mutant.yaml cannot be read as yaml"),
+        (b"name: x\xe5\n", "mutant.yaml as YAML"),
+        (b"name: [x\n", "mutant.yaml as YAML"),
+        (b"name: a\0b\n", "mutant.yaml as YAML"),
+        (b"a: {b: {c: 1}\n", "mutant.yaml as YAML"),
         (b"defaults:\n- true\n", "defaults has the entry True"),
         (b"defaults:\n- [x]\n", "defaults has the entry"),
         (b"defaults: 3\n", "defaults is a list"),
@@ -87,13 +87,13 @@ def test_a_home_that_there_is_not(
         ends.append((data.main(words), *capsys.readouterr()))
     for code, out, err in ends:
         assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert f"{nobody}: there is no such home directory: write the whole path" in err
+        assert f"{nobody}: no such home directory: write the full path" in err
     for name in ("VAERUN_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is left there
     assert data.main(["mnist"]) == 2
-    assert "~/.cache: there is no such home directory" in capsys.readouterr().err
-    with pytest.raises(InputError, match=f"{nobody}: there is no such home directory"):
+    assert "~/.cache: no such home directory" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"{nobody}: no such home directory"):
         package.load_run(nobody)
 
 

@@ -22,8 +22,9 @@ from vaerun.config.settings import check
 from vaerun.errors import InputError
 from vaerun.report.text import clean, escape_csv, escape_markdown, escape_tex
 from vaerun.run.load import _interpolates
-from vaerun.storage.plain_yaml import read_config
-from vaerun.storage.untrusted import check_size, read_json
+from vaerun.storage.json_files import read_json
+from vaerun.storage.plain_values import check_size
+from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable, printable_lines
 
 LIMITS = settings(

@@ -82,7 +82,7 @@ def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> Non
         before = state(folder)
         code, out, err = here(*LONG, f"output_dir={folder}")
         assert (code, out) == (2, "")
-        assert f"another run is working in {folder}" in err
+        assert f"another run is using {folder}" in err
         assert len(err.splitlines()) == 1
         assert state(folder) == before
     finally:
@@ -102,7 +102,7 @@ def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) ->
     codes = sorted(process.returncode for process in both)
     assert codes in ([0, 2], [0, 0]), errors  # [0, 0]: the second came when the first had finished
     if codes == [0, 2]:
-        assert any("another run is working" in error for error in errors)
+        assert any("another run is using" in error for error in errors)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
 
 

@@ -23,7 +23,7 @@ TARGETS = [
     "torch.load", "pickle.loads", "vaerun.data.sources.Path", "vaerun.data.sources.os.system", "vaerun.data.sources.os",
     "vaerun.data.image_files.warnings.warn", "vaerun.config.plugins.trust",
     "vaerun.config.plugins.importlib.import_module", "vaerun.launch.worker.main", "vaerun.cli.main.main",
-    "vaerun.storage.atomic.write_json", "vaerun.data.sources._mnist_like",
+    "vaerun.storage.json_files.write_json", "vaerun.data.sources._mnist_like",
     "vaerun.data.sources.__loader__", "vaerun.data.sources.reason", "vaerunevil.main", "vaerun", "", "vaerun.",
     ".vaerun.nets", "vaerun..nets", "vaerun.nets.mlp.nn.Sequential", "vaerun.training.trainer.train", "os",
     "\uff4f\uff53.system",

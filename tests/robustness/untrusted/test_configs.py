@@ -15,8 +15,7 @@ from support.robustness.untrusted import innocent, open_all, peak_bytes, refused
 
 from vaerun.config.settings import fingerprint
 from vaerun.run import load
-from vaerun.storage import plain_yaml
-from vaerun.storage import untrusted as foreign
+from vaerun.storage import untrusted, yaml_files
 
 GIB = 1 << 30
 
@@ -110,10 +109,10 @@ def test_too_many_values_are_not_made(tmp_path: Path, monkeypatch: pytest.Monkey
     def load(*_: Any) -> None:
         raise AssertionError("made")
 
-    monkeypatch.setattr(plain_yaml.yaml, "load", load)
+    monkeypatch.setattr(yaml_files.yaml, "load", load)
     (tmp_path / "a.yaml").write_text("a:\n" + "- 1\n" * 60_000)
     with pytest.raises(ValueError, match="too many values"):
-        foreign.read_config(tmp_path / "a.yaml")
+        yaml_files.read_config(tmp_path / "a.yaml")
 
 
 def test_a_file_that_holds_more_than_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,10 +122,10 @@ def test_a_file_that_holds_more_than_its_size(tmp_path: Path, monkeypatch: pytes
         path = tmp_path / "grown"
         path.write_bytes(b"x" * 200)
         monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((stat.S_IFREG, *[0] * 9)))
-    whole = foreign.read_bytes(path, 1 << 20)
+    whole = untrusted.read_bytes(path, 1 << 20)
     assert len(whole) > 100
-    with pytest.raises(ValueError, match=r"it has 101 bytes, where at most 100 make sense"):
-        foreign.read_bytes(path, 100)
+    with pytest.raises(ValueError, match=r"it has 101 bytes, more than the limit of 100"):
+        untrusted.read_bytes(path, 100)
 
 
 @pytest.mark.parametrize("number", ["0x" + "f" * 5000, "0b" + "1" * 20_000, "0" + "7" * 5000, "9" * 5000])
@@ -141,7 +140,7 @@ def test_a_number_that_python_does_not_print(
     with_config(stranger, lambda plain: (plain[parents[0]] if parents else plain).update({last: "NUMBER"}))
     path = stranger / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("NUMBER", f"[[{number}]]" if key.startswith("evaluation") else number))
-    refused(stranger, capsys, cache, "config.yaml", "characters, where at most 100 make sense")
+    refused(stranger, capsys, cache, "config.yaml", "characters is longer than the limit of 100")
     opened = open_all(tmp_path / "both", capsys, ("table",))
     assert opened.codes["table --list"] == 0
     assert "unreadable" in opened.text
@@ -150,7 +149,7 @@ def test_a_number_that_python_does_not_print(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "make sense"),
+    [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "the limit"),
      (b'{"metrics": ' + b"9" * 5000 + b"}", "integer of 5000 characters"), (b"\xff", "decode"),
      (b"", ""), (b"[]", "no result")],
 )  # fmt: skip

@@ -79,7 +79,7 @@ def begin() -> None:
             break
         except OSError:
             if time.monotonic() > until:
-                tell("vaerun: another run is working in it")
+                tell("vaerun: another run is using it")
                 leave(BUSY)
             time.sleep(0.02)
     path = folder / "result.json"

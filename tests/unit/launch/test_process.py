@@ -100,7 +100,7 @@ def test_settling_leaves_others_alone(sweep: Sweeping) -> None:
     launcher = Launcher(lambda: hold(folder, 30), sweep.folder / "out")
     try:
         wait_until(lambda: (folder / "held").exists())
-        assert settle(planned.job, "gone").startswith("gone (another run is working in")
+        assert settle(planned.job, "gone").startswith("gone (another run is using")
         assert json.loads((folder / "result.json").read_text())["status"] == "running"
     finally:
         launcher.end()

@@ -21,7 +21,7 @@ from vaerun.launch.process import Child
 from vaerun.launch.replicas import Gate, exit_code, told
 from vaerun.run import execute as executing
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.run_dir import Busy
+from vaerun.storage.run_dir import RunDirLocked
 from vaerun.sweep import local, sweep
 from vaerun.sweep.slots import Slot
 
@@ -237,7 +237,8 @@ def test_a_bug_shows_its_traceback(here: Any, tmp_path: Path, monkeypatch: pytes
 
 
 def test_endings() -> None:
-    assert [exit_code(e) for e in (None, Busy("x"), InputError("x"), RunError("x"), KeyError("x"))] == [0, 74, 2, 1, 1]
+    errors = (None, RunDirLocked("x"), InputError("x"), RunError("x"), KeyError("x"))
+    assert [exit_code(error) for error in errors] == [0, 74, 2, 1, 1]
     assert exit_code(Interrupted(signal.SIGINT)) == 130
     assert told(RunError("a\nb"), "seed 1: ") == "vaerun: error: seed 1: a b"
     assert told(Interrupted(signal.SIGTERM)).startswith("vaerun: stopped by SIGTERM")

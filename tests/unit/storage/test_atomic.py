@@ -14,8 +14,8 @@ import torch
 from support.runs.commands import load, records, tensorboard
 
 from vaerun.errors import RunError
-from vaerun.storage import atomic as files
-from vaerun.storage.atomic import clear_temporaries, write_atomically
+from vaerun.storage import atomic
+from vaerun.storage.atomic import remove_temporaries, write_atomically
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.storage.run_dir import lock_run_dir
 from vaerun.tracking import tensorboard as events
@@ -40,10 +40,10 @@ def test_a_write_that_fails_changes_nothing(place: str, tmp_path: Path, monkeypa
     write_atomically(path, b"first")
     monkeypatch.setattr(place, fail)
     if place == "os.link":  # a file system without links: a rename does it
-        write_atomically(path, b"second", keep=old)
+        write_atomically(path, b"second", backup=old)
         assert (path.read_bytes(), old.read_bytes()) == (b"second", b"first")
         return
-    with pytest.raises(RunError, match=r"write .*file: No space left on device; what was there before is intact"):
+    with pytest.raises(RunError, match=r"write .*file: No space left on device; its previous content is intact"):
         write_atomically(path, b"second")
     assert path.read_bytes() == (b"second" if place == "os.open" else b"first")  # the folder's entry, after the rename
     assert names(tmp_path) == ["file"]
@@ -54,7 +54,7 @@ def test_killed_between_the_two_renames(tmp_path: Path) -> None:
     path, old = tmp_path / "file", tmp_path / "old"
     write_atomically(path, b"first")
     os.link(path, old)
-    write_atomically(path, b"second", keep=old)
+    write_atomically(path, b"second", backup=old)
     assert (path.read_bytes(), old.read_bytes()) == (b"second", b"first")
     assert names(tmp_path) == ["file", "old"]
 
@@ -79,7 +79,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     left = [".result.json.77.tmp", "figures/.a.png.78.tmp", ".previous.pt.79.tmp"]
     for name in [*mine, *left, ".job.json.80.tmp", ".job.json.81.tmp"]:
         (tmp_path / name).touch()
-    ago = time.time() - files.STALE_SECONDS - 1
+    ago = time.time() - atomic.STALE_SECONDS - 1
     os.utime(tmp_path / ".job.json.81.tmp", (ago, ago))  # the other may be about to be put in its place
     with lock_run_dir(tmp_path):
         found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
@@ -89,7 +89,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 def test_without_a_lock_only_old_leftovers_are_removed(tmp_path: Path) -> None:
     for name, age in ((".t.md.1.tmp", 0.5), (".t.md.2.tmp", 1.5), (".other.3.tmp", 1.5)):
         (tmp_path / name).touch()
-        then = time.time() - age * files.STALE_SECONDS
+        then = time.time() - age * atomic.STALE_SECONDS
         os.utime(tmp_path / name, (then, then))
     write_atomically(tmp_path / "t.md", b"")
     assert names(tmp_path) == [".other.3.tmp", ".t.md.1.tmp", "t.md"]
@@ -100,7 +100,7 @@ def test_links_are_not_followed_when_clearing(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / ".a.1.tmp").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "figures").symlink_to(tmp_path / "elsewhere")
-    clear_temporaries(tmp_path / "run")
+    remove_temporaries(tmp_path / "run")
     assert names(tmp_path / "elsewhere") == [".a.1.tmp"]
 
 
@@ -150,7 +150,7 @@ def test_a_save_that_fails_keeps_both(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_folder_that_has_gone_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointManager(tmp_path / "run" / "checkpoints", "f", print)
-    with pytest.raises(RunError, match=r"cannot make .*checkpoints: No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot create .*checkpoints: No such file or directory"):
         store.save_last(state(1))
 
 

@@ -148,7 +148,7 @@ def test_damaged_checkpoint(
     warning = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warning) == 1
     assert "last.pt" in warning[0]
-    assert "going on from previous.pt" in warning[0]
+    assert "resuming from previous.pt" in warning[0]
     assert_same_run(whole("vae"), tmp_path)
 
     # Neither is good: refused, and nothing is changed.
@@ -159,7 +159,7 @@ def test_damaged_checkpoint(
     record = json.loads((tmp_path / "result.json").read_text()) | {"status": "interrupted"}
     (tmp_path / "result.json").write_text(json.dumps(record))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with pytest.raises(InputError, match=r"no good checkpoint.*last\.pt.*previous\.pt"):
+    with pytest.raises(InputError, match=r"no valid checkpoint.*last\.pt.*previous\.pt"):
         run(tmp_path)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from vaerun.errors import InputError
-from vaerun.storage.plain_yaml import DEPTH, LETTERS, parse_yaml, read_yaml
+from vaerun.storage.plain_values import MAXIMUM_DEPTH
+from vaerun.storage.yaml_files import MAXIMUM_NUMBER_LENGTH, parse_yaml, read_yaml
 
 
 def test_what_is_written_comes_back() -> None:
@@ -23,7 +24,8 @@ def test_what_is_written_comes_back() -> None:
     [("+12", 12), ("-0", 0), ("1_000", 1000), ("0x1f", "0x1f"), ("0b11", "0b11"), ("017", "017"), ("1:30", "1:30"),
      ("1:30.5", "1:30.5"), ("1__0", "1__0"), ("2020-01-31", "2020-01-31"),
      ("!!int '0x1f'", "0x1f"), (".5", 0.5), ("1.5e+3", 1500.0),
-     ("1" * LETTERS, int("1" * LETTERS)), ("x" * 1000, "x" * 1000), (f"'{'1' * 1000}'", "1" * 1000)],
+     ("1" * MAXIMUM_NUMBER_LENGTH, int("1" * MAXIMUM_NUMBER_LENGTH)), ("x" * 1000, "x" * 1000),
+     (f"'{'1' * 1000}'", "1" * 1000)],
 )  # fmt: skip
 def test_numbers_are_decimal(text: str, value: Any) -> None:
     found = parse_yaml(text)
@@ -33,10 +35,10 @@ def test_numbers_are_decimal(text: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["1" * (LETTERS + 1), "0x" + "f" * 5000, "1" + ":1" * 450_000, "1" + ":1" * 450_000 + ".5",
+    ["1" * (MAXIMUM_NUMBER_LENGTH + 1), "0x" + "f" * 5000, "1" + ":1" * 450_000, "1" + ":1" * 450_000 + ".5",
      "[[0b" + "1" * 200 + "]]",
      "!!int '" + "1" * 200 + "'", "!!float '" + "1" * 200 + "'", "{" + "1" * 200 + ": 1}", "!!float ''", "!!int []",
-     "[" * 100_000, "- " * 5000, "{a: " * 5000, "[" * (DEPTH + 1) + "]" * (DEPTH + 1),
+     "[" * 100_000, "- " * 5000, "{a: " * 5000, "[" * (MAXIMUM_DEPTH + 1) + "]" * (MAXIMUM_DEPTH + 1),
      "a: 1\n--- \nb: 2",
      "\udcff", "\0"],
     ids=lambda text: text[:12].strip("\0\udcff"),
@@ -52,5 +54,5 @@ def test_all_else_is_refused_in_one_line_and_at_once(text: str) -> None:
 def test_a_file_is_told_of_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff")
     for name in ("a.yaml", "none.yaml"):
-        with pytest.raises(InputError, match=rf"{name} cannot be read as yaml"):
+        with pytest.raises(InputError, match=rf"{name} as YAML"):
             read_yaml(tmp_path / name)
