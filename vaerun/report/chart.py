@@ -1,15 +1,27 @@
-"""A comparison as a picture: grouped bars as on the authors' slide, and the metric against training time.
+"""A comparison as a figure: grouped bars as in the authors' slides, and the metric against training time.
 
-Drawn by matplotlib's own Agg canvas under its defaults, so that it looks the same everywhere. Names come from run
-directories: they are shown letter by letter, never read as formulas.
+Drawn in the style of vaerun.plotting.
 """
 
 from __future__ import annotations
 
-import io
 import textwrap
 from typing import Any
 
+from vaerun.plotting import (
+    COLOURS,
+    LARGE,
+    MEDIUM,
+    SMALL,
+    TINY,
+    default_style,
+    disable_mathtext,
+    drawable,
+    hatch,
+    legend_label,
+    new_figure,
+    png_bytes,
+)
 from vaerun.report import captions as words
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
@@ -17,37 +29,28 @@ from vaerun.report.cost import cost
 from vaerun.report.text import clean
 from vaerun.text import LONG, fixed
 
-# Okabe & Ito's colours: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = "osD^vP*X"
 DPI = 130
+HEIGHT, MAXIMUM_WIDTH = 5.6, 24.0  # inches
 PUBLISHED = "published"
 
 
+@default_style()
 def png(table: Comparison) -> bytes:
-    """The picture as a PNG file."""
-    from matplotlib import style  # takes half a second to import
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with style.context("default", after_reset=True):
-        groups = [c for c in table.columns if c != table.empty] or list(table.columns)
-        figure = Figure(
-            figsize=(min(24.0, 11.0 + 0.1 * len(groups) * len(table.rows)), 5.6), dpi=DPI, layout="constrained"
-        )
-        FigureCanvasAgg(figure)
-        bars, times = figure.subplots(1, 2, width_ratios=(3, 2))
-        outside = _bars(bars, table)
-        _times(times, table)
-        _legend(figure, bars, table)
-        caption = (
-            f"{table.caption}; bars: mean ± sample standard deviation over seeds; the axis does not start at 0{outside}"
-        )
-        wide = int(figure.get_figwidth() * 14)
-        figure.supxlabel(_shown("\n".join(textwrap.wrap(caption, wide)[:5])), fontsize=8, parse_math=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    """The figure as a PNG file."""
+    groups = [c for c in table.columns if c != table.empty] or list(table.columns)
+    figure = new_figure(min(MAXIMUM_WIDTH, 11.0 + 0.1 * len(groups) * len(table.rows)), HEIGHT, DPI)
+    bars, times = figure.subplots(1, 2, width_ratios=(3, 2))
+    outside = _bars(bars, table)
+    _times(times, table)
+    _legend(figure, bars, table)
+    caption = (
+        f"{table.caption}; bars: mean ± sample standard deviation over seeds; the axis does not start at 0{outside}"
+    )
+    characters = int(figure.get_figwidth() * 14)  # of font size SMALL that fit into the width
+    lines = textwrap.wrap(caption, characters)[:5]
+    figure.supxlabel(_shown("\n".join(lines)), fontsize=SMALL, parse_math=False)
+    return png_bytes(figure)
 
 
 def _legend(figure: Any, axes: Any, table: Comparison) -> None:
@@ -55,22 +58,22 @@ def _legend(figure: Any, axes: Any, table: Comparison) -> None:
     handles, names = axes.get_legend_handles_labels()
     drawn = dict(zip(names, handles, strict=True))
     order = [n for n in dict.fromkeys([*map(_shown, table.rows), PUBLISHED]) if n in drawn]
-    if order:
-        fit = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # of font size 9, eleven letters an inch
-        place = {"loc": "outside upper center", "ncols": max(1, min(fit, len(order)))}
-        for text in figure.legend(
-            [drawn[name] for name in order], order, frameon=False, fontsize=9, **place
-        ).get_texts():
-            text.set_parse_math(False)
+    if not order:
+        return
+    columns = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # of size MEDIUM, eleven letters an inch
+    legend = figure.legend(
+        [drawn[name] for name in order],
+        order,
+        frameon=False,
+        fontsize=MEDIUM,
+        loc="outside upper center",
+        ncols=max(1, min(columns, len(order))),
+    )
+    disable_mathtext(legend)
 
 
 def _shown(text: str) -> str:
-    """Letters that the font lacks become `?`."""
-    from matplotlib import font_manager, ft2font
-
-    known = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    found = "".join(c if ord(c) in known or c == "\n" else "?" for c in text)
-    return f" {found}" if found.startswith("_") else found  # a legend leaves out names that begin with "_"
+    return legend_label(drawable(text))
 
 
 def _lines(table: Comparison) -> list[str]:
@@ -92,13 +95,13 @@ def _limits(axes: Any, table: Comparison) -> None:
 
 def _bars(axes: Any, table: Comparison) -> str:
     """Draws the bars and returns what is to be said of the published numbers."""
-    axes.set_title(_shown(f"{table.metric} by {table.axes[1] or table.axes[0]}"), fontsize=10, parse_math=False)
+    axes.set_title(_shown(f"{table.metric} by {table.axes[1] or table.axes[0]}"), fontsize=LARGE, parse_math=False)
     if not table.runs():
         axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return ""
     what = words.unit(table.metric, table.runs()) or table.metric
-    axes.set_ylabel(_shown(f"{what} (not from 0)"), fontsize=9, parse_math=False)
+    axes.set_ylabel(_shown(f"{what} (not from 0)"), fontsize=MEDIUM, parse_math=False)
     _limits(axes, table)
     floor, ceiling = axes.get_ylim()
     lines = _lines(table)
@@ -115,13 +118,13 @@ def _bars(axes: Any, table: Comparison) -> str:
         cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
         if cell.mean is not None:
             text, at = fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
-            axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=8, color=colour)
+            axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=SMALL, color=colour)
             axes.axhline(cell.mean, color=colour, linewidth=1.6, label=_shown(row), zorder=3)
             low, high = cell.mean - (cell.sd or 0.0), cell.mean + (cell.sd or 0.0)
             axes.axhspan(low, high, color=colour, alpha=0.2, linewidth=0)
         if cell.published is not None:
             published.append((-0.5, cell.published))
-    axes.set_xticks(range(len(groups)), [_shown(g) for g in groups], fontsize=9, parse_math=False)
+    axes.set_xticks(range(len(groups)), [_shown(g) for g in groups], fontsize=MEDIUM, parse_math=False)
     axes.set_xlim(-0.8 if lines else -0.55, max(1, len(groups)) - 0.45)
     axes.set_ylim(floor, ceiling)
     _plain(axes)
@@ -140,11 +143,10 @@ def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell
     """The bars of one row, each with its number or with what its runs are doing."""
     floor, colour = axes.get_ylim()[0], _colour(table, row)
     known = [(place, cell, cell.mean) for place, cell in here if cell.mean is not None]
-    hatch = "//" * (table.rows.index(row) // len(COLOURS)) or None
-    look = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch}
+    style = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch(table.rows.index(row))}
     if known:
         heights = [mean - floor for _, _, mean in known]
-        axes.bar([place for place, _, _ in known], heights, width, bottom=floor, label=_shown(row), **look)
+        axes.bar([place for place, _, _ in known], heights, width, bottom=floor, label=_shown(row), **style)
     for place, cell, mean in known:
         if cell.sd:
             axes.errorbar(place, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
@@ -190,8 +192,8 @@ def _times(axes: Any, table: Comparison) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     points = f" (points: {table.axes[1]})" if table.steps else ""
-    axes.set_title(_shown(f"{table.metric} against training time{points}"), fontsize=10, parse_math=False)
-    axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=9)
+    axes.set_title(_shown(f"{table.metric} against training time{points}"), fontsize=LARGE, parse_math=False)
+    axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=MEDIUM)
     seconds: list[float] = []
     for number, row in enumerate(table.rows):
         cells = [table.cells[row, c] for c in table.columns if (row, c) in table.cells]
@@ -200,15 +202,15 @@ def _times(axes: Any, table: Comparison) -> None:
             continue
         x, y = [took for took, _ in known], [cell.mean for _, cell in known]
         seconds += x
-        look = {"color": _colour(table, row), "marker": MARKERS[number % len(MARKERS)]}
-        axes.errorbar(x, y, yerr=[cell.sd or 0.0 for _, cell in known], linewidth=0.8, markersize=5, capsize=2, **look)
+        style = {"color": _colour(table, row), "marker": MARKERS[number % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=[cell.sd or 0.0 for _, cell in known], linewidth=0.8, markersize=5, capsize=2, **style)
         for took, cell in known:
             alone = cell.column == table.empty or len(table.columns) == 1
             name = cell.row if alone else f"{table.steps[cell.column]:g}" if table.steps else cell.column
             if len(name) > 12:  # would cover others; its colour is in the legend
                 continue
             axes.annotate(
-                _shown(name), (took, cell.mean), (4, 4), textcoords="offset points", fontsize=7, parse_math=False
+                _shown(name), (took, cell.mean), (4, 4), textcoords="offset points", fontsize=TINY, parse_math=False
             )
     if not seconds:
         axes.text(0.5, 0.5, "no times recorded", ha="center", va="center", transform=axes.transAxes)

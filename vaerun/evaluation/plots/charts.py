@@ -1,32 +1,38 @@
 """Small charts as pictures [3, H, W] in [0, 1], so that TensorBoard and files take them like any other picture.
 
-Drawn by matplotlib's own Agg canvas, never by pyplot, which keeps global state and may want a screen; the user's
-matplotlibrc is left out, so that a chart looks the same everywhere. Names come from the user (classes, runs): they
-are shown letter by letter, never read as formulas, and letters that the font lacks are shown as "?".
+Drawn in the style of vaerun.plotting.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaerun.errors import InputError
+from vaerun.plotting import (
+    COLOURS,
+    MEDIUM,
+    SMALL,
+    TINY,
+    default_style,
+    disable_mathtext,
+    drawable,
+    hatch,
+    legend_label,
+    new_figure,
+)
 
 DPI = 110
 HEIGHT, NARROWEST, WIDEST = 3.8, 5.0, 10.0  # inches
 TICKS, LETTERS = 24, 32  # at most so many names along the axis, of so many letters
-# Okabe & Ito's colours: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 
 Groups = Mapping[str, Mapping[str, float]]
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -38,40 +44,15 @@ class Ellipse:
     colour: int | None = None
 
 
-def _plain_style(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Runs the function under matplotlib's defaults, whatever the user's own settings are."""
-
-    @wraps(function)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        from matplotlib import style  # takes half a second to import
-
-        with style.context("default", after_reset=True):
-            return function(*args, **kwargs)
-
-    return styled
-
-
-@lru_cache(maxsize=1)
-def _letters() -> frozenset[int]:
-    """Code points that the font has."""
-    from matplotlib import font_manager, ft2font
-
-    return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
-
-
 def _shown(name: str, most: int = LETTERS) -> str:
     """The name as it can be drawn: one line, at most so many letters (the middle left out), unknown ones as `?`."""
-    known = "".join(letter if ord(letter) in _letters() else "?" for letter in " ".join(name.split()))
+    known = drawable(" ".join(name.split()))
     half = (most - 1) // 2
     return known if len(known) <= most else f"{known[:half]}…{known[-half:]}"
 
 
 def _figure(width: float, height: float = HEIGHT) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, DPI)
     return figure, figure.add_subplot()
 
 
@@ -83,16 +64,15 @@ def _picture(figure: Any) -> Tensor:
 
 
 def _legend(axes: Any, handles: Sequence[Any], names: Iterable[str]) -> None:
-    # Beside the axes, where it hides nothing. A name that begins with "_" would be left out: a space before it helps.
-    shown = [" " + name if name.startswith("_") else name for name in (_shown(n) for n in names)]
+    # Beside the axes, where it hides nothing.
+    labels = [legend_label(_shown(name)) for name in names]
     legend = axes.legend(
-        handles, shown, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, borderaxespad=0.2
+        handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL, borderaxespad=0.2
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    disable_mathtext(legend)
 
 
-@_plain_style
+@default_style()
 def bar_chart(
     groups: Groups,
     *,
@@ -148,7 +128,7 @@ def bar_chart(
             half = [errors.get(list(groups)[i], {}).get(name, math.nan) for i in rows]  # NaN: none is drawn
         look = {
             "color": COLOURS[number % len(COLOURS)],
-            "hatch": "//" * (number // len(COLOURS)) or None,
+            "hatch": hatch(number),
             "edgecolor": "white",
             "linewidth": 0.3 if len(groups) <= 100 else 0.0,  # else the edges hide the bars
             "capsize": 2,
@@ -159,7 +139,7 @@ def bar_chart(
             (up if value >= 0 else down)[i] += value
     for i, where, text in written:  # where the bar would stand
         foot, transform = (0.02, axes.get_xaxis_transform()) if log else (up[i] if stacked else 0.0, axes.transData)
-        axes.text(where, foot, f" {text}", rotation=90, ha="center", va="bottom", fontsize=7, transform=transform)
+        axes.text(where, foot, f" {text}", rotation=90, ha="center", va="bottom", fontsize=TINY, transform=transform)
     if not log:
         axes.axhline(0, color="black", linewidth=0.6)
     _names_along(axes, list(groups), wide)
@@ -176,21 +156,21 @@ def _names_along(axes: Any, names: Sequence[str], width: float) -> None:
     letters = max(len(name) for name in shown) * len(shown)
     slanted = letters > 11 * width  # of font size 8, with gaps, eleven fit into an inch
     angle = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(places, shown, fontsize=8, parse_math=False, **angle)
+    axes.set_xticks(places, shown, fontsize=SMALL, parse_math=False, **angle)
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def _finish(figure: Any, axes: Any, title: str, xlabel: str, ylabel: str) -> Tensor:
     letters = int(11.5 * figure.get_figwidth())  # of font size 9, as many as the figure is wide
-    figure.suptitle(textwrap.fill(_shown(title, 200), letters), fontsize=9, parse_math=False)
-    axes.set_xlabel(_shown(xlabel, 80), fontsize=8, parse_math=False)
-    axes.set_ylabel(_shown(ylabel, 80), fontsize=8, parse_math=False)
-    axes.tick_params(axis="y", labelsize=8)
+    figure.suptitle(textwrap.fill(_shown(title, 200), letters), fontsize=MEDIUM, parse_math=False)
+    axes.set_xlabel(_shown(xlabel, 80), fontsize=SMALL, parse_math=False)
+    axes.set_ylabel(_shown(ylabel, 80), fontsize=SMALL, parse_math=False)
+    axes.tick_params(axis="y", labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     return _picture(figure)
 
 
-@_plain_style
+@default_style()
 def scatter(
     points: Tensor,
     *,
@@ -245,6 +225,6 @@ def scatter(
         axes.add_patch(Line(ellipse.centre, width, height, fill=False, edgecolor=edge, linewidth=1, zorder=3))
     axes.autoscale_view()
     axes.set_aspect("equal", adjustable="datalim")
-    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="x", labelsize=SMALL)
     title += f" ({missing} points that are not finite are left out)" if missing else ""
     return _finish(figure, axes, title, xlabel, ylabel)
