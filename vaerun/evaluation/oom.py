@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError, RunError
+from vaerun.tracking.monitor import Monitor
 
 T = TypeVar("T")
-Note = Callable[[str], None]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -52,7 +52,7 @@ def in_parts(
     at_once: int,
     work: Callable[[int, int, int], T],
     *,
-    note: Note | None,
+    monitor: Monitor,
     what: str,
     setting: str,
     samples: int = 1,
@@ -64,7 +64,7 @@ def in_parts(
         at_once: how much is computed at once to begin with, in images times `samples`; halved each time that memory
             runs out, and not raised again.
         work: computes images start..stop-1, with at most so much at once.
-        note: called with one line each time that memory runs out; None: nobody is told.
+        monitor: warned each time that memory runs out.
         what: is computed, for that line.
         setting: that the user can lower.
         samples: that an image's work computes at once where it can.
@@ -89,8 +89,7 @@ def in_parts(
             torch.cuda.empty_cache()
         if at_once == 1:
             raise RunError(f"{what}: memory ran out for a single one at once: lower {setting}, or the model's size")
-        if note is not None:
-            note(f"{what}: memory ran out with {at_once} at once, going on with {at_once // 2} (see {setting})")
+        monitor.warn(f"{what}: memory ran out with {at_once} at once, going on with {at_once // 2} (see {setting})")
         at_once //= 2
 
 
@@ -99,8 +98,7 @@ def joined(
     at_once: int,
     work: Callable[[int, int, int], dict[str, Tensor]],
     *,
-    progress: Callable[[int], None] | None,
-    note: Note | None,
+    monitor: Monitor,
     what: str,
     setting: str,
     samples: int = 1,
@@ -108,12 +106,11 @@ def joined(
     """Values per image [N] by name, on the CPU (floating ones float64), of the parts of in_parts.
 
     Arguments:
-        progress: called with the number of images done.
+        monitor: of in_parts; it is told of the images done, too.
         others: see in_parts.
     """
     parts = []
-    for part in in_parts(count, at_once, work, note=note, what=what, setting=setting, samples=samples):
+    for part in in_parts(count, at_once, work, monitor=monitor, what=what, setting=setting, samples=samples):
         parts.append({k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in part.items()})
-        if progress is not None:
-            progress(len(next(iter(part.values()))))
+        monitor.advance(len(next(iter(part.values()))))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

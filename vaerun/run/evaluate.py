@@ -24,7 +24,6 @@ from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
 from vaerun.run.preflight import refinement_of
 from vaerun.signals import ShutdownSignal
-from vaerun.tracking.progress import ProgressBar
 
 BATCH = 500  # images at a time where no samples multiply them
 COLLAPSED = 0.1  # nats of KL(q || p)
@@ -67,8 +66,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 seed=self.seed,
                 images=self.images,
                 batch=BATCH,
-                stop=self.stop,
-                note=self.found.warnings.append,
+                monitor=self.monitor,
             )
             if s.latent and self.model.has_density:
                 self.latent(statistics)
@@ -79,15 +77,13 @@ class _Evaluator(Evaluator[LatentModel]):
         if s.gradient_noise:
             self.gradient_noise()
         if s.quality or s.inception_weights is not None:
-            sample_quality(self.model, self.data, s, self.found, seed=self.seed, stop=self.stop)
+            sample_quality(self.model, self.data, s, self.found, seed=self.seed, monitor=self.monitor)
         traversals(self.model, self.data, s, self.found)
         return self.found
 
     def importance(self) -> None:
         found, s = self.found, self.settings
-        with ProgressBar(
-            f"log-likelihood of {self.split.name}, K={s.samples}", self.images, stop=self.stop
-        ) as progression:
+        with self.monitor.task(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as task:
             values = importance_sampling(
                 self.model,
                 self.split,
@@ -95,10 +91,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 seed=self.seed,
                 images=self.images,
                 chunk=s.chunk,
-                stop=self.stop,
-                progress=progression.advance,
-                forecast=progression.forecast,
-                note=self.found.warnings.append,
+                monitor=task,
             )
         tail = values.pop("pareto_k")
         for name, value in values.items():
@@ -142,7 +135,7 @@ class _Evaluator(Evaluator[LatentModel]):
     def gaps(self) -> None:
         s, found = self.settings, self.found
         n = min(self.images, s.gap.images)
-        with ProgressBar(f"inference gaps of {self.split.name}", n, stop=self.stop) as progression:
+        with self.monitor.task(f"inference gaps of {self.split.name}", n) as task:
             values = inference_gaps(
                 self.model,
                 self.split,
@@ -151,9 +144,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 elbo_samples=s.samples,
                 seed=self.seed,
                 images=n,
-                stop=self.stop,
-                progress=progression.advance,
-                note=self.found.warnings.append,
+                monitor=task,
             )
         tail = values.pop("gap_pareto_k")
         found.per_image["gap_pareto_k"] = tail
@@ -194,7 +185,8 @@ class _Evaluator(Evaluator[LatentModel]):
             )
 
     def probe(self, statistics: LatentStatistics) -> None:
-        probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, stop=self.stop)
+        monitor = self.monitor.without_warnings()
+        probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, monitor=monitor)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
         if probe.note:
             self.found.warnings.append(f"linear probe: {probe.note}")
@@ -222,7 +214,7 @@ class _Evaluator(Evaluator[LatentModel]):
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
         names = named_estimators(noise.estimators)
-        with ProgressBar("gradient noise", len(names), unit="estimators", stop=self.stop) as progression:
+        with self.monitor.task("gradient noise", len(names), unit="estimators") as task:
             found = gradient_noise(
                 self.model,
                 batch.x,
@@ -231,8 +223,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 samples=noise.samples,
                 draws=noise.draws,
                 seed=self.seed,
-                stop=self.stop,
-                progress=progression.advance,
+                monitor=task,
             )
         title = (
             f"Gradient of the mean over {len(batch.x)} {self.split.name} images, K={noise.samples}, {noise.draws} draws"

@@ -24,7 +24,6 @@ from vaerun.run.evaluate_samples import sample_quality, traversals
 from vaerun.run.evaluator import Evaluator
 from vaerun.run.preflight import annealing_of
 from vaerun.signals import ShutdownSignal
-from vaerun.tracking.progress import ProgressBar
 
 BATCH = 500
 
@@ -49,7 +48,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
 
     def run(self) -> Evaluation:
         s, found = self.settings, self.found
-        sample_quality(self.model, self.data, s, found, seed=self.seed, stop=self.stop)
+        sample_quality(self.model, self.data, s, found, seed=self.seed, monitor=self.monitor)
         collapsed = not (found.metrics["diversity"] or 0.0) >= s.diversity
         found.metrics["mode_collapse"] = float(collapsed)
         if collapsed:
@@ -84,7 +83,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         predicted: list[list[Tensor]] = []
         with torch.no_grad():
             for batch in self.split.batches(BATCH, self.images):
-                self.stop.check()
+                self.monitor.check()
                 q = self.model.discriminator(2 * self.split.transform.to_unit(batch.x) - 1)[1]
                 predicted.append([p.cpu() for p in codes.predict(q)])
         labels = self.split.labels[: self.images].cpu()
@@ -99,7 +98,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         parts = []
         with torch.no_grad():
             for batch in split.batches(BATCH, images):
-                self.stop.check()
+                self.monitor.check()
                 parts.append(pooled_features(self.model.maps(split.transform.to_unit(batch.x))).cpu())
         return torch.cat(parts)
 
@@ -118,7 +117,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
     def parzen(self) -> None:
         found, s = self.found, self.settings
         validation = real(self.data.validation, len(self.data.validation))
-        centres = generated(self.model, self.split, s.generated.samples, seed=self.seed, stop=self.stop)[0]
+        centres = generated(self.model, self.split, s.generated.samples, seed=self.seed, monitor=self.monitor)[0]
         variance, tried = choose_parzen_variance(centres, validation)
         found.mean("parzen_log_likelihood", parzen_log_likelihood(centres, real(self.split, self.images), variance))
         found.metrics["parzen_variance"] = variance
@@ -143,7 +142,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         o, found = self.settings.observation, self.found
         n = min(o.images, len(self.data.validation))
         runs = most_runs(o.variances)
-        with ProgressBar("choosing the observation variance", n * runs, stop=self.stop) as progression:
+        with self.monitor.without_warnings().task("choosing the observation variance", n * runs) as task:
             choice = choose_variance(
                 self.model.observed,
                 self.data.validation,
@@ -151,8 +150,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
                 variances=o.variances,
                 images=n,
                 seed=self.seed,
-                stop=self.stop,
-                progress=progression.advance,
+                monitor=task,
             )
         found.details["observation"] = {"images": n, **asdict(choice)}
         found.details["observation"]["values"] = {f"{k:.4g}": v for k, v in sorted(choice.values.items())}

@@ -19,9 +19,8 @@ from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import IMAGES, generated, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
-from vaerun.signals import ShutdownSignal
 from vaerun.storage.paths import expand_user
-from vaerun.tracking.progress import ProgressBar
+from vaerun.tracking.monitor import SILENT, Monitor
 
 
 def has_classifier(data: ImageData) -> bool:
@@ -42,10 +41,10 @@ def check_cache() -> None:
         ) from error
 
 
-def own_classifier(data: ImageData, stop: ShutdownSignal) -> Classifier:
+def own_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
     """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
     folder = cache_folder() / "classifiers"
-    return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, stop=stop)
+    return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor)
 
 
 def sample_quality(
@@ -55,7 +54,7 @@ def sample_quality(
     found: Evaluation,
     *,
     seed: int,
-    stop: ShutdownSignal,
+    monitor: Monitor,
 ) -> None:
     """Diversity, and if asked for distances between as many generated and real images, in feature spaces.
 
@@ -68,8 +67,8 @@ def sample_quality(
     wanted = settings.quality or settings.inception_weights is not None
     if not wanted:
         count = min(count, IMAGES)
-    with ProgressBar("generating images", count, stop=stop) as progression:
-        fake, given = generated(model, split, count, seed=seed, stop=stop, progress=progression.advance)
+    with monitor.task("generating images", count) as task:
+        fake, given = generated(model, split, count, seed=seed, monitor=task)
         truth = real(split, count)
         found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
         if settings.quality and not has_classifier(data):
@@ -78,8 +77,8 @@ def sample_quality(
                 "features could be compared: no Frechet distance, precision, recall, density and coverage"
             )
         elif settings.quality:
-            space = own_classifier(data, stop)
-            stop.check()
+            space = own_classifier(data, task)
+            task.check()
             a, b = space.features(truth), space.features(fake)
             found.metrics["classifier_frechet_distance"] = frechet_distance(a, b)
             near = manifold_metrics(a, b, neighbours=settings.generated.neighbours)

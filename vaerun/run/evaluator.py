@@ -13,7 +13,7 @@ from vaerun.evaluation.results import Evaluation
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.preflight import annealing_of
 from vaerun.signals import ShutdownSignal
-from vaerun.tracking.progress import ProgressBar
+from vaerun.tracking.monitor import Monitor
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 
@@ -25,10 +25,11 @@ class Evaluator(Generic[M]):
         self, model: M, data: ImageData, settings: EvaluationSettings, seed: int, stop: ShutdownSignal
     ) -> None:
         self.model: M = model
-        self.data, self.settings, self.seed, self.stop = data, settings, seed, stop
+        self.data, self.settings, self.seed = data, settings, seed
         self.split: Split = getattr(data, settings.split)
         self.images = min(settings.images or len(self.split), len(self.split))
         self.found = Evaluation()
+        self.monitor = Monitor(stop, warn=self.found.warnings.append)
 
     @property
     def annealed_images(self) -> int:
@@ -38,16 +39,14 @@ class Evaluator(Generic[M]):
     def anneal(self, model: LatentModel) -> Tensor:
         """ais, ais_ess and ais_acceptance of the split's images; returns ais per image [N], nats."""
         n = self.annealed_images
-        with ProgressBar(f"annealed importance sampling of {self.split.name}", n, stop=self.stop) as progression:
+        with self.monitor.task(f"annealed importance sampling of {self.split.name}", n) as task:
             values = annealed_importance_sampling(
                 model,
                 self.split,
                 annealing_of(self.settings),
                 seed=self.seed,
                 images=n,
-                stop=self.stop,
-                progress=progression.advance,
-                note=self.found.warnings.append,
+                monitor=task,
             )
         for name, value in values.items():
             self.found.mean(name, value)
@@ -56,15 +55,13 @@ class Evaluator(Generic[M]):
     def bracket(self, model: LatentModel) -> None:
         """bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
         n = self.annealed_images
-        with ProgressBar("bidirectional Monte Carlo on simulated images", n, stop=self.stop) as progression:
+        with self.monitor.task("bidirectional Monte Carlo on simulated images", n) as task:
             values = bidirectional(
                 model,
                 annealing_of(self.settings),
                 images=n,
                 seed=self.seed,
-                stop=self.stop,
-                progress=progression.advance,
-                note=self.found.warnings.append,
+                monitor=task,
             )
         for name, value in values.items():
             self.found.mean(name, value)

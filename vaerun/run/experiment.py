@@ -33,6 +33,7 @@ from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load
 from vaerun.storage.paths import expand_user
 from vaerun.text import printable
 from vaerun.tracking.logger import RunLogger, RunLogHandler
+from vaerun.tracking.monitor import Monitor
 from vaerun.training import TrainState, make_optimisers, restore, train
 from vaerun.training.determinism import named_operations
 from vaerun.training.step import side_stream
@@ -179,7 +180,7 @@ class Course:
     # -- training -----------------------------------------------------------------------------------------------
 
     def _validator(self) -> Validate | None:
-        return self.family.validator(self.settings, self.objective, self.data, self.stop, self.warn)
+        return self.family.validator(self.settings, self.objective, self.data, Monitor(self.stop, self.warn))
 
     def _train(self, log: RunLogger, state: dict[str, Any] | None) -> TrainState:
         every = self.settings.evaluation.pictures

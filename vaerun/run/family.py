@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -22,6 +21,7 @@ from vaerun.run.evaluate_adversarial import evaluate_adversarial
 from vaerun.run.evaluate_samples import check_cache, has_classifier, own_classifier
 from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
 
@@ -49,9 +49,7 @@ class Likelihood:
         check_evaluation(settings, model, data)
 
     @staticmethod
-    def validator(
-        settings: Settings, objective: Any, data: ImageData, stop: ShutdownSignal, warn: Callable[[str], None]
-    ) -> Validate | None:
+    def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
         """None without a validation split."""
         if not len(data.validation):
             return None
@@ -63,8 +61,7 @@ class Likelihood:
             samples=objective.samples,
             seed=settings.seed,
             batch_size=EVALUATION_BATCH,
-            stop=stop,
-            note=warn,
+            monitor=monitor,
         )
 
     @staticmethod
@@ -100,20 +97,17 @@ class AdversarialFamily:
             check_cache()
 
     @staticmethod
-    def validator(
-        settings: Settings, objective: Any, data: ImageData, stop: ShutdownSignal, warn: Callable[[str], None]
-    ) -> Validate | None:
+    def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
         features = None
         if settings.evaluation.selection is not None:
-            features = own_classifier(data, stop)
+            features = own_classifier(data, monitor)
         return SampleValidator(
             objective.model,
             data.validation if len(data.validation) else data.train,
             threshold=settings.evaluation.diversity,
             features=features,
             seed=settings.seed,
-            stop=stop,
-            warn=warn,
+            monitor=monitor,
         )
 
     @staticmethod

@@ -34,7 +34,6 @@ from vaerun.evaluation.samples import classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import generated, real
 from vaerun.run.evaluate_samples import own_classifier
-from vaerun.signals import ShutdownSignal
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 MODELS = ("gan", "dcgan", "cgan", "infogan")
@@ -140,7 +139,7 @@ def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., Finishe
     torch.testing.assert_close(real(data.test, 50), truth)
     metrics = result(run.folder)["metrics"]
     assert metrics["test/diversity"] == pytest.approx(diversity(images, truth), rel=1e-9)
-    features = own_classifier(data, ShutdownSignal()).features
+    features = own_classifier(data).features
     distance = frechet_distance(features(truth), features(images))
     assert metrics["test/classifier_frechet_distance"] == pytest.approx(distance, rel=1e-6)
 

@@ -34,7 +34,6 @@ import vaerun
 from vaerun.evaluation.samples.sample_quality import frechet_distance
 from vaerun.evaluation.samples.sample_validation import generated, real
 from vaerun.run.evaluate_samples import own_classifier
-from vaerun.signals import ShutdownSignal
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -192,7 +191,7 @@ def test_samples_of_a_likelihood_model(model: str, copied: Callable[..., Path], 
     data = trained.data
     images, given = generated(trained.model, data.test, 12, seed=0)  # type: ignore[arg-type]
     assert (given is None) == (model == "vae")
-    features = own_classifier(data, ShutdownSignal()).features
+    features = own_classifier(data).features
     distance = frechet_distance(features(real(data.test, 12)), features(images))
     assert metrics["classifier_frechet_distance"] == pytest.approx(distance, rel=1e-6)
     # The walks' ends are samples: those of the run's own figures.

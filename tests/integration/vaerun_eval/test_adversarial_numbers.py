@@ -34,7 +34,6 @@ from vaerun.evaluation.samples.feature_pooling import pooled_features
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
 from vaerun.evaluation.samples.sample_validation import generated
 from vaerun.run.evaluate_samples import own_classifier
-from vaerun.signals import ShutdownSignal
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 SETTINGS = Annealing(temperatures=4, chains=3, adapt=False)
@@ -59,7 +58,7 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     metrics = {k.removeprefix("validation/"): v for k, v in found["metrics"].items()}
     model, data = opened(run)
     images, truth = generated(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
-    space = own_classifier(data, ShutdownSignal())
+    space = own_classifier(data)
     right = sum(int(space.predict(images[i : i + 1])) == int(data.validation.labels[i]) for i in range(40))  # type: ignore[index]
     assert metrics["label_agreement"] == pytest.approx(right / 40)
     a, b = space.features(truth), space.features(images)

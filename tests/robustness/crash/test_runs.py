@@ -84,10 +84,10 @@ def test_stopped_while_its_beginning_is_recorded(tmp_path: Path, monkeypatch: py
 def test_stopped_in_the_evaluation(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weigh = importance.weigh
 
-    def signalled(*arguments: Any) -> Any:
+    def signalled(*arguments: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         if where == "evaluation":
-            return weigh(*arguments)  # which looks whether one has come
+            return weigh(*arguments, **options)  # which looks whether one has come
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second one ends it at once")
 

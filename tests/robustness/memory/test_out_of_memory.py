@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.models import members
+from support.models.monitoring import RecordingMonitor
 from support.runs.commands import TINY
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from vaerun.evaluation.likelihood.importance import importance_sampling
 from vaerun.evaluation.oom import in_parts, out_of_memory
 from vaerun.models import LatentModel
 from vaerun.objectives import Variational
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 CPU = "[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 B"
 IMAGES = 11
@@ -88,9 +89,7 @@ def moments(model: LatentModel, split: Split, **options: Any) -> dict[str, Tenso
 
 
 def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
-    validator = Validator(
-        model, split, estimator=elbo_mc, samples=1, seed=1, batch_size=20, stop=ShutdownSignal(), **options
-    )
+    validator = Validator(model, split, estimator=elbo_mc, samples=1, seed=1, batch_size=20, **options)
     first, second = validator(), validator()
     assert first == second  # what memory allowed once is what it is tried with then
     return {name: torch.tensor(value) for name, value in first.items()}
@@ -105,8 +104,9 @@ def test_evaluation_goes_on_in_halves(
 ) -> None:
     whole = evaluation(model, split)
     tried = small_memory(monkeypatch, 3, RuntimeError(CPU))
-    lines: list[str] = []
-    parts = evaluation(model, split, note=lines.append)
+    monitor = RecordingMonitor()
+    parts = evaluation(model, split, monitor=monitor)
+    lines = monitor.warnings
     assert max(tried) > 3
     assert len(lines) >= 2
     assert all("memory ran out with" in line and "going on with" in line for line in lines)
@@ -119,13 +119,12 @@ def test_evaluation_goes_on_in_halves(
 def test_no_room_for_a_single_image(
     evaluation: Callable[..., dict[str, Tensor]], model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines: list[str] = []
     small_memory(monkeypatch, 1 if evaluation is validation else 0, torch.OutOfMemoryError("CUDA out of memory."))
     if evaluation is validation:  # building it looks at one image
-        evaluation(model, split, note=lines.append)
+        evaluation(model, split)
         return
     with pytest.raises(RunError, match="memory ran out for a single one at once: lower evaluation"):
-        evaluation(model, split, note=lines.append)
+        evaluation(model, split)
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
@@ -138,17 +137,17 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(in_parts(4, 4, fail, note=None, what="", setting=""))
+        list(in_parts(4, 4, fail, monitor=SILENT, what="", setting=""))
 
 
 def test_a_chunk_is_halved_below_one_image(model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image's samples may be too many: they are weighed in smaller pieces."""
     whole, weigh = importance_values(model, split), importance.weigh
 
-    def limited(joint: Any, q: Any, samples: int, stop: Any, chunk: int) -> dict[str, Tensor]:
+    def limited(joint: Any, q: Any, samples: int, *, chunk: int, monitor: Monitor) -> dict[str, Tensor]:
         if min(samples, chunk // len(joint.x)) * len(joint.x) > 7:
             raise MemoryError
-        return weigh(joint, q, samples, stop, chunk)
+        return weigh(joint, q, samples, chunk=chunk, monitor=monitor)
 
     monkeypatch.setattr(importance, "weigh", limited)
     for name, value in importance_values(model, split).items():
@@ -164,10 +163,10 @@ def test_a_run_notes_it(
     words = ["model=vae", *TINY, "trainer.max_steps=3", f"output_dir={tmp_path / 'run'}"]
     weigh = importance.weigh
 
-    def limited(joint: Any, *rest: Any) -> dict[str, Tensor]:
+    def limited(joint: Any, *rest: Any, **options: Any) -> dict[str, Tensor]:
         if len(joint.x) > 10:
             raise RuntimeError(CPU)
-        return weigh(joint, *rest)
+        return weigh(joint, *rest, **options)
 
     monkeypatch.setattr(importance, "weigh", limited)
     code, _, err = here(*words, "evaluation.chunk=400")
@@ -214,6 +213,7 @@ from vaerun.evaluation.likelihood.importance import importance_sampling
 sys.path.insert(0, sys.argv[1])
 from support.models import members
 from vaerun.data.dataset import Split
+from vaerun.tracking.monitor import Monitor
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -224,7 +224,7 @@ small = importance_sampling(model, split, samples=500, seed=1, chunk=4000)
 size = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmSize")) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + 40 * 2**20, size + 40 * 2**20))
 lines = []
-large = importance_sampling(model, split, samples=500, seed=1, chunk=1_000_000, note=lines.append)
+large = importance_sampling(model, split, samples=500, seed=1, chunk=1_000_000, monitor=Monitor(warn=lines.append))
 assert lines, "there was room for everything"
 assert all("memory ran out" in line for line in lines)
 torch.testing.assert_close(small["log_likelihood"], large["log_likelihood"], rtol=1e-5, atol=1e-5)

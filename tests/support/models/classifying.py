@@ -13,6 +13,7 @@ import torch
 from vaerun.data.arrays import Arrays, digest
 from vaerun.evaluation.samples.classifier import Classifier, classifier
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 
 def stripes(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 2, count: int = 40, seed: int = 0) -> Arrays:
@@ -33,7 +34,7 @@ def scaled(images: np.ndarray) -> torch.Tensor:
 def make(
     folder: Path, arrays: Arrays | None = None, name: str = "own", stop: ShutdownSignal | None = None
 ) -> Classifier:
-    return classifier(arrays or stripes(), name, folder=folder, device="cpu", stop=stop)
+    return classifier(arrays or stripes(), name, folder=folder, device="cpu", monitor=Monitor(stop))
 
 
 def files(folder: Path) -> list[str]:

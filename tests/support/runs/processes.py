@@ -32,6 +32,7 @@ from vaerun.randomness import permutation
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import RunLogger
+from vaerun.tracking.monitor import Monitor
 from vaerun.training import TrainSettings, train
 
 IMAGES = 25  # batches of 8: the last one of an epoch has one image
@@ -238,7 +239,7 @@ def _validate(case: Case, objective: Any, split: Split, stop: ShutdownSignal) ->
     if isinstance(objective, Adversarial):
         return None
     options = {"estimator": objective.estimator, "samples": objective.samples, "seed": 1, "batch_size": 10}
-    validator, calls = Validator(objective.model, split, stop=stop, **options), []
+    validator, calls = Validator(objective.model, split, monitor=Monitor(stop), **options), []
 
     def validate() -> dict[str, float]:
         calls.append(1)

@@ -17,7 +17,7 @@ from vaerun.errors import InputError
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_statistics
 from vaerun.models import LatentModel
 from vaerun.randomness import permutation
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 TRAIN_IMAGES = 10_000  # a fit takes seconds
 ITERATIONS = 2_000
@@ -99,7 +99,7 @@ def linear_probe(
 
 
 def probe_latents(
-    model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, stop: ShutdownSignal | None = None
+    model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, monitor: Monitor = SILENT
 ) -> Probe:
     """Linear probe of the posterior means: fitted on the training split, tested on images looked at before.
 
@@ -108,7 +108,7 @@ def probe_latents(
         train: the training split; of more than 10,000 images 10,000 are drawn by the seed.
         statistics: of the images to test on.
         seed: of that choice, and of the posterior's noise where it needs any.
-        stop: looked at between batches.
+        monitor: checked between batches.
 
     Raises InputError as linear_probe does; for a conditional model too: its encoder is given the label.
     """
@@ -118,5 +118,5 @@ def probe_latents(
         raise InputError("a linear probe needs labels, and this data has none: leave the probe out")
     rows = permutation(len(train), seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
     some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.drawn)
-    fitted = latent_statistics(model, some, seed=seed, stop=stop)
+    fitted = latent_statistics(model, some, seed=seed, monitor=monitor)
     return linear_probe(fitted.means, fitted.labels, statistics.means, statistics.labels, seed=seed)

@@ -22,11 +22,11 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.distributions import Delta, LatentDistribution
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import Note, in_parts
+from vaerun.evaluation.oom import in_parts
 from vaerun.evaluation.plots.charts import Ellipse, bar_chart, scatter
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 ACTIVE = 0.01  # Burda et al. 2016
 ROWS = 4_000  # latent samples that go through a flow at once
@@ -94,8 +94,7 @@ def latent_statistics(
     images: int | None = None,
     batch: int = 500,
     samples: int = 500,
-    stop: ShutdownSignal | None = None,
-    note: Note | None = None,
+    monitor: Monitor = SILENT,
 ) -> LatentStatistics:
     """Posterior moments of a split's images.
 
@@ -106,8 +105,7 @@ def latent_statistics(
         images: only the first so many; None: all.
         batch: images at a time.
         samples: from how many samples to estimate moments that q does not know in closed form.
-        stop: looked at between batches.
-        note: called with one line where memory ran out and `batch` was halved.
+        monitor: checked between batches, warned where memory ran out and `batch` was halved.
 
     Raises InputError for fewer than 2 samples.
     """
@@ -120,8 +118,7 @@ def latent_statistics(
 
     def work(start: int, end: int, at_once: int) -> tuple[Tensor, ...]:
         nonlocal estimated
-        if stop is not None:
-            stop.check()
+        monitor.check()
         part = split.batch(start, end)
         noise = ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
         joint = model.joint(part.x, part.c if model.classes else None, noise)
@@ -132,9 +129,9 @@ def latent_statistics(
         found = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
         return tuple(value.cpu().double() for value in found)
 
-    how = {"note": note, "what": f"posterior moments of {split.name}", "setting": "evaluation.images"}
+    what = f"posterior moments of {split.name}"
     with torch.no_grad():
-        parts = list(in_parts(count, batch, work, **how))  # type: ignore[arg-type]
+        parts = list(in_parts(count, batch, work, monitor=monitor, what=what, setting="evaluation.images"))
     means, variances, draws, prior_means, prior_variances = (torch.cat(column) for column in zip(*parts, strict=True))
     return LatentStatistics(
         means,

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -35,11 +34,11 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.hmc import LOG_UNIFORM, Target, transition, transition_noise
 from vaerun.evaluation.likelihood.importance import default_chunk
-from vaerun.evaluation.oom import Note, joined
+from vaerun.evaluation.oom import joined
 from vaerun.models import Joint, LatentModel
 from vaerun.nets.init import whole_number
 from vaerun.randomness import ImageNoise, mix
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
 PILOT_CHAINS = 4  # an acceptance averaged over 4 chains is known to about 0.15, which moves the step size by as much
@@ -100,7 +99,7 @@ def prior_sample(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> T
     return joint.prior.transform(noise(f"{stream}/start", chains)[..., :-LOG_UNIFORM])[0]
 
 
-def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: ShutdownSignal | None = None) -> Tensor:
+def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, monitor: Monitor = SILENT) -> Tensor:
     """Step sizes [T - 1, B], one for each transition and image, by a pilot run from the prior.
 
     After each transition log step size += gain (acceptance - target), acceptance averaged over the pilot's chains.
@@ -118,8 +117,7 @@ def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, stop: ShutdownSi
     for t, beta in enumerate(temperatures):
         used = []
         for _ in range(each if t else PILOT_SEARCH + each):
-            if stop is not None:
-                stop.check()
+            monitor.check()
             used.append((log_step / PILOT_GRID).round() * PILOT_GRID)
             state, accepted = transition(target, state, next(numbers), beta, used[-1].exp(), annealing.leapfrog_steps)
             log_step = log_step + PILOT_GAIN * (accepted.mean(0) - annealing.acceptance)
@@ -133,7 +131,7 @@ def anneal(
     annealing: Annealing,
     step_sizes: Tensor,
     posterior: Tensor | None = None,
-    stop: ShutdownSignal | None = None,
+    monitor: Monitor = SILENT,
 ) -> tuple[Tensor, Tensor]:
     """log w [K, B] (nats, float64) and the mean acceptance [B] of one run, forwards or backwards.
 
@@ -143,7 +141,7 @@ def anneal(
         annealing: how.
         step_sizes: [T - 1, B], of `tune`.
         posterior: None: forwards from the prior. An exact posterior sample [B, d]: backwards from it.
-        stop: looked at before each transition.
+        monitor: checked before each transition.
     """
     chains, temperatures = annealing.chains, annealing.betas[1:-1]
     increments = [b - a for a, b in pairwise(annealing.betas)]
@@ -159,8 +157,7 @@ def anneal(
     acceptance = torch.zeros(len(joint.x), dtype=accumulator, device=start.device)
     numbers = transition_noise(noise, stream, chains, len(temperatures))
     for increment, beta, step_size, drawn in zip(increments[1:], temperatures, step_sizes, numbers, strict=True):
-        if stop is not None:
-            stop.check()
+        monitor.check()
         state, accepted = transition(target, state, drawn, beta, step_size, annealing.leapfrog_steps)
         log_weight += increment * state.log_likelihood.to(accumulator)
         acceptance += accepted.mean(0)
@@ -196,9 +193,7 @@ def annealed_importance_sampling(
     seed: int,
     images: int | None = None,
     batch: int | None = None,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
-    note: Note | None = None,
+    monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
     """A lower bound of log p(x | c), in expectation, that needs no inference network.
 
@@ -210,9 +205,7 @@ def annealed_importance_sampling(
         images: only the first so many; None: all.
         batch: images at a time (memory grows with it times the chains); None: by device. It changes rounding alone,
             which many long trajectories may amplify into another draw of the same estimate.
-        stop: looked at between transitions.
-        progress: called with the number of images done.
-        note: called with one line where memory ran out and `batch` was halved.
+        monitor: checked between transitions, advanced by images, warned where memory ran out and `batch` was halved.
 
     Returns per image [N] (float64, CPU): ais (nats: log of the mean of w over chains), ais_ess (effective number of
     chains, 1 to K), ais_acceptance (mean over chains and transitions; 1 where T = 1 leaves nothing to accept).
@@ -222,7 +215,8 @@ def annealed_importance_sampling(
         part = split.batch(start, end)
         joint = model.joint(part.x, part.c if model.classes else None)
         noise = annealing_noise(model, seed, part.rows.tolist())
-        log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing, stop), stop=stop)
+        step_sizes = tune(joint, noise, annealing, monitor)
+        log_weight, acceptance = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
         ais = log_mean_exp(log_weight) + part.log_det
         return {"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance}
 
@@ -230,7 +224,7 @@ def annealed_importance_sampling(
     size = _batch_size(images, batch, annealing, split.images.device)
     what, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
     with torch.no_grad():
-        return joined(count, size, work, progress=progress, note=note, what=what, setting=setting)
+        return joined(count, size, work, monitor=monitor, what=what, setting=setting)
 
 
 def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -261,9 +255,7 @@ def bidirectional(
     images: int,
     seed: int,
     batch: int | None = None,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
-    note: Note | None = None,
+    monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
     """Bounds of log p(x | c) from both sides on images drawn from the model (Grosse et al. 2015; Wu et al. 2017).
 
@@ -273,7 +265,7 @@ def bidirectional(
         model: in evaluation mode.
         annealing: how; both directions use the same step sizes.
         images: how many to draw; labels of a conditional model go round the classes.
-        seed, batch, stop, progress, note: as in annealed_importance_sampling.
+        seed, batch, monitor: as in annealed_importance_sampling.
 
     Returns per image [N] (float64, CPU): bdmc_lower, bdmc_upper (nats, in the model's own units of x), and the mean
     acceptance of either direction, bdmc_acceptance_forward and bdmc_acceptance_reverse. Means over images satisfy
@@ -284,9 +276,9 @@ def bidirectional(
         numbers = list(range(start, end))
         x, z, c = simulate(model, numbers, seed)
         joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
-        step_sizes = tune(joint, noise, annealing, stop)
-        forward, accepted = anneal(joint, noise, annealing, step_sizes, stop=stop)
-        reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, stop=stop)
+        step_sizes = tune(joint, noise, annealing, monitor)
+        forward, accepted = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
+        reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, monitor=monitor)
         return {
             "bdmc_lower": log_mean_exp(forward),
             "bdmc_upper": -log_mean_exp(-reverse),
@@ -297,4 +289,4 @@ def bidirectional(
     size = _batch_size(images, batch, annealing, model.mean.device)
     what, setting = "bidirectional Monte Carlo", "evaluation.annealing.chains"
     with torch.no_grad():
-        return joined(images, size, work, progress=progress, note=note, what=what, setting=setting)
+        return joined(images, size, work, monitor=monitor, what=what, setting=setting)

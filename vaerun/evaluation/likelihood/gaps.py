@@ -21,7 +21,6 @@ small; a search that has not converged makes it too large.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,10 +31,10 @@ from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.adam import Adam
 from vaerun.evaluation.likelihood.importance import default_chunk, weigh
-from vaerun.evaluation.oom import Note, joined
+from vaerun.evaluation.oom import joined
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 NAMES = (
     "elbo",
@@ -116,7 +115,7 @@ def optimise(
     refinement: Refinement,
     *,
     seed: int,
-    stop: ShutdownSignal | None = None,
+    monitor: Monitor = SILENT,
 ) -> Optimum:
     """The member of q's own family with the largest ELBO, for each image.
 
@@ -126,7 +125,7 @@ def optimise(
         rows: numbers of the images within their split, [B]: their noise depends on nothing else.
         refinement: how.
         seed: of the noise.
-        stop: looked at before every step.
+        monitor: checked before every step.
     """
 
     def restricted(active: Tensor) -> tuple[Joint, LatentDistribution]:
@@ -154,8 +153,7 @@ def optimise(
         for start in range(0, refinement.max_steps, window):
             block = joint.noise(f"gap/search/{start // window}", window * samples).unflatten(0, (window, samples))
             for noise in block[: refinement.max_steps - start]:
-                if stop is not None:
-                    stop.check()
+                monitor.check()
                 with torch.enable_grad():
                     log_w = log_weights(joint, build(), noise, held=q.exact_moments)
                     gradients = torch.autograd.grad(log_w.mean(0).sum(), leaves)  # a sum: each image's is its own
@@ -192,16 +190,16 @@ def _compare(
     optimum: LatentDistribution,
     samples: int,
     elbo_samples: int,
-    stop: ShutdownSignal | None,
+    monitor: Monitor,
 ) -> dict[str, Tensor]:
     """Per image [B], all from one noise, which is what importance_sampling uses.
 
     `elbo`, `elbo_optimal`, `log_likelihood` (K = samples) in nats, `gap_pareto_k` (of q*).
     """
-    optimal = weigh(joint, optimum, samples, stop)
-    of_optimum = optimal if elbo_samples == samples else weigh(joint, optimum, elbo_samples, stop)
+    optimal = weigh(joint, optimum, samples, monitor=monitor)
+    of_optimum = optimal if elbo_samples == samples else weigh(joint, optimum, elbo_samples, monitor=monitor)
     return {
-        "elbo": weigh(joint, q, elbo_samples, stop)["elbo"],
+        "elbo": weigh(joint, q, elbo_samples, monitor=monitor)["elbo"],
         "elbo_optimal": of_optimum["elbo"],
         "log_likelihood": optimal["log_likelihood"],
         "gap_pareto_k": optimal["pareto_k"],
@@ -223,9 +221,7 @@ def inference_gaps(
     seed: int,
     images: int | None = None,
     batch: int | None = None,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
-    note: Note | None = None,
+    monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
     """Approximation and amortisation gap of each image.
 
@@ -238,9 +234,7 @@ def inference_gaps(
         seed: of the noise.
         images: only the first so many; None: all.
         batch: images at a time (memory grows with it), which changes no result beyond rounding; None: by samples.
-        stop: looked at before every step.
-        progress: called with the number of images done.
-        note: called with one line where memory ran out and `batch` was halved.
+        monitor: checked before every step, advanced by images, warned where memory ran out and `batch` was halved.
 
     Returns per image [N] (CPU; float64, nats): elbo (of q), elbo_optimal (of q*), log_likelihood, gap_approximation,
     gap_amortisation, gap_inference (their sum); gap_steps (a number); gap_converged (bool).
@@ -254,10 +248,10 @@ def inference_gaps(
     def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
         part = split.batch(start, end)
         c, noise = part.c if model.classes else None, ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
-        optimum = optimise(model, part.x, c, part.rows, refinement, seed=seed, stop=stop)
+        optimum = optimise(model, part.x, c, part.rows, refinement, seed=seed, monitor=monitor)
         with torch.no_grad():
             joint = model.joint(part.x, c, noise)
-            values = _compare(joint, model.infer(joint), optimum.q, importance_samples, elbo_samples, stop)
+            values = _compare(joint, model.infer(joint), optimum.q, importance_samples, elbo_samples, monitor)
         values["gap_approximation"] = values["log_likelihood"] - values["elbo_optimal"]
         values["gap_amortisation"] = values["elbo_optimal"] - values["elbo"]
         values["gap_inference"] = values["log_likelihood"] - values["elbo"]
@@ -270,4 +264,4 @@ def inference_gaps(
 
     count = len(split) if images is None else min(images, len(split))
     size, what = batch or max(1, LATENTS // refinement.samples), f"inference gaps of {split.name}"
-    return joined(count, size, work, progress=progress, note=note, what=what, setting="evaluation.gap.samples")
+    return joined(count, size, work, monitor=monitor, what=what, setting="evaluation.gap.samples")

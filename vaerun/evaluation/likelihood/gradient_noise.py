@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from vaerun.estimators import Estimator
 from vaerun.estimators.base import estimate
 from vaerun.models import LatentModel
 from vaerun.randomness import mix
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _measure(
     draws: int,
     seed: int,
     warm_up: int,
-    check: Callable[[], None],
+    monitor: Monitor,
 ) -> dict[str, Noise]:
     if isinstance(estimator, nn.Module):
         estimator = copy.deepcopy(estimator).train()  # the caller's keeps its state
@@ -133,7 +133,7 @@ def _measure(
     sizes = [sum(p.numel() for p in group) for group in parts.values()]
     moments: list[Moments] = []
     for draw in range(-warm_up, draws):
-        check()
+        monitor.check()
         torch.manual_seed(mix(seed, "gradient", draw))
         surrogate = estimate(estimator, model.infer, model.joint(x, c), samples).surrogate.mean()
         if draw < 0:
@@ -157,8 +157,7 @@ def gradient_noise(
     draws: int,
     seed: int,
     warm_up: int = 20,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
+    monitor: Monitor = SILENT,
 ) -> dict[str, dict[str, Noise] | str]:
     """Noise of estimators' gradients on one batch, the same noise for all of them at the same draw.
 
@@ -170,8 +169,7 @@ def gradient_noise(
         draws: N, at least 3.
         seed: of the draws.
         warm_up: draws before those that count, for what an estimator has to learn.
-        stop: looked at before every draw.
-        progress: called with 1 after each estimator.
+        monitor: checked before every draw, advanced by 1 after each estimator.
 
     Returns for each estimator its `decoder` and `encoder` noise (a group without parameters is left out), or the reason
     why it refused this model or these samples.
@@ -184,13 +182,11 @@ def gradient_noise(
     found: dict[str, dict[str, Noise] | str] = {}
     with _as_in_training(model):
         for name, estimator in estimators.items():
-            check = (lambda: None) if stop is None else stop.check
             try:
-                found[name] = _measure(model, x, c, estimator, samples, draws, seed, warm_up, check)
+                found[name] = _measure(model, x, c, estimator, samples, draws, seed, warm_up, monitor)
             except InputError as reason:
                 found[name] = str(reason)
-            if progress is not None:
-                progress(1)
+            monitor.advance(1)
     return found
 
 

@@ -12,7 +12,6 @@ how heavy their tail is: above 0.7 rare large weights that were not drawn may ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from time import perf_counter
 
 import torch
@@ -22,10 +21,10 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
-from vaerun.evaluation.oom import Note, joined
+from vaerun.evaluation.oom import joined
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 BLOCK = 500  # samples per block of noise
 NAMES = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
@@ -40,7 +39,7 @@ def default_chunk(device: torch.device) -> int:
 
 
 def weigh(
-    joint: Joint, q: LatentDistribution, samples: int, stop: ShutdownSignal | None = None, chunk: int | None = None
+    joint: Joint, q: LatentDistribution, samples: int, *, chunk: int | None = None, monitor: Monitor = SILENT
 ) -> dict[str, Tensor]:
     """Per image [B]: importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size, k-hat.
 
@@ -55,8 +54,7 @@ def weigh(
     piece = max(1, (chunk or default_chunk(joint.x.device)) // len(joint.x))
     for block, start in enumerate(range(0, samples, BLOCK)):
         for noise in joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)].split(piece):
-            if stop is not None:
-                stop.check()
+            monitor.check()
             z, log_q = q.transform(noise)
             log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
             log_w = log_likelihood + log_prior - log_q
@@ -99,10 +97,7 @@ def importance_sampling(
     seed: int,
     images: int | None = None,
     chunk: int | None = None,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
-    forecast: Callable[[float], None] | None = None,
-    note: Note | None = None,
+    monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
     """Evaluate a model on a split.
 
@@ -113,11 +108,9 @@ def importance_sampling(
         seed: of the noise.
         images: only the first so many; None: all.
         chunk: latent samples evaluated at once (memory grows with it); None: by device.
-        stop: looked at between blocks of samples.
-        progress: called with the number of images done.
-        forecast: called once, before the first image is done, with the seconds that all will take, as a block of
-            samples of the first images tells; not where there is no more than that to do.
-        note: called with one line where memory ran out and `chunk` was halved.
+        monitor: checked between blocks of samples, advanced by images, warned where memory ran out and `chunk` was
+            halved. Its forecast comes before the first image is done, from one block of samples of the first images;
+            there is none where that block is all there is to do.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
     same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
@@ -125,21 +118,22 @@ def importance_sampling(
     check_samples(samples)
     count = len(split) if images is None else min(images, len(split))
     few = min(BLOCK, samples)
+    forecast_due = monitor.wants_forecast
 
     def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
-        nonlocal forecast
+        nonlocal forecast_due
         batch = split.batch(start, end)
         noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
         joint = model.joint(batch.x, batch.c if model.classes else None, noise)
         started = perf_counter()
         q = model.infer(joint)
-        if forecast is not None and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
+        if forecast_due and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
             inferred = perf_counter()
-            float(weigh(joint, q, few, stop, at_once)["elbo"][0])  # waits for the device
+            float(weigh(joint, q, few, chunk=at_once, monitor=monitor)["elbo"][0])  # waits for the device
             a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
-            forecast(a_batch * count / len(batch.rows))
-            forecast = None
-        values = weigh(joint, q, samples, stop, at_once)
+            monitor.forecast(a_batch * count / len(batch.rows))
+            forecast_due = False
+        values = weigh(joint, q, samples, chunk=at_once, monitor=monitor)
         for name in DENSITIES:
             values[name] += batch.log_det
         return {name: values[name] for name in NAMES}
@@ -149,8 +143,7 @@ def importance_sampling(
             count,
             chunk or default_chunk(split.images.device),
             work,
-            progress=progress,
-            note=note,
+            monitor=monitor,
             what=f"log-likelihood of {split.name}",
             setting="evaluation.chunk",
             samples=few,

@@ -27,7 +27,7 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling
 from vaerun.models import LatentModel
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 VARIANCES = (0.1, 0.03, 0.01, 0.003, 0.001)
 """The best s2 is about the squared error per pixel of the nearest G(z). The code of Wu et al. has 0.025 and 0.01 for
@@ -86,8 +86,7 @@ def choose_variance(
     variances: Sequence[float] = VARIANCES,
     images: int,
     seed: int,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
+    monitor: Monitor = SILENT,
 ) -> Choice:
     """The observation variance with the largest mean AIS log-likelihood of validation images.
 
@@ -99,8 +98,7 @@ def choose_variance(
         variances: the grid, in any order; about evenly spaced in log s2.
         images: only the first so many.
         seed: of the noise, the same for every variance.
-        stop: looked at between transitions.
-        progress: called with the number of images done, in every run anew: at most images times most_runs in all.
+        monitor: checked between transitions, advanced by images in every run anew: at most images times most_runs.
 
     Raises InputError for a grid or a split that cannot be used, RunError when no value is finite.
     """
@@ -110,9 +108,7 @@ def choose_variance(
 
     def run(variance: float) -> float:
         model = observed(variance)
-        found = annealed_importance_sampling(
-            model, split, annealing, seed=seed, images=images, stop=stop, progress=progress
-        )
+        found = annealed_importance_sampling(model, split, annealing, seed=seed, images=images, monitor=monitor)
         mean = float(found["ais"].mean())
         values[variance] = mean if math.isfinite(mean) else -math.inf
         return values[variance]

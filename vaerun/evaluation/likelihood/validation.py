@@ -6,10 +6,10 @@ import torch
 
 from vaerun.data.dataset import Batch, Split
 from vaerun.estimators import Estimate, Estimator, elbo_mc, estimate
-from vaerun.evaluation.oom import Note, in_parts
+from vaerun.evaluation.oom import in_parts
 from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 KEPT = 2**25  # noise numbers (128 MiB of float32) that are remembered from one validation to the next
 
@@ -27,8 +27,7 @@ class Validator:
         estimator, samples: what is trained, and its K.
         seed: of the noise.
         batch_size: images at a time; it does not change the result beyond rounding.
-        stop: looked at between batches.
-        note: called with one line where memory ran out and batches were halved.
+        monitor: checked between batches, warned where memory ran out and batches were halved.
 
     Attributes:
         selection: the metric that the best parameters are chosen by; higher is better.
@@ -43,10 +42,9 @@ class Validator:
         samples: int,
         seed: int,
         batch_size: int,
-        stop: ShutdownSignal,
-        note: Note | None = None,
+        monitor: Monitor = SILENT,
     ) -> None:
-        self.model, self.split, self.seed, self.stop, self.note = model, split, seed, stop, note
+        self.model, self.split, self.seed, self.monitor = model, split, seed, monitor
         self._noise: dict[tuple[int, int], ImageNoise] = {}
         self.estimator, self.samples, self.batch_size = estimator, samples, max(1, batch_size // samples)
         with torch.no_grad():
@@ -68,16 +66,22 @@ class Validator:
         sums: dict[str, float] = {}
         what = f"validation on {self.split.name}"
         with torch.no_grad():
-            for values in in_parts(
-                len(self.split), self.batch_size, self._batch, note=self.note, what=what, setting="trainer.batch_size"
-            ):
+            parts = in_parts(
+                len(self.split),
+                self.batch_size,
+                self._batch,
+                monitor=self.monitor,
+                what=what,
+                setting="trainer.batch_size",
+            )
+            for values in parts:
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + value
         return {f"val/{name}": value / len(self.split) for name, value in sums.items()}
 
     def _batch(self, start: int, end: int, at_once: int) -> dict[str, float]:
         """Sums over images start..end-1."""
-        self.stop.check()
+        self.monitor.check()
         if at_once != self.batch_size:  # what memory allows, from now on
             self.batch_size = at_once
             self._noise.clear()

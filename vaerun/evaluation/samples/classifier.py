@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,9 @@ from torch import Tensor, nn
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
 from vaerun.randomness import generator, permutation
-from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
 from vaerun.text import printable
-from vaerun.tracking.progress import ProgressBar
+from vaerun.tracking.monitor import SILENT, Monitor
 
 VERSION = 1
 """To be raised with every change of this file that changes what is trained."""
@@ -84,7 +83,7 @@ class Classifier:
 
 
 def classifier(
-    arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, stop: ShutdownSignal | None = None
+    arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, monitor: Monitor = SILENT
 ) -> Classifier:
     """The classifier of a data set: read from `folder`, or trained and written there.
 
@@ -96,7 +95,7 @@ def classifier(
         name: of the data set.
         folder: of classifiers; made when first written to.
         device: to train and to compute on.
-        stop: looked at after each step, and while waiting.
+        monitor: checked after each step, and while waiting.
 
     Raises `InputError` for data without labels or with one class, and a folder that cannot be written into; `RunError`
     where the file cannot be written, or training diverges.
@@ -113,7 +112,7 @@ def classifier(
             return _read(path, arrays, name, device)
     except CorruptCheckpoint:
         pass  # looked at again under the lock: another process may be replacing it
-    with _locked(path, name, stop):
+    with _locked(path, name, monitor):
         if path.exists():
             try:
                 return _read(path, arrays, name, device)
@@ -122,27 +121,26 @@ def classifier(
         for left in folder.glob(f".{path.stem}.*.tmp"):
             left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
         unfinished = path.with_suffix(".unfinished.pt")
-        state = _train(arrays, name, torch.device(device), stop, unfinished)
-        _save(path, state, stop)
+        state = _train(arrays, name, torch.device(device), monitor, unfinished)
+        _save(path, state, monitor)
         unfinished.unlink(missing_ok=True)
     return _restore(state, arrays, name, device)
 
 
-def _save(path: Path, state: dict[str, Any], stop: ShutdownSignal | None) -> None:
+def _save(path: Path, state: dict[str, Any], monitor: Monitor) -> None:
     # A signal that raised at once would leave the temporary file.
-    with nullcontext() if stop is None else stop.deferred():
+    with monitor.deferred():
         save(path, state)
 
 
 @contextmanager
-def _locked(path: Path, name: str, stop: ShutdownSignal | None) -> Iterator[None]:
+def _locked(path: Path, name: str, monitor: Monitor) -> Iterator[None]:
     """Holds the lock of a file that is to be written; the system releases it when the process ends, however it ends."""
     from filelock import FileLock, Timeout
 
     lock, told = FileLock(path.with_suffix(".lock")), False
     while not lock.is_locked:
-        if stop is not None:
-            stop.check()
+        monitor.check()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=PATIENCE)
@@ -241,9 +239,7 @@ def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int 
         return None
 
 
-def _train(
-    arrays: Arrays, name: str, device: torch.device, stop: ShutdownSignal | None, unfinished: Path
-) -> dict[str, Any]:
+def _train(arrays: Arrays, name: str, device: torch.device, monitor: Monitor, unfinished: Path) -> dict[str, Any]:
     """What is kept of a trained classifier, on the CPU. Meanwhile `unfinished` holds where training is."""
     images, labels = arrays.train_images, torch.from_numpy(np.array(arrays.train_labels))
     network = _network(images.shape[1:], _classes(arrays)).to_empty(device="cpu")
@@ -255,27 +251,25 @@ def _train(
     adam = torch.optim.Adam(network.parameters())
     done = _go_on(network, adam, unfinished)
     if done is None:
-        return _train(arrays, name, device, stop, unfinished)
+        return _train(arrays, name, device, monitor, unfinished)
     saved = time.monotonic()
     with (
-        ProgressBar(f"training the classifier of {name}", steps * size, stop=stop, done=done * size) as progression,
+        monitor.task(f"training the classifier of {name}", steps * size, done=done * size) as task,
         torch.backends.cudnn.flags(enabled=True, deterministic=True),
         torch.enable_grad(),
     ):
         for step, rows in islice(enumerate(_batches(len(images), size, steps)), done, None):
-            asked = stop is not None and stop.signum is not None
-            if step > done and (asked or time.monotonic() - saved > SAVE_SECONDS):
+            if step > done and (task.interrupted or time.monotonic() - saved > SAVE_SECONDS):
                 now = {"step": step, "weights": network.state_dict(), "adam": adam.state_dict()}
-                _save(unfinished, now, stop)
+                _save(unfinished, now, task)
                 saved = time.monotonic()
-            if stop is not None:
-                stop.check()
+            task.check()
             adam.param_groups[0]["lr"] = _learning_rate(step, steps)
             logits = network(_prepare(_pixels(images[rows]), device))
             adam.zero_grad()
             F.cross_entropy(logits, labels[rows].to(device)).backward()
             adam.step()
-            progression.advance(size)
+            task.advance(size)
     weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     if not all(bool(value.isfinite().all()) for value in weights.values()):
         raise RunError(f"training the classifier of {name} diverged: its weights are not finite")
@@ -284,8 +278,7 @@ def _train(
         trained = _restore(state, arrays, name, device)
         right = 0
         for start in range(0, len(arrays.test_images), BATCH):
-            if stop is not None:
-                stop.check()
+            monitor.check()
             part = slice(start, start + BATCH)
             guesses = trained.predict(_pixels(arrays.test_images[part])).numpy()
             right += int((guesses == arrays.test_labels[part]).sum())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from vaerun.evaluation.samples.classifier import Classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import generator
-from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import SILENT, Monitor
 
 IMAGES = 500  # pairs among them: 124,750
 SELECTION_IMAGES = 5000  # of the Frechet distance, which is biased by about 1/N
@@ -26,8 +24,7 @@ def generated(
     count: int,
     *,
     seed: int,
-    stop: ShutdownSignal | None = None,
-    progress: Callable[[int], None] | None = None,
+    monitor: Monitor = SILENT,
     stream: str = "evaluation",
 ) -> tuple[Tensor, Tensor | None]:
     """`count` images [N, C, H, W] in [0, 1] on the CPU, and their labels [N] or None.
@@ -44,16 +41,14 @@ def generated(
         given = split.labels[torch.arange(count, device=split.labels.device) % len(split)]
     with torch.no_grad():
         for start in range(0, count, BATCH):
-            if stop is not None:
-                stop.check()
+            monitor.check()
             n = min(BATCH, count - start)
             noise = torch.randn(BATCH, model.noise_dim, generator=generator("cpu", seed, "generated", stream, start))[
                 :n
             ]
             c = None if given is None else split.one_hot(given[start : start + n])
             parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
-            if progress is not None:
-                progress(n)
+            monitor.advance(n)
     images = torch.cat(parts)
     if not bool(images.isfinite().all()):
         raise RunError(
@@ -77,8 +72,7 @@ class SampleValidator:
         threshold: share of the split's diversity below which the model counts as collapsed.
         features: the classifier whose features the Frechet distance is of, or None.
         seed: of the noise, the same every time.
-        stop: looked at between batches.
-        warn: called with one line when a collapse begins.
+        monitor: checked between batches, warned when a collapse begins.
 
     Attributes:
         selection: the metric that the best parameters are chosen by, or None.
@@ -93,13 +87,12 @@ class SampleValidator:
         threshold: float,
         features: Classifier | None,
         seed: int,
-        stop: ShutdownSignal,
-        warn: Callable[[str], None],
+        monitor: Monitor = SILENT,
     ) -> None:
         self.model, self.split, self.threshold = model, split, threshold
         self.features = None if features is None else features.features
         self.space = None if features is None else features.name
-        self.seed, self.stop, self.warn = seed, stop, warn
+        self.seed, self.monitor = seed, monitor
         self.prefix = "val" if split.name == "validation" else split.name
         self.selection = None if features is None else f"{self.prefix}/classifier_frechet_distance"
         self._collapsed = False
@@ -110,12 +103,12 @@ class SampleValidator:
     def __call__(self) -> dict[str, float]:
         """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1) and what selects."""
         images = generated(
-            self.model, self.split, len(self._real), seed=self.seed, stop=self.stop, stream="validation"
+            self.model, self.split, len(self._real), seed=self.seed, monitor=self.monitor, stream="validation"
         )[0]
         found = diversity(images[:IMAGES], self._real[:IMAGES])
         collapsed = not found >= self.threshold
         if collapsed and not self._collapsed:
-            self.warn(
+            self.monitor.warn(
                 "mode collapse (or too little training): generated images have "
                 f"{found:.2f} of the diversity of the {self.split.name} images, "
                 f"below evaluation.diversity={self.threshold:g}"

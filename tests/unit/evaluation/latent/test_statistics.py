@@ -18,6 +18,7 @@ from vaerun.evaluation.latent.statistics import latent_statistics
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -179,7 +180,7 @@ def test_what_cannot_be_looked_at_is_refused():
     stop = ShutdownSignal()
     stop.signum = 15
     with pytest.raises(Interrupted):
-        latent_statistics(model, make_split(model), seed=0, stop=stop)
+        latent_statistics(model, make_split(model), seed=0, monitor=Monitor(stop))
 
 
 # -- linear probe -----------------------------------------------------------------------------------------------------

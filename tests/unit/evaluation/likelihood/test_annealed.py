@@ -18,6 +18,7 @@ from support.models.annealing import (
     noise_of,
 )
 from support.models.members import exact_marginal, make_data, make_model
+from support.models.monitoring import RecordingMonitor
 from torch import Tensor
 
 from vaerun.data.transforms import Transform
@@ -195,10 +196,10 @@ def test_neither_batch_nor_company_changes_a_value(likelihood):
     if likelihood == "bernoulli":
         split.images.copy_((split.images > 127) * 255)
         split.drawn = True
-    done: list[int] = []
+    monitor = RecordingMonitor()
     run = partial(annealed_importance_sampling, model, split, SHORT, seed=2)
-    expected = run(batch=1, progress=done.append)
-    assert done == [1] * 5
+    expected = run(batch=1, monitor=monitor)
+    assert monitor.advanced == [1] * 5
     for batch in (3, None):
         for name, value in run(batch=batch).items():
             torch.testing.assert_close(value, expected[name], atol=1e-8, rtol=0)

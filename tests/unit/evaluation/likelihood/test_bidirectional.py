@@ -31,6 +31,7 @@ from vaerun.evaluation.likelihood.annealed import (
 )
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 # -- bidirectional Monte Carlo ----------------------------------------------------------------------------------------
 
@@ -158,9 +159,9 @@ def test_sizes_are_checked_and_a_stop_is_obeyed():
     stop = ShutdownSignal()
     stop.signum = 2
     with pytest.raises(Interrupted):
-        annealed_importance_sampling(model, split, QUICK, seed=0, stop=stop)
+        annealed_importance_sampling(model, split, QUICK, seed=0, monitor=Monitor(stop))
     with pytest.raises(Interrupted):
-        bidirectional(model, replace(QUICK, adapt=False), images=2, seed=0, stop=stop)
+        bidirectional(model, replace(QUICK, adapt=False), images=2, seed=0, monitor=Monitor(stop))
 
 
 def test_single_precision_agrees(single_precision):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.models.members import POSTERIORS, TRANSFORMS, Posterior, exact_marginal, image_noise, make_model
+from support.models.monitoring import RecordingMonitor
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -21,6 +22,7 @@ from vaerun.evaluation.likelihood.gaps import CUTS, Refinement, inference_gaps, 
 from vaerun.inference import Amortised, Laplace
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 FULL = ["laplace0", "laplace2", "laplace2_alone", "full"]
@@ -285,10 +287,10 @@ def test_it_stops_when_asked_and_tells_how_far_it_is():
     model = make_model("amortised")
     split = make_split(model, 5)
     run = partial(inference_gaps, model, split, QUICK, importance_samples=1, elbo_samples=1, seed=0, batch=2)
-    done: list[int] = []
-    run(progress=done.append)
-    assert done == [2, 2, 1]
+    monitor = RecordingMonitor()
+    run(monitor=monitor)
+    assert monitor.advanced == [2, 2, 1]
     stop = ShutdownSignal()
     stop.signum = signal.SIGTERM
     with pytest.raises(Interrupted):
-        run(stop=stop)
+        run(monitor=Monitor(stop))

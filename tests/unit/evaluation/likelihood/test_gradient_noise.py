@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.models.members import POSTERIORS, Posterior, make_data, make_estimator, make_model
+from support.models.monitoring import RecordingMonitor
 from torch import Tensor, nn
 
 from vaerun.distributions import LatentDistribution
@@ -19,6 +20,7 @@ from vaerun.evaluation.likelihood.gradient_noise import Moments, Noise, gradient
 from vaerun.inference import Laplace
 from vaerun.models import Joint, LatentModel
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -256,10 +258,10 @@ def test_input_is_checked_and_stopping_works():
     for options in ({"samples": 0}, {"draws": 2}, {"warm_up": -1}):
         with pytest.raises(InputError, match=next(iter(options))):
             measure(model, {"mc": elbo_mc}, **options)
-    done: list[int] = []
-    measure(model, {"a": elbo_mc, "b": elbo_mc}, draws=3, progress=done.append)
-    assert done == [1, 1]
+    monitor = RecordingMonitor()
+    measure(model, {"a": elbo_mc, "b": elbo_mc}, draws=3, monitor=monitor)
+    assert monitor.advanced == [1, 1]
     stop = ShutdownSignal()
     stop.signum = signal.SIGTERM
     with pytest.raises(Interrupted):
-        measure(model, {"mc": elbo_mc}, stop=stop)
+        measure(model, {"mc": elbo_mc}, monitor=Monitor(stop))

@@ -17,6 +17,7 @@ from support.models.members import (
     make_data,
     make_model,
 )
+from support.models.monitoring import RecordingMonitor
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -29,7 +30,6 @@ from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.models.ppca import exact_log_likelihood, fit_closed_form, is_linear_gaussian
-from vaerun.signals import ShutdownSignal
 
 EXACT = Posterior(partial(Laplace, steps=1, damping="none"))
 
@@ -183,18 +183,18 @@ def test_the_time_is_foretold(monkeypatch, samples, images, batches, told):
     """A clock that counts latent samples: what a block of the first images says of all is then exact."""
     model = make_model("amortised")
     split = make_split(model, 20)
-    clock, weigh, foretold, done = [0.0], importance.weigh, [], []  # seconds
+    clock, weigh, monitor = [0.0], importance.weigh, RecordingMonitor()  # seconds
 
-    def counted(joint, q, samples, *rest):
+    def counted(joint, q, samples, **options):
         clock[0] += samples * len(joint.x)
-        return weigh(joint, q, samples, *rest)
+        return weigh(joint, q, samples, **options)
 
     monkeypatch.setattr(importance, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(importance, "weigh", counted)
     options = {"samples": samples, "seed": 0, "images": images, "chunk": 2000}
-    found = importance_sampling(model, split, **options, progress=done.append, forecast=foretold.append)
-    assert len(done) == batches
-    assert foretold == told  # not where a block is all there is
+    found = importance_sampling(model, split, **options, monitor=monitor)
+    assert len(monitor.advanced) == batches
+    assert monitor.forecasts == told  # not where a block is all there is
     for name, value in importance_sampling(model, split, **options).items():
         assert torch.equal(found[name], value), name
 
@@ -300,13 +300,11 @@ def test_validation_is_the_mean_over_all_images(posterior, transform):
         "val/reconstruction": float((terms["reconstruction"] + batch.log_det).mean()),
     }
     for size in (1, 3, 5, 7, 100):  # 3 and 5 leave a ragged last batch
-        validator = Validator(
-            model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size, stop=ShutdownSignal()
-        )
+        validator = Validator(model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size)
         found = validator()
         assert found == pytest.approx(expected, rel=1e-10)
         assert validator() == found
-    other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7, stop=ShutdownSignal())
+    other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7)
     assert other.selection == "val/elbo"
     assert other()["val/elbo"] != pytest.approx(found["val/elbo"])
 
@@ -323,9 +321,7 @@ def test_validation_is_by_the_bound_that_is_trained(name):
         joint = model.joint(batch.x, None, image_noise(model, range(7), seed=5))
         expected = estimator(joint, model.infer(joint), 4)
     for size in (2, 9, 100):
-        validator = Validator(
-            model, split, estimator=estimator, samples=4, seed=5, batch_size=size, stop=ShutdownSignal()
-        )
+        validator = Validator(model, split, estimator=estimator, samples=4, seed=5, batch_size=size)
         found = validator()
         assert validator.selection == ("val/elbo" if name == "renyi_no_lower_bound" else f"val/{name}")
         assert found[f"val/{name}"] == pytest.approx(float((expected.bound + batch.log_det).mean()))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.models.annealing import standard_error
+from support.models.monitoring import RecordingMonitor
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from vaerun.models import Gaussian, LatentModel
 from vaerun.models.ppca import exact_log_likelihood
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.signals import ShutdownSignal
+from vaerun.tracking.monitor import Monitor
 
 SHAPE = (1, 3, 3)
 TRUTH = 0.01
@@ -73,10 +75,8 @@ def observed(variance: float) -> LatentModel:
 
 
 def test_the_choice_is_that_of_the_exact_likelihood(validation):
-    done: list[int] = []
-    choice = choose_variance(
-        observed, validation, ANNEALING, variances=GRID, images=IMAGES, seed=0, progress=done.append
-    )
+    monitor = RecordingMonitor()
+    choice = choose_variance(observed, validation, ANNEALING, variances=GRID, images=IMAGES, seed=0, monitor=monitor)
     exact = {variance: exact_mean(validation, variance) for variance in choice.values}
     assert choice.variance == max(exact, key=exact.__getitem__)
     for variance, value in choice.values.items():
@@ -88,7 +88,7 @@ def test_the_choice_is_that_of_the_exact_likelihood(validation):
     assert abs(math.log(choice.variance / TRUTH)) < 0.2  # well within a step of the refined grid, 0.56
     assert not choice.at_edge
     assert choice.beyond == 0
-    assert sum(done) == 8 * IMAGES <= most_runs(GRID) * IMAGES
+    assert sum(monitor.advanced) == 8 * IMAGES <= most_runs(GRID) * IMAGES
 
 
 def test_it_reads_the_given_images_and_seed_alone(validation):
@@ -191,7 +191,7 @@ def test_what_cannot_be_used_is_named(validation):
     stop = ShutdownSignal()
     stop.signum = 2
     with pytest.raises(Interrupted):
-        choose_variance(observed, validation, quick, images=1, seed=0, stop=stop)
+        choose_variance(observed, validation, quick, images=1, seed=0, monitor=Monitor(stop))
 
 
 # -- a categorical code: a decoder that is piecewise constant in some latent dimensions -------------------------------
