@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Looks the installed packages up among known vulnerabilities: audit.sh PYTHON, whose environment is looked at.
-# pip-audit works in an environment of its own, so that what is looked at does not change. Ends with 0 where nothing is
-# known, and where it cannot be done here (no pip-audit to be had, no network to the data), with the reason; 1 where
-# something is known, or pip-audit fails for a reason of its own.
+# Check the packages installed beside PYTHON against known vulnerabilities: audit.sh PYTHON
+# pip-audit runs in its own environment, so that the audited one does not change. Exit code 0: nothing is known, or the
+# audit is not possible here (no pip-audit, no access to the data), with the reason; 1: a vulnerability is known, or
+# pip-audit failed.
 set -euo pipefail
 python=${1:?usage: audit.sh PYTHON}
 work=$(mktemp -d)
@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 skip() { printf 'audit: skipped: %s\n' "$1"; exit 0; }
 reason() { grep -v '^ *$' "$1" | tail -n 1 | cut -c 1-300; }
 
-# Exact versions without a builder's own suffix (2.11.0+cpu), under which no vulnerability is filed; vaerun itself has none.
+# Exact versions, without local suffixes (2.11.0+cpu), under which no vulnerability is filed; vaerun itself is not listed.
 "$python" -m pip freeze --all --exclude-editable > "$work/all"
 sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+[^ ]*)?$/\1/p' "$work/all" | grep -v '^vaerun==' > "$work/packages" || true
 [ -s "$work/packages" ] || { echo "audit: $python has no packages with a version" >&2; exit 1; }
@@ -25,8 +25,8 @@ for service in pypi osv; do
     rm -f "$work/found.json"
     "$work/tool/bin/pip-audit" --progress-spinner off --timeout 20 --vulnerability-service "$service" --disable-pip --no-deps \
         --format json --output "$work/found.json" -r "$work/packages" > "$work/log" 2>&1 || status=$?
-    [ -s "$work/found.json" ] || continue # it got no answer
-    # Ends with 3 where the service knows no package at all: a mirror of packages that has no data on vulnerabilities.
+    [ -s "$work/found.json" ] || continue # no answer
+    # Exit code 3: the service knows no package at all, as a package mirror without vulnerability data does.
     told=0
     "$python" - "$work/found.json" "$service" 2>> "$work/why" << 'END' || told=$?
 import json, sys

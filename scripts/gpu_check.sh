@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# All that is to be known of a GPU, in one call of under ten minutes: does everything hold there, how fast is it, and the
-# comparison of Park et al. (2019) on CIFAR-10. Writes OUT/gpu_check.json and OUT/gpu_check.md after every stage. Called
-# again with the same OUT it goes on where it was: stages that are done are not made again, and a sweep that was cut off
-# goes on from its checkpoints.
+# Check a GPU in one call of under ten minutes: correctness, speed, and the comparison of Park et al. (2019) on CIFAR-10.
+# Writes OUT/gpu_check.json and OUT/gpu_check.md after every stage. Running it again with the same OUT resumes: finished
+# stages are skipped, and an interrupted sweep resumes from its checkpoints.
 #
 #   scripts/gpu_check.sh [--out DIR] [--seconds N] [--epochs N] [--seeds N] [--device cpu|cuda] [--tiny] [STAGE...]
 #
 # Stages: checks (tests/gpu/test_gpu.py), bench (vaerun-bench), table (13 cells of vlae_cifar10_small). VAERUN_DATA must hold
-# cifar10.npz. --tiny tries the logic with tiny sizes anywhere; PYTHON is the interpreter (python3).
+# cifar10.npz. --tiny runs everything at tiny sizes, on any machine; PYTHON is the interpreter (python3).
 set -uo pipefail
 out=outputs/gpu_check seconds=570 epochs=100 seeds=1 device=cuda tiny="" stages=()
 while [ $# -gt 0 ]; do
@@ -19,7 +18,7 @@ while [ $# -gt 0 ]; do
         --device) device=$2; shift 2 ;;
         --tiny) tiny=yes; shift ;;
         checks | bench | table) stages+=("$1"); shift ;;
-        *) echo "gpu_check.sh: unknown word '$1': see the head of the file" >&2; exit 2 ;;
+        *) echo "gpu_check.sh: unknown argument '$1'; usage is at the top of this file" >&2; exit 2 ;;
     esac
 done
 [ ${#stages[@]} -gt 0 ] || stages=(checks bench table)
@@ -31,12 +30,12 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 began=$(date +%s)
 left() { echo $((seconds - ($(date +%s) - began))); }
 report() { "$python" "$here/scripts/gpu_report.py" "$out"; }
-# Run a stage unless it is done: its time, its end and the commit are noted.
+# Run a stage unless it is finished; record its time, exit code and commit.
 stage() {
     local name=$1 status=0 from
     shift
-    if [ -e "$out/$name.done" ]; then echo "== $name: done before"; return 0; fi
-    if [ "$(left)" -lt 20 ]; then echo "== $name: no time is left: call again to go on"; return 1; fi
+    if [ -e "$out/$name.done" ]; then echo "== $name: already done"; return 0; fi
+    if [ "$(left)" -lt 20 ]; then echo "== $name: out of time; run again to resume"; return 1; fi
     echo "== $name ($(left) s left): $*"
     from=$(date +%s)
     timeout --signal=TERM --kill-after=60 "$(left)" "$@" >"$out/$name.log" 2>&1 || status=$?
@@ -52,7 +51,7 @@ for name in "${stages[@]}"; do
     case "$name" in
         checks)
             tests="test_replays or test_kernels or test_runs or test_commands"
-            stage checks "$python" -m pytest -q -W default -p no:cacheprovider "$here/tests/test_gpu.py" -k "$tests" || failed=1
+            stage checks "$python" -m pytest -q -W default -p no:cacheprovider "$here/tests/gpu/test_gpu.py" -k "$tests" || failed=1
             ;;
         bench)
             words=(steps together evaluation --rounds 5 --device "$device" --json "$out/bench.json")

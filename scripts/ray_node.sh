@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A Ray cluster of one node for tests, in a network namespace of its own, where it sees nothing but the loopback device:
-# Ray listens on all addresses, and runs whatever it is sent. For root on Linux.
+# One-node Ray cluster for tests, in its own network namespace with only a loopback device, because Ray listens on all
+# addresses and runs whatever it is sent. Needs root on Linux.
 #
-#   ray_node.sh up FOLDER [CPUS]      start it, unless it runs; FOLDER/env says how to reach it
+#   ray_node.sh up FOLDER [CPUS]      start it if it is not running; FOLDER/env says how to reach it
 #   ray_node.sh run FOLDER COMMAND... run a command in its namespace
-#   ray_node.sh down FOLDER           end what was started there
+#   ray_node.sh down FOLDER           stop what was started there
 #
-# RAY names the `ray` command (default: of PATH). Exit code 77, with the reason: this machine cannot.
+# RAY names the `ray` command (default: from PATH). Exit code 77, with the reason: not possible on this machine.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-cannot() { echo "no Ray here: $*" >&2; exit 77; }
+cannot() { echo "Ray is not possible here: $*" >&2; exit 77; }
 [ $# -ge 2 ] || usage
 action=$1
 mkdir -p "$2"
@@ -19,7 +19,7 @@ folder=$(cd "$2" && pwd)
 shift 2
 ray=${RAY:-ray}
 
-first() { # the first process of the namespaces that were made here, if it still runs; everything else ends with it
+first() { # the first process of the namespaces, if it is still running; everything else ends with it
     local outer inner
     outer=$(cat "$folder/pid" 2>/dev/null) && grep -qaF "$folder" "/proc/$outer/cmdline" 2>/dev/null || return
     inner=$(cat "/proc/$outer/task/$outer/children") && [ -n "$inner" ] && echo "${inner%% *}"
@@ -41,7 +41,7 @@ export RAY_ADDRESS=127.0.0.1:6379 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folde
 export RAY_USAGE_STATS_ENABLED=0 RAY_DEDUP_LOGS=0
 EOF
     . "$folder/env"
-    # --kill-child and a process namespace: when the holder ends, so does every process of Ray's.
+    # --kill-child and a process namespace: when the holder ends, so do all processes of Ray.
     setsid unshare --net --pid --fork --kill-child --mount-proc sh -c 'ip link set lo up && exec "$0" start --head --block \
         --node-ip-address=127.0.0.1 --port=6379 --num-cpus="$1" --include-dashboard=false --disable-usage-stats \
         --object-store-memory=100000000 --temp-dir="$2"' "$ray" "${1:-$(nproc)}" "$folder/ray" >"$folder/log" 2>&1 </dev/null &
@@ -59,7 +59,7 @@ EOF
     exit 1
 }
 
-run() { # in the network of the cluster, with the processes of outside
+run() { # in the cluster's network, but outside its process namespace
     local pid
     pid=$(first) || cannot "there is no cluster in $folder (ray_node.sh up $folder)"
     . "$folder/env"

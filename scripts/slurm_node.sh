@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A Slurm cluster of one node for tests: munge, MariaDB, slurmdbd, slurmctld and slurmd on the loopback address. For root
-# in a container without systemd; nothing outside FOLDER is written, and no running service is touched.
+# One-node Slurm cluster for tests: munge, MariaDB, slurmdbd, slurmctld and slurmd on the loopback address. Needs root in
+# a container without systemd; writes nothing outside FOLDER and touches no running service.
 #
-#   slurm_node.sh install      the Debian packages (apt-get)
-#   slurm_node.sh up FOLDER    start what is not running; then `. FOLDER/env` for sbatch, srun, sacct
-#   slurm_node.sh down FOLDER  cancel its jobs, end what was started there
+#   slurm_node.sh install      install the Debian packages (apt-get)
+#   slurm_node.sh up FOLDER    start what is not running, then `. FOLDER/env` for sbatch, srun, sacct
+#   slurm_node.sh down FOLDER  cancel its jobs, stop what was started there
 #
-# `up` and `down` may be repeated. Exit code 77, with the reason: this machine cannot (no root, packages missing).
-# Accounting (MariaDB and slurmdbd) is no ornament: submitit learns that a job died from sacct, and waits for ever without.
+# `up` and `down` are idempotent. Exit code 77, with the reason: not possible here (no root, packages missing).
+# Accounting (MariaDB and slurmdbd) is required: submitit learns from sacct that a job died, and waits forever otherwise.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-cannot() { echo "no Slurm here: $*" >&2; exit 77; }
+cannot() { echo "Slurm is not possible here: $*" >&2; exit 77; }
 [ $# -ge 1 ] || usage
 action=$1
 
@@ -33,12 +33,12 @@ socket=$folder/run/munge.sock
 sql=$folder/run/sql.sock
 host=$(hostname -s)
 
-pid_of() { # of the daemon $1 that was started here, if it still runs
+pid_of() { # of the daemon $1 that was started here, if it is still running
     local pid
     pid=$(cat "$folder/run/$1.pid" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] &&
         ! grep -q '^State:.Z' "/proc/$pid/status" 2>/dev/null && echo "$pid"
 }
-until_ok() { # repeat a command for ten seconds
+until_ok() { # retry a command for ten seconds
     for _ in $(seq 100); do
         if "$@" >/dev/null 2>&1; then return; fi
         sleep 0.1
@@ -46,7 +46,7 @@ until_ok() { # repeat a command for ten seconds
     echo "slurm_node.sh: not ready: $* (logs: $folder/log)" >&2
     exit 1
 }
-ready() { # a node that was lost or drained is taken back
+ready() { # a lost or drained node is resumed
     case $(timeout 5 sinfo --noheader --format %T) in
         idle* | mixed* | alloc*) ;;
         *) scontrol update NodeName="$host" State=RESUME; return 1 ;;
@@ -62,7 +62,7 @@ up() {
     mkdir -p "$folder"/{run,log,state,spool,key}
     chmod 755 "$folder" "$folder/run"
     chmod 700 "$folder/key"
-    # The same ports at every start: clients may have kept the configuration.
+    # Use the same ports at every start: clients may have cached the configuration.
     [ -s "$folder/ports" ] || python3 -c 'if True:
         import socket
         held = [socket.socket() for _ in range(4)]
@@ -73,7 +73,7 @@ up() {
     [ -s "$folder/key/munge" ] || (umask 077 && head -c 1024 /dev/urandom >"$folder/key/munge")
     if ! pid_of munged >/dev/null; then
         rm -f "$socket" "$socket.lock"
-        # --force: munged distrusts a key below a folder that others may write to, as /tmp is
+        # --force: munged rejects a key below a world-writable directory such as /tmp
         munged --force --key-file="$folder/key/munge" --seed-file="$folder/key/seed" --socket="$socket" \
             --pid-file="$folder/run/munged.pid" --log-file="$folder/log/munged.log" 2>>"$folder/log/munged.log"
     fi
@@ -103,7 +103,7 @@ up() {
 }
 
 configure() {
-    # slurmdbd reads slurmdbd.conf beside SLURM_CONF
+    # slurmdbd reads slurmdbd.conf next to SLURM_CONF
     (umask 077 && cat >"$folder/slurmdbd.conf") <<EOF
 AuthType=auth/munge
 AuthInfo=socket=$socket
@@ -121,7 +121,7 @@ StorageUser=slurm
 StoragePass=slurm
 StorageLoc=accounting
 EOF
-    # cred_expire is how long a requeued job waits before it starts again (by default two minutes).
+    # cred_expire: how long a requeued job waits before it restarts (two minutes by default).
     cat >"$SLURM_CONF" <<EOF
 ClusterName=vaerun
 SlurmctldHost=$host(127.0.0.1)

@@ -92,6 +92,12 @@ def test_quoted_paths_exist(path: Path) -> None:
     assert list(missing_paths(quoted(path))) == []
 
 
+@pytest.mark.parametrize("path", [ROOT / ".ci/run", *sorted((ROOT / "scripts").glob("*.*"))], ids=identifier)
+def test_paths_in_scripts_exist(path: Path) -> None:
+    words = re.findall(r"(?:vaerun|tests|scripts|docs)/[\w/]+\.\w+", path.read_text(encoding="utf-8"))
+    assert list(missing_paths(words)) == []
+
+
 def test_a_missing_path_is_found() -> None:
     words = ["vaerun/nowhere.py", "test_nowhere.py", "tests/*/nowhere", "vaerun/cli/", "docs", "outputs/DATA"]
     assert list(missing_paths(words)) == words[:3]
