@@ -27,6 +27,14 @@ def deprecated_alias(function: F, old: str, new: str) -> F:
     return alias  # type: ignore[return-value]
 
 
+def attribute_name(value: object, name: str, old_name: str) -> str:
+    """The name of an attribute that a plug-in's object may still have under its old name."""
+    if hasattr(value, name) or not hasattr(value, old_name):
+        return name
+    warn_renamed(f"{type(value).__name__}.{old_name}", name)
+    return old_name
+
+
 def module_aliases(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """A `__getattr__` for a module that maps old names of its contents to new ones.
 

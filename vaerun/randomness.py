@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaerun.deprecation import module_aliases
 
-def mix(*position: int | str) -> int:
+
+def derive_seed(*position: int | str) -> int:
     """A seed in [0, 2^63) that is a fixed function of the position, e.g. mix(seed, "step", 17).
 
     torch's CPU generator uses its low 32 bits: among 100,000 positions about one pair shares its numbers.
@@ -26,14 +28,14 @@ def mix(*position: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(device: torch.device | str, *position: int | str) -> torch.Generator:
+def seeded_generator(device: torch.device | str, *position: int | str) -> torch.Generator:
     """A torch generator on that device, seeded by the position."""
-    return torch.Generator(device=device).manual_seed(mix(*position))
+    return torch.Generator(device=device).manual_seed(derive_seed(*position))
 
 
 def permutation(n: int, *position: int | str) -> Tensor:
     """A permutation of 0..n-1 [n] on the CPU, the same on every device."""
-    return torch.randperm(n, generator=generator("cpu", *position))
+    return torch.randperm(n, generator=seeded_generator("cpu", *position))
 
 
 def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.device, *position: int | str) -> Tensor:
@@ -45,13 +47,13 @@ def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.dev
     block = 256
     parts = []
     for b in range(start // block, -(-stop // block)):
-        table = torch.rand(block, *shape, generator=generator("cpu", *position, b))
+        table = torch.rand(block, *shape, generator=seeded_generator("cpu", *position, b))
         parts.append(table[max(start - b * block, 0) : stop - b * block])
     return torch.cat(parts).to(device)
 
 
 @dataclass
-class Part:
+class BatchSlice:
     """Rows start..stop-1 of a batch of `total`; `draws` counts what has been drawn for them."""
 
     start: int
@@ -60,36 +62,36 @@ class Part:
     draws: int = 0
 
 
-class _Drawing(threading.local):
-    part: Part | None = None  # of the batch at hand; None: it is seen whole
+class _NoiseContext(threading.local):
+    part: BatchSlice | None = None  # of the batch at hand; None: it is seen whole
     source: torch.Generator | None = None  # None: torch's global generator
 
 
-_drawing = _Drawing()  # each thread has its own run
+_context = _NoiseContext()  # each thread has its own run
 
 
 @contextmanager
-def rows(start: int, stop: int, total: int) -> Iterator[Part]:
+def batch_slice(start: int, stop: int, total: int) -> Iterator[BatchSlice]:
     """Inside, a batch is rows start..stop-1 of one of `total`, and has those rows of the noise of all of it."""
-    outer, _drawing.part = _drawing.part, Part(start, stop, total)
+    outer, _context.part = _context.part, BatchSlice(start, stop, total)
     try:
-        yield _drawing.part
+        yield _context.part
     finally:
-        _drawing.part = outer
+        _context.part = outer
 
 
 @contextmanager
-def drawing_from(source: torch.Generator | None) -> Iterator[None]:
+def use_generator(source: torch.Generator | None) -> Iterator[None]:
     """Inside, this thread's batch noise comes from this generator (None: torch's global one)."""
-    outer, _drawing.source = _drawing.source, source
+    outer, _context.source = _context.source, source
     try:
         yield
     finally:
-        _drawing.source = outer
+        _context.source = outer
 
 
 def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """Standard normal numbers for a training batch, from torch's global generator or that of `drawing_from`.
+    """Standard normal numbers for a training batch, from torch's global generator or that of `use_generator`.
 
     Arguments:
         shape: of the result.
@@ -105,7 +107,7 @@ def batch_uniform(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
 
 
 def _of_batch(draw: Any, shape: Sequence[int], dim: int, options: dict[str, Any]) -> Tensor:
-    part, options = _drawing.part, options | {"generator": _drawing.source}
+    part, options = _context.part, options | {"generator": _context.source}
     if part is None:
         return draw(shape, **options)
     if shape[dim] != part.stop - part.start:
@@ -126,20 +128,23 @@ class ImageNoise:
         keep: remember what was drawn (for validation, which asks for the same numbers every epoch).
     """
 
-    def __init__(self, seed: int, images: Sequence[int], latent_dim: int, like: Tensor, keep: bool = False) -> None:
+    def __init__(self, seed: int, images: Sequence[int], latent_dim: int, like: Tensor, cache: bool = False) -> None:
         self.seed, self.images, self.latent_dim = seed, list(images), latent_dim
         self.dtype, self.device = like.dtype, like.device
-        self._kept: dict[tuple[str, int], Tensor] | None = {} if keep else None
+        self._cache: dict[tuple[str, int], Tensor] | None = {} if cache else None
 
     def __call__(self, stream: str, k: int) -> Tensor:
-        if self._kept is not None and (stream, k) in self._kept:
-            return self._kept[stream, k]
+        if self._cache is not None and (stream, k) in self._cache:
+            return self._cache[stream, k]
         # On a GPU the launches count: each image's numbers are drawn where they stay.
         out = torch.empty(len(self.images), k, self.latent_dim, dtype=self.dtype, device=self.device)
         source = torch.Generator(device=self.device)
         for row, image in zip(out.unbind(), self.images, strict=True):
-            row.normal_(generator=source.manual_seed(mix(self.seed, "image", image, stream)))
+            row.normal_(generator=source.manual_seed(derive_seed(self.seed, "image", image, stream)))
         out = out.transpose(0, 1).contiguous()
-        if self._kept is not None:
-            self._kept[stream, k] = out
+        if self._cache is not None:
+            self._cache[stream, k] = out
         return out
+
+
+__getattr__ = module_aliases(__name__, {"generator": "seeded_generator", "mix": "derive_seed"})

@@ -10,6 +10,7 @@ import vaerun.distributions
 import vaerun.estimators
 import vaerun.estimators.base
 import vaerun.objectives
+import vaerun.randomness
 from vaerun.distributions import DiagonalNormal
 from vaerun.estimators.base import Estimate, batch_coupling, estimate, reparameterised_terms
 from vaerun.models import Joint
@@ -29,6 +30,7 @@ def normal(kind: type[DiagonalNormal] = DiagonalNormal) -> DiagonalNormal:
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
+        (vaerun.randomness, "mix", "derive_seed"),
         (vaerun.distributions, "Point", "Delta"),
         (vaerun.distributions, "held_module", "detached_module"),
         (vaerun.objectives, "WarmUp", "KLWarmup"),
@@ -91,10 +93,10 @@ def test_an_estimator_with_the_old_attributes():
         seen.append(joint)
         return normal()
 
-    with pytest.warns(DeprecationWarning, match="holds_joint of an estimator is deprecated: use detach_joint"):
+    with pytest.warns(DeprecationWarning, match=r"function.holds_joint is deprecated: use detach_joint"):
         estimate(doubled, infer, joint, 1)
     assert seen != [joint]
-    with pytest.warns(DeprecationWarning, match="whole_batch of an estimator is deprecated: use batch_coupling"):
+    with pytest.warns(DeprecationWarning, match=r"function.whole_batch is deprecated: use batch_coupling"):
         assert batch_coupling(doubled) == "estimator.x=1"
 
 

@@ -50,7 +50,7 @@ def explicit_laplace(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
     for t in range(inference.steps):
         gradient, curvature = linearise(mu)
         step = torch.cholesky_solve(gradient.unsqueeze(-1), torch.linalg.cholesky(curvature)).squeeze(-1)
-        mu = mu + inference.rate(t) * step
+        mu = mu + inference.step_size(t) * step
     _, curvature = linearise(mu)
     factor = torch.linalg.cholesky(curvature)
     z = mu + torch.linalg.solve_triangular(factor.mT, noise.unsqueeze(-1), upper=True).squeeze(-1)

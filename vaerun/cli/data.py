@@ -59,10 +59,10 @@ def _run(arguments: argparse.Namespace) -> int:
         for name, source in sources.BUILT_IN.items():
             print(f"{name:14}{(source.__doc__ or '').splitlines()[0]}")
     for name in arguments.names:
-        cache.require_known(name)  # all of them, before the first long download
+        cache.check_known(name)  # all of them, before the first long download
     output = None if arguments.output is None else expand_user(arguments.output)
     for name in arguments.names:
-        arrays = cache.built_in(name, root=arguments.root)
+        arrays = cache.load_built_in(name, root=arguments.root)
         if output is not None:
             where = str(_pack(arrays, output / f"{name}.npz"))
         else:

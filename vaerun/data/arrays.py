@@ -29,26 +29,26 @@ class Arrays:
     sha256: str = ""  # of the arrays (see `digest`); the cache fills it in
 
 
-def check(arrays: Arrays, where: str) -> Arrays:
+def check_arrays(arrays: Arrays, where: str) -> Arrays:
     """Checked arrays in the one stored layout: images uint8 [N, C, H, W], labels int64 [N], all C-contiguous.
 
     [N, H, W] images get C = 1. `where` begins the message of the `InputError` that is raised for wrong dtypes, ranks,
     numbers of channels and lengths, for empty arrays, negative labels, and a test part that does not match the training
     part.
     """
-    train = _images(arrays.train_images, f"{where}: train_images")
-    labels = _labels(arrays.train_labels, len(train), f"{where}: train_labels")
+    train = _check_images(arrays.train_images, f"{where}: train_images")
+    labels = _check_labels(arrays.train_labels, len(train), f"{where}: train_labels")
     test = None
     if arrays.test_images is not None:
-        test = _images(arrays.test_images, f"{where}: test_images")
+        test = _check_images(arrays.test_images, f"{where}: test_images")
         if test.shape[1:] != train.shape[1:]:
             raise InputError(
-                f"{where}: test images are {_by(test.shape[1:])} but training images are {_by(train.shape[1:])} "
-                "(channels x height x width); both parts need one shape"
+                f"{where}: test images are {_format_shape(test.shape[1:])} but training images are "
+                f"{_format_shape(train.shape[1:])} (channels x height x width); both must have the same shape"
             )
     elif arrays.test_labels is not None:
         raise InputError(f"{where}: there are test_labels but no test_images; add these or leave the labels out")
-    test_labels = _labels(arrays.test_labels, 0 if test is None else len(test), f"{where}: test_labels")
+    test_labels = _check_labels(arrays.test_labels, 0 if test is None else len(test), f"{where}: test_labels")
     return dataclasses.replace(
         arrays, train_images=train, train_labels=labels, test_images=test, test_labels=test_labels
     )
@@ -87,11 +87,11 @@ def split_off_test(images: np.ndarray, labels: np.ndarray | None, fraction: floa
     )
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _images(images: np.ndarray, where: str) -> np.ndarray:
+def _check_images(images: np.ndarray, where: str) -> np.ndarray:
     """Images as uint8 [N, C, H, W]."""
     if images.dtype != np.uint8:
         problem = f"dtype is {images.dtype}"
@@ -112,7 +112,7 @@ def _images(images: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def _labels(labels: np.ndarray | None, count: int, where: str) -> np.ndarray | None:
+def _check_labels(labels: np.ndarray | None, count: int, where: str) -> np.ndarray | None:
     """Labels as int64 [count]; None stays None."""
     if labels is None:
         return None

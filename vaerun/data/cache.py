@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from vaerun.data import sources
-from vaerun.data.arrays import FIELDS, Arrays, check, digest, split_off_test
-from vaerun.data.image_files import files_below
+from vaerun.data.arrays import FIELDS, Arrays, check_arrays, digest, split_off_test
+from vaerun.data.image_files import walk_files
+from vaerun.data.sources import describe_error
 from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
 
@@ -36,7 +37,7 @@ SCRATCH = "vaerun-scratch-"
 SCRATCH_SECONDS = 7 * 24 * 3600.0  # no source takes so long to read
 
 
-def cache_folder() -> Path:
+def cache_dir() -> Path:
     """`$VAERUN_CACHE`, else `$XDG_CACHE_HOME/vaerun`, else `~/.cache/vaerun`. It need not exist.
 
     Raises InputError where the last is asked for and there is no home.
@@ -57,10 +58,10 @@ def data_root(root: str | None = None) -> Path:
             if not path.is_dir():
                 raise InputError(f"{setting}={folder}: no such folder; create it or correct {setting}")
             return path
-    return cache_folder()
+    return cache_dir()
 
 
-def require_known(name: str) -> None:
+def check_known(name: str) -> None:
     """Raises `InputError` with the closest name for one that is not in `sources.BUILT_IN`."""
     if name not in sources.BUILT_IN:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), sources.BUILT_IN, n=1, cutoff=0.4)
@@ -68,14 +69,14 @@ def require_known(name: str) -> None:
         raise InputError(f"unknown data set {name!r}; {hint}there are: {', '.join(sources.BUILT_IN)}")
 
 
-def built_in(name: str, *, root: str | None = None) -> Arrays:
+def load_built_in(name: str, *, root: str | None = None) -> Arrays:
     """The arrays of a data set that needs only its name; `InputError` for an unknown one."""
-    require_known(name)
+    check_known(name)
     # The digits come with scikit-learn and are read in less time than a copy.
-    return prepare(name, sources.BUILT_IN[name], root=root, cached=name != "digits")
+    return load_arrays(name, sources.BUILT_IN[name], root=root, cached=name != "digits")
 
 
-def prepare(
+def load_arrays(
     name: str,
     source: Callable[..., Arrays],
     *,
@@ -98,7 +99,11 @@ def prepare(
             raise InputError(
                 f"{name}: options {options} do not apply to the prepared file {prepared}; move it or drop them"
             )
-        source, arguments, origin = sources.npz, {"path": prepared, "split": sources.UNOFFICIAL.get(name)}, prepared
+        source, arguments, origin = (
+            sources.npz,
+            {"path": prepared, "split": sources.UNOFFICIAL_SPLITS.get(name)},
+            prepared,
+        )
         prepared = None  # nothing is missing
     elif path is not None:
         arguments, origin = {"path": path, **options}, expand_user(path)
@@ -112,25 +117,32 @@ def prepare(
         return make(Path(os.devnull))  # read where scikit-learn has them: a killed process leaves nothing
     if not cached:
         _clear_scratch()
-        with _writing(Path(tempfile.gettempdir()), "TMPDIR"), tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+        with (
+            _naming_folder(Path(tempfile.gettempdir()), "TMPDIR"),
+            tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch,
+        ):
             return make(Path(scratch))
-    cache = cache_folder()
+    cache = cache_dir()
     facts = [FORMAT, name, None if origin is None else [str(origin.resolve()), _stamp(origin)], options]
-    if _own(source) not in (sources.BUILT_IN.get(name), sources.npz, sources.folder):  # another function of this name
-        facts.append(_full_name(source))
+    if _unbound(source) not in (
+        sources.BUILT_IN.get(name),
+        sources.npz,
+        sources.folder,
+    ):  # another function of this name
+        facts.append(_qualified_name(source))
     key = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:16]
     entry = cache / "prepared" / f"{name}-{key}"
     # A whole copy is never changed, so reading it takes no lock (and works in a cache that cannot be written).
     return _load(entry) or _build(entry, name, cache, make)
 
 
-def _own(source: Callable[..., Arrays]) -> Any:
+def _unbound(source: Callable[..., Arrays]) -> Any:
     """The function itself, without the options bound to it."""
     return getattr(source, "func", source)
 
 
-def _full_name(source: Callable[..., Arrays]) -> str:
-    own = _own(source)
+def _qualified_name(source: Callable[..., Arrays]) -> str:
+    own = _unbound(source)
     return f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
 
 
@@ -147,7 +159,7 @@ def _build(entry: Path, name: str, cache: Path, make: Callable[[Path], Arrays]) 
     from filelock import FileLock
 
     partial = entry.parent / f"{name}.partial"
-    with _writing(cache):
+    with _naming_folder(cache):
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.parent / f"{name}.lock"):
             if (ready := _load(entry)) is not None:
@@ -177,19 +189,21 @@ def _make(
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the scratch folder's disk is full
-        if missing is not None and _own(source) is not sources.BUILT_IN.get(name):
-            raise InputError(f"{name}: its source {_full_name(source)} failed ({sources.reason(error)})") from error
+        if missing is not None and _unbound(source) is not sources.BUILT_IN.get(name):
+            raise InputError(
+                f"{name}: its source {_qualified_name(source)} failed ({describe_error(error)})"
+            ) from error
         if missing is not None:
             raise InputError(
-                f"{name}: no prepared file {missing}, and the download failed ({sources.reason(error)}); on a machine "
+                f"{name}: no prepared file {missing}, and the download failed ({describe_error(error)}); on a machine "
                 f"with a network run 'vaerun-data {name} --output DIR', then put {missing.name} into {missing.parent}"
             ) from error
         if isinstance(error, OSError):
-            raise InputError(f"{name}: {arguments.get('path')}: cannot be read ({sources.reason(error)})") from error
+            raise InputError(f"{name}: {arguments.get('path')}: cannot be read ({describe_error(error)})") from error
         raise
     if not isinstance(arrays, Arrays):
         raise InputError(f"{name}: its source gave {type(arrays).__name__}, and no vaerun.data.arrays.Arrays")
-    arrays = check(arrays, name)
+    arrays = check_arrays(arrays, name)
     if arrays.test_images is None:
         arrays = split_off_test(arrays.train_images, arrays.train_labels)
     return dataclasses.replace(arrays, sha256=digest(arrays))
@@ -197,7 +211,7 @@ def _make(
 
 def _stamp(path: Path) -> list[Any]:
     """The state of a file, or of all files below a folder: names, sizes and times of change. Empty if there is none."""
-    files = [path] if path.is_file() else sorted(files_below(path))
+    files = [path] if path.is_file() else sorted(walk_files(path))
     stamp = []
     for file in files:
         try:
@@ -216,7 +230,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
         array = getattr(arrays, field)
         if array is not None:
             with open(folder / f"{field}.npy", "wb") as file:
-                np.save(_Plain(file), array)
+                np.save(_WriteOnly(file), array)
                 _sync(file)
                 present[field] = {"bytes": file.tell(), "shape": list(array.shape), "dtype": array.dtype.str}
     with open(folder / "meta.json", "w", encoding="utf-8") as text:
@@ -224,7 +238,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
         _sync(text)
 
 
-class _Plain:
+class _WriteOnly:
     """A file that numpy does not know as one: its own way of writing loses the system's reason for a failure."""
 
     def __init__(self, file: Any) -> None:
@@ -254,12 +268,12 @@ def _load(entry: Path) -> Arrays | None:
 
 
 @contextmanager
-def _writing(folder: Path, setting: str = "VAERUN_CACHE") -> Iterator[None]:
+def _naming_folder(folder: Path, setting: str = "VAERUN_CACHE") -> Iterator[None]:
     """Names the folder where the system refuses to write, or to lock, in it."""
     try:
         yield
     except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"cannot write to {folder} ({sources.reason(error)}); set {setting} to a folder that can be written "
+            f"cannot write to {folder} ({describe_error(error)}); set {setting} to a folder that can be written "
             "and has space"
         ) from error

@@ -61,10 +61,10 @@ class Split:
     """
 
     def __init__(
-        self, name: str, images: Tensor, labels: Tensor | None, classes: int, transform: Transform, drawn: bool
+        self, name: str, images: Tensor, labels: Tensor | None, classes: int, transform: Transform, binarised: bool
     ) -> None:
         self.name, self.images, self.labels, self.classes = name, images, labels, classes
-        self.transform, self.drawn = transform, drawn
+        self.transform, self.binarised = transform, binarised
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,7 +96,7 @@ class Split:
         return self._batch(pixels, slice(start, stop), torch.arange(start, stop), lambda: fixed_uniform(*noise))
 
     def _batch(self, pixels: Tensor, where: Any, rows: Tensor, uniform: Any) -> Batch:
-        x, log_det = self.transform(pixels, uniform, self.drawn)
+        x, log_det = self.transform(pixels, uniform, self.binarised)
         labels = None if self.labels is None else self.labels[where]
         return Batch(x, labels, self.classes, log_det, rows)
 

@@ -18,8 +18,8 @@ from vaerun.text import printable
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """By content, whatever a file is called: Pillow would hand others, such as EPS, to a program of the system's."""
-MOST_PIXELS = 1 << 26  # of one image file, before it is shrunk, and of what it becomes
-MOST_WAYS = 8  # to one folder: a set may well be linked to twice
+MAXIMUM_PIXELS = 1 << 26  # of one image file, before it is shrunk, and of what it becomes
+MAXIMUM_PATHS = 8  # to one folder: a set may well be linked to twice
 
 
 def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
@@ -29,8 +29,8 @@ def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None
     try:
         height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-            if height * width > MOST_PIXELS:
-                raise InputError(f"data.image_size={image_size}: an image has at most {MOST_PIXELS} pixels")
+            if height * width > MAXIMUM_PIXELS:
+                raise InputError(f"data.image_size={image_size}: an image has at most {MAXIMUM_PIXELS} pixels")
             return height, width
     except InputError:  # a ValueError too
         raise
@@ -39,7 +39,7 @@ def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None
     raise InputError(f"data.image_size={image_size}: expected a number of pixels, or two: [height, width]")
 
 
-def files_below(path: Path) -> Iterator[Path]:
+def walk_files(path: Path) -> Iterator[Path]:
     """All files below a folder, links followed.
 
     Raises InputError where links lead to one folder again and again: in a ring, or by two ways at each of many levels,
@@ -52,14 +52,16 @@ def files_below(path: Path) -> Iterator[Path]:
         except OSError:  # gone since
             continue
         ways[at.st_dev, at.st_ino] += 1
-        if ways[at.st_dev, at.st_ino] > MOST_WAYS:
-            raise InputError(f"{path}: links lead to {base} in more than {MOST_WAYS} ways, as in a ring: remove some")
+        if ways[at.st_dev, at.st_ino] > MAXIMUM_PATHS:
+            raise InputError(
+                f"{path}: links lead to {base} in more than {MAXIMUM_PATHS} ways, as in a ring: remove some"
+            )
         yield from (Path(base, name) for name in names)
 
 
-def image_files(path: Path) -> list[Path]:
+def list_image_files(path: Path) -> list[Path]:
     """The image files below a folder in natural order; hidden ones, such as macOS's `._1.png`, are left out."""
-    found = [f for f in files_below(path) if f.name.lower().endswith(IMAGE_FILES) and f.name[0] != "."]
+    found = [f for f in walk_files(path) if f.name.lower().endswith(IMAGE_FILES) and f.name[0] != "."]
     if not found:
         raise InputError(f"{path}: holds no image files ({' '.join(IMAGE_FILES)}); give the folder that does")
     return sorted(found, key=lambda file: [_natural(part) for part in file.relative_to(path).parts])
@@ -71,7 +73,7 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
-def classes(files: list[Path], path: Path, known: list[str] | None = None) -> tuple[np.ndarray | None, list[str]]:
+def class_labels(files: list[Path], path: Path, known: list[str] | None = None) -> tuple[np.ndarray | None, list[str]]:
     """Labels int64 [N] (None where no file is in a subfolder) and the class names; `known` are the training part's."""
     flat = [file for file in files if file.parent == path]
     if flat and len(flat) < len(files):
@@ -124,7 +126,7 @@ def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) 
                 "(width x height); give one size, e.g. data.image_size=32"
             )
         images[i] = pixels
-    assert images is not None  # image_files raises where there are none
+    assert images is not None  # list_image_files raises where there are none
     return images
 
 
@@ -142,8 +144,8 @@ def _pixels(file: Path, size: tuple[int, int] | None, channels: int) -> np.ndarr
     if not file.is_file():
         raise ValueError("it is no regular file")
     with Image.open(file, formats=FORMATS) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MOST_PIXELS}")
+        if opened.width * opened.height > MAXIMUM_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels are more than {MAXIMUM_PIXELS}")
         if opened.mode[0] in "IF":
             raise ValueError(f"pixels of mode {opened.mode} have more than 8 bits; convert it to 8 bits per channel")
         image: Image.Image = ImageOps.exif_transpose(opened)  # cameras store the rotation beside the pixels

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from vaerun.data.arrays import FIELDS, Arrays, check, split_off_test
-from vaerun.data.image_files import classes, image_files, parse_size, read_pixels
+from vaerun.data.arrays import FIELDS, Arrays, check_arrays, split_off_test
+from vaerun.data.image_files import class_labels, list_image_files, parse_size, read_pixels
 from vaerun.errors import InputError
 from vaerun.storage.npz import DATA_BYTES, array_names, read_npz
 from vaerun.storage.paths import expand_user
 from vaerun.text import printable
 
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
-UNOFFICIAL = {"omniglot": OMNIGLOT_SPLIT}
+UNOFFICIAL_SPLITS = {"omniglot": OMNIGLOT_SPLIT}
 """The splits of prepared files whose test part is not the authors' and that do not name it themselves."""
 
 
@@ -44,7 +44,7 @@ def _download() -> Iterator[None]:
         utils.tqdm = functools.partial(bar, disable=True)
     socket.setdefaulttimeout(60.0)
     before = getattr(urllib.request, "_opener", None)
-    urllib.request.install_opener(urllib.request.build_opener(_OnlyEncrypted))
+    urllib.request.install_opener(urllib.request.build_opener(_HttpsOnly))
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def _download() -> Iterator[None]:
         urllib.request.install_opener(before)
 
 
-class _OnlyEncrypted(urllib.request.BaseHandler):
+class _HttpsOnly(urllib.request.BaseHandler):
     handler_order = 100  # before a proxy is looked for
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
@@ -63,7 +63,7 @@ class _OnlyEncrypted(urllib.request.BaseHandler):
         return request
 
 
-ENCRYPTED = {
+HTTPS_MIRRORS = {
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/": (
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
     ),
@@ -72,8 +72,8 @@ ENCRYPTED = {
 """Where torchvision has addresses without encryption: the same files with it. It checks their md5 in any case."""
 
 
-def _encrypted(url: str) -> str:
-    return next((new + url.removeprefix(old) for old, new in ENCRYPTED.items() if url.startswith(old)), url)
+def _https_url(url: str) -> str:
+    return next((new + url.removeprefix(old) for old, new in HTTPS_MIRRORS.items() if url.startswith(old)), url)
 
 
 def digits(scratch: Path) -> Arrays:
@@ -100,7 +100,7 @@ def _mnist_like(kind: str, scratch: Path) -> Arrays:
     from torchvision import datasets
 
     source = getattr(datasets, kind)
-    source = type(kind, (source,), {"mirrors": [_encrypted(url) for url in source.mirrors]})
+    source = type(kind, (source,), {"mirrors": [_https_url(url) for url in source.mirrors]})
     train, test = (source(str(scratch), train=part, download=True) for part in (True, False))
     return Arrays(
         train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy(), "official"
@@ -123,7 +123,7 @@ def svhn(scratch: Path) -> Arrays:
     """SVHN, cropped digits: uint8 [73257 and 26032, 3, 32, 32], labels 0..9. The 'extra' part is not used."""
     from torchvision.datasets import SVHN
 
-    files = {part: [_encrypted(url), *rest] for part, (url, *rest) in SVHN.split_list.items()}
+    files = {part: [_https_url(url), *rest] for part, (url, *rest) in SVHN.split_list.items()}
     source = type("SVHN", (SVHN,), {"split_list": files})
     train, test = (source(str(scratch), split=part, download=True) for part in ("train", "test"))
     return Arrays(train.data, train.labels, test.data, test.labels, "official")
@@ -174,7 +174,7 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     Without test_images a tenth is split off. An array `split` (one string) in the file, else the argument, else
     "official", names the split. Raises `InputError` for a file that is missing, corrupt or not in the format.
     """
-    path = _given(path, "data=npz")
+    path = _require_path(path, "data=npz")
     needs = "needed: train_images, uint8 [N, C, H, W] (optional: train_labels, test_images, test_labels)"
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz file; {needs}")
@@ -185,13 +185,13 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
         names = array_names(path)
     # Damage shows as one of a dozen exceptions of zipfile, zlib and numpy; which one tells the user nothing more.
     except Exception as error:
-        raise InputError(f"{path}: not a readable .npz file ({reason(error)}); {needs}") from error
+        raise InputError(f"{path}: not a readable .npz file ({describe_error(error)}); {needs}") from error
     if "train_images" not in names:
         raise InputError(f"{path}: holds {', '.join(names) or 'no arrays'}; {needs}")
     named = found.pop("split")
     if named is not None and named.ndim == 0 and named.dtype.kind == "U":
         split = str(named)
-    arrays = check(Arrays(**found, split=split or "official"), str(path))
+    arrays = check_arrays(Arrays(**found, split=split or "official"), str(path))
     if arrays.test_images is None:
         return split_off_test(arrays.train_images, arrays.train_labels)
     return arrays
@@ -207,31 +207,31 @@ def folder(
     `image_size` (pixels, or [H, W]) crops the centre to that aspect and resizes with Lanczos; without it all images
     must have one size. Transparency is laid on white. Raises `InputError` for what cannot be used.
     """
-    path = _given(path, "data=folder")
+    path = _require_path(path, "data=folder")
     if not path.is_dir():
         raise InputError(f"{path}: not a folder; expected a folder of images")
     if channels not in (1, 3):
         raise InputError(f"data.channels={channels}: expected 1 (grey) or 3 (RGB)")
     size = parse_size(image_size)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        train, test = image_files(path / "train"), image_files(path / "test")
-        train_labels, names = classes(train, path / "train")
-        test_labels, _ = classes(test, path / "test", names)
+        train, test = list_image_files(path / "train"), list_image_files(path / "test")
+        train_labels, names = class_labels(train, path / "train")
+        test_labels, _ = class_labels(test, path / "test", names)
         images = read_pixels(train + test, size, channels)
         return Arrays(images[: len(train)], train_labels, images[len(train) :], test_labels, "official")
-    files = image_files(path)
+    files = list_image_files(path)
     top = {file.relative_to(path).parts[0] for file in files}
     if "train" in top and top <= {"train", "val", "valid", "validation"}:
         raise InputError(f"{path}: has train/ but no test/; add it, or give {path / 'train'} to have a part split off")
-    return split_off_test(read_pixels(files, size, channels), classes(files, path)[0])
+    return split_off_test(read_pixels(files, size, channels), class_labels(files, path)[0])
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an exception says, in one line of at most 200 characters."""
     return printable(error, 200) or type(error).__name__
 
 
-def _given(path: str | Path, data: str) -> Path:
+def _require_path(path: str | Path, data: str) -> Path:
     if not path:
         raise InputError(f"{data} needs to know where the images are; give data.path=PATH")
     return expand_user(path)

@@ -44,7 +44,7 @@ class Transform:
         if self.logit and not self.dequantize:
             raise InputError("data.logit=true needs data.dequantize=true (the logit of an exact 0 or 255 is infinite)")
 
-    def __call__(self, pixels: Tensor, uniform: Callable[[], Tensor], drawn: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor, uniform: Callable[[], Tensor], binarised: bool) -> tuple[Tensor, Tensor]:
         """uint8 [B, C, H, W] -> x float32 [B, C, H, W] and log|det| [B] in nats.
 
         Arguments:
@@ -57,7 +57,7 @@ class Transform:
             x = (pixels + uniform()) / 256
             return self._logit(x) if self.logit else (x, log_det)
         x = pixels / 255
-        if self.binarize != "none" and not drawn:
+        if self.binarize != "none" and not binarised:
             x = (uniform() < x).to(x.dtype)
         return x, log_det
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.randomness import rows
+from vaerun.randomness import batch_slice
 from vaerun.signals import ShutdownSignal
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class Ranks:
     def shard(self, images: int) -> Iterator[BatchShard]:
         """This process's share of a batch of so many images; inside, batch noise is drawn for all of it and sliced."""
         own = shard_of(images, self.rank, self.size)
-        with rows(own.start, own.stop, images) if self.size > 1 else contextlib.nullcontext():
+        with batch_slice(own.start, own.stop, images) if self.size > 1 else contextlib.nullcontext():
             yield own
 
     def listen(self, stop: ShutdownSignal, due: Callable[[], bool]) -> None:

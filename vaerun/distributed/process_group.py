@@ -20,7 +20,7 @@ from vaerun.data.dataset import Split
 from vaerun.distributed.collectives import PeerLost, Ranks
 from vaerun.errors import InputError
 from vaerun.objectives import Objective
-from vaerun.randomness import rows
+from vaerun.randomness import batch_slice
 
 __all__ = ["PeerLost", "Ranks", "check_splittable", "process_group"]
 
@@ -147,7 +147,7 @@ def _trial(objective: Objective, split: Split, stop: int, images: int, where: st
     objective.train()
     losses = []
     torch.manual_seed(0)
-    with rows(0, stop, images) as at_hand, _Draws() as draws:
+    with batch_slice(0, stop, images) as at_hand, _Draws() as draws:
         batch = split.training_batch(torch.arange(stop, device=split.images.device))
         for phase in objective.phases:
             losses.append(objective.loss(phase, 0, batch)[0].detach())

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaerun.distributions.base import LatentDistribution, leaf
+from vaerun.distributions.base import LatentDistribution, as_leaf
 from vaerun.distributions.detached import detached_module
 from vaerun.distributions.normal import DiagonalNormal
 
@@ -121,7 +121,7 @@ class AutoregressiveFlow(LatentDistribution):
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], AutoregressiveFlow]]:
         # The networks are shared by all images: what each can have of its own is the base and the context.
         parameters, base = self.base.local_parameters()
-        context, networks = leaf(self.context), self._detached_networks()
+        context, networks = as_leaf(self.context), self._detached_networks()
         return [*parameters, context], lambda: AutoregressiveFlow(base(), context, networks)
 
     def _like(self) -> Tensor:

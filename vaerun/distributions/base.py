@@ -84,6 +84,6 @@ class LatentDistribution(Distribution):
         return self.rsample_with_log_prob(sample_shape)[0]
 
 
-def leaf(value: Tensor) -> Tensor:
+def as_leaf(value: Tensor) -> Tensor:
     """A copy of the value that gradients end at."""
     return value.detach().clone().requires_grad_()

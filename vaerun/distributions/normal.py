@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import register_kl
 
-from vaerun.distributions.base import LatentDistribution, leaf
+from vaerun.distributions.base import LatentDistribution, as_leaf
 
 LOG_2PI = math.log(2 * math.pi)
-SHORTEST = 1e-12
+MINIMUM_LENGTH = 1e-12
 """Length of a vector that still reflects."""
 
 
@@ -81,7 +81,7 @@ class DiagonalNormal(LatentDistribution):
         return DiagonalNormal(self._mean.detach(), self.log_variance.detach())
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], DiagonalNormal]]:
-        mean, log_variance = leaf(self._mean), leaf(self.log_variance)
+        mean, log_variance = as_leaf(self._mean), as_leaf(self.log_variance)
         return [mean, log_variance], lambda: DiagonalNormal(mean, log_variance)
 
     def _like(self) -> Tensor:
@@ -117,7 +117,7 @@ class HouseholderNormal(LatentDistribution):
         self.vectors = vectors
         length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         # Divided by anything but its length it would be no unit vector, and the reflection would not keep volume.
-        self._unit = torch.where(length < SHORTEST, 0.0, vectors / length.clamp(min=SHORTEST))
+        self._unit = torch.where(length < MINIMUM_LENGTH, 0.0, vectors / length.clamp(min=MINIMUM_LENGTH))
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
 
     def reflect(self, z: Tensor, inverse: bool = False) -> Tensor:
@@ -138,8 +138,8 @@ class HouseholderNormal(LatentDistribution):
         return HouseholderNormal(self.base.mean.detach(), self.base.log_variance.detach(), self.vectors.detach())
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], HouseholderNormal]]:
-        mean, log_variance = leaf(self.base.mean), leaf(self.base.log_variance)
-        vectors = leaf(self.vectors.movedim(0, 1))
+        mean, log_variance = as_leaf(self.base.mean), as_leaf(self.base.log_variance)
+        vectors = as_leaf(self.vectors.movedim(0, 1))
         return [mean, log_variance, vectors], lambda: HouseholderNormal(mean, log_variance, vectors.movedim(1, 0))
 
     def _like(self) -> Tensor:
@@ -203,8 +203,8 @@ class PrecisionNormal(LatentDistribution):
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
         # Below the diagonal in units of it: sharp and flat posteriors then take the same steps.
         diagonal = torch.diagonal(self.cholesky, dim1=-2, dim2=-1)
-        mean, log_diagonal = leaf(self._mean), leaf(diagonal.log())
-        lower = leaf((self.cholesky / diagonal.unsqueeze(-2)).tril(-1))
+        mean, log_diagonal = as_leaf(self._mean), as_leaf(diagonal.log())
+        lower = as_leaf((self.cholesky / diagonal.unsqueeze(-2)).tril(-1))
 
         def build() -> PrecisionNormal:
             eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)

@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from vaerun.deprecation import warn_renamed
-from vaerun.distributions.base import LatentDistribution, leaf
+from vaerun.deprecation import attribute_name
+from vaerun.distributions.base import LatentDistribution, as_leaf
 from vaerun.distributions.normal import LOG_2PI
 
 
@@ -51,24 +51,24 @@ class RecurrentNormal(LatentDistribution):
     def __init__(self, recurrence: Recurrence, mean_shift: Tensor, log_variance_shift: Tensor) -> None:
         self.recurrence = recurrence
         self.mean_shift, self.log_variance_shift = mean_shift, log_variance_shift
-        batch, self.steps, self.piece = mean_shift.shape
-        super().__init__(torch.Size([batch]), torch.Size([self.steps * self.piece]), validate_args=False)
+        batch, self.steps, self.step_dim = mean_shift.shape
+        super().__init__(torch.Size([batch]), torch.Size([self.steps * self.step_dim]), validate_args=False)
 
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Standard normal noise [..., B, d] -> z [..., B, d] and log q(z) [..., B] in nats, both differentiable."""
-        return self._walk(noise, lambda e, mean, log_variance: (mean + torch.exp(0.5 * log_variance) * e, e))
+        return self._unroll(noise, lambda e, mean, log_variance: (mean + torch.exp(0.5 * log_variance) * e, e))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """[..., B, d] -> [..., B] nats."""
-        return self._walk(z, lambda z, mean, log_variance: (z, (z - mean) * torch.exp(-0.5 * log_variance)))[1]
+        return self._unroll(z, lambda z, mean, log_variance: (z, (z - mean) * torch.exp(-0.5 * log_variance)))[1]
 
-    def _walk(
-        self, given: Tensor, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    def _unroll(
+        self, inputs: Tensor, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """z and log q(z), where step makes (z_t, e_t) of what is given for t, mean and log-variance [..., B, n]."""
-        state = self.recurrence.initial(*given.shape[:-1])
-        pieces, log_q = [], given.new_zeros(given.shape[:-1])
-        for t, part in enumerate(given.split(self.piece, -1)):
+        state = self.recurrence.initial(*inputs.shape[:-1])
+        pieces, log_q = [], inputs.new_zeros(inputs.shape[:-1])
+        for t, part in enumerate(inputs.split(self.step_dim, -1)):
             mean, log_variance, state = self.recurrence.parameters(state)
             mean = mean + self.mean_shift[:, t]
             log_variance = log_variance + self.log_variance_shift[:, t]
@@ -80,17 +80,14 @@ class RecurrentNormal(LatentDistribution):
         return torch.cat(pieces, -1), log_q
 
     def _detached_recurrence(self) -> Recurrence:
-        if hasattr(self.recurrence, "held") and not hasattr(self.recurrence, "detach"):
-            warn_renamed("Recurrence.held", "Recurrence.detach")
-            return self.recurrence.held()
-        return self.recurrence.detach()
+        return getattr(self.recurrence, attribute_name(self.recurrence, "detach", "held"))()
 
     def detach(self) -> RecurrentNormal:
         return RecurrentNormal(self._detached_recurrence(), self.mean_shift.detach(), self.log_variance_shift.detach())
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], RecurrentNormal]]:
         """Shifts [B, T, n] of each image's own, the recurrence held fixed."""
-        recurrence, shifts = self._detached_recurrence(), [leaf(self.mean_shift), leaf(self.log_variance_shift)]
+        recurrence, shifts = self._detached_recurrence(), [as_leaf(self.mean_shift), as_leaf(self.log_variance_shift)]
         return shifts, lambda: RecurrentNormal(recurrence, *shifts)
 
     def _like(self) -> Tensor:

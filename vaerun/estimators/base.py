@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vaerun.deprecation import module_aliases, warn_renamed
+from vaerun.deprecation import attribute_name, module_aliases, warn_renamed
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.models import Joint
@@ -65,10 +65,7 @@ def batch_coupling(estimator: Estimator) -> str | None:
 
 def _attribute(estimator: Estimator, name: str, old_name: str, default: Any) -> Any:
     """An optional attribute of an estimator, which a plug-in may still set by its old name."""
-    if not hasattr(estimator, name) and hasattr(estimator, old_name):
-        warn_renamed(f"the attribute {old_name} of an estimator", name)
-        name = old_name
-    return getattr(estimator, name, default)
+    return getattr(estimator, attribute_name(estimator, name, old_name), default)
 
 
 @dataclass(frozen=True)

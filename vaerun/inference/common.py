@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vaerun.errors import InputError
 
-MOST_STEPS = 10_000  # a layer each in some models, a pass through the decoder in others
+MAXIMUM_STEPS = 10_000  # a layer each in some models, a pass through the decoder in others
 
 
 def check_steps(steps: int) -> int:
     """T as it is; raises InputError unless it is a whole number from 0 to MOST_STEPS."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"model.inference.steps must be a whole number of at least 0, got {steps}")
-    if steps > MOST_STEPS:
-        raise InputError(f"model.inference.steps must be at most {MOST_STEPS}, got {steps}")
+    if steps > MAXIMUM_STEPS:
+        raise InputError(f"model.inference.steps must be at most {MAXIMUM_STEPS}, got {steps}")
     return steps

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST = 128  # d beyond which the kernel's panel of columns no longer fits into registers
+MAXIMUM_KERNEL_DIM = 128  # d beyond which the kernel's panel of columns no longer fits into registers
 
 
 class Factor(NamedTuple):
@@ -100,12 +100,12 @@ def solve(factor: Factor, right: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(factor.lower.mT, half, upper=True).squeeze(-1)
 
 
-def implicit(step: Tensor, residual: Tensor, factor: Factor) -> Tensor:
+def with_implicit_gradient(step: Tensor, residual: Tensor, factor: Factor) -> Tensor:
     """The step [B, d] as a function of its equation's residual [B, d], zero there: d step = L^-1 d residual."""
-    return _Implicit.apply(step, residual, *factor)
+    return _ImplicitGradient.apply(step, residual, *factor)
 
 
-class _Implicit(torch.autograd.Function):
+class _ImplicitGradient(torch.autograd.Function):
     """L is symmetric, so the gradient is a solution with the same factor; L is held, as in the step's equation."""
 
     @staticmethod
@@ -118,11 +118,11 @@ class _Implicit(torch.autograd.Function):
         factor = Factor(*ctx.saved_tensors)
         if not incoming.requires_grad:
             return None, solve(factor, incoming), None, None
-        return None, _Implicit.apply(solve(factor, incoming), incoming, *factor), None, None
+        return None, _ImplicitGradient.apply(solve(factor, incoming), incoming, *factor), None, None
 
 
 def _kernels(matrices: Tensor) -> ModuleType | None:
-    if not matrices.is_cuda or matrices.shape[-1] > LARGEST or matrices.dtype != torch.float32:
+    if not matrices.is_cuda or matrices.shape[-1] > MAXIMUM_KERNEL_DIM or matrices.dtype != torch.float32:
         return None
     return _triton()
 

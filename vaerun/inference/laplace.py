@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError
 from vaerun.inference.common import check_steps
-from vaerun.inference.factor import factor_and_inverse, factor_and_solve, implicit
+from vaerun.inference.factor import factor_and_inverse, factor_and_solve, with_implicit_gradient
 from vaerun.models import Joint
 from vaerun.nets.init import head
 
@@ -35,7 +35,7 @@ def newton_step(joint: Joint, mu: Tensor) -> Tensor:
     factor, step = factor_and_solve(local.precision, local.gradient)
     if not torch.is_grad_enabled():
         return step
-    return implicit(step, joint.residual(mu, step), factor)
+    return with_implicit_gradient(step, joint.residual(mu, step), factor)
 
 
 class Laplace(nn.Module):
@@ -55,7 +55,7 @@ class Laplace(nn.Module):
         self.encoder, self.steps, self.damping = encoder, check_steps(steps), damping
         self.mean = None if encoder is None else head(cast(Any, encoder).features, latent_dim)
 
-    def rate(self, t: int) -> float:
+    def step_size(self, t: int) -> float:
         """a_t."""
         return 0.5 / (t + 1) if self.damping == "paper" else 1.0
 
@@ -68,5 +68,5 @@ class Laplace(nn.Module):
         with torch.autocast(mu.device.type, enabled=False):
             mu = mu.to(joint.x.dtype)
             for t in range(self.steps):
-                mu = mu + self.rate(t) * newton_step(joint, mu)
+                mu = mu + self.step_size(t) * newton_step(joint, mu)
             return PrecisionNormal(mu, *factor_and_inverse(joint.linearise(mu).precision))

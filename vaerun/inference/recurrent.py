@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from vaerun.distributions import RecurrentNormal, detached_module
 from vaerun.errors import InputError
 from vaerun.models import Joint
-from vaerun.nets.draw import DecoderState, DrawDecoder, DrawEncoder, EncoderState, piece_size
+from vaerun.nets.draw import DecoderState, DrawDecoder, DrawEncoder, EncoderState, dim_per_step
 from vaerun.nets.init import head
 
 State = tuple[EncoderState, DecoderState]
 
 
-class ReadAndWrite:
+class DrawRecurrence:
     """The recurrence behind q: encoder, heads and decoder on one batch.
 
     Arguments:
@@ -48,9 +48,9 @@ class ReadAndWrite:
         reader, writer = state
         return reader, self.decoder.advance(writer, z, self.joint.c)
 
-    def detach(self) -> ReadAndWrite:
+    def detach(self) -> DrawRecurrence:
         encoder, mean, log_variance = (detached_module(m) for m in (self.encoder, self.mean, self.log_variance))
-        return ReadAndWrite(encoder, mean, log_variance, self.joint.detach())  # type: ignore[arg-type]
+        return DrawRecurrence(encoder, mean, log_variance, self.joint.detach())  # type: ignore[arg-type]
 
 
 class Recurrent(nn.Module):
@@ -67,11 +67,11 @@ class Recurrent(nn.Module):
         if not isinstance(encoder, DrawEncoder):
             name = "null" if encoder is None else type(encoder).__name__
             raise InputError(f"model=draw needs network=draw: its encoder cannot be {name}")
-        self.encoder, self.steps, self.piece = encoder, steps, piece_size(latent_dim, steps)
-        self.mean, self.log_variance = (head(encoder.features, self.piece) for _ in range(2))
+        self.encoder, self.steps, self.step_dim = encoder, steps, dim_per_step(latent_dim, steps)
+        self.mean, self.log_variance = (head(encoder.features, self.step_dim) for _ in range(2))
 
     def forward(self, joint: Joint) -> RecurrentNormal:
-        recurrence = ReadAndWrite(self.encoder, self.mean, self.log_variance, joint)
+        recurrence = DrawRecurrence(self.encoder, self.mean, self.log_variance, joint)
         decoder = recurrence.decoder
         if decoder.steps != self.steps:
             raise InputError(
@@ -84,6 +84,6 @@ class Recurrent(nn.Module):
                 f"model.decoder.hidden={decoder.hidden}: give model.decoder.hidden alone"
             )
         mean_shift, log_variance_shift = torch.zeros(
-            2, len(joint.x), self.steps, self.piece, dtype=joint.x.dtype, device=joint.x.device
+            2, len(joint.x), self.steps, self.step_dim, dtype=joint.x.dtype, device=joint.x.device
         )
         return RecurrentNormal(recurrence, mean_shift, log_variance_shift)

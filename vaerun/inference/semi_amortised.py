@@ -22,7 +22,7 @@ from vaerun.models import Joint
 MAX_NORM = 5.0
 
 
-def clip_rows(gradient: Tensor, max_norm: float = MAX_NORM) -> Tensor:
+def clip_per_image(gradient: Tensor, max_norm: float = MAX_NORM) -> Tensor:
     """Rows of [B, d] scaled down to at most that norm; shorter ones as they are."""
     norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
     return gradient * (max_norm / norm.clamp(min=max_norm))
@@ -54,7 +54,7 @@ class SemiAmortised(nn.Module):
                 elbo = self.elbo(joint, DiagonalNormal(mean, log_variance), step)
                 gradients = torch.autograd.grad(elbo.sum(), (mean, log_variance), create_graph=train)
                 mean, log_variance = (
-                    value + self.step_size * clip_rows(gradient)
+                    value + self.step_size * clip_per_image(gradient)
                     for value, gradient in zip((mean, log_variance), gradients, strict=True)
                 )
                 if not train:

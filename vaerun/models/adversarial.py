@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
+from vaerun.deprecation import attribute_name, deprecated_alias
 from vaerun.errors import InputError
 from vaerun.models.codes import Codes
 from vaerun.models.joint import Joint, Noise
@@ -98,12 +99,12 @@ class AdversarialModel(nn.Module):
         """n: latent numbers and what the codes are made of."""
         return self.latent_dim + (0 if self.codes is None else self.codes.noise_dim)
 
-    def split(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+    def generator_inputs(self, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         """Noise [..., n] -> what the generator is given [..., latent_dim + codes], and the codes alone or None."""
         if self.codes is None:
             return noise, None
         z, rest = noise.split([self.latent_dim, self.codes.noise_dim], -1)
-        code = self.codes.of_noise(rest)
+        code = self.codes.from_noise(rest)
         return torch.cat([z, code], -1), code
 
     @property
@@ -113,13 +114,13 @@ class AdversarialModel(nn.Module):
 
     def generate(self, noise: Tensor, c: Tensor | None = None) -> Tensor:
         """Noise [..., B, n], c [B, classes] when conditional -> images [..., B, C, H, W] in [0, 1]."""
-        return (self.sampler(self.split(noise)[0], c if self.classes else None) + 1) / 2
+        return (self.sampler(self.generator_inputs(noise)[0], c if self.classes else None) + 1) / 2
 
     def generate_with_code(self, noise: Tensor, index: int, value: Tensor, c: Tensor | None = None) -> Tensor:
         """The same for noise [N, n] with code `index` set to value [N] (see Codes.write)."""
         assert self.codes is not None
         z, rest = noise.split([self.latent_dim, self.codes.noise_dim], -1)
-        code = self.codes.write(self.codes.of_noise(rest), index, value)
+        code = self.codes.set_code(self.codes.from_noise(rest), index, value)
         return (self.sampler(torch.cat([z, code], -1), c if self.classes else None) + 1) / 2
 
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
@@ -128,11 +129,15 @@ class AdversarialModel(nn.Module):
             raise InputError(f"the model is conditional on {self.classes} classes: give one-hot labels, sample(n, c)")
         return self.generate(torch.randn(n, self.noise_dim, dtype=self.zero.dtype, device=self.zero.device), c)
 
-    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+    def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
         """Outputs of the discriminator's layers for images x [B, C, H, W] in [0, 1]."""
-        return cast(Any, self.discriminator.trunk).maps(2 * x - 1, c if self.classes else None)
+        trunk = self.discriminator.trunk
+        feature_maps = getattr(trunk, attribute_name(trunk, "feature_maps", "maps"))
+        return feature_maps(2 * x - 1, c if self.classes else None)
 
-    def observed(self, variance: float) -> LatentModel:
+    maps = deprecated_alias(feature_maps, "AdversarialModel.maps", "AdversarialModel.feature_maps")
+
+    def observation_model(self, variance: float) -> LatentModel:
         """The same generator as a latent-variable model, p(x | z) = N(G(z), variance I) on pixels in [0, 1].
 
         It shares the generator's parameters and has no inference network. Raises InputError in training mode, where
@@ -145,7 +150,7 @@ class AdversarialModel(nn.Module):
         ):
             raise InputError("log p(x) is that of a generator in evaluation mode: call model.eval() first")
         model = LatentModel(
-            _Pixels(self.sampler, self.latent_dim, self.codes),
+            _PixelDecoder(self.sampler, self.latent_dim, self.codes),
             Gaussian(variance, learned=False),
             nn.Identity(),
             latent_dim=self.noise_dim,
@@ -153,6 +158,8 @@ class AdversarialModel(nn.Module):
             classes=self.classes,
         )
         return model.to(self.zero)
+
+    observed = deprecated_alias(observation_model, "AdversarialModel.observed", "AdversarialModel.observation_model")
 
     def joint(
         self, x: Tensor, c: Tensor | None = None, variance: float | None = None, noise: Noise | None = None
@@ -169,10 +176,10 @@ class AdversarialModel(nn.Module):
                 "an adversarial model's log p(x) needs a variance: model.joint(x, c, variance); an evaluation with "
                 "evaluation.ais=true records the one it chose as observation_variance"
             )
-        return self.observed(variance).joint(x, c, noise)
+        return self.observation_model(variance).joint(x, c, noise)
 
 
-class _Pixels(nn.Module):
+class _PixelDecoder(nn.Module):
     """The generator as a decoder: standard normal noise -> the mean of pixels in [0, 1]."""
 
     affine: nn.Linear | None = None
@@ -184,5 +191,5 @@ class _Pixels(nn.Module):
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         if self.codes is not None:
             first, rest = z.split([self.latent_dim, self.codes.noise_dim], -1)
-            z = torch.cat([first, self.codes.of_noise(rest)], -1)
+            z = torch.cat([first, self.codes.from_noise(rest)], -1)
         return (self.generator(z, c) + 1) / 2

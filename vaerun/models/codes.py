@@ -23,7 +23,7 @@ from vaerun.data.dataset import one_hot
 from vaerun.distributions.normal import LOG_2PI
 from vaerun.errors import InputError
 
-LEAST_VARIANCE = 1e-3  # of Q for a continuous code where it is learned: a generator may write the code exactly
+MINIMUM_VARIANCE = 1e-3  # of Q for a continuous code where it is learned: a generator may write the code exactly
 
 
 class Codes:
@@ -61,26 +61,26 @@ class Codes:
         self.parameters = sum(categorical) + 2 * continuous
 
     @property
-    def kinds(self) -> dict[str, float]:
+    def entropies(self) -> dict[str, float]:
         """Kinds of codes that there are, with their entropy in nats (continuous: differential)."""
         found = {"categorical": sum(math.log(k) for k in self.categorical), "continuous": self.continuous * math.log(2)}
         return {kind: h for kind, h in found.items() if getattr(self, kind)}
 
     @property
     def names(self) -> list[str]:
-        """categorical_1 ..., continuous_1 ...: the order in which `write` counts them."""
-        return [f"{kind}_{i + 1}" for kind in self.kinds for i in range(self._count(kind))]
+        """categorical_1 ..., continuous_1 ...: the order in which `set_code` counts them."""
+        return [f"{kind}_{i + 1}" for kind in self.entropies for i in range(self._count(kind))]
 
     def _count(self, kind: str) -> int:
         return len(self.categorical) if kind == "categorical" else self.continuous
 
-    def of_noise(self, noise: Tensor) -> Tensor:
+    def from_noise(self, noise: Tensor) -> Tensor:
         """Standard normal numbers [..., noise_dim] -> codes [..., size]."""
         *scores, values = noise.split([*self.categorical, self.continuous], -1)
         chosen = [one_hot(s.argmax(-1), s.shape[-1]).to(noise.dtype) for s in scores]
         return torch.cat([*chosen, 2 * torch.special.ndtr(values) - 1], -1)
 
-    def write(self, code: Tensor, index: int, value: Tensor) -> Tensor:
+    def set_code(self, code: Tensor, index: int, value: Tensor) -> Tensor:
         """The codes [N, size] with code `index` (counted as in `names`) set to value [N]."""
         parts = list(code.split([*self.categorical, *[1] * self.continuous], -1))
         if index < len(self.categorical):
@@ -99,7 +99,7 @@ class Codes:
             each = [(F.log_softmax(s, -1) * c).sum(-1) for s, c in zip(logits, chosen, strict=True)]
             found["categorical"] = torch.stack(each).sum(0)
         if self.continuous:
-            variance = log_variances.exp() + LEAST_VARIANCE
+            variance = log_variances.exp() + MINIMUM_VARIANCE
             if self.variance is not None:
                 variance = torch.full_like(means, self.variance)
             each_value = (values - means).square() / variance + variance.log() + LOG_2PI
@@ -108,7 +108,7 @@ class Codes:
 
     def information(self, parameters: Tensor, code: Tensor) -> dict[str, Tensor]:
         """log Q(c | x) + H(c) by kind, [B] nats each: its mean is the bound L_I on the mutual information."""
-        entropy = self.kinds
+        entropy = self.entropies
         return {kind: value + entropy[kind] for kind, value in self.log_q(parameters, code).items()}
 
     def predict(self, parameters: Tensor) -> list[Tensor]:

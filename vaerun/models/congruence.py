@@ -58,20 +58,20 @@ def congruence(m: Tensor, gram: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return _Congruence.apply(m, gram)[0]
     # A GPU is busy with one large product and not with the parts of half of it.
-    return (m.flatten(0, 1) @ gram).view_as(m) @ m.mT if m.is_cuda else _by_halves(m, gram)
+    return (m.flatten(0, 1) @ gram).view_as(m) @ m.mT if m.is_cuda else _blockwise_congruence(m, gram)
 
 
-def quadratic(v: Tensor, gram: Tensor) -> Tensor:
+def quadratic_form(v: Tensor, gram: Tensor) -> Tensor:
     """v' G v of rows v [..., H] for symmetric gram = G [H, H]: [...]."""
     if torch.is_grad_enabled() or v.is_cuda:
         return (v * (v @ gram)).sum(-1)
-    half, blocks = _half(gram), _blocks(gram.shape[0])
+    half, blocks = _upper_half(gram), _blocks(gram.shape[0])
     parts = [((v[..., :stop] @ half[:stop, start:stop]) * v[..., start:stop]).sum(-1) for start, stop in blocks]
     return 2 * sum(parts[1:], parts[0])
 
 
-def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
-    rows, half = m.flatten(0, 1), _half(gram)
+def _blockwise_congruence(m: Tensor, gram: Tensor) -> Tensor:
+    rows, half = m.flatten(0, 1), _upper_half(gram)
     product = torch.empty_like(rows)
     for start, stop in _blocks(gram.shape[0]):
         torch.mm(rows[:, :stop], half[:stop, start:stop], out=product[:, start:stop])
@@ -79,7 +79,7 @@ def _by_halves(m: Tensor, gram: Tensor) -> Tensor:
     return found + found.mT
 
 
-def _half(gram: Tensor) -> Tensor:
+def _upper_half(gram: Tensor) -> Tensor:
     """U of G = U + U'."""
     return gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
 

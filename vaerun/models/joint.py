@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from vaerun.deprecation import deprecated_alias
 from vaerun.distributions import LatentDistribution, StandardNormal, detached_module
-from vaerun.models.congruence import congruence, quadratic
-from vaerun.models.linear_map import Differentiated, LinearMap
+from vaerun.models.congruence import congruence, quadratic_form
+from vaerun.models.linear_map import AutodiffLinearMap, LinearMap
 from vaerun.randomness import batch_normal
 
 
@@ -35,7 +35,7 @@ class Likelihood(Protocol):
     """What likelihoods.py's classes have in common."""
 
     name: str
-    constant_weight: bool
+    constant_fisher: bool
 
     def log_prob(self, x: Tensor, eta: Tensor) -> Tensor: ...
     def score(self, x: Tensor, eta: Tensor) -> Tensor: ...
@@ -101,7 +101,7 @@ class Joint:
         self.inputs = x if inputs is None else inputs
         self.noise: Noise = self._global_noise if noise is None else noise
         self._gram_cache: dict[bool, tuple[Tensor, Tensor]] = {}
-        self._latest: tuple[Tensor, bool, LinearMap] | None = None
+        self._last_map: tuple[Tensor, bool, LinearMap] | None = None
 
     def _global_noise(self, stream: str, k: int) -> Tensor:
         return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
@@ -112,7 +112,7 @@ class Joint:
         view.decoder = cast(Decoder, detached_module(cast(nn.Module, self.decoder)))
         view.likelihood = cast(Any, detached_module(cast(nn.Module, self.likelihood)))
         view.prior = self.prior.detach()
-        view._gram_cache, view._latest = {}, None
+        view._gram_cache, view._last_map = {}, None
         return view
 
     held = deprecated_alias(detach, "Joint.held", "Joint.detach")
@@ -125,7 +125,7 @@ class Joint:
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """log p(x | z, c): [K, B, d] -> [K, B] nats per image."""
-        if self._gram_pays(z):
+        if self._gram_is_cheaper(z):
             return self._gram_log_likelihood(z)
         return self.likelihood.log_prob(self.x, self.decode(z))
 
@@ -137,18 +137,18 @@ class Joint:
 
     def linearise(self, mu: Tensor) -> Linearisation:
         """Gradient and Gauss-Newton precision of log p(x, z | c) at z = mu [B, d]."""
-        return self._linearise(mu, self._map(mu))
+        return self._linearise(mu, self._linear_map(mu))
 
     def linearise_detached(self, mu: Tensor) -> Linearisation:
         """The same without a graph; what `residual` at this mu shares with it is made once, for both."""
-        if self._gram_linearises:
+        if self._linearises_by_gram:
             self._gram()  # in the caller's mode
-        network = self._map(mu)
+        network = self._linear_map(mu)
         with torch.no_grad():
             return self._linearise(mu, network.detach())
 
     def _linearise(self, mu: Tensor, network: LinearMap) -> Linearisation:
-        gradient, curvature = (self._linearise_gram if self._gram_linearises else self._linearise_general)(network)
+        gradient, curvature = (self._linearise_gram if self._linearises_by_gram else self._linearise_general)(network)
         if isinstance(self.prior, StandardNormal):
             return Linearisation(gradient - mu, curvature + self._identity)
         precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
@@ -172,22 +172,22 @@ class Joint:
 
     def _linearise_gram(self, trunk: LinearMap) -> tuple[Tensor, Tensor]:
         gram, rho = self._gram()
-        return trunk.pull(rho - trunk.value @ gram), congruence(trunk.jacobian().contiguous(), gram)
+        return trunk.vjp(rho - trunk.value @ gram), congruence(trunk.jacobian().contiguous(), gram)
 
     def residual(self, mu: Tensor, step: Tensor) -> Tensor:
         """gradient - precision @ step at mu, [B, d] for mu and step [B, d].
 
         By derivatives along single directions, so neither Jacobian nor precision is formed, in value or in gradient.
         """
-        network = self._map(mu)
-        if self._gram_linearises:
+        network = self._linear_map(mu)
+        if self._linearises_by_gram:
             gram, rho = self._gram()
-            data = network.pull(rho - (network.value + network.push(step)) @ gram)
+            data = network.vjp(rho - (network.value + network.jvp(step)) @ gram)
         elif self.decoder.affine is None:
-            data = network.pull(self._pixel_residual(network.value, network.push(step)))
+            data = network.vjp(self._pixel_residual(network.value, network.jvp(step)))
         else:
             w, b = self._affine()
-            data = network.pull(self._pixel_residual(network.value @ w.mT + b, network.push(step) @ w.mT) @ w)
+            data = network.vjp(self._pixel_residual(network.value @ w.mT + b, network.jvp(step) @ w.mT) @ w)
         if isinstance(self.prior, StandardNormal):
             return data - (mu + step)
         return data - torch.exp(-self.prior.log_variance) * (mu + step - self.prior.mean)  # type: ignore[attr-defined]
@@ -197,23 +197,23 @@ class Joint:
         eta = eta.unflatten(1, self.x.shape[1:])
         return self.likelihood.score(self.x, eta).flatten(1) - self.likelihood.fisher(eta).flatten(1) * moved
 
-    def _map(self, mu: Tensor) -> LinearMap:
+    def _linear_map(self, mu: Tensor) -> LinearMap:
         """At mu: h [B, H] and dh/dz, or eta [B, D] and d eta/dz of a decoder that does not end in an affine map."""
         graph = torch.is_grad_enabled()
-        if self._latest is None or self._latest[0] is not mu or self._latest[1] != graph:
+        if self._last_map is None or self._last_map[0] is not mu or self._last_map[1] != graph:
             own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
             found: LinearMap
             if self.decoder.affine is None:
-                found = Differentiated(lambda z: self.decode(z).flatten(1), mu)
+                found = AutodiffLinearMap(lambda z: self.decode(z).flatten(1), mu)
             elif own is None:
-                found = Differentiated(lambda z: self.decoder.trunk(z, self.c), mu)
+                found = AutodiffLinearMap(lambda z: self.decoder.trunk(z, self.c), mu)
             else:
                 found = own(mu, self.c)
-            self._latest = mu, graph, found
-        return self._latest[2]
+            self._last_map = mu, graph, found
+        return self._last_map[2]
 
     @property
-    def _gram_linearises(self) -> bool:
+    def _linearises_by_gram(self) -> bool:
         # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
         return self.has_gram and self.x[0].numel() > cast(nn.Linear, self.decoder.affine).in_features
 
@@ -222,7 +222,7 @@ class Joint:
     @property
     def has_gram(self) -> bool:
         """Whether the decoder ends in an affine map under a likelihood of constant Fisher weight."""
-        return self.decoder.affine is not None and self.likelihood.constant_weight
+        return self.decoder.affine is not None and self.likelihood.constant_fisher
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """W [D, H] and b [D], the model's offset included."""
@@ -241,7 +241,7 @@ class Joint:
             self._gram_cache[graph] = ((w.mT @ w) * precision, ((self.x.flatten(1) - b) @ w) * precision)
         return self._gram_cache[graph]
 
-    def _gram_pays(self, z: Tensor) -> bool:
+    def _gram_is_cheaper(self, z: Tensor) -> bool:
         """Whether decoding these samples costs more than going through G (multiplications compared)."""
         if not self.has_gram or z.dim() != 3:
             return False
@@ -258,5 +258,5 @@ class Joint:
         precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]
         delta = h - centre
         linear = (delta * ((residual @ w) * precision)).sum(-1)
-        scaled = residual.square().sum(-1) * precision - 2 * linear + quadratic(delta, gram)
-        return self.likelihood.log_prob_of_distance(scaled / precision, residual.shape[1])  # type: ignore[attr-defined]
+        scaled = residual.square().sum(-1) * precision - 2 * linear + quadratic_form(delta, gram)
+        return self.likelihood.log_prob_from_squared_error(scaled / precision, residual.shape[1])  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ class Gaussian(nn.Module):
     """
 
     name = "gaussian"
-    constant_weight = True  # F does not depend on eta: what makes the Gram-matrix fast path possible
+    constant_fisher = True  # F does not depend on eta: what makes the Gram-matrix fast path possible
 
     def __init__(self, variance: float, learned: bool = True) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Gaussian(nn.Module):
     def log_prob(self, x: Tensor, eta: Tensor) -> Tensor:
         """x [B, C, H, W], eta [..., B, C, H, W] -> [..., B] nats per image."""
         squared = F.mse_loss(eta, x.expand_as(eta), reduction="none")  # half the passes over pixels of autograd's own
-        return self.log_prob_of_distance(squared.flatten(-3).sum(-1), x[0].numel())
+        return self.log_prob_from_squared_error(squared.flatten(-3).sum(-1), x[0].numel())
 
-    def log_prob_of_distance(self, squared: Tensor, dimensions: int) -> Tensor:
+    def log_prob_from_squared_error(self, squared: Tensor, dimensions: int) -> Tensor:
         """The same from |x - eta|^2 [..., B] and D, for callers that know the distance by a cheaper way."""
         return -0.5 * (squared * torch.exp(-self.log_variance) + dimensions * (self.log_variance + LOG_2PI))
 
@@ -67,7 +67,7 @@ class Bernoulli(nn.Module):
     """Independent Bernoulli pixels with logits eta."""
 
     name = "bernoulli"
-    constant_weight = False
+    constant_fisher = False
 
     @staticmethod
     def output_offset(mean: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ class LinearMap(Protocol):
     @property
     def value(self) -> Tensor: ...
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """J v: [B, d] -> [B, n]."""
         ...
 
-    def pull(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor) -> Tensor:
         """J' w: [B, n] -> [B, d]."""
         ...
 
@@ -33,7 +33,7 @@ class LinearMap(Protocol):
         ...
 
 
-class Differentiated:
+class AutodiffLinearMap:
     """The LinearMap of any function at z [B, d] by forward and reverse mode; all that it gives is differentiable.
 
     The function must treat rows of z independently. The Jacobian is forward mode over the d unit tangents.
@@ -50,15 +50,15 @@ class Differentiated:
     def value(self) -> Tensor:
         return self._reverse[0]
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         return torch.func.jvp(self.function, (self.z,), (v,))[1]
 
-    def pull(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor) -> Tensor:
         return self._reverse[1](w)[0]
 
     def jacobian(self) -> Tensor:
         eye = torch.eye(self.z.shape[-1], dtype=self.z.dtype, device=self.z.device)
-        return torch.vmap(lambda tangent: self.push(tangent.expand_as(self.z)), out_dims=1)(eye)
+        return torch.vmap(lambda tangent: self.jvp(tangent.expand_as(self.z)), out_dims=1)(eye)
 
-    def detach(self) -> Differentiated:
-        return Differentiated(self.function, self.z.detach())
+    def detach(self) -> AutodiffLinearMap:
+        return AutodiffLinearMap(self.function, self.z.detach())

@@ -18,7 +18,7 @@ from vaerun.models.latent import LatentModel
 from vaerun.models.likelihoods import Gaussian
 from vaerun.nets import MLPDecoder
 
-LEAST_VARIANCE = 1e-12
+MINIMUM_VARIANCE = 1e-12
 """Of s2: data that fill no more than d dimensions have an unbounded likelihood."""
 
 
@@ -33,15 +33,15 @@ def is_linear_gaussian(model: LatentModel) -> bool:
     )
 
 
-def check(model: LatentModel, images: int) -> None:
+def check_closed_form(model: LatentModel, images: int) -> None:
     """Raises InputError unless the closed form exists for this model on so many training images."""
-    _parts(model)
+    _linear_gaussian_parts(model)
     dims, d = model.mean.numel(), model.latent_dim
     if d >= min(dims, images):
         raise InputError(f"model.latent_dim={d} must be below the {dims} pixels and the {images} training images")
 
 
-def _parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
+def _linear_gaussian_parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
     decoder, likelihood = model.decoder, model.likelihood
     if not is_linear_gaussian(model):
         raise InputError(
@@ -63,7 +63,7 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
 
     Raises InputError when the model is not linear-Gaussian, or d is not below D and the number of images.
     """
-    decoder, likelihood = _parts(model)
+    decoder, likelihood = _linear_gaussian_parts(model)
     dims, d = model.mean.numel(), model.latent_dim
     count, first = 0, torch.zeros(dims, dtype=torch.float64)
     second = torch.zeros(dims, dims, dtype=torch.float64)
@@ -72,10 +72,10 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
         count += len(centred)
         first += centred.sum(0)
         second += (centred.mT @ centred).double()
-    check(model, count)
+    check_closed_form(model, count)
     shift = first / count
     values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # ascending
-    noise = values[:-d].mean().clamp(min=LEAST_VARIANCE)
+    noise = values[:-d].mean().clamp(min=MINIMUM_VARIANCE)
     scale = (values[-d:] - noise).clamp(min=0).sqrt()
     assert decoder.affine is not None
     with torch.no_grad():
@@ -84,9 +84,9 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
         likelihood.log_variance.fill_(math.log(float(noise)))
 
 
-def at_least_variance(model: LatentModel) -> bool:
+def variance_at_minimum(model: LatentModel) -> bool:
     """Whether the closed form's s2 is the least it may be, and not the data's."""
-    return float(_parts(model)[1].log_variance.detach()) <= math.log(LEAST_VARIANCE) + 1e-3
+    return float(_linear_gaussian_parts(model)[1].log_variance.detach()) <= math.log(MINIMUM_VARIANCE) + 1e-3
 
 
 def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
 
     |C| = s2^D |I + W'W/s2| and C^-1 = (I - W (I + W'W/s2)^-1 W'/s2) / s2.
     """
-    decoder, likelihood = _parts(model)
+    decoder, likelihood = _linear_gaussian_parts(model)
     assert decoder.affine is not None
     w = decoder.affine.weight.detach().cpu().double()
     b = (decoder.affine.bias.detach() + model.offset.flatten()).cpu().double()

@@ -18,26 +18,26 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from vaerun.errors import InputError
-from vaerun.nets.init import check_widths, flag, join, linear, whole_number
+from vaerun.nets.init import append_context, check_bool, check_integer, check_widths, linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
 SLOPE = 0.2  # of leaky ReLU in discriminators
-SMALLEST = 4  # the side below which an image is not halved again
-WEIGHT_DEVIATION = 0.02  # of a convolutional network's initial weights
+MINIMUM_SIDE = 4  # the side below which an image is not halved again
+WEIGHT_STD = 0.02  # of a convolutional network's initial weights
 
 
-def halvings(height: int, width: int) -> list[tuple[int, int]]:
+def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Image sizes from the image's own down to the smallest, each half of the one before (rounded down).
 
     Raises InputError for images smaller than 8x8.
     """
     sizes = [(height, width)]
-    while min(sizes[-1]) // 2 >= SMALLEST:
+    while min(sizes[-1]) // 2 >= MINIMUM_SIDE:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     if len(sizes) == 1:
         raise InputError(
             f"images of {height}x{width} are too small for network=dcgan, which halves them at least once to "
-            f"{SMALLEST}x{SMALLEST}: use network=gan_mlp, or data.image_size={2 * SMALLEST}"
+            f"{MINIMUM_SIDE}x{MINIMUM_SIDE}: use network=gan_mlp, or data.image_size={2 * MINIMUM_SIDE}"
         )
     return sizes
 
@@ -51,9 +51,9 @@ def _initialise(module: nn.Module) -> None:
     """Weights N(0, 0.02^2) (Radford et al. 2016, section 4), batch normalisation's scales N(1, 0.02^2), biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(layer.weight, 0.0, WEIGHT_DEVIATION)
+            nn.init.normal_(layer.weight, 0.0, WEIGHT_STD)
         elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.normal_(layer.weight, 1.0, WEIGHT_DEVIATION)
+            nn.init.normal_(layer.weight, 1.0, WEIGHT_STD)
         else:
             continue
         if layer.bias is not None:
@@ -78,7 +78,7 @@ class MLPGenerator(nn.Module):
         self.output = linear(widths[-1], math.prod(image_shape))
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        h = join(z, c)
+        h = append_context(z, c)
         for layer in self.layers:
             h = F.relu(layer(h))
         return torch.tanh(self.output(h)).unflatten(-1, self.image_shape)
@@ -102,21 +102,21 @@ class MLPDiscriminator(nn.Module):
         super().__init__()
         widths = [math.prod(image_shape) + context, *check_widths("model.discriminator.hidden", hidden)]
         self.layers = nn.ModuleList(linear(a, b, "leaky_relu") for a, b in pairwise(widths))
-        self.spectral_norm, self.features = flag("model.discriminator.spectral_norm", spectral_norm), widths[-1]
+        self.spectral_norm, self.features = check_bool("model.discriminator.spectral_norm", spectral_norm), widths[-1]
         if spectral_norm:
             for layer in self.layers:
                 with_spectral_norm(layer)
 
-    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+    def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
         """The output of every layer, each [B, width]; without layers the input itself."""
-        found, h = [], join(x.flatten(1), c)
+        found, h = [], append_context(x.flatten(1), c)
         for layer in self.layers:
             h = F.leaky_relu(layer(h), SLOPE)
             found.append(h)
         return found or [h]
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.maps(x, c)[-1]
+        return self.feature_maps(x, c)[-1]
 
 
 class ConvGenerator(nn.Module):
@@ -142,10 +142,10 @@ class ConvGenerator(nn.Module):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        sizes = halvings(*image_shape[1:])[::-1]
+        sizes = halved_sizes(*image_shape[1:])[::-1]
         levels = len(sizes) - 1
-        flag("model.generator.batch_norm", batch_norm)
-        channels = [whole_number("model.generator.width", width, 1) * 2**i for i in reversed(range(levels))]
+        check_bool("model.generator.batch_norm", batch_norm)
+        channels = [check_integer("model.generator.width", width, 1) * 2**i for i in reversed(range(levels))]
         self.start = (channels[0], *sizes[0])
         widths = [latent_dim + context, *check_widths("model.generator.dense", dense)]
         self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.ReLU()) for a, b in pairwise(widths))
@@ -168,7 +168,7 @@ class ConvGenerator(nn.Module):
         _initialise(self)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        h = join(z, c)
+        h = append_context(z, c)
         leading = h.shape[:-1]
         h = h.reshape(-1, h.shape[-1])
         for layer in self.dense:
@@ -205,11 +205,11 @@ class ConvDiscriminator(nn.Module):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        sizes = halvings(*image_shape[1:])
+        sizes = halved_sizes(*image_shape[1:])
         levels = len(sizes) - 1
-        flag("model.discriminator.batch_norm", batch_norm)
-        flag("model.discriminator.spectral_norm", spectral_norm)
-        channels = [whole_number("model.discriminator.width", width, 1) * 2**i for i in range(levels)]
+        check_bool("model.discriminator.batch_norm", batch_norm)
+        check_bool("model.discriminator.spectral_norm", spectral_norm)
+        channels = [check_integer("model.discriminator.width", width, 1) * 2**i for i in range(levels)]
         self.label_channel = nn.Linear(context, math.prod(image_shape[1:]), bias=False) if context else None
         self.convolutions, self.norms = nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(pairwise([image_shape[0] + bool(context), *channels])):
@@ -232,7 +232,7 @@ class ConvDiscriminator(nn.Module):
             for layer in (*self.convolutions, *(part[0] for part in self.dense)):  # type: ignore[index]
                 with_spectral_norm(layer)
 
-    def maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
+    def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
         """The output of every layer, each [B, channels, h, w], of dense ones [B, width]."""
         if self.label_channel is not None:
             assert c is not None
@@ -250,4 +250,4 @@ class ConvDiscriminator(nn.Module):
         return found
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.maps(x, c)[-1].flatten(1)
+        return self.feature_maps(x, c)[-1].flatten(1)

@@ -9,14 +9,13 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vaerun.errors import InputError
-from vaerun.nets.init import activation as activation_named
-from vaerun.nets.init import check_widths, initialise, join, linear
+from vaerun.nets.init import append_context, check_widths, get_activation, initialise, linear
 from vaerun.nets.mlp import Stack
 
 KERNEL, STRIDE, PADDING = 3, 2, 1
 
 
-def sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
+def level_sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
     """Image sizes after 0, 1, ... levels of stride-2 convolution (each halves, rounding up).
 
     Raises InputError when a level would have nothing left to halve.
@@ -52,20 +51,20 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [image_shape[0], *check_widths("model.encoder.channels", channels)]
-        h, w = sizes(image_shape[1], image_shape[2], len(widths) - 1)[-1]
+        h, w = level_sizes(image_shape[1], image_shape[2], len(widths) - 1)[-1]
         self.convolutions = nn.ModuleList()
         for a, b in pairwise(widths):
             layer = nn.Conv2d(a, b, KERNEL, STRIDE, PADDING)
             initialise(layer, activation)
             self.convolutions.append(layer)
-        self.activation = activation_named(activation)
+        self.activation = get_activation(activation)
         self.stack = Stack(widths[-1] * h * w + context, check_widths("model.encoder.hidden", hidden), activation)
         self.features = self.stack.out_features
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         for layer in self.convolutions:
             x = self.activation(layer(x))
-        return self.stack(join(x.flatten(1), c))
+        return self.stack(append_context(x.flatten(1), c))
 
 
 class ConvDecoder(nn.Module):
@@ -96,11 +95,11 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [*check_widths("model.decoder.channels", channels), image_shape[0]]
-        levels = sizes(image_shape[1], image_shape[2], len(widths) - 1)[::-1]
+        levels = level_sizes(image_shape[1], image_shape[2], len(widths) - 1)[::-1]
         self.start = (widths[0], *levels[0])
         self.stack = Stack(latent_dim + context, check_widths("model.decoder.hidden", hidden), activation)
         self.expand = linear(self.stack.out_features, math.prod(self.start), activation)
-        self.activation = activation_named(activation)
+        self.activation = get_activation(activation)
         self.convolutions = nn.ModuleList()
         last = len(widths) - 2
         for i, (a, b, (h0, w0), (h1, w1)) in enumerate(zip(widths, widths[1:], levels, levels[1:], strict=False)):
@@ -111,7 +110,7 @@ class ConvDecoder(nn.Module):
             self.convolutions.append(layer)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.activation(self.expand(self.stack(join(z, c))))
+        h = self.activation(self.expand(self.stack(append_context(z, c))))
         leading = h.shape[:-1]
         h = h.reshape(-1, *self.start)
         for i, layer in enumerate(self.convolutions):

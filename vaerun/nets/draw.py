@@ -21,19 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.errors import InputError
-from vaerun.nets.init import head, join, whole_number
+from vaerun.nets.init import append_context, check_integer, head
 
 
-def window_size(what: str, value: int | None) -> int | None:
+def check_window_size(key: str, value: int | None) -> int | None:
     """N, or None for the whole image; raises InputError for a window of fewer than 2 points, which has no stride."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 2):
-        raise InputError(f"{what} must be a whole number of at least 2, or null for the whole image, got {value}")
-    return None if value is None else whole_number(what, value, 2)
+        raise InputError(f"{key} must be a whole number of at least 2, or null for the whole image, got {value}")
+    return None if value is None else check_integer(key, value, 2)
 
 
-def piece_size(latent_dim: int, steps: int) -> int:
+def dim_per_step(latent_dim: int, steps: int) -> int:
     """n, the length of each step's part of z [d = T n]; raises InputError where T does not divide d."""
-    if latent_dim % whole_number("model.decoder.steps", steps, 1):
+    if latent_dim % check_integer("model.decoder.steps", steps, 1):
         raise InputError(
             f"model.latent_dim={latent_dim} must be a multiple of model.decoder.steps={steps}: "
             "each step of DRAW has its own part of z, and all are of one length"
@@ -174,11 +174,11 @@ class DrawEncoder(nn.Module):
         decoder_hidden: int,
     ) -> None:
         super().__init__()
-        self.features = whole_number("model.encoder.hidden", hidden, 1)
-        self.decoder_hidden = whole_number("model.encoder.decoder_hidden", decoder_hidden, 1)
+        self.features = check_integer("model.encoder.hidden", hidden, 1)
+        self.decoder_hidden = check_integer("model.encoder.decoder_hidden", decoder_hidden, 1)
         channels, height, width = image_shape
         self.read = Reader(
-            2 * channels, height, width, decoder_hidden, window_size("model.encoder.read_size", read_size)
+            2 * channels, height, width, decoder_hidden, check_window_size("model.encoder.read_size", read_size)
         )
         self.cell = LSTMCell(self.read.features + decoder_hidden + context, hidden)
         self.hidden_bias, self.cell_bias = (nn.Parameter(torch.zeros(hidden)) for _ in range(2))
@@ -198,7 +198,7 @@ class DrawEncoder(nn.Module):
             c: labels [B, classes] or None.
         """
         seen = self.read(torch.cat([x.expand_as(error), error], -3), h)
-        return EncoderState(*self.cell(join(torch.cat([seen, h], -1), c), *state))
+        return EncoderState(*self.cell(append_context(torch.cat([seen, h], -1), c), *state))
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Raises InputError: without a decoder's state there is nothing to answer."""
@@ -230,10 +230,10 @@ class DrawDecoder(nn.Module):
         write_size: int | None,
     ) -> None:
         super().__init__()
-        self.steps, self.piece = steps, piece_size(latent_dim, steps)
-        self.hidden = whole_number("model.decoder.hidden", hidden, 1)
+        self.steps, self.piece = steps, dim_per_step(latent_dim, steps)
+        self.hidden = check_integer("model.decoder.hidden", hidden, 1)
         self.cell = LSTMCell(self.piece + context, hidden)
-        self.write = Writer(image_shape, hidden, window_size("model.decoder.write_size", write_size))
+        self.write = Writer(image_shape, hidden, check_window_size("model.decoder.write_size", write_size))
         self.canvas_bias = nn.Parameter(torch.zeros(*image_shape))
         self.hidden_bias, self.cell_bias = (nn.Parameter(torch.zeros(hidden)) for _ in range(2))
 
@@ -247,11 +247,11 @@ class DrawDecoder(nn.Module):
 
     def advance(self, state: DecoderState, z: Tensor, c: Tensor | None = None) -> DecoderState:
         """One step with z_t [..., B, n]; the state's rows are z's."""
-        h, cell = self.cell(join(z, c), state.h, state.cell)
+        h, cell = self.cell(append_context(z, c), state.h, state.cell)
         return DecoderState(state.canvas + self.write(h), h, cell)
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         state = self.initial(*z.shape[:-1])
-        for piece in z.split(self.piece, -1):
-            state = self.advance(state, piece, c)
+        for step_dim in z.split(self.piece, -1):
+            state = self.advance(state, step_dim, c)
         return state.canvas

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vaerun.errors import InputError
 
-MOST = 10**9  # units, channels, points: sizes of tensors are counted in 64 bits
+MAXIMUM_SIZE = 10**9  # units, channels, points: sizes of tensors are counted in 64 bits
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -27,36 +27,36 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
 """Of piecewise linear activations, from their values: constant but for kinks, so nothing differentiates them."""
 
 
-def activation(name: str) -> Callable[[Tensor], Tensor]:
+def get_activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name. Raises InputError for an unknown one."""
     if not isinstance(name, str) or name not in ACTIVATIONS:  # a list cannot be looked up
         raise InputError(f"unknown activation '{name}': choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
-def check_widths(what: str, widths: Sequence[int]) -> list[int]:
+def check_widths(key: str, widths: Sequence[int]) -> list[int]:
     """Layer widths as a list; raises InputError unless each is a positive whole number of at most MOST."""
     listed = isinstance(widths, list | tuple)
     if not listed or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
-        raise InputError(f"{what} must be a list of positive whole numbers such as [500,500], got {widths}")
-    if max(widths, default=0) > MOST:
-        raise InputError(f"{what} must list at most {MOST}, got {max(widths)}")
+        raise InputError(f"{key} must be a list of positive whole numbers such as [500,500], got {widths}")
+    if max(widths, default=0) > MAXIMUM_SIZE:
+        raise InputError(f"{key} must list at most {MAXIMUM_SIZE}, got {max(widths)}")
     return list(widths)
 
 
-def whole_number(what: str, value: object, least: int) -> int:
+def check_integer(key: str, value: object, minimum: int) -> int:
     """The value as it is; raises InputError unless it is a whole number of at least that, and at most MOST."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{what} must be a whole number of at least {least}, got {value}")
-    if value > MOST:
-        raise InputError(f"{what} must be at most {MOST}, got {value}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise InputError(f"{key} must be a whole number of at least {minimum}, got {value}")
+    if value > MAXIMUM_SIZE:
+        raise InputError(f"{key} must be at most {MAXIMUM_SIZE}, got {value}")
     return value
 
 
-def flag(what: str, value: object) -> bool:
+def check_bool(key: str, value: object) -> bool:
     """The value as it is; raises InputError unless it is true or false."""
     if not isinstance(value, bool):
-        raise InputError(f"{what} must be true or false, got {value}")
+        raise InputError(f"{key} must be true or false, got {value}")
     return value
 
 
@@ -94,7 +94,7 @@ def head(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def join(z: Tensor, c: Tensor | None) -> Tensor:
+def append_context(z: Tensor, c: Tensor | None) -> Tensor:
     """z [..., B, n] with the context c [B, classes] appended: [..., B, n + classes]."""
     if c is None:
         return z

@@ -10,8 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vaerun.nets.init import SLOPES, check_widths, join, linear
-from vaerun.nets.init import activation as activation_named
+from vaerun.nets.init import SLOPES, append_context, check_widths, get_activation, linear
 
 
 class Stack(nn.Module):
@@ -21,7 +20,7 @@ class Stack(nn.Module):
         super().__init__()
         widths = [in_features, *hidden]
         self.layers = nn.ModuleList(linear(a, b, activation) for a, b in pairwise(widths))
-        self.activation, self.slope = activation_named(activation), SLOPES.get(activation)
+        self.activation, self.slope = get_activation(activation), SLOPES.get(activation)
         self.out_features = widths[-1]
 
     def forward(self, h: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ class Stack(nn.Module):
             h = self.activation(layer(h))
         return h
 
-    def linearise(self, h: Tensor, inputs: int) -> Linearised:
+    def linearise(self, h: Tensor, inputs: int) -> StackLinearMap:
         """The output at h [B, n] and its derivative with respect to the first d = `inputs` inputs, as a linear map."""
         slopes = []
         for layer in self.layers:
@@ -42,10 +41,10 @@ class Stack(nn.Module):
             slopes.append(slope)
         weights = [cast(nn.Linear, layer).weight for layer in self.layers]
         first = [weight[:, :inputs] for weight in weights[:1]]
-        return Linearised(h, [*first, *weights[1:]], slopes, inputs)
+        return StackLinearMap(h, [*first, *weights[1:]], slopes, inputs)
 
 
-class Linearised:
+class StackLinearMap:
     """A network at a point: its value, and its derivative M as a linear map of rows.
 
     What forward and reverse mode do, with each activation's slope taken once per unit instead of once per tangent.
@@ -60,14 +59,14 @@ class Linearised:
     def __init__(self, value: Tensor, weights: Sequence[Tensor], slopes: Sequence[Tensor], inputs: int) -> None:
         self.value, self.weights, self.slopes, self.inputs = value, weights, slopes, inputs
 
-    def detach(self) -> Linearised:
+    def detach(self) -> StackLinearMap:
         """The same without a graph."""
         with torch.no_grad():
-            return Linearised(
+            return StackLinearMap(
                 self.value.detach(), [w.detach() for w in self.weights], [s.detach() for s in self.slopes], self.inputs
             )
 
-    def push(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         """M v: [B, d] -> [B, H]."""
         if not self.weights and self.value.shape[-1] != self.inputs:  # the other inputs do not move
             return torch.nn.functional.pad(v, (0, self.value.shape[-1] - self.inputs))
@@ -75,7 +74,7 @@ class Linearised:
             v = (v @ weight.mT) * slope
         return v
 
-    def pull(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor) -> Tensor:
         """M' w: [B, H] -> [B, d]."""
         for weight, slope in zip(reversed(self.weights), reversed(self.slopes), strict=True):
             w = (w * slope) @ weight
@@ -114,7 +113,7 @@ class MLPEncoder(nn.Module):
         self.features = self.stack.out_features
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.stack(join(x.flatten(1), c))
+        return self.stack(append_context(x.flatten(1), c))
 
 
 class MLPDecoder(nn.Module):
@@ -146,11 +145,11 @@ class MLPDecoder(nn.Module):
 
     def trunk(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """z [..., B, d] -> last hidden layer [..., B, H]."""
-        return self.stack(join(z, c))
+        return self.stack(append_context(z, c))
 
-    def linearise_trunk(self, z: Tensor, c: Tensor | None = None) -> Linearised:
+    def linearise_trunk(self, z: Tensor, c: Tensor | None = None) -> StackLinearMap:
         """The last hidden layer at z [B, d] and its derivative with respect to z."""
-        return self.stack.linearise(join(z, c), z.shape[-1])
+        return self.stack.linearise(append_context(z, c), z.shape[-1])
 
     def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         assert self.affine is not None

@@ -116,7 +116,7 @@ class Adversarial(nn.Module):
             c: [B, classes] or None.
             noise: [B, n] of the generated images.
         """
-        given, code = self.model.split(noise)
+        given, code = self.model.generator_inputs(noise)
         with torch.no_grad():
             fake = frozen_view(self.model.generator)(given, c)
         # The penalty differentiates also where the caller wants a value only.
@@ -148,7 +148,7 @@ class Adversarial(nn.Module):
             c: [B, classes] or None.
             noise: [B, n].
         """
-        given, code = self.model.split(noise)
+        given, code = self.model.generator_inputs(noise)
         fake = self.model.generator(given, c)
         logit, q = frozen_view(self.model.discriminator)(fake, c)
         value = self.estimator.generator(logit)
@@ -160,7 +160,7 @@ class Adversarial(nn.Module):
         codes = self.model.codes
         if codes is None or q is None or code is None:
             return 0.0, {}
-        found, entropy = codes.information(q, code), codes.kinds
+        found, entropy = codes.information(q, code), codes.entropies
         weighted = torch.stack([getattr(self.information, kind) * value for kind, value in found.items()]).sum(0)
         metrics = {}
         for kind, value in found.items():

@@ -57,7 +57,7 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     check_options(function, "data.source", source, (Path(),), options | place, True)
     if settings.path is not None:
         function = partial(function, path=settings.path)
-    arrays = cache.prepare(
+    arrays = cache.load_arrays(
         settings.name,
         function,
         root=settings.root,
@@ -240,7 +240,7 @@ def try_out(
 ) -> None:
     """One loss on two images, so that a combination that cannot work is refused before anything is written."""
     if settings.fit == "closed_form" and isinstance(objective, Variational):
-        ppca.check(objective.model, len(data.train))
+        ppca.check_closed_form(objective.model, len(data.train))
     smallest = len(data.train) % batch_size or batch_size
     if smallest == 1 and any(isinstance(m, torch.nn.BatchNorm1d) for m in objective.modules()):
         raise InputError(

@@ -99,7 +99,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         with torch.no_grad():
             for batch in split.batches(BATCH, images):
                 self.monitor.check()
-                parts.append(pooled_features(self.model.maps(split.transform.to_unit(batch.x))).cpu())
+                parts.append(pooled_features(self.model.feature_maps(split.transform.to_unit(batch.x))).cpu())
         return torch.cat(parts)
 
     def probe(self) -> None:
@@ -107,7 +107,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         assert train.labels is not None
         assert test.labels is not None
         rows = permutation(len(train), self.seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
-        some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.drawn)
+        some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
         fitted, fresh = self.features(some), self.features(test, self.images)
         probe = linear_probe(fitted, some.labels, fresh, test.labels[: self.images], seed=self.seed)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
@@ -131,7 +131,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         if variance is None:
             variance = self.observation_variance()
         self.found.metrics["observation_variance"] = variance
-        observed = self.model.observed(variance)
+        observed = self.model.observation_model(variance)
         if self.settings.ais:
             self.anneal(observed)
         if self.settings.bdmc:
@@ -144,7 +144,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         runs = most_runs(o.variances)
         with self.monitor.without_warnings().task("choosing the observation variance", n * runs) as task:
             choice = choose_variance(
-                self.model.observed,
+                self.model.observation_model,
                 self.data.validation,
                 annealing_of(self.settings),
                 variances=o.variances,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vaerun.config.settings import EvaluationSettings
-from vaerun.data.cache import cache_folder
+from vaerun.data.cache import cache_dir
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
@@ -31,7 +31,7 @@ def has_classifier(data: ImageData) -> bool:
 
 def check_cache() -> None:
     """Raises InputError, before any work, where a classifier could not be kept."""
-    folder = cache_folder() / "classifiers"
+    folder = cache_dir() / "classifiers"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,7 +43,7 @@ def check_cache() -> None:
 
 def own_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
     """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
-    folder = cache_folder() / "classifiers"
+    folder = cache_dir() / "classifiers"
     return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor)
 
 

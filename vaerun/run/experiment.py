@@ -222,10 +222,10 @@ class Course:
         started = time.perf_counter()
         assert isinstance(self.objective, Variational)
         ppca.fit_closed_form(self.objective.model, (b.x for b in self.data.train.batches(4096)))
-        if ppca.at_least_variance(self.objective.model):
+        if ppca.variance_at_minimum(self.objective.model):
             self.warn(
                 f"the training images fill no more than model.latent_dim={self.settings.model.latent_dim} dimensions: "
-                f"their likelihood has no upper bound, and is given at the variance {ppca.LEAST_VARIANCE:g}"
+                f"their likelihood has no upper bound, and is given at the variance {ppca.MINIMUM_VARIANCE:g}"
             )
         self.objective.train(False)
         validate = self._validator()

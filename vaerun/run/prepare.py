@@ -12,7 +12,7 @@ from vaerun.distributed import process_group as parallel
 from vaerun.errors import InputError
 from vaerun.evaluation.oom import running_out
 from vaerun.objectives import Adversarial, Variational
-from vaerun.randomness import mix
+from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
 from vaerun.run.family import family_of
 from vaerun.training.determinism import named_operations
@@ -40,7 +40,7 @@ def prepare(settings: Settings, data: ImageData) -> Prepared:
 
     Raises InputError for whatever of these settings cannot work, before anything is written.
     """
-    torch.manual_seed(mix(settings.seed, "initialisation"))
+    torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     with running_out(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
         model = build_model(settings.model, data, bool(settings.trainer.average))
         objective = build_objective(settings, model, len(data.train))

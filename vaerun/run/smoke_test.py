@@ -100,7 +100,7 @@ def _generate(model: AdversarialModel, batch: Batch) -> None:
     _check("the discriminator's output", logit, (len(batch.x),))
     if model.codes is not None and codes is not None:
         _check("Q's output", codes, (len(batch.x), model.codes.parameters))
-    model.maps(batch.x, c)
+    model.feature_maps(batch.x, c)
 
 
 def _check(what: str, found: Tensor, shape: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.distributed.collectives import Ranks
 from vaerun.objectives import Objective
-from vaerun.randomness import drawing_from, mix
+from vaerun.randomness import derive_seed, use_generator
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.optimisers import set_rates, update
 from vaerun.training.precision import autocast, compare, matmul_precision
@@ -67,7 +67,7 @@ class Step:
         """The step's noise follows from here."""
         # torch.manual_seed sees to all devices: without a GPU it formats a stack of calls, in case there ever is one.
         everywhere = torch.default_generator if self.device.type == "cpu" else torch
-        (everywhere if self.source is None else self.source).manual_seed(mix(self.settings.seed, "step", step))
+        (everywhere if self.source is None else self.source).manual_seed(derive_seed(self.settings.seed, "step", step))
 
     def set_rates(self, scale: float) -> None:
         """The schedule's part of the learning rates; nothing to do where it is what it was."""
@@ -85,7 +85,7 @@ class Step:
     def make(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
         """The step alone; its number may be a tensor [] on the device."""
         precision = self.settings.precision
-        with self.ranks.shard(len(rows[0])) as share, drawing_from(self.source), matmul_precision(precision):
+        with self.ranks.shard(len(rows[0])) as share, use_generator(self.source), matmul_precision(precision):
             batches = [self.split.training_batch(row[share.place]) for row in rows]
             for name, phase in self.objective.phases.items():
                 for batch in batches[: phase.repeats]:
@@ -118,7 +118,7 @@ class Step:
 
             def loss(name: str = name) -> Tensor:
                 self.seed(0)
-                with drawing_from(self.source):
+                with use_generator(self.source):
                     return self.objective.loss(name, 0, self.split.training_batch(rows))[0].mean()
 
             parameters = [p for group in phase.groups.values() for p in group]

@@ -95,7 +95,7 @@ def test_a_row_of_a_code_holds_the_sample_itself(finished: Callable[..., Finishe
     run = finished(*INFOGAN)
     model, _ = opened(run.folder)
     noise = sample_noise(range(10), model.noise_dim, model.zero)
-    code = model.split(noise)[1]
+    code = model.generator_inputs(noise)[1]
     assert code is not None
     shown = {n: tiles(pixels(run.folder / "figures" / f"{n}.png"), (1, 8, 8)) for n in ("samples", CODES[0])}
     for i in range(10):

@@ -89,9 +89,9 @@ def test_density_with_a_variance_that_is_given(kind: str, copied: Callable[..., 
     model, data = opened(run)
     assert model.variance == 0.04
     arrays = np.load(run / "per_example.npz")
-    bound = annealed_importance_sampling(model.observed(0.04), data.test, SETTINGS, seed=0, images=5)
+    bound = annealed_importance_sampling(model.observation_model(0.04), data.test, SETTINGS, seed=0, images=5)
     torch.testing.assert_close(torch.from_numpy(arrays[f"{label}/ais"]), bound["ais"], rtol=1e-5, atol=1e-4)
-    both = bidirectional(model.observed(0.04), SETTINGS, seed=0, images=5)
+    both = bidirectional(model.observation_model(0.04), SETTINGS, seed=0, images=5)
     for name in ("bdmc_lower", "bdmc_upper"):
         torch.testing.assert_close(torch.from_numpy(arrays[f"{label}/{name}"]), both[name], rtol=1e-5, atol=1e-4)
 
@@ -104,10 +104,14 @@ def test_density_with_the_variance_that_was_chosen(copied: Callable[..., Path], 
     model, data = opened(run)
     variance = found["metrics"]["test/observation_variance"]
     assert not math.isclose(variance, 0.04)
-    bound = annealed_importance_sampling(model.observed(variance), data.test, SETTINGS, seed=5, images=5)["ais"]
+    bound = annealed_importance_sampling(model.observation_model(variance), data.test, SETTINGS, seed=5, images=5)[
+        "ais"
+    ]
     assert found["metrics"]["test/ais"] == pytest.approx(float(bound.mean()), rel=1e-5)
     tried = {float(k): v for k, v in found["details"]["observation"]["values"].items()}
-    validation = annealed_importance_sampling(model.observed(0.1), data.validation, SETTINGS, seed=5, images=3)["ais"]
+    validation = annealed_importance_sampling(
+        model.observation_model(0.1), data.validation, SETTINGS, seed=5, images=3
+    )["ais"]
     assert tried[0.1] == pytest.approx(float(validation.mean()), rel=1e-5)
 
 
@@ -168,7 +172,9 @@ def test_probe(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     _, found = added(run)
     model, data = opened(run)
     with torch.no_grad():
-        fitted, fresh = (pooled_features(model.maps(s.images[:250].float() / 255)) for s in (data.train, data.test))
+        fitted, fresh = (
+            pooled_features(model.feature_maps(s.images[:250].float() / 255)) for s in (data.train, data.test)
+        )
     assert data.train.labels is not None
     assert data.test.labels is not None
     probe = linear_probe(fitted, data.train.labels, fresh[:60], data.test.labels[:60], seed=0)

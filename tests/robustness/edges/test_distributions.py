@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 from vaerun.distributions import AutoregressiveFlow, DiagonalNormal, HouseholderNormal, PrecisionNormal, StandardNormal
 from vaerun.estimators import Minimax, NonSaturating
-from vaerun.inference.semi_amortised import clip_rows
+from vaerun.inference.semi_amortised import clip_per_image
 from vaerun.models import Bernoulli, Codes, Gaussian
 from vaerun.nets.draw import filterbank
 
@@ -166,7 +166,7 @@ def test_draws_filters_sum_to_one_wherever_the_window_is(log_variance, centre, s
 def test_a_gradient_of_zero_is_clipped_to_zero():
     for gradient in (torch.zeros(2, 3), torch.full((2, 3), 1e-30), torch.full((2, 3), 1e15)):
         gradient.requires_grad_()
-        clipped = clip_rows(gradient)
+        clipped = clip_per_image(gradient)
         assert clipped.norm(dim=-1).max() <= 5 * (1 + 1e-6)
         if gradient.norm() < 1:
             assert torch.equal(clipped, gradient)

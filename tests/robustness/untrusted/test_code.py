@@ -60,7 +60,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "model.encoder (vaerun.nets.init.initialise) cannot be made of its options",
     ),
     "a number as encoder": (
-        lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.whole_number", "least": 0}),
+        lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.check_integer", "minimum": 0}),
         "model.inference (vaerun.inference.Amortised) cannot be made of its options",
     ),
     "a name without end": (
@@ -187,7 +187,7 @@ def test_another_functions_images_are_no_mnist(cache: Path, monkeypatch: pytest.
     """The cache is shared: a configuration must not put its own images there under a known name."""
     from vaerun.data import sources
     from vaerun.data.arrays import Arrays
-    from vaerun.data.cache import prepare
+    from vaerun.data.cache import load_arrays
 
     def images(value: int) -> Callable[..., Arrays]:
         array = np.full((4, 1, 8, 8), value, dtype=np.uint8)
@@ -196,5 +196,5 @@ def test_another_functions_images_are_no_mnist(cache: Path, monkeypatch: pytest.
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VAERUN_DATA", raising=False)  # where the real one may lie
     monkeypatch.setitem(sources.BUILT_IN, "mnist", images(1))
-    assert prepare("mnist", images(2)).train_images.max() == 2
-    assert prepare("mnist", sources.BUILT_IN["mnist"]).train_images.max() == 1
+    assert load_arrays("mnist", images(2)).train_images.max() == 2
+    assert load_arrays("mnist", sources.BUILT_IN["mnist"]).train_images.max() == 1

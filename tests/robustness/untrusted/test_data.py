@@ -24,8 +24,8 @@ from torchvision import datasets
 from vaerun.cli import evaluate
 from vaerun.data import image_files as image_module
 from vaerun.data import sources
-from vaerun.data.cache import prepare
-from vaerun.data.image_files import image_files, read_pixels
+from vaerun.data.cache import load_arrays
+from vaerun.data.image_files import list_image_files, read_pixels
 from vaerun.errors import InputError
 from vaerun.storage import npz as archives
 from vaerun.storage.npz import read_npz
@@ -114,7 +114,7 @@ def test_archives_that_claim_more_than_they_hold(
     path = FILES[name](tmp_path / "a.npz")
     before = peak_bytes()
     with pytest.raises(InputError, match=r"a\.npz"), watched() as deeds:
-        prepare("npz", sources.npz, path=str(path))
+        load_arrays("npz", sources.npz, path=str(path))
     with pytest.raises((ValueError, OSError)):
         read_npz(path)
     run = copied("model=vae", *SMALL)
@@ -199,7 +199,7 @@ def test_links_that_would_be_followed_for_ever(tmp_path: Path, kind: str) -> Non
                 (folder / name).symlink_to(f"../level{level + 1:02}")
     refused(images, "links lead to", "in more than 8 ways")
     with pytest.raises(InputError, match="in more than 8 ways"):  # where its copy is looked for
-        prepare("folder", sources.folder, path=str(images))
+        load_arrays("folder", sources.folder, path=str(images))
 
 
 def test_a_folder_that_is_linked_to_twice(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_folder_that_is_linked_to_twice(tmp_path: Path) -> None:
     for name in "ab":
         Image.new("L", (8, 8)).save(tmp_path / "real" / f"{name}.png")
     (tmp_path / "linked").symlink_to("real")
-    assert len(image_files(tmp_path)) == 4
+    assert len(list_image_files(tmp_path)) == 4
 
 
 def test_an_image_that_claims_billions_of_pixels(tmp_path: Path) -> None:
@@ -233,11 +233,11 @@ def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytes
     """Pictures of one colour: each may be as large as it is, all of them together may not."""
     for i in range(20):
         Image.new("L", (1000, 1000)).save(tmp_path / f"{i}.png")
-    assert len(read_pixels(image_files(tmp_path), None, 1)) == 20
+    assert len(read_pixels(list_image_files(tmp_path), None, 1)) == 20
     monkeypatch.setattr(image_module, "DATA_BYTES", 10**7)
     monkeypatch.setattr(np, "empty", None)
     with pytest.raises(InputError, match=r"20 image files of \d+ bytes would be 20000000 bytes of pixels"):
-        read_pixels(image_files(tmp_path), None, 1)
+        read_pixels(list_image_files(tmp_path), None, 1)
 
 
 # -- downloads ------------------------------------------------------------------------------------------------------
@@ -247,12 +247,12 @@ def test_all_addresses_are_encrypted_and_all_files_have_a_checksum() -> None:
     found: list[tuple[str, str]] = []
     for kind in (datasets.MNIST, datasets.FashionMNIST):
         assert len(kind.resources) == 4
-        mirrors = [url for url in map(sources._encrypted, kind.mirrors) if url.startswith("https://")]
+        mirrors = [url for url in map(sources._https_url, kind.mirrors) if url.startswith("https://")]
         assert mirrors
         found += [(url + name, md5) for url in mirrors for name, md5 in kind.resources]
     found.append((datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5))
     parts = [datasets.SVHN.split_list[part] for part in ("train", "test")]
-    found += [(sources._encrypted(url), md5) for url, _, md5 in parts]
+    found += [(sources._https_url(url), md5) for url, _, md5 in parts]
     place = datasets.Omniglot.download_url_prefix
     found += [(f"{place}/{name}.zip", md5) for name, md5 in datasets.Omniglot.zips_md5.items()]
     for url, md5 in found:

@@ -56,7 +56,7 @@ def test_an_encoder_as_discriminator(
     encoder = {"_target_": "vaerun.nets.MLPEncoder", "hidden": [8]}
     with_config(run, lambda plain: plain["model"].update(discriminator=encoder))
     with_fitting_checkpoint(run)
-    no_model(run, capsys, cache, "has no attribute 'maps'")
+    no_model(run, capsys, cache, "has no attribute 'feature_maps'")
 
 
 def test_a_model_that_cannot_be_put_together(

@@ -17,8 +17,8 @@ from PIL import Image
 
 from vaerun.cli.data import main
 from vaerun.data import sources
-from vaerun.data.arrays import Arrays, check, digest, split_off_test
-from vaerun.data.cache import SCRATCH_SECONDS, built_in, prepare
+from vaerun.data.arrays import Arrays, check_arrays, digest, split_off_test
+from vaerun.data.cache import SCRATCH_SECONDS, load_arrays, load_built_in
 from vaerun.errors import InputError
 
 REAL = os.environ.get("VAERUN_DATA", "")  # read before the fixture hides it
@@ -64,28 +64,28 @@ class Counting:
 
 def test_second_call_maps_the_copy() -> None:
     source = Counting()
-    first, second = prepare("own", source), prepare("own", source)
+    first, second = load_arrays("own", source), load_arrays("own", source)
     assert source.calls == 1
     assert isinstance(second.train_images, np.memmap)
     assert not second.train_images.flags.writeable
     np.testing.assert_array_equal(second.train_images, IMAGES)
     assert second.test_labels is None
     assert first.sha256 == second.sha256 == digest(second)
-    prepare("own", source, options={"image_size": 8})
+    load_arrays("own", source, options={"image_size": 8})
     assert source.calls == 2
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "meta"])
 def test_damaged_copy_is_made_again(damage: str, cache: Path) -> None:
     source = Counting()
-    prepare("own", source)
+    load_arrays("own", source)
     (entry,) = (cache / "prepared").glob("own-*")
     file = entry / ("meta.json" if damage == "meta" else "train_images.npy")
     if damage == "remove":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-100])
-    np.testing.assert_array_equal(prepare("own", source).train_images, IMAGES)
+    np.testing.assert_array_equal(load_arrays("own", source).train_images, IMAGES)
     assert source.calls == 2
     assert left_in(cache) == [entry.name]
 
@@ -97,7 +97,7 @@ def test_failing_source_leaves_nothing(error: BaseException, cache: Path) -> Non
         raise error
 
     with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
-        prepare("own", source)
+        load_arrays("own", source)
     assert left_in(cache) == []
 
 
@@ -105,10 +105,10 @@ def test_full_disk_and_unwritable_cache(cache: Path, tmp_path: Path, monkeypatch
     def full(scratch: Path) -> Arrays:
         raise OSError(28, "No space left on device")
 
-    refused(lambda: prepare("own", full), str(cache), "No space left", "VAERUN_CACHE")
+    refused(lambda: load_arrays("own", full), str(cache), "No space left", "VAERUN_CACHE")
     (tmp_path / "file").touch()
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "file" / "cache"))
-    refused(lambda: prepare("own", Counting()), str(tmp_path / "file" / "cache"), "VAERUN_CACHE")
+    refused(lambda: load_arrays("own", Counting()), str(tmp_path / "file" / "cache"), "VAERUN_CACHE")
 
 
 def test_scratch_folders_of_killed_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,31 +118,31 @@ def test_scratch_folders_of_killed_processes(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name / "raw").touch()
         then = time.time() - age * SCRATCH_SECONDS
         os.utime(tmp_path / name, (then, then))
-    prepare("own", Counting(), cached=False)
+    load_arrays("own", Counting(), cached=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "vaerun-scratch-new"]
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
-    built_in("digits")  # which needs no folder at all
+    load_built_in("digits")  # which needs no folder at all
 
 
 def test_roots_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(lambda: built_in("digits", root=str(tmp_path / "no")), "data.root", str(tmp_path / "no"))
+    refused(lambda: load_built_in("digits", root=str(tmp_path / "no")), "data.root", str(tmp_path / "no"))
     monkeypatch.setenv("VAERUN_DATA", str(tmp_path / "no"))
-    refused(lambda: built_in("digits"), "VAERUN_DATA")
-    refused(lambda: built_in("fashion-mnst"), "did you mean fashion_mnist?")
+    refused(lambda: load_built_in("digits"), "VAERUN_DATA")
+    refused(lambda: load_built_in("fashion-mnst"), "did you mean fashion_mnist?")
     np.savez_compressed(tmp_path / "mnist.npz", train_images=IMAGES, test_images=IMAGES)
-    np.testing.assert_array_equal(built_in("mnist", root=str(tmp_path)).train_images, IMAGES)
+    np.testing.assert_array_equal(load_built_in("mnist", root=str(tmp_path)).train_images, IMAGES)
     (tmp_path / "svhn.npz").write_bytes((tmp_path / "mnist.npz").read_bytes()[:-300])
-    refused(lambda: built_in("svhn", root=str(tmp_path)), str(tmp_path / "svhn.npz"), "not a readable .npz")
+    refused(lambda: load_built_in("svhn", root=str(tmp_path)), str(tmp_path / "svhn.npz"), "not a readable .npz")
 
 
 def test_digits() -> None:
-    arrays = built_in("digits")
+    arrays = load_built_in("digits")
     assert arrays.test_images is not None
     assert (arrays.train_images.shape, arrays.test_images.shape) == ((1438, 1, 8, 8), (359, 1, 8, 8))
     assert arrays.train_images.max() == 255
     assert arrays.split == "vaerun: 20% test by seed 0"
-    assert arrays.sha256 == built_in("digits").sha256
+    assert arrays.sha256 == load_built_in("digits").sha256
 
 
 def test_split_off_test_is_disjoint_and_whole() -> None:
@@ -157,7 +157,7 @@ def test_split_off_test_is_disjoint_and_whole() -> None:
 
 @pytest.mark.skipif(not Path(REAL, "mnist.npz").is_file(), reason="needs VAERUN_DATA with mnist.npz")
 def test_real_mnist() -> None:
-    images = built_in("mnist", root=REAL).train_images
+    images = load_built_in("mnist", root=REAL).train_images
     expected = "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757"
     assert hashlib.sha256(images.tobytes()).hexdigest() == expected
 
@@ -187,7 +187,7 @@ WITH_NAN = np.where(IMAGES.max() == IMAGES, np.nan, IMAGES)
 )
 def test_npz_that_cannot_be_used(arrays: dict[str, np.ndarray], words: list[str], tmp_path: Path, cache: Path) -> None:
     np.savez(file := tmp_path / "own.npz", **arrays)  # type: ignore[arg-type]
-    refused(lambda: prepare("npz", sources.npz, path=str(file)), str(file), *words)
+    refused(lambda: load_arrays("npz", sources.npz, path=str(file)), str(file), *words)
     assert left_in(cache) == []
 
 
@@ -199,21 +199,21 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         ("bare.npy", "not an npz archive"),
         ("text.npz", "not a readable"),
     ):
-        refused(lambda name=name: prepare("npz", sources.npz, path=str(tmp_path / name)), name, word)  # type: ignore[misc]
-    refused(lambda: prepare("npz", sources.npz), "data.path")
+        refused(lambda name=name: load_arrays("npz", sources.npz, path=str(tmp_path / name)), name, word)  # type: ignore[misc]
+    refused(lambda: load_arrays("npz", sources.npz), "data.path")
 
 
 def test_npz_of_a_user(tmp_path: Path) -> None:
     np.savez(file := tmp_path / "own.npz", train_images=IMAGES[:, 0], train_labels=LABELS.astype(np.uint8))
-    arrays = prepare("npz", sources.npz, path=str(file))
+    arrays = load_arrays("npz", sources.npz, path=str(file))
     assert arrays.test_images is not None
     assert arrays.train_labels is not None
     assert (arrays.train_images.shape, arrays.test_images.shape) == ((18, 1, 4, 5), (2, 1, 4, 5))
     np.testing.assert_array_equal(arrays.train_images[:, 0], IMAGES[arrays.train_labels, 0])
     assert arrays.split == "vaerun: 10% test by seed 0"
     np.savez(file, train_images=IMAGES, test_images=IMAGES[:3])  # a changed file is read again
-    assert len(prepare("npz", sources.npz, path=str(file)).train_images) == 20
-    assert check(arrays, "again").train_labels is not None
+    assert len(load_arrays("npz", sources.npz, path=str(file)).train_images) == 20
+    assert check_arrays(arrays, "again").train_labels is not None
 
 
 # --- folders of images ---
@@ -230,13 +230,13 @@ def test_folder_with_parts_and_classes(tmp_path: Path) -> None:
         save(tmp_path / name, rows[i])
     (tmp_path / "train" / "notes.txt").touch()
     (tmp_path / "train" / "cat" / "._2.png").touch()
-    arrays = prepare("folder", sources.folder, path=str(tmp_path))
+    arrays = load_arrays("folder", sources.folder, path=str(tmp_path))
     np.testing.assert_array_equal(arrays.train_images, IMAGES[[1, 0, 2]])
     np.testing.assert_array_equal(arrays.test_images, IMAGES[[3]])
     np.testing.assert_array_equal(arrays.train_labels, [0, 0, 1])
     np.testing.assert_array_equal(arrays.test_labels, [1])
     assert arrays.split == "official"
-    grey = prepare("folder", sources.folder, path=str(tmp_path), options={"image_size": [2, 3], "channels": 1})
+    grey = load_arrays("folder", sources.folder, path=str(tmp_path), options={"image_size": [2, 3], "channels": 1})
     assert grey.train_images.shape == (3, 1, 2, 3)
 
 
@@ -246,7 +246,7 @@ def test_flat_folder_crops_the_centre_and_lays_transparency_on_white(tmp_path: P
     for i in range(9):
         save(tmp_path / f"{i}.png", wide)
     save(tmp_path / "9.png", np.zeros((2, 2, 4), np.uint8))
-    arrays = prepare("folder", sources.folder, path=str(tmp_path), options={"image_size": 2})
+    arrays = load_arrays("folder", sources.folder, path=str(tmp_path), options={"image_size": 2})
     assert arrays.train_labels is None
     assert arrays.test_images is not None
     levels = [*arrays.train_images.reshape(9, -1), *arrays.test_images.reshape(1, -1)]
@@ -276,7 +276,7 @@ def test_folder_that_cannot_be_used(
         (tmp_path / "own" / name).write_bytes(b"\x89PNG") if shape is None else save(
             tmp_path / "own" / name, np.zeros(shape, np.uint8)
         )
-    refused(lambda: prepare("folder", sources.folder, path=str(tmp_path / "own"), options=options), *words)
+    refused(lambda: load_arrays("folder", sources.folder, path=str(tmp_path / "own"), options=options), *words)
     assert left_in(cache) == []
 
 
@@ -286,11 +286,11 @@ def test_folder_that_cannot_be_used(
 def test_command_packs_a_prepared_file(tmp_path: Path, capsys: Any) -> None:
     assert main(["digits", "--output", str(tmp_path / "out")]) == 0
     line = capsys.readouterr().out
-    arrays = built_in("digits")
+    arrays = load_built_in("digits")
     for word in ("digits: 1438 train / 359 test, 1x8x8", arrays.split, arrays.sha256[:12], "digits.npz"):
         assert word in line
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["digits.npz"]
-    packed = built_in("digits", root=str(tmp_path / "out"))
+    packed = load_built_in("digits", root=str(tmp_path / "out"))
     assert (packed.sha256, packed.split) == (arrays.sha256, arrays.split)
 
 

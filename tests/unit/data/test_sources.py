@@ -30,7 +30,7 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, Omniglot
 
 from vaerun.cli.data import main
 from vaerun.data.arrays import Arrays, digest
-from vaerun.data.cache import built_in, prepare
+from vaerun.data.cache import load_arrays, load_built_in
 from vaerun.errors import InputError
 
 RNG = np.random.RandomState(0)
@@ -136,7 +136,7 @@ def serve_mnist(server: Server, monkeypatch: pytest.MonkeyPatch, kind: str = "MN
 @pytest.mark.parametrize("kind", ["MNIST", "FashionMNIST"])
 def test_mnist_formats(kind: str, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     expected = serve_mnist(server, monkeypatch, kind)
-    arrays = built_in({"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[kind])
+    arrays = load_built_in({"MNIST": "mnist", "FashionMNIST": "fashion_mnist"}[kind])
     assert_equal(arrays, *expected)
     assert arrays.split == "official"
     assert arrays.sha256 == digest(arrays)
@@ -169,7 +169,7 @@ def test_cifar10_format(server: Server, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
     monkeypatch.setitem(CIFAR10.meta, "md5", md5(members["batches.meta"]))
-    assert_equal(built_in("cifar10"), images[:15], labels[:15], images[15:], labels[15:])
+    assert_equal(load_built_in("cifar10"), images[:15], labels[:15], images[15:], labels[15:])
 
 
 def test_svhn_format(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_svhn_format(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         table[part] = [server.url + f"{part}.mat", f"{part}.mat", md5(buffer.getvalue())]
         expected += [images, labels]
     monkeypatch.setattr(SVHN, "split_list", table)
-    assert_equal(built_in("svhn"), *expected)
+    assert_equal(load_built_in("svhn"), *expected)
 
 
 def test_omniglot_format_and_recipe(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_omniglot_format_and_recipe(server: Server, monkeypatch: pytest.MonkeyPa
         sums[part] = md5(buffer.getvalue())
     monkeypatch.setattr(Omniglot, "download_url_prefix", server.url.rstrip("/"))
     monkeypatch.setattr(Omniglot, "zips_md5", sums)
-    arrays = built_in("omniglot")
+    arrays = load_built_in("omniglot")
     assert arrays.test_images is not None
     train, test = ([known[image.tobytes()] for image in part] for part in (arrays.train_images, arrays.test_images))
     np.testing.assert_array_equal(arrays.train_labels, [label for label, _ in train])
@@ -225,7 +225,7 @@ def test_omniglot_format_and_recipe(server: Server, monkeypatch: pytest.MonkeyPa
 def test_wrong_checksum_leaves_nothing(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     serve_mnist(server, monkeypatch)
     server.files["t10k-labels-idx1-ubyte.gz"] += b"!"
-    refused(lambda: built_in("mnist"), "mnist", "t10k-labels", "corrupted")
+    refused(lambda: load_built_in("mnist"), "mnist", "t10k-labels", "corrupted")
     assert left_in(cache) == []
 
 
@@ -236,7 +236,7 @@ def _somebody_s(scratch: Path) -> Arrays:
 def test_a_source_of_somebody_s_is_no_download(cache: Path) -> None:
     """Its own words, and no command that knows nothing of it."""
     with pytest.raises(InputError) as caught:
-        prepare("squares", _somebody_s)
+        load_arrays("squares", _somebody_s)
     said = str(caught.value)
     assert said.startswith(f"squares: its source {__name__}._somebody_s failed (")
     assert "squares.npy" in said
@@ -247,10 +247,10 @@ def test_a_source_of_somebody_s_is_no_download(cache: Path) -> None:
 def test_interrupted_download_then_whole(server: Server, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     expected = serve_mnist(server, monkeypatch)
     server.halved.add("t10k-images-idx3-ubyte.gz")
-    refused(lambda: built_in("mnist"), "download failed")
+    refused(lambda: load_built_in("mnist"), "download failed")
     assert left_in(cache) == []
     server.halved.clear()
-    assert_equal(built_in("mnist"), *expected)
+    assert_equal(load_built_in("mnist"), *expected)
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, capsys: Any) -> None:
@@ -259,7 +259,9 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
         monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{closed.getsockname()[1]}/"])
         monkeypatch.setenv("VAERUN_DATA", str(tmp_path))
         wanted = str(tmp_path / "mnist.npz")
-        refused(lambda: built_in("mnist"), "mnist:", wanted, "refused", "vaerun-data mnist --output DIR", str(tmp_path))
+        refused(
+            lambda: load_built_in("mnist"), "mnist:", wanted, "refused", "vaerun-data mnist --output DIR", str(tmp_path)
+        )
         assert main(["mnist"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("vaerun-data: error: mnist: ")
@@ -269,8 +271,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 
 def start(server: Server) -> subprocess.Popen[str]:
     code = (
-        "import json, sys; from torchvision.datasets import MNIST; from vaerun.data.cache import built_in;"
-        "MNIST.mirrors, MNIST.resources = json.loads(sys.argv[1]); print(built_in('mnist').sha256)"
+        "import json, sys; from torchvision.datasets import MNIST; from vaerun.data.cache import load_built_in;"
+        "MNIST.mirrors, MNIST.resources = json.loads(sys.argv[1]); print(load_built_in('mnist').sha256)"
     )
     table = json.dumps([[server.url], MNIST.resources])
     return subprocess.Popen([sys.executable, "-c", code, table], stdout=subprocess.PIPE, text=True)
@@ -287,7 +289,7 @@ def test_two_processes_download_once(server: Server, monkeypatch: pytest.MonkeyP
     sums = {process.communicate(timeout=30)[0].strip() for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert server.requests == dict.fromkeys(server.files, 1)
-    arrays = built_in("mnist")
+    arrays = load_built_in("mnist")
     assert sums == {arrays.sha256}
     assert_equal(arrays, *expected)
     assert len(left_in(cache)) == 1
@@ -301,7 +303,7 @@ def test_killed_preparation_is_cleared(server: Server, monkeypatch: pytest.Monke
         process.kill()
     assert left_in(cache) == ["mnist.partial"]
     server.gate.set()
-    assert_equal(built_in("mnist"), *expected)
+    assert_equal(load_built_in("mnist"), *expected)
     assert [name.split("-")[0] for name in left_in(cache)] == ["mnist"]
 
 

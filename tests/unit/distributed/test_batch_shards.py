@@ -20,7 +20,7 @@ from vaerun.distributions import DiagonalNormal
 from vaerun.errors import InputError
 from vaerun.estimators import ScoreFunction, elbo, elbo_mc
 from vaerun.objectives import Adversarial, Variational
-from vaerun.randomness import batch_normal, batch_uniform, rows
+from vaerun.randomness import batch_normal, batch_slice, batch_uniform
 
 IMAGES = 5
 SIZES = [2, 3, 7]  # 7: two processes have no image
@@ -51,7 +51,7 @@ def test_noise_is_the_rows_of_the_whole_batchs(draw: Any, plain: Any, dim: int) 
     whole, after = drawn(plain, IMAGES)
     assert all(torch.equal(*pair) for pair in zip(drawn(draw, IMAGES, dim), (whole, after), strict=True))
     for start, stop in ((0, 2), (2, 5), (0, 5)):
-        with rows(start, stop, IMAGES) as part:
+        with batch_slice(start, stop, IMAGES) as part:
             found, later = drawn(draw, stop - start, dim)
             assert part.draws == 1
         assert torch.equal(found, whole.narrow(dim, start, stop - start))
@@ -60,14 +60,14 @@ def test_noise_is_the_rows_of_the_whole_batchs(draw: Any, plain: Any, dim: int) 
 
 
 def test_rows_end_with_their_block_and_are_counted() -> None:
-    with rows(0, 1, 2):
-        with rows(1, 3, 4):
+    with batch_slice(0, 1, 2):
+        with batch_slice(1, 3, 4):
             assert batch_normal((2,), 0).shape == (2,)
         assert batch_normal((1,), 0).shape == (1,)
-    with contextlib.suppress(ZeroDivisionError), rows(0, 1, 2):
+    with contextlib.suppress(ZeroDivisionError), batch_slice(0, 1, 2):
         raise ZeroDivisionError
-    assert randomness._drawing.part is None
-    with rows(0, 1, 2), pytest.raises(RuntimeError, match="noise for 3 images"):
+    assert randomness._context.part is None
+    with batch_slice(0, 1, 2), pytest.raises(RuntimeError, match="noise for 3 images"):
         batch_normal((3, 1), 0)
 
 
@@ -78,7 +78,7 @@ def test_training_batch_is_rows_of_the_whole(transform: str) -> None:
     torch.manual_seed(1)
     whole = split.training_batch(chosen)
     torch.manual_seed(1)
-    with rows(2, 4, 5):
+    with batch_slice(2, 4, 5):
         part = split.training_batch(chosen[2:4])
     assert torch.equal(part.x, whole.x[2:4])
     assert torch.equal(part.log_det, whole.log_det[2:4])
@@ -95,7 +95,7 @@ def test_noise_of_a_posterior_and_of_a_joint() -> None:
     torch.manual_seed(2)
     expected = q.rsample((4,)), model.joint(x).noise("posterior", 2)
     torch.manual_seed(2)
-    with rows(1, 3, IMAGES):
+    with batch_slice(1, 3, IMAGES):
         part = DiagonalNormal(q.mean[1:3], q.log_variance[1:3])
         assert torch.equal(part.rsample((4,)), expected[0][:, 1:3])
         assert torch.equal(model.joint(x[1:3]).noise("posterior", 2), expected[1][:, 1:3])

@@ -17,7 +17,7 @@ from vaerun.distributions import RecurrentNormal, detached_module
 from vaerun.errors import InputError
 from vaerun.estimators import elbo_mc
 from vaerun.inference import Amortised, Laplace, Recurrent
-from vaerun.models.joint import Differentiated
+from vaerun.models.joint import AutodiffLinearMap
 from vaerun.nets import DrawDecoder, DrawEncoder
 from vaerun.nets.draw import LSTMCell, Reader, Window, Writer, filterbank
 
@@ -153,7 +153,7 @@ def test_the_decoder_can_be_linearised(window, likelihood):
     )
     x, _ = make_data(model, 3)
     joint, mu = model.joint(x), torch.randn(3, 6)
-    whole = Differentiated(lambda z: joint.decode(z).flatten(1), mu)
+    whole = AutodiffLinearMap(lambda z: joint.decode(z).flatten(1), mu)
     eta, jacobian = whole.value, whole.jacobian()
     torch.testing.assert_close(eta, joint.decode(mu).flatten(1))
     expected = torch.autograd.functional.jacobian(lambda z: joint.decode(z).flatten(1).sum(0), mu)  # [D, B, d]

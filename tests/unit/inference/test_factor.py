@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vaerun.distributions import PrecisionNormal
-from vaerun.inference.factor import cholesky, factor_and_inverse, factor_and_solve, implicit, solve
+from vaerun.inference.factor import cholesky, factor_and_inverse, factor_and_solve, solve, with_implicit_gradient
 
 
 def precisions(d: int, b: int = 3) -> Tensor:
@@ -65,7 +65,9 @@ def test_implicit_steps(d: int) -> None:
     torch.testing.assert_close(step, held)
     residual = right - (precision @ step.unsqueeze(-1)).squeeze(-1)
     weight = torch.randn(3, d)
-    (found,) = torch.autograd.grad((implicit(step, residual, factor) * weight).sum(), parameter, retain_graph=True)
+    (found,) = torch.autograd.grad(
+        (with_implicit_gradient(step, residual, factor) * weight).sum(), parameter, retain_graph=True
+    )
     (expected,) = torch.autograd.grad((held * weight).sum(), parameter)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(solve(factor, right.detach()), step)

@@ -23,7 +23,7 @@ from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.estimators import elbo_mc
 from vaerun.inference import Amortised, Householder, InverseAutoregressive, Laplace, SemiAmortised
-from vaerun.inference.semi_amortised import clip_rows
+from vaerun.inference.semi_amortised import clip_per_image
 from vaerun.models import LatentModel
 
 posteriors = pytest.mark.parametrize("posterior", POSTERIORS)
@@ -232,11 +232,11 @@ def test_steps_draw_fresh_noise_and_clip_each_part():
 
 def test_clip_rows():
     rows = torch.tensor([[3.0, 4.0], [30.0, 40.0], [0.0, 0.0], [0.3, -0.4], [-6e9, 8e9]]).requires_grad_()
-    clipped = clip_rows(rows)
+    clipped = clip_per_image(rows)
     torch.testing.assert_close(clipped.norm(dim=1), torch.tensor([5.0, 5.0, 0.0, 0.5, 5.0]))
     torch.testing.assert_close(clipped[[0, 2, 3]], rows[[0, 2, 3]])
     torch.testing.assert_close(clipped[1], torch.tensor([3.0, 4.0]))
-    torch.testing.assert_close(clip_rows(rows, 1.0)[0], torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(clip_per_image(rows, 1.0)[0], torch.tensor([0.6, 0.8]))
     clipped.sum().backward()
     assert rows.grad.isfinite().all()
 

@@ -103,7 +103,10 @@ def test_observed_density(options: dict[str, Any]) -> None:
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     batch = make_batch(5, classes=3)
     noise = torch.randn(4, 5, model.noise_dim)
-    for joint in (model.observed(VARIANCE).joint(batch.x, batch.c), model.joint(batch.x, batch.c, variance=VARIANCE)):
+    for joint in (
+        model.observation_model(VARIANCE).joint(batch.x, batch.c),
+        model.joint(batch.x, batch.c, variance=VARIANCE),
+    ):
         c = batch.c if model.classes else None
         means = torch.stack([model.generate(row, c) for row in noise])
         expected = Normal(means, VARIANCE**0.5).log_prob(batch.x.to(means)).sum((2, 3, 4))
@@ -111,7 +114,7 @@ def test_observed_density(options: dict[str, Any]) -> None:
         prior = Normal(0.0, 1.0).log_prob(noise).sum(-1)  # codes too: all that is random is standard normal
         torch.testing.assert_close(joint.log_prob(noise), expected + prior)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
-    observed = model.observed(VARIANCE)
+    observed = model.observation_model(VARIANCE)
     assert (observed.noise_dim, observed.image_shape) == (model.noise_dim, (1, 16, 16))
     flat = noise[0]
     torch.testing.assert_close(observed.generate(flat, batch.c), model.generate(flat, batch.c))
@@ -125,7 +128,7 @@ def test_observed_in_single_precision(single_precision: None) -> None:
     model = make_model("conv", codes=Codes([3], 1)).double().eval()
     batch = make_batch(2)
     noise = torch.randn(3, 2, model.noise_dim, dtype=torch.float64)
-    observed = model.observed(VARIANCE)
+    observed = model.observation_model(VARIANCE)
     assert {v.dtype for v in observed.state_dict().values() if v.is_floating_point()} == {torch.float64}
     found = observed.joint(batch.x.double()).log_likelihood(noise)
     expected = Normal(torch.stack([model.generate(row) for row in noise]), VARIANCE**0.5).log_prob(batch.x.double())
@@ -135,11 +138,11 @@ def test_observed_in_single_precision(single_precision: None) -> None:
 def test_observed_needs_evaluation_mode() -> None:
     model = make_model("conv").train()
     with pytest.raises(InputError, match="generator in evaluation mode"):
-        model.observed(VARIANCE)
+        model.observation_model(VARIANCE)
     with pytest.raises(InputError, match="generator in evaluation mode"):
         model.joint(make_batch().x, variance=VARIANCE)
-    make_model("conv", average=True).train().observed(VARIANCE)  # the average is, always
-    make_model("mlp").train().observed(VARIANCE)  # nothing there depends on the batch
+    make_model("conv", average=True).train().observation_model(VARIANCE)  # the average is, always
+    make_model("mlp").train().observation_model(VARIANCE)  # nothing there depends on the batch
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -151,7 +154,7 @@ def test_discriminator_sees_pixels_between_minus_one_and_one(member: str) -> Non
     assert (q is None) is (model.codes is None)
     if model.codes is not None:
         assert q.shape == (6, model.codes.parameters)
-    last = model.maps(batch.x, batch.c)[-1].flatten(1)
+    last = model.feature_maps(batch.x, batch.c)[-1].flatten(1)
     torch.testing.assert_close(model.discriminator.head(last).squeeze(1), logits)
 
 
@@ -166,6 +169,6 @@ def test_joint_takes_the_variance_that_is_given_or_the_model_s_own() -> None:
     with pytest.raises(InputError, match="needs a variance"):
         model.joint(x)
     model.variance = 0.04
-    expected = model.observed(0.04).joint(x).log_likelihood(noise)
+    expected = model.observation_model(0.04).joint(x).log_likelihood(noise)
     assert torch.equal(model.joint(x).log_likelihood(noise), expected)
     assert not torch.equal(model.joint(x, variance=0.05).log_likelihood(noise), expected)

@@ -29,7 +29,7 @@ ALL += [Codes([4], 2, variance=None), Codes([], 3, variance=0.3)]
 
 
 def draw(codes: Codes, n: int) -> Tensor:
-    return codes.of_noise(torch.randn(n, codes.noise_dim))
+    return codes.from_noise(torch.randn(n, codes.noise_dim))
 
 
 @pytest.mark.parametrize("codes", ALL)
@@ -38,11 +38,11 @@ def test_sizes_and_names(codes: Codes) -> None:
     assert codes.size == codes.noise_dim == sum(codes.categorical) + m
     assert codes.parameters == sum(codes.categorical) + 2 * m
     assert draw(codes, 7).shape == (7, codes.size)
-    assert codes.of_noise(torch.randn(2, 7, codes.noise_dim)).shape == (2, 7, codes.size)
+    assert codes.from_noise(torch.randn(2, 7, codes.noise_dim)).shape == (2, 7, codes.size)
     expected = [f"categorical_{i + 1}" for i in range(n)] + [f"continuous_{i + 1}" for i in range(m)]
     assert codes.names == expected
     entropy = {"categorical": math.log(math.prod(codes.categorical)), "continuous": m * math.log(2)}
-    assert codes.kinds == pytest.approx({k: v for k, v in entropy.items() if v})
+    assert codes.entropies == pytest.approx({k: v for k, v in entropy.items() if v})
 
 
 def test_categorical_codes_are_symmetric_and_uniform() -> None:
@@ -50,8 +50,8 @@ def test_categorical_codes_are_symmetric_and_uniform() -> None:
     codes = Codes([4], 0)
     noise = torch.randn(100, 4)
     for order in itertools.permutations(range(4)):
-        assert torch.equal(codes.of_noise(noise[:, list(order)]), codes.of_noise(noise)[:, list(order)])
-    assert torch.equal(codes.of_noise(noise).argmax(1), noise.argmax(1))
+        assert torch.equal(codes.from_noise(noise[:, list(order)]), codes.from_noise(noise)[:, list(order)])
+    assert torch.equal(codes.from_noise(noise).argmax(1), noise.argmax(1))
     drawn = draw(Codes([3, 2], 1), 30_000)
     assert set(drawn[:, :5].unique().tolist()) == {0.0, 1.0}
     assert torch.equal(drawn[:, :3].sum(1), torch.ones(30_000))
@@ -64,9 +64,9 @@ def test_continuous_codes_are_uniform() -> None:
     codes = Codes([], 2)
     v = torch.tensor([[-1.3, 0.0], [0.5, 2.0]])
     expected = torch.tensor([[math.erf(x / math.sqrt(2)) for x in row] for row in v.tolist()])
-    torch.testing.assert_close(codes.of_noise(v), expected)
+    torch.testing.assert_close(codes.from_noise(v), expected)
     quantiles = torch.special.ndtri(torch.linspace(0.01, 0.99, 99)).unsqueeze(1).expand(-1, 2)
-    torch.testing.assert_close(codes.of_noise(quantiles)[:, 0], torch.linspace(-0.98, 0.98, 99))
+    torch.testing.assert_close(codes.from_noise(quantiles)[:, 0], torch.linspace(-0.98, 0.98, 99))
     for column in draw(codes, 20_000).T:
         assert kstest(column.numpy(), "uniform", args=(-1, 2)).pvalue > 1e-3
         assert float(column.abs().max()) <= 1
@@ -90,7 +90,7 @@ def test_q_against_torch(codes: Codes) -> None:
         part = Normal(parameters[:, start + i], variance.sqrt()).log_prob(code[:, start + i])
         expected["continuous"] = expected.get("continuous", torch.zeros(b)) + part
     torch.testing.assert_close(codes.log_q(parameters, code), expected)
-    expected = {k: v + codes.kinds[k] for k, v in expected.items()}
+    expected = {k: v + codes.entropies[k] for k, v in expected.items()}
     torch.testing.assert_close(codes.information(parameters, code), expected)
     starts = np.cumsum([0, *sizes])
     best = [parameters[:, a:z].argmax(1) for a, z in itertools.pairwise(starts)]
@@ -103,7 +103,7 @@ def test_q_against_torch(codes: Codes) -> None:
 def test_categorical_information_is_at_most_the_entropy(codes: Codes, scale: float) -> None:
     """For any parameters, each image: log Q <= 0."""
     found = codes.information(scale * torch.randn(500, codes.parameters), draw(codes, 500))["categorical"]
-    assert float(found.max()) <= codes.kinds["categorical"]
+    assert float(found.max()) <= codes.entropies["categorical"]
 
 
 def enumerated(k: int) -> Tensor:
@@ -133,7 +133,7 @@ def test_write(codes: Codes) -> None:
     for i, name in enumerate(codes.names):
         kind_size = int(starts[i + 1] - starts[i])
         values = torch.arange(4) % kind_size if name.startswith("categorical") else torch.linspace(-1, 1, 4)
-        written = codes.write(code, i, values)
+        written = codes.set_code(code, i, values)
         part = written[:, starts[i] : starts[i + 1]]
         expected = F.one_hot(values, kind_size).to(code) if values.dtype == torch.int64 else values.unsqueeze(1)
         assert torch.equal(part, expected)
@@ -142,7 +142,9 @@ def test_write(codes: Codes) -> None:
         assert torch.equal(written[:, rest], code[:, rest])
     # Categorical values may come as whole numbers of any type.
     if codes.categorical:
-        assert torch.equal(codes.write(code, 0, torch.ones(4)), codes.write(code, 0, torch.ones(4, dtype=torch.int64)))
+        assert torch.equal(
+            codes.set_code(code, 0, torch.ones(4)), codes.set_code(code, 0, torch.ones(4, dtype=torch.int64))
+        )
 
 
 @pytest.mark.parametrize(

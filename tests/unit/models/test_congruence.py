@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaerun.models.congruence import BLOCK, congruence, quadratic
+from vaerun.models.congruence import BLOCK, congruence, quadratic_form
 
 SIZES = [(2, 3, 5), (1, 1, 1), (3, 1, 4), (1, 4, 2)]
 
@@ -35,9 +35,9 @@ def test_with_and_without_a_graph(size):
 def test_quadratic_form(width):
     m, gram = example(2, 3, width)
     expected = torch.einsum("bih,hk,bik->bi", m, gram, m)
-    torch.testing.assert_close(quadratic(m, gram), expected)
+    torch.testing.assert_close(quadratic_form(m, gram), expected)
     with torch.no_grad():
-        torch.testing.assert_close(quadratic(m, gram), expected)
+        torch.testing.assert_close(quadratic_form(m, gram), expected)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -53,7 +53,7 @@ def check_linearisation(model: LatentModel, b: int, gram: bool) -> None:
     torch.testing.assert_close(local.precision, precision)
     if gram:
         for found, expected in zip(
-            joint._linearise_gram(joint._map(mu)), joint._linearise_general(joint._map(mu)), strict=True
+            joint._linearise_gram(joint._linear_map(mu)), joint._linearise_general(joint._linear_map(mu)), strict=True
         ):
             torch.testing.assert_close(found, expected)
 
@@ -108,7 +108,7 @@ def test_parameter_gradients_agree_between_the_paths(context, network):
     weights = torch.randn(4, 3), torch.randn(4, 3, 3)
     found = []
     for way in (joint._linearise_gram, joint._linearise_general):
-        value = sum((w * out).sum() for w, out in zip(weights, way(joint._map(mu.view_as(mu))), strict=True))
+        value = sum((w * out).sum() for w, out in zip(weights, way(joint._linear_map(mu.view_as(mu))), strict=True))
         found.append(torch.autograd.grad(value, parts, materialize_grads=True))
     for part, a, b in zip(parts, *found, strict=True):
         torch.testing.assert_close(a, b)
@@ -122,7 +122,7 @@ def test_log_prob_is_spelled_out(context, network, likelihood):
     joint, _ = example(make_model("amortised", likelihood, network, context), 4)
     for samples in (2, 20):  # 20: by the Gram matrix where there is one
         z = torch.randn(samples, 4, 3)
-        assert joint._gram_pays(z) == (joint.has_gram and samples == 20)
+        assert joint._gram_is_cheaper(z) == (joint.has_gram and samples == 20)
         torch.testing.assert_close(joint.log_prob(z), torch.stack([log_prob_at(joint, row) for row in z]))
 
 
@@ -175,8 +175,8 @@ def test_gram_log_likelihood_is_that_of_the_decoded_samples(context):
     model = make_model("amortised", "gaussian", WIDE, context)
     joint, _ = example(model, 3)
     z = torch.randn(200, 3, 3).requires_grad_()
-    assert joint._gram_pays(z)
-    assert not joint._gram_pays(z[:1])
+    assert joint._gram_is_cheaper(z)
+    assert not joint._gram_is_cheaper(z[:1])
     direct = model.likelihood.log_prob(joint.x, joint.decode(z))
     torch.testing.assert_close(joint.log_likelihood(z), direct, atol=1e-9, rtol=0)
     parts = [*model.decoder.parameters(), model.likelihood.log_variance, z]
@@ -198,7 +198,7 @@ def test_gram_log_likelihood_in_float32_at_the_size_of_cifar():
     with torch.no_grad():
         exact = model.joint(x).likelihood.log_prob(x, model.joint(x).decode(z))
         joint = model.float().joint(x.float())
-        assert joint._gram_pays(z)
+        assert joint._gram_is_cheaper(z)
         found = joint.log_likelihood(z.float())
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() < 0.003

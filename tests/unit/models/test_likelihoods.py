@@ -69,7 +69,7 @@ def test_constant_weight_says_whether_fisher_depends_on_eta(name):
     likelihood = LIKELIHOODS[name]()
     _, eta = example(name)
     same = torch.allclose(likelihood.fisher(eta) * torch.ones_like(eta), likelihood.fisher(eta + 1))
-    assert same == likelihood.constant_weight
+    assert same == likelihood.constant_fisher
 
 
 def test_gaussian_gradient_of_the_log_variance():
@@ -79,7 +79,9 @@ def test_gaussian_gradient_of_the_log_variance():
     (gradient,) = torch.autograd.grad(likelihood.log_prob(x, eta).sum(), likelihood.log_variance)
     squared = (x - eta).square().flatten(-3).sum(-1)
     torch.testing.assert_close(gradient, (0.5 * (squared / 0.3 - x[0].numel())).sum())
-    torch.testing.assert_close(likelihood.log_prob_of_distance(squared, x[0].numel()), likelihood.log_prob(x, eta))
+    torch.testing.assert_close(
+        likelihood.log_prob_from_squared_error(squared, x[0].numel()), likelihood.log_prob(x, eta)
+    )
     assert not Gaussian(0.3, learned=False).log_variance.requires_grad
 
 

@@ -47,7 +47,7 @@ def test_shapes(kind: str, shape: tuple[int, int, int], classes: int) -> None:
     assert torch.equal(deeper, x.view(2, 1, 5, *shape))
     features = d(x[0], c)
     assert features.shape == (5, d.features)
-    maps = d.maps(x[0], c)
+    maps = d.feature_maps(x[0], c)
     if maps:
         torch.testing.assert_close(maps[-1].flatten(1), features)
     if "conv" in kind:
@@ -154,15 +154,15 @@ def test_batch_norm_where_dcgan_says(batch_norm: bool) -> None:
     assert found == [not batch_norm] * 4 + [True]  # all but the output
     d = shaken(ConvDiscriminator((1, 32, 32), width=3, dense=[6], batch_norm=batch_norm))
     assert d.batch_norm is batch_norm
-    found = [changes(d, layer, lambda m: m.maps(x)[-1]) for layer in [*d.convolutions[1:], d.dense[0][0]]]
+    found = [changes(d, layer, lambda m: m.feature_maps(x)[-1]) for layer in [*d.convolutions[1:], d.dense[0][0]]]
     assert found == [not batch_norm] * 3
     # Of one layer, which is the first, nothing is left to normalise.
     assert not ConvDiscriminator((1, 8, 8), width=3, batch_norm=batch_norm).batch_norm
     assert ConvDiscriminator((1, 8, 8), width=3, dense=[6], batch_norm=batch_norm).batch_norm is batch_norm
     # The first layer is scaled freely, and an image's own map there is of that image alone.
-    assert changes(d, d.convolutions[0], lambda m: m.maps(x)[0])
-    torch.testing.assert_close(d.maps(x)[0][:2], d.maps(x[:2])[0])
-    assert torch.allclose(d.maps(x)[1][:2], d.maps(x[:2])[1]) is not batch_norm
+    assert changes(d, d.convolutions[0], lambda m: m.feature_maps(x)[0])
+    torch.testing.assert_close(d.feature_maps(x)[0][:2], d.feature_maps(x[:2])[0])
+    assert torch.allclose(d.feature_maps(x)[1][:2], d.feature_maps(x[:2])[1]) is not batch_norm
 
 
 def test_activations() -> None:
@@ -184,7 +184,7 @@ def test_activations() -> None:
     g, d = shaken(ConvGenerator(4, (1, 8, 8), **plain)), shaken(ConvDiscriminator((1, 8, 8), **plain))
     inner = g.project(g.dense[0][0](z).clamp(min=0)).view(6, *g.start)
     torch.testing.assert_close(g(z), torch.tanh(g.convolutions[0](inner.clamp(min=0))))
-    inner = d.dense[0][0](d.maps(x)[0].flatten(1))
+    inner = d.dense[0][0](d.feature_maps(x)[0].flatten(1))
     torch.testing.assert_close(d(x), torch.where(inner > 0, inner, 0.2 * inner))
 
 

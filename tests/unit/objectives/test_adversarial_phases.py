@@ -63,7 +63,7 @@ def test_frozen_view_computes_the_same(member: str) -> None:
     """With the batch's own statistics in training mode, the running ones in evaluation, as the module itself does."""
     objective = make(member)
     model, batch = objective.model, make_batch(classes=objective.model.classes)
-    noise = model.split(torch.randn(6, model.noise_dim))[0]
+    noise = model.generator_inputs(torch.randn(6, model.noise_dim))[0]
     with torch.no_grad():
         for mode in (True, False):
             objective.train(mode)
@@ -89,7 +89,7 @@ def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
     objective = make(member, information=weights).eval()  # where the same module gives the same twice
     model, batch = objective.model, make_batch(classes=objective.model.classes)
     noise = torch.randn(6, model.noise_dim)
-    given, code = model.split(noise)
+    given, code = model.generator_inputs(noise)
     real, c = 2 * batch.x - 1, batch.c if model.classes else None
 
     def information(q: Tensor | None) -> Tensor:
@@ -169,7 +169,7 @@ def test_without_lambda_it_is_a_gan(member: str) -> None:
     gan.model.discriminator = copy.deepcopy(model.discriminator)
     gan.model.discriminator.q = None
     x, noise = make_batch().x, torch.randn(6, model.noise_dim)
-    given, _ = model.split(noise)
+    given, _ = model.generator_inputs(noise)
     for losses in (
         (objective.discriminator_loss(x, None, noise), gan.discriminator_loss(x, None, given)),
         (objective.generator_loss(None, noise), gan.generator_loss(None, given)),

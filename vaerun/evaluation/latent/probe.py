@@ -117,6 +117,6 @@ def probe_latents(
     if train.labels is None or statistics.labels is None:
         raise InputError("a linear probe needs labels, and this data has none: leave the probe out")
     rows = permutation(len(train), seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
-    some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.drawn)
+    some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
     fitted = latent_statistics(model, some, seed=seed, monitor=monitor)
     return linear_probe(fitted.means, fitted.labels, statistics.means, statistics.labels, seed=seed)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import SEED, grid, sample_noise
-from vaerun.randomness import generator
+from vaerun.randomness import seeded_generator
 
 Generate = Callable[[Tensor, Tensor | None], Tensor]
 GenerateWithCode = Callable[[Tensor, int, Tensor], Tensor]
@@ -179,7 +179,9 @@ def arithmetic(
     terms = parse_expression(expression, sets)
     means = torch.stack([sample_noise(_members(operand, sets), n, like).mean(0) for _, operand in terms])
     result = torch.tensor([sign for sign, _ in terms]).to(means) @ means
-    uniform = torch.rand(BLOCK * BLOCK - 1, n, dtype=torch.float32, generator=generator("cpu", SEED, "neighbours"))
+    uniform = torch.rand(
+        BLOCK * BLOCK - 1, n, dtype=torch.float32, generator=seeded_generator("cpu", SEED, "neighbours")
+    )
     around = result + NEIGHBOURS * (2 * uniform.to(like) - 1)
     middle = len(around) // 2
     images = _images(generate, torch.cat([means, around[:middle], result[None], around[middle:]]), c)

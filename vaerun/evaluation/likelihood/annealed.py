@@ -36,8 +36,8 @@ from vaerun.evaluation.likelihood.hmc import LOG_UNIFORM, Target, transition, tr
 from vaerun.evaluation.likelihood.importance import default_chunk
 from vaerun.evaluation.oom import joined
 from vaerun.models import Joint, LatentModel
-from vaerun.nets.init import whole_number
-from vaerun.randomness import ImageNoise, mix
+from vaerun.nets.init import check_integer
+from vaerun.randomness import ImageNoise, derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
 
 SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
@@ -81,7 +81,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         for key in ("temperatures", "chains", "leapfrog_steps"):
-            whole_number(f"evaluation.annealing.{key}", getattr(self, key), 1)
+            check_integer(f"evaluation.annealing.{key}", getattr(self, key), 1)
         _number("step_size", self.step_size, math.inf)
         _number("acceptance", self.acceptance, 1)
         if not isinstance(self.adapt, bool):
@@ -177,12 +177,12 @@ def effective_chains(log_weight: Tensor) -> Tensor:
 def _batch_size(images: int | None, batch: int | None, annealing: Annealing, device: torch.device) -> int:
     for key, value in (("evaluation.images", images), ("batch", batch)):
         if value is not None:
-            whole_number(key, value, 1)
+            check_integer(key, value, 1)
     return batch or max(1, default_chunk(device) // annealing.chains)
 
 
 def annealing_noise(model: LatentModel, seed: int, images: list[int]) -> ImageNoise:
-    return ImageNoise(mix(seed, "annealing"), images, model.latent_dim + LOG_UNIFORM, model.mean)
+    return ImageNoise(derive_seed(seed, "annealing"), images, model.latent_dim + LOG_UNIFORM, model.mean)
 
 
 def annealed_importance_sampling(
@@ -236,14 +236,14 @@ def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, 
         labels = torch.tensor(images, device=model.mean.device)
         c = F.one_hot(labels % model.classes, model.classes).to(model.mean.dtype) if model.classes else None
         joint = model.joint(model.mean.expand(len(images), *model.image_shape), c)
-        noise = ImageNoise(mix(seed, "simulated"), images, model.latent_dim, model.mean)
+        noise = ImageNoise(derive_seed(seed, "simulated"), images, model.latent_dim, model.mean)
         z = joint.prior.transform(noise("latent", 1)[0])[0]
         # torch.distributions draw from the global generator alone: the CPU's is seeded, then put back.
         likelihood, eta = cast(Any, copy.deepcopy(model.likelihood).cpu()), joint.decode(z).cpu()
         drawn = []
         with torch.random.fork_rng(devices=[]):
             for row, image in enumerate(images):
-                torch.random.default_generator.manual_seed(mix(seed, "simulated", "pixels", image))
+                torch.random.default_generator.manual_seed(derive_seed(seed, "simulated", "pixels", image))
                 drawn.append(likelihood.distribution(eta[row]).sample())
     return torch.stack(drawn).to(z.device), z, c
 

@@ -27,7 +27,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import Estimator
 from vaerun.estimators.base import estimate
 from vaerun.models import LatentModel
-from vaerun.randomness import mix
+from vaerun.randomness import derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
 
 
@@ -134,7 +134,7 @@ def _measure(
     moments: list[Moments] = []
     for draw in range(-warm_up, draws):
         monitor.check()
-        torch.manual_seed(mix(seed, "gradient", draw))
+        torch.manual_seed(derive_seed(seed, "gradient", draw))
         surrogate = estimate(estimator, model.infer, model.joint(x, c), samples).surrogate.mean()
         if draw < 0:
             continue

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
-from vaerun.randomness import generator, permutation
+from vaerun.randomness import seeded_generator, permutation
 from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
 from vaerun.text import printable
 from vaerun.tracking.monitor import SILENT, Monitor
@@ -182,7 +182,7 @@ def _network(shape: Sequence[int], classes: int) -> nn.Sequential:
 
 def _initialise(network: nn.Module) -> None:
     """He et al. (2015), from a generator of its own."""
-    source = generator("cpu", "classifier", "weights")
+    source = seeded_generator("cpu", "classifier", "weights")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=source)

@@ -10,7 +10,7 @@ from vaerun.errors import RunError
 from vaerun.evaluation.samples.classifier import Classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.randomness import generator
+from vaerun.randomness import seeded_generator
 from vaerun.tracking.monitor import SILENT, Monitor
 
 IMAGES = 500  # pairs among them: 124,750
@@ -43,9 +43,8 @@ def generated(
         for start in range(0, count, BATCH):
             monitor.check()
             n = min(BATCH, count - start)
-            noise = torch.randn(BATCH, model.noise_dim, generator=generator("cpu", seed, "generated", stream, start))[
-                :n
-            ]
+            source = seeded_generator("cpu", seed, "generated", stream, start)
+            noise = torch.randn(BATCH, model.noise_dim, generator=source)[:n]
             c = None if given is None else split.one_hot(given[start : start + n])
             parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
             monitor.advance(n)
