@@ -107,7 +107,9 @@ class _Evaluator(Evaluator[AdversarialModel]):
         assert train.labels is not None
         assert test.labels is not None
         rows = permutation(len(train), self.seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
-        some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
+        some = Split(
+            train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised
+        )
         fitted, fresh = self.features(some), self.features(test, self.images)
         probe = linear_probe(fitted, some.labels, fresh, test.labels[: self.images], seed=self.seed)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}

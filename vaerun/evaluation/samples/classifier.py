@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
-from vaerun.randomness import seeded_generator, permutation
+from vaerun.randomness import permutation, seeded_generator
 from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
 from vaerun.text import printable
 from vaerun.tracking.monitor import SILENT, Monitor
