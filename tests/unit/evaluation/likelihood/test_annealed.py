@@ -195,7 +195,7 @@ def test_neither_batch_nor_company_changes_a_value(likelihood):
     split = make_split(model, 5, Transform(binarize="fixed") if likelihood == "bernoulli" else None)
     if likelihood == "bernoulli":
         split.images.copy_((split.images > 127) * 255)
-        split.drawn = True
+        split.binarised = True
     monitor = RecordingMonitor()
     run = partial(annealed_importance_sampling, model, split, SHORT, seed=2)
     expected = run(batch=1, monitor=monitor)
