@@ -24,9 +24,9 @@ from vaerun.models import ppca
 from vaerun.objectives import Variational
 from vaerun.run import result as records
 from vaerun.run.build import train_settings
+from vaerun.run.evaluate.write import keep, named
 from vaerun.run.family import Validate, family_of
 from vaerun.run.prepare import Prepared
-from vaerun.run.write import keep, named
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run

@@ -16,9 +16,9 @@ from vaerun.evaluation.samples.sample_validation import SampleValidator
 from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
 from vaerun.run.build import Model
-from vaerun.run.evaluate import evaluate
-from vaerun.run.evaluate_adversarial import evaluate_adversarial
-from vaerun.run.evaluate_samples import check_cache, has_classifier, own_classifier
+from vaerun.run.evaluate.adversarial import evaluate_adversarial
+from vaerun.run.evaluate.likelihood import evaluate
+from vaerun.run.evaluate.samples import check_cache, has_classifier, own_classifier
 from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor

@@ -20,7 +20,7 @@ from vaerun.evaluation.samples.inception import check_inception
 from vaerun.evaluation.samples.sample_validation import IMAGES, real
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
-from vaerun.run.evaluate_samples import has_classifier
+from vaerun.run.evaluate.samples import has_classifier
 from vaerun.storage.paths import expand_user
 from vaerun.training.precision import check_precision
 

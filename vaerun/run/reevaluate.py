@@ -25,10 +25,10 @@ from vaerun.evaluation.oom import not_in_parts
 from vaerun.evaluation.results import Evaluation
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device
+from vaerun.run.evaluate.descriptions import lines
+from vaerun.run.evaluate.write import described, keep, named, read_arrays
 from vaerun.run.family import family_of
 from vaerun.run.load import Run, load_run
-from vaerun.run.metric_descriptions import lines
-from vaerun.run.write import described, keep, named, read_arrays
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import check_paths, lock_run_dir

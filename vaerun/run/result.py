@@ -21,7 +21,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixels
 from vaerun.run.build import Model
-from vaerun.run.metric_descriptions import lines, rows
+from vaerun.run.evaluate.descriptions import lines, rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.run_dir import check_run_paths

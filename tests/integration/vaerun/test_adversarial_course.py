@@ -31,7 +31,7 @@ from vaerun.evaluation.samples import sample_validation
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import SampleValidator, generated, real
 from vaerun.objectives import Adversarial
-from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 

@@ -33,7 +33,7 @@ from vaerun.evaluation.plots.pictures import sample_noise
 from vaerun.evaluation.samples import classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import generated, real
-from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 MODELS = ("gan", "dcgan", "cgan", "infogan")

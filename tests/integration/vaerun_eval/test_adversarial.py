@@ -33,7 +33,7 @@ from support.runs.evaluating import SMALL, Evaluate, result
 import vaerun
 from vaerun.evaluation.samples.sample_quality import frechet_distance
 from vaerun.evaluation.samples.sample_validation import generated, real
-from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 

@@ -33,7 +33,7 @@ from vaerun.evaluation.likelihood.parzen import VARIANCES
 from vaerun.evaluation.samples.feature_pooling import pooled_features
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
 from vaerun.evaluation.samples.sample_validation import generated
-from vaerun.run.evaluate_samples import own_classifier
+from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 SETTINGS = Annealing(temperatures=4, chains=3, adapt=False)
@@ -118,8 +118,8 @@ def test_density_with_the_variance_that_was_chosen(copied: Callable[..., Path], 
 def test_a_variance_at_the_edge_is_told_of(
     copied: Callable[..., Path], evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaerun.evaluation.likelihood.observation import Choice
-    from vaerun.run import evaluate_adversarial as module
+    from vaerun.evaluation.likelihood.observation_variance import Choice
+    from vaerun.run.evaluate.likelihood import adversarial as module
 
     run = copied(*GAN)
     choice = Choice(0.5, {0.5: -3.0, 0.1: -math.inf}, 1, True)

@@ -14,8 +14,8 @@ from support.robustness.untrusted import innocent, open_all, refused, with_confi
 
 from vaerun.cli import table
 from vaerun.run import preflight as checks
+from vaerun.run.evaluate.write import write_arrays
 from vaerun.run.family import Likelihood
-from vaerun.run.write import write_arrays
 from vaerun.storage.npz import read_npz
 
 

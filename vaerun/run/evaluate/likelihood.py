@@ -20,8 +20,8 @@ from vaerun.evaluation.plots.pictures import samples
 from vaerun.evaluation.results import Evaluation
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
-from vaerun.run.evaluate_samples import sample_quality, traversals
-from vaerun.run.evaluator import Evaluator
+from vaerun.run.evaluate.evaluator import Evaluator
+from vaerun.run.evaluate.samples import sample_quality, traversals
 from vaerun.run.preflight import refinement_of
 from vaerun.signals import ShutdownSignal
 

@@ -12,7 +12,7 @@ import numpy as np
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.evaluation.results import Evaluation
-from vaerun.run.metric_descriptions import rows
+from vaerun.run.evaluate.descriptions import rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.npz import read_npz
 from vaerun.text import printable

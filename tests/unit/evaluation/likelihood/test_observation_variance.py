@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.evaluation.likelihood import observation
+from vaerun.evaluation.likelihood import observation_variance as observation
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional, simulate
-from vaerun.evaluation.likelihood.observation import VARIANCES, Choice, choose_variance, most_runs
+from vaerun.evaluation.likelihood.observation_variance import VARIANCES, Choice, choose_variance, most_runs
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.models.ppca import exact_log_likelihood

@@ -11,7 +11,7 @@ from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.latent.cluster_accuracy import matched_accuracy
 from vaerun.evaluation.latent.probe import TRAIN_IMAGES, linear_probe
-from vaerun.evaluation.likelihood.observation import choose_variance, most_runs
+from vaerun.evaluation.likelihood.observation_variance import choose_variance, most_runs
 from vaerun.evaluation.likelihood.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
 from vaerun.evaluation.plots.pictures import sample_labels, samples
 from vaerun.evaluation.results import Evaluation
@@ -20,8 +20,8 @@ from vaerun.evaluation.samples.sample_validation import generated, real
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
 from vaerun.run.build import MOST_CLASSES
-from vaerun.run.evaluate_samples import sample_quality, traversals
-from vaerun.run.evaluator import Evaluator
+from vaerun.run.evaluate.evaluator import Evaluator
+from vaerun.run.evaluate.samples import sample_quality, traversals
 from vaerun.run.preflight import annealing_of
 from vaerun.signals import ShutdownSignal
 
