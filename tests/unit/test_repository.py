@@ -134,3 +134,54 @@ def test_quoted_tests_exist(path: Path) -> None:
     names = [word.partition("::")[2] or word for word in quoted(path)]
     named = {name for name in names if re.fullmatch(r"test_\w+", name)}
     assert named - all_tests() == set()
+
+
+def section(path: Path, heading: str) -> str:
+    """A section of a document, from its heading to the next one."""
+    text = path.read_text(encoding="utf-8")
+    match = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert match is not None, f"{path.name} has no section '{heading}'"
+    return match.group(1)
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the rows of a section's table, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+TASKS = rows(section(ROOT / "CONTRIBUTING.md", "Where to change what"))
+
+
+def missing_symbols(text: str) -> Iterator[str]:
+    """Symbols that are not defined in the file that they are quoted with: `file.py` (`symbol`, `Class.member`)."""
+    for name, symbols in re.findall(r"`([\w./]+\.py)` \(((?:`[\w.]+`(?:, )?)+)\)", text):
+        defined = definitions((ROOT / name).read_text(encoding="utf-8"))
+        yield from (f"{name}: {symbol}" for symbol in re.findall(r"`([\w.]+)`", symbols) if symbol not in defined)
+
+
+def test_there_are_ten_tasks() -> None:
+    assert len(TASKS) == 10
+    assert len({task for task, *_ in TASKS}) == 10
+
+
+@pytest.mark.parametrize("row", TASKS, ids=lambda row: row[0].replace(" ", "_"))
+def test_a_task_names_its_room_files_and_symbols(row: list[str]) -> None:
+    _, room, start, others = row
+    rooms = re.findall(r"`(vaerun/\w+)`", room)
+    assert rooms
+    assert all((ROOT / name / "__init__.py").is_file() for name in rooms)
+    assert any(f"`{name}/" in start for name in rooms)
+    assert re.search(r"\.py` \(`", start), "it should name a symbol to start from"
+    assert list(missing_symbols(f"{start} {others}")) == []
+
+
+def test_a_missing_symbol_is_found() -> None:
+    text = "`vaerun/errors.py` (`InputError`, `Nobody`), `vaerun/text.py` (`printable`) and `vaerun/text.py` (`no.one`)"
+    assert list(missing_symbols(text)) == ["vaerun/errors.py: Nobody", "vaerun/text.py: no.one"]
+
+
+def test_every_package_is_in_the_layout() -> None:
+    layout = section(ROOT / "CONTRIBUTING.md", "How the code is laid out")
+    packages = {f"vaerun/{path.parent.name}" for path in (ROOT / "vaerun").glob("*/__init__.py")}
+    assert packages - set(re.findall(r"^\| \d* *\| `(vaerun/\w+)`", layout, flags=re.MULTILINE)) == set()
