@@ -1,11 +1,13 @@
-"""A model, a data set and an estimator from a package of the user's own, outside vaerun, as docs/extending.md shows."""
+"""Parts of a package outside vaerun; the examples of docs/extending.md and README.md."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 PACKAGE = '''
@@ -56,9 +58,9 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def vaerun(folder: Path, *arguments: str, trusted: bool = True) -> subprocess.CompletedProcess[str]:
+def vaerun(folder: Path, *arguments: str, trusted: str = "mine") -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(folder), "VAERUN_CACHE": str(folder / "cache")}
-    environment |= {"VAERUN_PLUGINS": "mine"} if trusted else {}
+    environment |= {"VAERUN_PLUGINS": trusted} if trusted else {}
     command = [sys.executable, "-m", "vaerun.cli.main", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -80,7 +82,45 @@ def test_help_shows_them(package: Path) -> None:
 
 
 def test_a_package_that_nobody_trusts_is_refused(package: Path) -> None:
-    done = vaerun(package, "model.inference._target_=mine.Narrow", "output_dir=run", trusted=False)
+    done = vaerun(package, "model.inference._target_=mine.Narrow", "output_dir=run", trusted="")
     assert done.returncode == 2
     assert "VAERUN_PLUGINS" in done.stderr
     assert not (package / "run").exists()
+
+
+def documented(document: str, language: str) -> list[str]:
+    """Fenced blocks of a document."""
+    text = (Path(__file__).parents[3] / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_documented_package_runs(tmp_path: Path) -> None:
+    code = "\n".join(documented("docs/extending.md", "python"))
+    root = tmp_path / "my_package"
+    files = re.findall(r"^# my_package/(configs/\S+\.yaml): (\{.*\})$", code, flags=re.MULTILINE)
+    assert len(files) == 3
+    for name, text in files:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(text)
+    (root / "__init__.py").write_text(code)
+    images = numpy.random.RandomState(0).randint(0, 256, (220, 1, 6, 5)).astype(numpy.uint8)
+    numpy.save(tmp_path / "squares.npy", images)
+    small = ["trainer.epochs=1", "trainer.batch_size=40", "evaluation.samples=10", "output_dir=run"]
+    words = ["model=narrow", "data=squares", "estimator=doubled", *small]
+    done = vaerun(tmp_path, *words, trusted="my_package")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["protocol"]["split"] == "the last 100"
+
+
+def test_the_readme_s_python_example_runs(tmp_path: Path) -> None:
+    small = ["trainer.max_steps=2", "evaluation.samples=10", "evaluation.images=20", "output_dir=run"]
+    done = vaerun(tmp_path, *small, trusted="")
+    assert done.returncode == 0, done.stderr
+    (example,) = documented("README.md", "python")
+    code = re.sub(r'load_run\(".*?"\)', 'load_run("run")', example).replace("samples=5000", "samples=20")
+    checks = "\nassert z.shape[:2] == log_w.shape == (10, 100)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + checks], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
