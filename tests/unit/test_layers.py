@@ -14,7 +14,7 @@ import vaerun
 
 ROOT = Path(vaerun.__file__).parent
 
-HELPERS = ("deprecation", "text", "errors", "signals", "randomness", "plotting", "storage")
+HELPERS = ("deprecation", "text", "errors", "signals", "randomness", "incidental", "plotting", "storage")
 """Free for all; each imports only those before it."""
 
 LEVELS = {

@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.cli.help import GROUPS, choices
 from vaerun.cli.overrides import MOST, no_name, several_values, told_of_packages, unreadable
 from vaerun.config.plugins import config_folders, group_file, no_choice, own_config_folder
-from vaerun.config.settings import Settings, is_incidental, keys, missing, short_name
+from vaerun.config.settings import Settings, keys, missing, short_name
 from vaerun.errors import InputError
+from vaerun.incidental import is_incidental
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 

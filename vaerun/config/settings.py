@@ -38,6 +38,7 @@ from vaerun.config.schema import (
 )
 from vaerun.config.validation import check_values, value_of
 from vaerun.errors import InputError
+from vaerun.incidental import DATA_PATHS, is_incidental
 from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, printable
 
@@ -61,7 +62,6 @@ __all__ = [
     "check_groups",
     "fingerprint",
     "identity",
-    "is_incidental",
     "keys",
     "missing",
     "short_name",
@@ -69,20 +69,6 @@ __all__ = [
 ]
 
 NUMERICS = 1  # raised whenever the same settings, a default among them, give other numbers
-
-# Settings that cannot change a result: left out of the fingerprint.
-_NOT_IDENTITY = (
-    "output_dir",
-    "data.root",
-    "trainer.device",
-    "trainer.log_every",
-    "trainer.checkpoint_seconds",
-    "trainer.processes",
-    "trainer.compile",
-    "trainer.replicas",
-    "evaluation.chunk",
-    "evaluation.pictures",
-)
 
 
 def keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -179,11 +165,6 @@ def missing(text: str) -> str:
     return f"{found.group(1)} must be given: {found.group(1)}=VALUE" if found else " ".join(text.split())
 
 
-def is_incidental(key: str) -> bool:
-    """Whether this setting cannot change a result."""
-    return key in _NOT_IDENTITY or key.startswith("sweep.")
-
-
 @cache
 def _defaults() -> dict[str, Any]:
     return dict(flatten(OmegaConf.to_container(OmegaConf.structured(Settings))))
@@ -196,15 +177,12 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     before) leaves older runs what they are. A default that changes therefore needs another NUMERICS.
     """
     defaults = _defaults()
-    kept = {k: v for k, v in flatten(plain) if not is_incidental(k) and not (k in defaults and v == defaults[k])}
-    if kept.get("trainer.resume") in ("auto", "never"):
-        del kept["trainer.resume"]
-    return kept
+    return {k: v for k, v in flatten(plain) if not is_incidental(k, v) and not (k in defaults and v == defaults[k])}
 
 
 def fingerprint(plain: dict[str, Any], data_sha256: str) -> str:
     """What makes two runs the same run: settings, data and the version of the numerics; 64 hex digits."""
-    kept = {k: v for k, v in identity(plain).items() if k not in ("data.path", "data.source.path")}
+    kept = {k: v for k, v in identity(plain).items() if k not in DATA_PATHS}
     record = {"settings": kept, "data_sha256": data_sha256, "numerics": NUMERICS}
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 

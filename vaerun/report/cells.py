@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vaerun.errors import InputError
-from vaerun.report.protocol import Mix, canonical, is_incidental
+from vaerun.report.protocol import Mix, canonical, is_irrelevant
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
 from vaerun.report.text import clean, is_number
 from vaerun.text import fixed
@@ -175,7 +175,7 @@ def distinct(name: str, runs: Sequence[Run], mix: Mix) -> tuple[list[Run], list[
         mixed = [
             f"{k}={canonical(v)}"
             for k, v in sorted(run.settings.items())
-            if k != "seed" and not is_incidental(k, v) and mix.allows(k)
+            if k != "seed" and not is_irrelevant(k, v) and mix.allows(k)
         ]
         key = (canonical(run.seed), *mixed)
         if run.state == OK:

@@ -13,18 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vaerun.errors import InputError
+from vaerun.incidental import DATA_PATHS, is_incidental
 from vaerun.report.runs import OK, Run
 from vaerun.report.text import clean
 from vaerun.text import did_you_mean
-
-INCIDENTAL = frozenset(
-    {
-        "output_dir", "data.root", "trainer.device", "trainer.log_every", "trainer.checkpoint_seconds",
-        "trainer.processes", "trainer.compile", "trainer.replicas", "evaluation.chunk", "evaluation.pictures",
-        "data.path", "data.source.path",  # where the data lay; what they are, data_sha256 says
-    }
-)  # fmt: skip
-"""Settings that cannot change a result, as vaerun.config.settings.is_incidental says (a test keeps the two equal)."""
 
 DATA = ("data", "data_sha256", "images.train", "images.validation", "images.test", "split", "validation_split")
 DENSITY = ("units", "likelihood")  # of no matter where the metric is of generated images
@@ -64,9 +56,9 @@ SHARED = ("model.latent_dim", "model.encoder.hidden", "model.decoder.hidden")  #
 UNRECORDED = "not recorded"
 
 
-def is_incidental(key: str, value: Any = None) -> bool:
-    """Whether this setting cannot change a result."""
-    return key in INCIDENTAL or key.startswith("sweep.") or (key == "trainer.resume" and value in ("auto", "never"))
+def is_irrelevant(key: str, value: Any) -> bool:
+    """Whether runs that differ in this setting still compare: it cannot change a result."""
+    return is_incidental(key, value) or key in DATA_PATHS
 
 
 def canonical(value: Any) -> str:
@@ -187,7 +179,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: M
 
 def _settings(run: Run, axes: Sequence[str]) -> dict[str, Any]:
     own = {*axes, *(f"{axis}.name" for axis in axes), "seed"}
-    return {k: v for k, v in run.settings.items() if k not in own and not is_incidental(k, v)}
+    return {k: v for k, v in run.settings.items() if k not in own and not is_irrelevant(k, v)}
 
 
 def _same(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:

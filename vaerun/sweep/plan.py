@@ -11,9 +11,10 @@ from typing import Any
 import filelock
 import torch
 
-from vaerun.config.settings import DataSettings, Settings, is_incidental
+from vaerun.config.settings import DataSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
+from vaerun.incidental import is_incidental
 from vaerun.launch.process import Job
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vaerun.config.settings import check
 from vaerun.errors import InputError, RunError
 from vaerun.launch.process import settle
-from vaerun.report.everything import TABLES
+from vaerun.report import TABLES
 from vaerun.report.tensorboard import BOARD
 from vaerun.run import result as records
 from vaerun.signals import ShutdownSignal

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sweeps.records import config, record, run, write_run
+from support.sweeps.records import config, put, record, run, write_run
 
 from vaerun.config import settings
 from vaerun.errors import InputError
+from vaerun.incidental import INCIDENTAL
 from vaerun.report.comparison import Question, compare
-from vaerun.report.protocol import INCIDENTAL, canonical, is_incidental
+from vaerun.report.protocol import canonical, is_irrelevant
 from vaerun.report.runs import read_runs
 
 DIFFERENT: dict[str, Any] = {
@@ -194,16 +195,18 @@ def test_what_cannot_change_a_result_may_differ(tmp_path: Path, key: str, value:
 
 
 def test_incidental_settings_are_those_of_the_fingerprint() -> None:
-    """This layer may not import the settings: its list is a copy."""
-    located = {"data.path", "data.source.path"}  # which the fingerprint leaves out by itself
-    assert INCIDENTAL - located == set(settings._NOT_IDENTITY)
-    for key in settings.keys(asdict(settings.Settings())):
-        if key not in located:
-            assert is_incidental(key) == settings.is_incidental(key), key
+    """Both leave out the same settings; where the data are stored, the fingerprint leaves out through their hash."""
+    known = {*settings.keys(asdict(settings.Settings()))}
+    assert known >= INCIDENTAL
+    for key in known - {"seed"}:
+        plain: dict[str, Any] = {"seed": 1}
+        put(plain, key, "unusual")
+        in_fingerprint = settings.fingerprint(plain, "") != settings.fingerprint({"seed": 1}, "")
+        assert is_irrelevant(key, "unusual") != in_fingerprint, key
     plain = {"trainer": {"resume": "auto"}, "seed": 1}
     assert settings.identity(plain) == settings.identity(plain | {"trainer": {"resume": "never"}})
-    assert is_incidental("trainer.resume", "auto")
-    assert not is_incidental("trainer.resume", "/a/b.pt")
+    assert is_irrelevant("trainer.resume", "auto")
+    assert not is_irrelevant("trainer.resume", "/a/b.pt")
 
 
 def test_settings_of_another_version(tmp_path: Path) -> None:
