@@ -181,7 +181,14 @@ def test_a_missing_symbol_is_found() -> None:
     assert list(missing_symbols(text)) == ["vaerun/errors.py: Nobody", "vaerun/text.py: no.one"]
 
 
-def test_every_package_is_in_the_layout() -> None:
-    layout = section(ROOT / "CONTRIBUTING.md", "How the code is laid out")
-    packages = {f"vaerun/{path.parent.name}" for path in (ROOT / "vaerun").glob("*/__init__.py")}
-    assert packages - set(re.findall(r"^\| \d* *\| `(vaerun/\w+)`", layout, flags=re.MULTILINE)) == set()
+def test_the_layout_has_every_package_at_its_level() -> None:
+    source = (ROOT / "tests/unit/test_layers.py").read_text(encoding="utf-8")
+    match = re.search(r"^LEVELS = (\{.*?\})$", source, flags=re.MULTILINE | re.DOTALL)
+    assert match is not None
+    layout = rows(section(ROOT / "CONTRIBUTING.md", "How the code is laid out"))
+    documented = {name: level for level, cell, _ in layout for name in re.findall(r"`(vaerun/[\w.]+)`", cell)}
+    assert {name: int(level) for name, level in documented.items() if level} == {
+        f"vaerun/{name}": level for name, level in ast.literal_eval(match.group(1)).items()
+    }
+    modules = {f"vaerun/{path.name}" for path in (ROOT / "vaerun").glob("[!_]*.py")} - {"vaerun/plugins.py"}
+    assert {name for name, level in documented.items() if not level} == modules | {"vaerun/storage"}
