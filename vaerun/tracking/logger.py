@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +18,7 @@ from vaerun.errors import RunError
 from vaerun.storage.atomic import fsync_dir
 from vaerun.text import fixed
 from vaerun.tracking import tensorboard as events
-from vaerun.tracking.progress import PLAIN_SECONDS, silent
+from vaerun.tracking.progress import TrainingProgress
 from vaerun.tracking.tensorboard import EventWriter
 
 SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
@@ -90,7 +89,7 @@ class RunLogger:
         show: bool = True,
     ) -> None:
         self.folder, self.start_step = folder, start_step
-        self.total_steps, self.images_per_step, self.show = total_steps, images_per_step, show
+        self.total_steps, self.show = total_steps, show
         self.path = folder / "metrics.jsonl"
         self._events: EventWriter | None = None
         try:
@@ -105,8 +104,7 @@ class RunLogger:
             fsync_dir(folder)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}") from error
-        self._bar: Any = None
-        self._started, self._printed = time.monotonic(), time.monotonic()
+        self._progress = TrainingProgress(total_steps, start_step, images_per_step)
         self._shown: dict[str, float] = {}
 
     @property
@@ -172,40 +170,18 @@ class RunLogger:
         return RunError(f"cannot write into {self.folder}: {why}; run the same command again to go on")
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
-        """Move the progress line to this step; where that is no terminal, print one if it is time, or the last one."""
-        if not self.show or silent():
+        """Show progress at this step; `validated`: and so does the last line, where there is no terminal."""
+        if not self.show:
             return
-        words = f"epoch {epoch}/{epochs}"
-        words += "".join(
+        metrics = "".join(
             f"  {tag} {fixed(value, 1 if abs(value) >= 10 else 2)}" for tag, value in sorted(self._shown.items())
         )
-        if sys.stderr.isatty():
-            if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(
-                    total=round(self.total_steps * self.images_per_step),
-                    initial=round((step - 1) * self.images_per_step),
-                    unit=" images",
-                    unit_scale=True,
-                    dynamic_ncols=True,
-                    bar_format="{desc}  {percentage:3.0f}%|{bar}| {rate_fmt}  {remaining} left",
-                )
-            self._bar.set_description_str(words, refresh=False)
-            self._bar.update(round(step * self.images_per_step) - self._bar.n)
-        elif time.monotonic() - self._printed > PLAIN_SECONDS or (validated and step >= self.total_steps):
-            self._printed = time.monotonic()
-            rate = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
-            left = (self.total_steps - step) / max(rate, 1e-9)
-            print(
-                f"{words}  {rate * self.images_per_step:.0f} images/s  {left:.0f} s left", file=sys.stderr, flush=True
-            )
+        last = validated and step >= self.total_steps
+        self._progress.update(step, f"epoch {epoch}/{epochs}{metrics}", last)
 
     def end_progress(self) -> None:
-        """Close the progress line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Close the progress bar."""
+        self._progress.close()
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -74,7 +74,7 @@ class Monitor:
             unit: their name, in the plural.
             done: units done before, by an earlier process.
         """
-        with ProgressBar(description, total, unit, stop=self.stop, done=done) as bar:
+        with ProgressBar(description, total, unit, stop=self.stop, initial=done) as bar:
             yield Monitor(self.stop, self._warn, bar)
 
 

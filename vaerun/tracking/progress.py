@@ -1,107 +1,259 @@
-"""What is shown of long work while it goes on, and where it is not."""
+"""Progress of long work on standard error: redrawn in place on a terminal, plain lines at intervals elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
 from vaerun.signals import ShutdownSignal
 
-FORECAST_SECONDS = 10.0  # work that takes less is not announced
-PLAIN_SECONDS = 10.0  # between lines when standard error is no terminal
+ANNOUNCED_SECONDS = 10.0  # shorter work is not announced
+LIVE_SECONDS = 1.0  # between updates on a terminal
+PLAIN_SECONDS = 10.0  # between lines elsewhere
 
-_here = threading.local()
+_thread = threading.local()
 
 
 @contextlib.contextmanager
 def without_progress() -> Iterator[None]:
-    """Inside, this thread shows no progress: another run of the process does."""
-    _here.silent = True
+    """Show no progress from this thread: another run of the process does."""
+    _thread.silent = True
     try:
         yield
     finally:
-        _here.silent = False
+        _thread.silent = False
 
 
-def silent() -> bool:
+def is_silent() -> bool:
     """Whether this thread shows no progress."""
-    return getattr(_here, "silent", False)
+    return getattr(_thread, "silent", False)
 
 
-class ProgressBar:
-    """A progress line for one long piece of work, on standard error; plain and rare when that is no terminal.
+def say(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print to standard error; a reader that has gone is no reason to stop."""
+    stream = stream or sys.stderr
+    try:
+        try:
+            print(text, end=end, file=stream, flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "replace").decode(), end=end, file=stream, flush=True)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # so that later lines do not fail either
+        os.close(null)
+
+
+def format_duration(seconds: float) -> str:
+    """1 h 05 min, 12 min, 30 s."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Throttle:
+    """Limits how often something is shown.
 
     Arguments:
-        words: what is being done.
-        images: how many there are to do.
-        unit: of what, if not images.
-        stop: what the work looks at; whenever it does, the line shows that time passes.
-        done: how many were done before.
+        wait: whether the first interval starts now; otherwise the first update is due at once.
+    """
+
+    def __init__(self, wait: bool = True) -> None:
+        self._last = time.monotonic() if wait else -math.inf
+
+    def due(self, seconds: float) -> bool:
+        """Whether this many seconds have passed since it was last due; starts the next interval if so."""
+        now = time.monotonic()
+        if now - self._last < seconds:
+            return False
+        self._last = now
+        return True
+
+
+class _Task:
+    """Work that is counted: its bar, drawn by tqdm on a terminal, and what plain lines need.
+
+    Arguments:
+        total: amount of work, in `unit`.
+        unit: of the work.
+        initial: done before.
+        options: of tqdm.
+    """
+
+    def __init__(self, total: int, unit: str, initial: int, **options: Any) -> None:
+        self.total, self.unit, self.initial = total, unit, initial
+        self._options = options
+        self._bar: Any = None
+        self._started = time.monotonic()
+        self._throttle = Throttle()
+
+    def _open_bar(self) -> None:
+        from tqdm import tqdm
+
+        shape: dict[str, Any] = {"total": self.total, "initial": self.initial, "unit": f" {self.unit}"}
+        self._bar = tqdm(dynamic_ncols=True, **shape, **self._options)
+
+    def close(self) -> None:
+        """Close the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class ProgressBar(_Task):
+    """Progress of one long piece of work, shown while the context is active.
+
+    Arguments:
+        description: of the work.
+        total: amount of work, in `unit`.
+        unit: of the work.
+        stop: whenever the work checks it for signals, the elapsed time is updated.
+        initial: done before.
     """
 
     def __init__(
-        self, words: str, images: int, unit: str = "images", stop: ShutdownSignal | None = None, done: int = 0
+        self,
+        description: str,
+        total: int,
+        unit: str = "images",
+        stop: ShutdownSignal | None = None,
+        initial: int = 0,
     ) -> None:
-        self.words, self.images, self.unit, self.stop, self.done, self._before = words, images, unit, stop, done, done
+        super().__init__(total, unit, initial, desc=description, leave=False)
+        self.description, self.stop, self.done = description, stop, initial
         self._outer: Callable[[], None] | None = None
         self.silent = False
-        self._bar: Any = None
-        self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
-        self.silent = silent()
+        self.silent = is_silent()
         if sys.stderr.isatty() and not self.silent:
-            from tqdm import tqdm
-
-            own: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "initial": self._before}
-            self._bar = tqdm(total=self.images, desc=self.words, unit=f" {self.unit}", **own)
+            self._open_bar()
         if self.stop is not None:
             self._outer, self.stop.on_check = self.stop.on_check, self.tick
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self.stop is not None:
-            self.stop.on_check = self._outer  # of a piece of work that this one is part of
-        if self._bar is not None:
-            self._bar.close()
+            self.stop.on_check = self._outer  # of the work that this is part of
+        self.close()
 
     def forecast(self, seconds: float) -> None:
-        """Say beforehand how long it will take, where that is worth a line."""
-        if seconds < FORECAST_SECONDS or self.silent:
+        """Announce how long the work will take, if that is worth a line."""
+        if seconds < ANNOUNCED_SECONDS or self.silent:
             return
-        amount = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-        line = f"{self.words}: {self.images} {self.unit}, about {amount}"
+        line = f"{self.description}: {self.total} {self.unit}, about {format_duration(seconds)}"
         if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
         else:
             self._bar.write(line, file=sys.stderr)
 
-    def advance(self, images: int) -> None:
-        """So many more are done."""
-        self.done += images
+    def advance(self, amount: int) -> None:
+        """Count work as done."""
+        self.done += amount
         if self._bar is not None:
-            self._bar.update(images)
-        elif time.monotonic() - self._shown > PLAIN_SECONDS:
+            self._bar.update(amount)
+        elif self._throttle.due(PLAIN_SECONDS):
             self._print()
 
     def tick(self) -> None:
-        """Still at work."""
-        if time.monotonic() - self._shown < (PLAIN_SECONDS if self._bar is None else 1.0):
+        """Update the elapsed time."""
+        if not self._throttle.due(PLAIN_SECONDS if self._bar is None else LIVE_SECONDS):
             return
         if self._bar is None:
             self._print()
         else:
-            self._shown = time.monotonic()
             self._bar.refresh()
 
     def _print(self) -> None:
-        self._shown = time.monotonic()
         if self.silent:
             return
-        spent, now = self._shown - self._started, self.done - self._before
-        time_left = f"{spent * (self.images - self.done) / now:.0f} s left" if now else f"{spent:.0f} s so far"
-        print(f"{self.words}: {self.done}/{self.images} {self.unit}  {time_left}", file=sys.stderr, flush=True)
+        elapsed, done = time.monotonic() - self._started, self.done - self.initial
+        time_left = f"{elapsed * (self.total - self.done) / done:.0f} s left" if done else f"{elapsed:.0f} s so far"
+        say(f"{self.description}: {self.done}/{self.total} {self.unit}  {time_left}")
+
+
+class TrainingProgress(_Task):
+    """Progress of training, in images.
+
+    Arguments:
+        total_steps: of the whole run.
+        start_step: steps done before.
+        images_per_step: on average.
+    """
+
+    def __init__(self, total_steps: int, start_step: int, images_per_step: float) -> None:
+        bar_format = "{desc}  {percentage:3.0f}%|{bar}| {rate_fmt}  {remaining} left"
+        super().__init__(round(total_steps * images_per_step), "images", 0, unit_scale=True, bar_format=bar_format)
+        self.total_steps, self.start_step, self.images_per_step = total_steps, start_step, images_per_step
+
+    def update(self, step: int, description: str, last: bool = False) -> None:
+        """Move to this step; without a terminal print a line if it is time for one, or if it is the last."""
+        if is_silent():
+            return
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self.initial = round((step - 1) * self.images_per_step)
+                self._open_bar()
+            self._bar.set_description_str(description, refresh=False)
+            self._bar.update(round(step * self.images_per_step) - self._bar.n)
+        elif self._throttle.due(PLAIN_SECONDS) or last:
+            steps_per_second = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
+            left = (self.total_steps - step) / max(steps_per_second, 1e-9)
+            say(f"{description}  {steps_per_second * self.images_per_step:.0f} images/s  {left:.0f} s left")
+
+
+class StatusBlock:
+    """Several lines that stay below everything else that is said: redrawn on a terminal, one plain line elsewhere.
+
+    Arguments:
+        plain_seconds: between lines where standard error is not a terminal.
+    """
+
+    def __init__(self, plain_seconds: float) -> None:
+        self.live = sys.stderr.isatty()
+        self.plain_seconds = plain_seconds
+        self._throttle = Throttle(wait=not self.live)
+        self._drawn = 0  # lines
+
+    def due(self) -> bool:
+        """Whether it is time for an update."""
+        return self._throttle.due(LIVE_SECONDS if self.live else self.plain_seconds)
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Replace the block by these lines."""
+        if not self.live:
+            say("; ".join(" ".join(line.split()) for line in lines))
+            return
+        self.erase()
+        rows, columns = _terminal_size()
+        if len(lines) > rows - 1:  # what has scrolled away cannot be redrawn
+            fitting = max(1, rows - 2)
+            lines = [*lines[:fitting], f"  and {len(lines) - fitting} more"]
+        say("\n".join(line[: max(1, columns - 1)] for line in lines))
+        self._drawn = len(lines)
+
+    def print(self, line: str) -> None:
+        """Print a permanent line above the block."""
+        self.erase()
+        say(line)
+
+    def erase(self) -> None:
+        """Remove the block from the terminal."""
+        if self._drawn:
+            say(f"\033[{self._drawn}A\033[J", end="")
+            self._drawn = 0
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Rows and columns of standard error."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:  # gone
+        columns = rows = 0
+    return rows or 24, columns or 80
