@@ -21,6 +21,7 @@ class InputError(ValueError):
     What it quotes may be a stranger's: it keeps no control codes.
     """
 
+    exit_code = EXIT_BAD_INPUT
     reported = False  # whether its line has been printed, by the process or the thread that it was raised in
 
     def __init__(self, message: object = "") -> None:
@@ -30,6 +31,7 @@ class InputError(ValueError):
 class RunError(RuntimeError):
     """A run failed for a cause that can be named (a loss that is not finite, a full disk). One line. Exit code 1."""
 
+    exit_code = EXIT_FAILED
     reported = False
 
     def __init__(self, message: object = "") -> None:

@@ -31,7 +31,7 @@ from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 
 if TYPE_CHECKING:
-    from vaerun.launch.replicas import Member
+    from vaerun.launch.job import Job
 
 FLAGS = {
     "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r", "--multirun", "-m",
@@ -71,12 +71,12 @@ def _run_dir(_root_: Any) -> str:
     return str(folder)
 
 
-def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str], hydra_text: str) -> list[Member]:
+def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str], hydra_text: str) -> list[Job]:
     """The runs of trainer.replicas=N: seeds seed ... seed + N - 1, each in the folder that it would have alone.
 
     With an output_dir they are seedN within it.
     """
-    from vaerun.launch.replicas import Member
+    from vaerun.launch.job import Job
 
     found, outputs = [], Path("outputs").absolute()
     words = [word for word in words if not word.lstrip("+").startswith(("seed=", "trainer.replicas="))]
@@ -85,7 +85,7 @@ def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str]
         own.seed = seed
         place = folder / f"seed{seed}" if cfg.output_dir is not None else outputs / short_name(_plain(own))
         single = replace(settings, seed=seed, trainer=replace(settings.trainer, replicas=1))
-        found.append(Member(single, place, [*words, f"seed={seed}"], hydra_text, f"seed {seed}: "))
+        found.append(Job(single, place, [*words, f"seed={seed}"], hydra_text, label=f"seed {seed}"))
     return found
 
 
@@ -165,9 +165,9 @@ def run_hydra(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
     OmegaConf.register_new_resolver("vaerun.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.job_dir", _job_dir, replace=True)
     OmegaConf.register_new_resolver("vaerun.sweep_dir", _sweep_dir(arguments), replace=True)
-    from vaerun.sweep.launcher_plugins import own_presets_first
+    from vaerun.sweep.launcher_plugins import prefer_own_presets
 
-    own_presets_first()
+    prefer_own_presets()
     extra = [f"file://{p}" for p in config_folders()]
     if extra and not any(a.startswith("hydra.searchpath") for a in arguments):
         sys.argv = [sys.argv[0], *arguments, f"hydra.searchpath=[{','.join(extra)}]"]

@@ -84,10 +84,10 @@ def _sweep(arguments: list[str]) -> None:
     from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
-    from vaerun.sweep.launcher import installed
+    from vaerun.sweep.launcher import patched_launcher
 
     sys.argv = [sys.argv[0], *without_cells(arguments)]
-    with installed(["vaerun", *arguments], _check_only) as sweep:
+    with patched_launcher(["vaerun", *arguments], _check_only) as sweep:
         try:
             run_hydra(job, sys.argv[1:])
         except (Interrupted, RunError):
@@ -137,9 +137,9 @@ def job(cfg: DictConfig) -> float | None:
 
             print(check_single(settings, folder, overrides))
         elif settings.trainer.processes > 1:
-            from vaerun.launch.supervise import run_single
+            from vaerun.launch.supervise import run_multiprocess
 
-            run_single(settings, folder, overrides, text)
+            run_multiprocess(settings, folder, overrides, text)
         elif settings.trainer.replicas > 1:
             from vaerun.cli.compose import replicas
             from vaerun.launch.replicas import run_replicas

@@ -1,163 +1,104 @@
-"""A run started as a child process, so that whatever happens to it happens to it alone.
+"""Runs as child processes, so that whatever kills one leaves the others alone.
 
-The processes are the operating system's: a pool of workers (loky, joblib) is lost as a whole with one killed worker,
-and submitit's local executor starts all jobs at once and notices a killed one after some 17 s.
+Plain operating-system processes: a pool of workers (loky, joblib) is lost altogether when one worker is killed, and
+submitit's local executor starts all jobs at once and takes some 17 s to notice a killed one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from vaerun.config.settings import Settings
 from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, RunError
-from vaerun.launch.worker import ENDED
+from vaerun.launch.job import EXIT_CODE_FILE, JOB_FILE, Job, JobOutcome, JobState, describe_exit, write_job
 from vaerun.run.result import JOB_LOG, RESULT, now, read_result, write_config
-from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import write_json
 from vaerun.storage.run_dir import RunDirLocked, lock_run_dir
 
 GRACE_SECONDS = 120.0  # for saving, from the request to stop to SIGKILL
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to be made.
-
-    Attributes:
-        settings: checked.
-        folder: the run directory, absolute.
-        words: the command's, for the record.
-        hydra: Hydra's own configuration as yaml, for the record.
-        fingerprint: of the run ("" where it is not known yet).
-    """
-
-    settings: Settings
-    folder: Path
-    words: list[str]
-    hydra: str | None = None
-    fingerprint: str = ""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a child ended: `code` as its exit status (negative: by that signal)."""
-
-    code: int
-
-    @property
-    def cause(self) -> str:
-        """In words."""
-        if self.code >= 0:
-            return f"ended with exit code {self.code}" + ("" if self.code else " before it had a result")
-        try:
-            name = signal.Signals(-self.code).name
-        except ValueError:
-            name = f"signal {-self.code}"
-        hint = ": by hand, or by the system when memory ran out" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-
-
-FINISHED, FAILED, STOPPED, BUSY_ELSEWHERE = "finished", "failed", "stopped", "busy"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a run: FINISHED, FAILED and why, STOPPED (as it was asked to), or BUSY_ELSEWHERE."""
-
-    state: str
-    why: str = ""
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of a child: this process's, with the same vaerun and what else was importable here."""
+def worker_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment of a worker: this process's, with the same vaerun and working folder importable."""
     here = os.getcwd()
     paths = [str(Path(__file__).resolve().parents[2])]
     paths += [here] if "" in sys.path or here in sys.path else []
     paths += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-    return dict(os.environ) | own | dict(extra or {})
+    python = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+    return dict(os.environ) | python | dict(extra or {})
 
 
-def command(*files: Path) -> list[str]:
-    """That runs the jobs of these files."""
-    return [sys.executable, "-m", "vaerun.launch.worker", *map(str, files)]
+def worker_command(*job_files: Path) -> list[str]:
+    """Command line of a worker that runs these jobs."""
+    return [sys.executable, "-m", "vaerun.launch.worker", *map(str, job_files)]
 
 
 class Attempt:
-    """One attempt at a job, as it begins: its file is written, its folder made.
+    """One attempt at a job: makes its folder, writes its job file and notes what was there before.
 
-    Raises OSError, InputError or RunError where that cannot be done.
+    Raises OSError, InputError or RunError if that fails.
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.file = job, job.folder / ".job.json"
-        settings = replace(job.settings, trainer=replace(job.settings.trainer))
-        if settings.trainer.resume == "never":
-            settings.trainer.resume = "auto"  # the folder of its own has been chosen
-        record = {"settings": asdict(settings), "folder": str(job.folder), "words": job.words, "hydra": job.hydra}
+        self.job, self.file = job, job.folder / JOB_FILE
         job.folder.mkdir(parents=True, exist_ok=True)
-        self.before = read_result(job.folder)
-        write_atomically(self.file, json.dumps(record).encode())  # not write_json: an infinite setting stays so
-        (job.folder / ENDED).unlink(missing_ok=True)
+        self.previous_result = read_result(job.folder)
+        write_job(job, self.file)
+        (job.folder / EXIT_CODE_FILE).unlink(missing_ok=True)
         log = job.folder / JOB_LOG
-        self.log_from = log.stat().st_size if log.exists() else 0
+        self.log_start = log.stat().st_size if log.exists() else 0
 
-    def ending(self, of_process: Ending) -> Ending:
-        """Of this run among others in one process: what it has left word of, else the process's."""
+    def exit_code(self, process_code: int) -> int:
+        """Exit code of this run among several in one process, or the process's own if the run left none."""
         try:
-            return Ending(int((self.job.folder / ENDED).read_text(encoding="ascii")))
+            return int((self.job.folder / EXIT_CODE_FILE).read_text(encoding="ascii"))
         except (OSError, ValueError):
-            return of_process
+            return process_code
 
 
-class Child:
-    """A run in a process of its own (of several, with trainer.processes above 1), or several runs in one.
+class JobProcess:
+    """A worker process that runs a job (itself as several processes if trainer.processes > 1), or several jobs at once.
 
     Arguments:
-        job: to run; its folder is made.
-        extra: variables of its environment.
-        log: print to job.log in its folder, appended; else where this process prints to.
-        company: other jobs that the process runs at the same time.
+        jobs: at least one; their folders are made.
+        extra: environment variables to set.
+        log: append the output to job.log in the first job's folder; otherwise it goes where this process's goes.
 
-    Raises InputError where a folder cannot be written into, or no process can be started.
+    Raises InputError if a folder cannot be written to or the process cannot be started.
     """
 
-    def __init__(
-        self, job: Job, extra: Mapping[str, str] | None = None, log: bool = True, company: Sequence[Job] = ()
-    ) -> None:
-        self.job = job
+    def __init__(self, jobs: Sequence[Job], extra: Mapping[str, str] | None = None, log: bool = True) -> None:
+        self.job = jobs[0]
         self.sent: set[int] = set()
-        target: IO[Any] | None = None
+        output: IO[Any] | None = None
         try:
-            self.attempts = [Attempt(one) for one in (job, *company)]
+            self.attempts = [Attempt(job) for job in jobs]
             if log:
-                target = open(job.folder / JOB_LOG, "ab")  # noqa: SIM115
+                output = open(self.job.folder / JOB_LOG, "ab")  # noqa: SIM115
             self.process = subprocess.Popen(
-                command(*(attempt.file for attempt in self.attempts)),
+                worker_command(*(attempt.file for attempt in self.attempts)),
                 stdin=subprocess.PIPE,
-                stdout=target,
+                stdout=output,
                 stderr=subprocess.STDOUT if log else None,
-                env=environment(extra),
-                start_new_session=True,  # Ctrl-C reaches the process that started it, which passes it on
+                env=worker_environment(extra),
+                start_new_session=True,  # Ctrl-C reaches only the parent, which forwards it
             )
         except (OSError, RunError) as error:
-            raise InputError(f"cannot start a run in {job.folder}: {error}") from error
+            raise InputError(f"cannot start a run in {self.job.folder}: {error}") from error
         finally:
-            if target is not None:
-                target.close()
+            if output is not None:
+                output.close()
 
     def signal(self, signum: int) -> None:
-        """Pass on a signal; nothing where the child has ended.
+        """Forward a signal, unless the process has ended.
 
-        SIGINT goes as SIGTERM: a Python that is only starting may lose the former as an exception inside an import.
+        SIGINT is sent as SIGTERM: a starting Python may lose the former as an exception inside an import.
         """
         signum = signal.SIGTERM if signum == signal.SIGINT else signum
         if self.process.poll() is None:
@@ -165,7 +106,7 @@ class Child:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """End it and whatever it has started, at once."""
+        """Kill the process and all its descendants at once."""
         self.sent.add(signal.SIGKILL)
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -173,106 +114,107 @@ class Child:
             self.process.kill()
 
     def abandon(self) -> None:
-        """Kill it and leave nothing of it behind."""
+        """Kill the process and release everything that belongs to it."""
         self.kill()
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
-    def wait(self, timeout: float | None = None) -> Ending | None:
-        """How it ended, or None where it has not within so many seconds."""
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code (negative: killed by that signal), or None if still running after `timeout` seconds."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
         if self.process.stdin is not None:
             self.process.stdin.close()
-        return Ending(code)
+        return code
 
-    def verdict(self, ending: Ending, asked: int | None = None, why: str = "") -> Verdict:
-        """What became of the run; see `verdicts`."""
-        return self.verdicts(ending, asked, why)[0]
+    def outcome(self, code: int, received: int | None = None, reason: str = "") -> JobOutcome:
+        """The outcome of the first job; see `outcomes`."""
+        return self.outcomes(code, received, reason)[0]
 
-    def verdicts(self, ending: Ending, asked: int | None = None, why: str = "") -> list[Verdict]:
-        """What became of each run; a failure, and why, is then in its result.json, whoever had to write it.
+    def outcomes(self, code: int, received: int | None = None, reason: str = "") -> list[JobOutcome]:
+        """The outcome of each job. Afterwards a failure and its reason are in result.json, if need be written here.
 
         Arguments:
-            ending: of the process.
-            asked: the signal by which this process was asked to stop, which may have reached the child as well.
-            why: it failed, and this is the reason.
+            code: the exit code of the process.
+            received: the signal that asked this process to stop, which may have reached the child as well.
+            reason: the jobs failed, and this is why.
         """
         if len(self.attempts) == 1:
-            return [self._verdict(self.attempts[0], ending, asked, why)]
-        return [self._verdict(attempt, attempt.ending(ending), asked, why) for attempt in self.attempts]
+            return [self._outcome(self.attempts[0], code, received, reason)]
+        return [self._outcome(attempt, attempt.exit_code(code), received, reason) for attempt in self.attempts]
 
-    def _verdict(self, attempt: Attempt, ending: Ending, asked: int | None, why: str) -> Verdict:
+    def _outcome(self, attempt: Attempt, code: int, received: int | None, reason: str) -> JobOutcome:
         job = attempt.job
-        if ending.code == EXIT_BUSY:
-            return Verdict(BUSY_ELSEWHERE)
+        if code == EXIT_BUSY:
+            return JobOutcome(JobState.RUNNING)
         try:
-            found = read_result(job.folder)
+            result = read_result(job.folder)
         except InputError as error:
-            return Verdict(FAILED, str(error))
-        new = found is not None and found != attempt.before  # of this attempt
-        if found is not None and found["status"] == "ok" and found["fingerprint"] == job.fingerprint:
-            return Verdict(FINISHED)  # though the process may have fallen over while it was left
-        signals = self.sent | ({asked} if asked is not None else set())
-        # Of several processes the exit code does not say that they saved and stopped; their record does.
-        saved = new and found is not None and found["status"] == "interrupted"
-        # Asked before it had begun, it may have ended in any way.
+            return JobOutcome(JobState.FAILED, str(error))
+        is_new = result is not None and result != attempt.previous_result  # written by this attempt
+        if result is not None and result["status"] == "ok" and result["fingerprint"] == job.fingerprint:
+            return JobOutcome(JobState.FINISHED)  # even if the process crashed on its way out
+        signals = self.sent | ({received} if received is not None else set())
+        # With several processes per run the exit code does not say that they saved and stopped; result.json does.
+        saved = is_new and result is not None and result["status"] == "interrupted"
+        # A process asked to stop before its run began may have exited in any way.
         if (
             signals
-            and not why
-            and (ending.code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) or -ending.code in signals or saved or not new)
+            and not reason
+            and (code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) or -code in signals or saved or not is_new)
         ):
-            return Verdict(STOPPED)
-        # Of several processes the first may only have recorded that another one is gone; the log says why.
-        several = job.settings.trainer.processes > 1
-        if not (why or several) and ending.code == 1 and new and found is not None and found["status"] == "failed":
-            return Verdict(FAILED, str(found.get("error")))
-        if not why and ending.code > 0:
-            why = last_error_line(job.folder, attempt.log_from) or ""
-        return Verdict(FAILED, settle(job, why or ending.cause))
+            return JobOutcome(JobState.NEW if result is None else JobState.RESUMABLE)
+        # With several processes per run, rank 0 may only have recorded that another rank was lost; the log says why.
+        has_ranks = job.settings.trainer.processes > 1
+        if not (reason or has_ranks) and code == 1 and is_new and result is not None and result["status"] == "failed":
+            return JobOutcome(JobState.FAILED, str(result.get("error")))
+        if not reason and code > 0:
+            reason = last_error_line(job.folder, attempt.log_start) or ""
+        return JobOutcome(JobState.FAILED, record_failure(job, reason or describe_exit(code)))
 
 
-def settle(job: Job, why: str) -> str:
-    """See to it that result.json says that this run failed, and why, and return the reason.
+def record_failure(job: Job, reason: str) -> str:
+    """Make sure that result.json says that the run failed and why, and return the reason.
 
-    A run that finished stands; so do what another configuration recorded, and a run that another process has taken up.
+    A finished run, one of another configuration and one that another process has taken over are left as they are.
     """
     try:
         with lock_run_dir(job.folder):
-            before = read_result(job.folder)
-            if before is None:
-                write_config(job.folder, asdict(job.settings), job.words, job.hydra)
-                write_json(job.folder / RESULT, _record(job, why))
-            elif before["fingerprint"] == job.fingerprint and before["status"] != "ok":
-                write_json(job.folder / RESULT, before | {"status": "failed", "ended": now(), "error": why})
-    except (RunDirLocked, InputError, RunError, OSError) as error:  # the reason is told in any case
-        return f"{why} ({error})"
-    return why
+            result = read_result(job.folder)
+            if result is None:
+                write_config(job.folder, asdict(job.settings), job.overrides, job.hydra)
+                write_json(job.folder / RESULT, _failed_result(job, reason))
+            elif result["fingerprint"] == job.fingerprint and result["status"] != "ok":
+                write_json(job.folder / RESULT, result | {"status": "failed", "ended": now(), "error": reason})
+    except (RunDirLocked, InputError, RunError, OSError) as error:  # the reason is reported in any case
+        return f"{reason} ({error})"
+    return reason
 
 
-def _record(job: Job, why: str) -> dict[str, Any]:
-    """Of a run that failed before it had one."""
+def _failed_result(job: Job, reason: str) -> dict[str, Any]:
+    """Contents of result.json for a run that failed before it wrote any."""
     s = job.settings
     return {
         "schema": 1, "status": "failed", "started": None, "ended": now(), "fingerprint": job.fingerprint,
-        "command": ["vaerun", *job.words], "model": s.model.name, "data": s.data.name, "estimator": s.estimator.name,
-        "seed": s.seed, "metrics": {}, "details": {}, "protocol": {}, "timing": {}, "environment": {}, "error": why,
+        "command": ["vaerun", *job.overrides], "model": s.model.name, "data": s.data.name,
+        "estimator": s.estimator.name, "seed": s.seed, "metrics": {}, "details": {}, "protocol": {}, "timing": {},
+        "environment": {}, "error": reason,
     }  # fmt: skip
 
 
 def last_error_line(folder: Path, start: int = 0) -> str | None:
-    """The error line that a job printed last, from its log as of byte `start`."""
+    """The last error line of a job's log, read from byte `start` on."""
     try:
         with open(folder / JOB_LOG, "rb") as file:
             file.seek(max(start, file.seek(0, os.SEEK_END) - 8192))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return None
-    said = [line for line in lines if line.strip()]
-    if not said:
+    lines = [line for line in lines if line.strip()]
+    if not lines:
         return None
-    found = next((line for line in reversed(said) if line.startswith("vaerun: error: ")), said[-1])
-    return found.removeprefix("vaerun: error: ").strip()
+    line = next((line for line in reversed(lines) if line.startswith("vaerun: error: ")), lines[-1])
+    return line.removeprefix("vaerun: error: ").strip()

@@ -1,70 +1,67 @@
-"""The processes of one run (trainer.processes): started together, and ended together.
+"""The ranks of one run (trainer.processes): processes that start and end together.
 
-torchrun would do this too. It turns every end into exit code 1 and a page of its own about it, where a run has more to
-say: saved and stopped (75, 130), bad input (2), failed (1), each in one line.
+torchrun reduces every end to exit code 1 and a page of its own, where a run has more to say: saved and stopped
+(75, 130), bad input (2), failed (1), each in one line.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from types import FrameType
 
+from vaerun.launch.job import describe_exit
 from vaerun.signals import install_handler
 
 TICK_SECONDS = 0.1
-GRACE_SECONDS = 30.0  # for the others, once one has failed
+GRACE_SECONDS = 30.0  # for the other ranks, once one has failed
 
 
-def supervise(file: str, processes: int) -> int:
-    """Run the job of this file by so many processes and return the exit code: that of the first which failed, or 0.
+def launch_ranks(job_file: str, world_size: int) -> int:
+    """Run a job as `world_size` processes and return the exit code: that of the first rank to fail, or 0.
 
-    Signals are passed on to all of them. When one fails the others are ended.
+    Signals are forwarded to all ranks. If one fails, the others are ended.
     """
     from torch.distributed import TCPStore
 
-    # The processes meet here; a port that is only looked up for one of them could be somebody else's by then.
+    # The ranks rendezvous here. A port that was only probed for them could be taken by the time they bind it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    members: list[subprocess.Popen[bytes]] = []
+    ranks: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(signum: int, frame: FrameType | None = None) -> None:
-        for member in members:
-            if member.poll() is None:
-                member.send_signal(signum)
+    def forward(signum: int, frame: FrameType | None = None) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(signum)
 
-    install_handler(pass_on)
-    meeting = {
+    install_handler(forward)
+    rendezvous = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "WORLD_SIZE": str(processes),
+        "WORLD_SIZE": str(world_size),
     }  # fmt: skip
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "vaerun.launch.worker", file, str(rank)]
-        members.append(subprocess.Popen(command, env=dict(os.environ) | meeting | own))
-    while all(member.poll() in (None, 0) for member in members):
-        if all(member.poll() == 0 for member in members):
+    for rank in range(world_size):
+        variables = rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "vaerun.launch.worker", job_file, str(rank)]
+        ranks.append(subprocess.Popen(command, env=dict(os.environ) | variables))
+    while all(process.poll() in (None, 0) for process in ranks):
+        if all(process.poll() == 0 for process in ranks):
             return 0
         time.sleep(TICK_SECONDS)
-    failed = next((rank, code) for rank, m in enumerate(members) if (code := m.poll()) not in (None, 0))
-    _end(members)
-    rank, code = failed
+    rank, code = next((rank, code) for rank, p in enumerate(ranks) if (code := p.poll()) not in (None, 0))
+    _end(ranks)
     if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (by hand, or by the system when memory ran out)" if name == "SIGKILL" else ""
-        print(f"vaerun: error: process {rank} of {processes} was killed by {name}{hint}", file=sys.stderr)
+        print(f"vaerun: error: process {rank} of {world_size} was {describe_exit(code)}", file=sys.stderr)
         return 1
     return code
 
 
-def _end(members: list[subprocess.Popen[bytes]]) -> None:
-    """The others notice by themselves that one is gone, and leave; those that do not are killed."""
-    end = time.monotonic() + GRACE_SECONDS
-    for member in members:
+def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Wait for the other ranks, which notice by themselves that one is lost, and kill those that do not leave."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in ranks:
         try:
-            member.wait(max(0.0, end - time.monotonic()))
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            member.kill()
-            member.wait()
+            process.kill()
+            process.wait()

@@ -1,12 +1,12 @@
-"""Several runs in one process: on a GPU all at once, elsewhere one after the other.
+"""Several runs in one process: concurrently on a GPU, elsewhere one after the other.
 
 The networks here are far too small to fill a GPU: most of a step is kernels that wait for one another. So each run is a
 thread with its own CUDA stream, in which captured steps (training/cuda_graph.py) are replayed; kernels of different
-streams run side by side. Every run is an ordinary one, with its own folder, record and checkpoints, and its own
-generator: what it gives is what it would have given alone. One that fails leaves the others be.
+streams run side by side. Every run is an ordinary one, with its own folder, result and checkpoints and its own
+generator, and identical to a stand-alone run. A failed run does not affect the others.
 
-What concerns the whole process is done by one thread at a time, before any of them trains: networks drawn from torch's
-global generator, the recording of steps. On a CPU one run has all cores busy: there the runs take turns.
+Whatever concerns the whole process is done by one thread at a time before any of them trains: initialising networks
+from torch's global generator, capturing steps. On a CPU one run keeps all cores busy, so there the runs take turns.
 """
 
 from __future__ import annotations
@@ -17,192 +17,163 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from vaerun.config.settings import DataSettings, Settings
+from vaerun.config.settings import DataSettings
 from vaerun.data.dataset import ImageData
-from vaerun.errors import EXIT_BUSY, InputError, Interrupted, RunError
+from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.launch.job import Job
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.execute import Company, execute
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.run_dir import RunDirLocked
 from vaerun.tracking.progress import without_progress
 
 TICK_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Member:
-    """One of the runs; see execute.execute.
+class Barrier:
+    """Opens once every run has arrived or ended, or a signal has come.
 
-    Attributes:
-        settings, folder, words, hydra: of the run.
-        label: what its warnings begin with.
+    threading.Barrier does not open for a signal, nor for a run that ends without waiting.
     """
 
-    settings: Settings
-    folder: Path
-    words: list[str]
-    hydra: str | None
-    label: str = ""
+    def __init__(self, runs: int, stop: ShutdownSignal) -> None:
+        self.missing, self.stop, self.changed = runs, stop, threading.Condition()
 
-
-class Gate:
-    """Opens when all of so many have come to it, or gone home; or once a signal has come."""
-
-    def __init__(self, members: int, stop: ShutdownSignal) -> None:
-        self.left, self.stop, self.changed = members, stop, threading.Condition()
-
-    def come(self) -> None:
-        """One less to wait for."""
+    def arrive(self) -> None:
+        """Count one run as arrived."""
         with self.changed:
-            self.left -= 1
+            self.missing -= 1
             self.changed.notify_all()
 
     def wait(self) -> None:
-        """Until it is open."""
+        """Block until the barrier is open."""
         with self.changed:
-            while self.left > 0 and self.stop.signum is None:
+            while self.missing > 0 and self.stop.signum is None:
                 self.changed.wait(TICK_SECONDS)
 
 
-class SharedData:
-    """Data sets on the device, one for equal settings."""
+class DatasetCache:
+    """Data sets on the device; runs with equal settings share one. Not thread-safe: callers take turns."""
 
     def __init__(self) -> None:
-        self.known: list[tuple[DataSettings, torch.device, ImageData]] = []
+        self.entries: list[tuple[DataSettings, torch.device, ImageData]] = []
 
     def __call__(self, settings: DataSettings, device: torch.device) -> ImageData:
-        """The one of these settings. Callers take turns."""
-        for known, where, data in self.known:
-            if known == settings and where == device:
+        """The data set of these settings, built at the first call."""
+        for cached_settings, cached_device, data in self.entries:
+            if cached_settings == settings and cached_device == device:
                 return data
-        self.known.append((settings, device, build_data(settings, device)))
-        return self.known[-1][2]
+        self.entries.append((settings, device, build_data(settings, device)))
+        return self.entries[-1][2]
 
 
-def side_by_side(members: Sequence[Member]) -> bool:
-    """Whether they run at once: on a GPU. Raises InputError for a device that there is not.
+def can_run_concurrently(jobs: Sequence[Job]) -> bool:
+    """Whether the jobs run concurrently: on a GPU. Raises InputError for a device that this machine lacks.
 
-    Not where steps are made each time in TF32, nor where some runs are deterministic and others are not: torch switches
-    both for the whole process.
+    Not if eager steps use TF32, or if only some runs are deterministic: torch switches both for the whole process.
     """
-    trainers = [member.settings.trainer for member in members]
-    switching = any(trainer.compile == "none" and trainer.precision == "tf32" for trainer in trainers)
-    differing = len({trainer.deterministic for trainer in trainers}) > 1
-    return not (switching or differing) and all(resolve_device(trainer.device).type == "cuda" for trainer in trainers)
+    trainers = [job.settings.trainer for job in jobs]
+    eager_tf32 = any(trainer.compile == "none" and trainer.precision == "tf32" for trainer in trainers)
+    mixed_determinism = len({trainer.deterministic for trainer in trainers}) > 1
+    return not (eager_tf32 or mixed_determinism) and all(
+        resolve_device(trainer.device).type == "cuda" for trainer in trainers
+    )
 
 
-def run_together(
-    members: Sequence[Member], stop: ShutdownSignal, ended: Callable[[int, BaseException | None], None]
-) -> None:
-    """Run all of them; whatever becomes of one, the others go on.
+def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, BaseException | None], None]) -> None:
+    """Run all jobs in this process; a failed one does not affect the others.
 
     Arguments:
-        members: the runs.
+        jobs: to run.
         stop: signals, which reach every run: each saves and stops.
-        ended: called with the number of a run when it ends, and what was raised, from the run's thread.
+        on_end: called in the run's thread with the index of a job that has ended and the exception it raised, if any.
 
-    Raises Interrupted where a second SIGINT comes.
+    Raises Interrupted at a second SIGINT.
     """
-    # Streams share so many queues to the GPU; read when CUDA starts.
+    # Number of queues to the GPU that streams share; read when CUDA is initialised.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    shared, at_once = SharedData(), side_by_side(members)
-    gate = Gate(len(members) if at_once else 0, stop)
+    datasets, concurrent = DatasetCache(), can_run_concurrently(jobs)
+    barrier = Barrier(len(jobs) if concurrent else 0, stop)
 
-    def run(number: int) -> None:
-        member, came = members[number], False
+    def run(index: int) -> None:
+        job, arrived = jobs[index], False
         error: BaseException | None = None
 
         def ready() -> None:
-            nonlocal came
-            if not came:
-                came = True
-                gate.come()
-            gate.wait()
+            nonlocal arrived
+            if not arrived:
+                arrived = True
+                barrier.arrive()
+            barrier.wait()
 
         try:
-            company = Company(shared, ready, member.label)
-            own = ShutdownSignal(parent=stop)
-            execute(member.settings, member.folder, member.words, member.hydra, own, company)
+            company = Company(datasets, ready, job.prefix)
+            execute(job.settings, job.folder, job.overrides, job.hydra, ShutdownSignal(parent=stop), company)
         except BaseException as raised:
             error = raised
         finally:
-            if not came:
-                gate.come()
-        ended(number, error)
+            if not arrived:
+                barrier.arrive()
+        on_end(index, error)
 
-    if not at_once:
-        for number in range(len(members)):
+    if not concurrent:
+        for index in range(len(jobs)):
             if stop.signum is not None:
-                ended(number, Interrupted(stop.signum))
+                on_end(index, Interrupted(stop.signum))
             else:
-                run(number)
+                run(index)
         return
 
-    def quietly(number: int) -> None:
+    def run_silently(index: int) -> None:
         with without_progress():
-            run(number)
+            run(index)
 
     threads = [
-        threading.Thread(target=run if number == 0 else quietly, args=(number,), daemon=True, name=f"run {number}")
-        for number in range(len(members))
+        threading.Thread(target=run_silently if index else run, args=(index,), daemon=True, name=f"run {index}")
+        for index in range(len(jobs))
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        while thread.is_alive():  # so that this thread, which signals come to, is never long in one call
+        while thread.is_alive():  # never long in one call: signals are delivered to this thread
             thread.join(TICK_SECONDS)
 
 
-def exit_code(error: BaseException | None) -> int:
-    """Of a run that ended so: those of `vaerun`, and EXIT_BUSY."""
-    if error is None:
-        return 0
-    if isinstance(error, RunDirLocked):
-        return EXIT_BUSY
-    if isinstance(error, Interrupted):
-        return error.exit_code
-    return 2 if isinstance(error, InputError) else 1
-
-
-def told(error: BaseException, label: str = "") -> str:
-    """What is said of it: one line for what can be named, a traceback for a bug of ours."""
+def format_error(error: BaseException, prefix: str = "") -> str:
+    """One line for an error with a known cause, a traceback for a bug."""
     if isinstance(error, InputError | RunError):
-        return f"vaerun: error: {label}{' '.join(str(error).split())}"
+        return f"vaerun: error: {prefix}{' '.join(str(error).split())}"
     if isinstance(error, Interrupted):
-        return f"vaerun: {label}{error}"
+        return f"vaerun: {prefix}{error}"
     return "".join(traceback.format_exception(error)).rstrip()
 
 
-def run_replicas(members: Sequence[Member]) -> None:
-    """The runs of trainer.replicas, which differ in their seeds alone.
+def run_replicas(jobs: Sequence[Job]) -> None:
+    """Run the replicas of trainer.replicas, which differ in their seeds only.
 
-    Raises the gravest of what they raised: Interrupted, then InputError, then RunError.
+    Raises the gravest exception of any of them: Interrupted, then InputError, then RunError.
     """
     errors: dict[int, BaseException] = {}
     began = time.monotonic()
 
-    def ended(number: int, error: BaseException | None) -> None:
-        member = members[number]
+    def on_end(index: int, error: BaseException | None) -> None:
         if error is not None:
-            errors[number] = error
-            print(told(error, member.label), file=sys.stderr, flush=True)
+            errors[index] = error
+            print(format_error(error, jobs[index].prefix), file=sys.stderr, flush=True)
 
     with ShutdownSignal() as stop, stop.deferred():
-        run_together(members, stop, ended)
-    done = len(members) - len(errors)
-    print(f"{done} of {len(members)} runs done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    for number, member in enumerate(members):
-        state = "done" if number not in errors else "not done"
-        print(f"  {member.label}{state}: {member.folder}", file=sys.stderr, flush=True)
+        run_jobs(jobs, stop, on_end)
+    done = len(jobs) - len(errors)
+    print(f"{done} of {len(jobs)} runs done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    for index, job in enumerate(jobs):
+        state = "done" if index not in errors else "not done"
+        print(f"  {job.prefix}{state}: {job.folder}", file=sys.stderr, flush=True)
     if not errors:
         return
-    kinds = (Interrupted, KeyboardInterrupt, InputError, RunError)
-    worst = min(errors.values(), key=lambda e: next((i for i, k in enumerate(kinds) if isinstance(e, k)), len(kinds)))
+    order = (Interrupted, KeyboardInterrupt, InputError, RunError)
+    worst = min(errors.values(), key=lambda e: next((i for i, t in enumerate(order) if isinstance(e, t)), len(order)))
     if isinstance(worst, InputError | RunError | Interrupted):
         worst.reported = True
     elif not isinstance(worst, KeyboardInterrupt):

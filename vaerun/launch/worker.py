@@ -1,9 +1,9 @@
 """A run as a process of its own: `python -m vaerun.launch.worker JOBFILE...`, started by vaerun.launch.process.
 
-The job's file holds the checked settings, so nothing is composed again and what runs is what was checked. Standard
-input is a pipe that the process which started the run holds open: when it closes, that process is gone, and the run
-saves and stops. Exit codes: those of `vaerun`, and EXIT_BUSY. Of several jobs each has its own in the file ENDED of its
-folder, and what it says is in its own job.log.
+The job file holds validated settings: nothing is composed again, and what runs is what was checked. Standard input is a
+pipe that the parent holds open: when it closes, the parent is gone, and the run saves and stops. Exit codes: those of
+`vaerun`, and EXIT_BUSY. Each of several jobs leaves its exit code in EXIT_CODE_FILE and its errors in job.log, both in
+its own folder.
 """
 
 from __future__ import annotations
@@ -21,21 +21,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE
+from vaerun.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_RESUMABLE,
+    InputError,
+    Interrupted,
+    RunError,
+)
 from vaerun.signals import install_handler
-
-ENDED = ".ended"
 
 
 def silence_torch_warnings() -> None:
-    """Silence torch's warning of its own use of torch.jit inside torch.func: no user can do anything about it."""
+    """Silence torch's warning about its own use of torch.jit inside torch.func, which no user can act on."""
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
 
 
-def _leave_early(signum: int, frame: FrameType | None = None) -> None:
-    os._exit(
-        EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_RESUMABLE
-    )  # nothing has begun; imports do not bear being interrupted
+def _exit_early(signum: int, frame: FrameType | None = None) -> None:
+    """Exit at once: nothing has begun, and imports must not be interrupted by an exception."""
+    os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_RESUMABLE)
 
 
 def _watch_parent() -> None:
@@ -49,94 +54,84 @@ def _watch_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(path: str, member: bool = False) -> int:
+def _read(path: str) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def main(path: str, is_rank: bool = False) -> int:
     """Run the job of this file and return the exit code.
 
     Arguments:
-        path: of the job's file.
-        member: this is one of the processes of trainer.processes.
+        path: of the job file.
+        is_rank: this is one of the processes of trainer.processes.
     """
-    # Until the run looks out for signals itself (it imports torch first) one means: nothing has begun, leave.
-    install_handler(_leave_early)
+    # Until the run handles signals itself, which takes importing torch, one means: nothing has begun, exit.
+    install_handler(_exit_early)
     _watch_parent()
-    job: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    processes = job["settings"]["trainer"]["processes"]
-    if processes > 1 and not member:
-        from vaerun.launch.ranks import supervise
+    record = _read(path)
+    processes = record["settings"]["trainer"]["processes"]
+    if processes > 1 and not is_rank:
+        from vaerun.launch.ranks import launch_ranks
 
-        return supervise(path, processes)
-    from omegaconf import OmegaConf
-
-    from vaerun.config.settings import check
-    from vaerun.errors import InputError, Interrupted, RunError
+        return launch_ranks(path, processes)
+    from vaerun.launch.job import exit_code, read_job
 
     silence_torch_warnings()
     from vaerun.run.execute import execute
     from vaerun.signals import ShutdownSignal
-    from vaerun.storage.run_dir import RunDirLocked
 
     try:
-        settings, folder = check(OmegaConf.create(job["settings"])), Path(job["folder"])
-        execute(settings, folder, job["words"], job["hydra"], ShutdownSignal(outside=_leave_early))
-    except RunDirLocked as error:
-        return _told(EXIT_BUSY, error)
-    except InputError as error:
-        return _told(2, error)
-    except RunError as error:
-        return _told(1, error)
-    except Interrupted as error:
-        return _told(error.exit_code, error)
-    except Exception:  # a bug of ours: with its traceback, in the job's own log
+        job = read_job(record)
+        execute(job.settings, job.folder, job.overrides, job.hydra, ShutdownSignal(outside=_exit_early))
+    except (InputError, RunError, Interrupted) as error:
+        return _report(exit_code(error), error)
+    except Exception:  # a bug: the traceback goes to the job's log
         traceback.print_exc()
-        return 1
+        return EXIT_FAILED
     finally:
-        install_handler(signal.SIG_IGN)  # saved, or over: a second signal must not change the exit code
+        install_handler(signal.SIG_IGN)  # saved, or finished: a second signal must not change the exit code
     return 0
 
 
-def together(paths: Sequence[str]) -> int:
-    """Run the jobs of these files in this process, on a GPU at once, and return 0; each leaves word of its own end."""
-    install_handler(_leave_early)
+def run_several(paths: Sequence[str]) -> int:
+    """Run the jobs of these files in this process, concurrently on a GPU, and return 0; each leaves its exit code."""
+    install_handler(_exit_early)
     _watch_parent()
-    jobs: list[dict[str, Any]] = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    from omegaconf import OmegaConf
-
-    from vaerun.config.settings import check
+    records = [_read(path) for path in paths]
+    from vaerun.launch.job import EXIT_CODE_FILE, exit_code, read_job
 
     silence_torch_warnings()
-    from vaerun.launch.replicas import Member, exit_code, run_together, told
+    from vaerun.launch.replicas import format_error, run_jobs
     from vaerun.run.result import JOB_LOG
     from vaerun.signals import ShutdownSignal
 
-    members = [
-        Member(check(OmegaConf.create(job["settings"])), Path(job["folder"]), job["words"], job["hydra"])
-        for job in jobs
-    ]
+    jobs = [read_job(record) for record in records]
 
-    def ended(number: int, error: BaseException | None) -> None:
-        folder = members[number].folder
-        with contextlib.suppress(OSError):  # then the process's own end says it
+    def on_end(index: int, error: BaseException | None) -> None:
+        folder = jobs[index].folder
+        with contextlib.suppress(OSError):  # the exit code of the process stands in for it
             if error is not None:
                 with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
-                    log.write(told(error) + "\n")
-            (folder / ENDED).write_text(str(exit_code(error)), encoding="ascii")
+                    log.write(format_error(error) + "\n")
+            (folder / EXIT_CODE_FILE).write_text(str(exit_code(error)), encoding="ascii")
 
-    with ShutdownSignal(outside=_leave_early) as stop, stop.deferred():
-        run_together(members, stop, ended)
+    with ShutdownSignal(outside=_exit_early) as stop, stop.deferred():
+        run_jobs(jobs, stop, on_end)
     install_handler(signal.SIG_IGN)
     return 0
 
 
-def _told(code: int, why: BaseException) -> int:
+def _report(code: int, error: InputError | RunError | Interrupted) -> int:
     from vaerun.text import printable
 
     sys.stdout.flush()
-    if not getattr(why, "reported", False):
-        print(f"vaerun: {'error: ' if code in (1, 2) else ''}{printable(why)}", file=sys.stderr)
+    if not error.reported:
+        label = "error: " if code in (EXIT_FAILED, EXIT_BAD_INPUT) else ""
+        print(f"vaerun: {label}{printable(error)}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2 and not sys.argv[2].isdigit():
-        sys.exit(together(sys.argv[1:]))
-    sys.exit(main(sys.argv[1], member=len(sys.argv) > 2))
+        sys.exit(run_several(sys.argv[1:]))
+    sys.exit(main(sys.argv[1], is_rank=len(sys.argv) > 2))

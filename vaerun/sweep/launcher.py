@@ -1,9 +1,9 @@
-"""What stands between Hydra's sweeper and its launcher, whichever they are.
+"""The layer between Hydra's sweeper and its launcher, whichever they are.
 
-A sweeper (basic, Optuna) hands over jobs as lists of words. They are composed and checked all together, compared with
-what is on the disk, and those that are left are run: on this machine by vaerun.sweep.local (Hydra's basic launcher runs
-them in its own process, which a killed job takes along), else by the launcher that was chosen (Slurm, Ray), whose jobs
-run vaerun.sweep.remote. What became of them is read from their result.json.
+A sweeper (basic, Optuna) hands over jobs as lists of overrides. They are composed and checked together and compared
+with their run directories, and the unfinished ones are launched: on this machine by vaerun.sweep.local (Hydra's basic
+launcher runs jobs in its own process, which a killed job takes down), otherwise by the chosen launcher (Slurm, Ray),
+whose jobs run vaerun.sweep.remote. Outcomes are read from result.json.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from vaerun.signals import ShutdownSignal, interrupt_on_signal
-from vaerun.sweep.search import SWEEPER, Search
-from vaerun.sweep.sweep import BASIC, BASIC_SWEEPER, Sweep
+from vaerun.sweep.search import OPTUNA_SWEEPER, ResumableSearch
+from vaerun.sweep.sweep import BASIC_LAUNCHER, BASIC_SWEEPER, Sweep
 
 
-class Guarded:
-    """A launcher to Hydra's sweepers."""
+class InterceptedLauncher:
+    """What Hydra's sweepers take for their launcher: hands the jobs to a Sweep."""
 
     def __init__(self, sweep: Sweep, inner: Any, config: DictConfig, context: HydraContext) -> None:
         self.sweep, self.inner, self.config, self.context = sweep, inner, config, context
@@ -34,10 +34,10 @@ class Guarded:
 
 
 @contextmanager
-def installed(command: list[str], check_only: bool = False) -> Iterator[Sweep]:
-    """While active, Hydra's sweepers launch by way of a Sweep.
+def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[Sweep]:
+    """While active, Hydra's sweepers launch their jobs through a Sweep.
 
-    Hydra takes launchers from the package hydra_plugins alone, one at a time; this one stands before any of them.
+    Hydra only takes launchers from the package hydra_plugins, one at a time; this one stands in front of any of them.
     """
     original, original_sweeper = Plugins.instantiate_launcher, Plugins.instantiate_sweeper
     with ShutdownSignal(outside=interrupt_on_signal("vaerun")) as stop:
@@ -46,28 +46,28 @@ def installed(command: list[str], check_only: bool = False) -> Iterator[Sweep]:
         def instantiate(
             self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
         ) -> Any:
-            basic = config.hydra.launcher is not None and config.hydra.launcher._target_ == BASIC
-            sweep.look(config)
-            # The inner launcher is set up before the patch is looked at again: it may pickle the plugins' registry.
-            inner = None if basic or check_only else original(self, hydra_context, task_function, config)
-            return Guarded(sweep, inner, config, hydra_context)
+            is_basic = config.hydra.launcher is not None and config.hydra.launcher._target_ == BASIC_LAUNCHER
+            sweep.inspect(config)
+            # The inner launcher is set up now, not at its launch: it may pickle the registry of plugins.
+            inner = None if is_basic or check_only else original(self, hydra_context, task_function, config)
+            return InterceptedLauncher(sweep, inner, config, hydra_context)
 
-        def instantiate_sweeper(self: Plugins, *, config: DictConfig, **others: Any) -> Any:
-            if config.hydra.sweeper._target_ != SWEEPER or check_only:
-                sweeper: Any = original_sweeper(self, config=config, **others)
+        def instantiate_sweeper(self: Plugins, *, config: DictConfig, **options: Any) -> Any:
+            if config.hydra.sweeper._target_ != OPTUNA_SWEEPER or check_only:
+                sweeper: Any = original_sweeper(self, config=config, **options)
                 if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                    # All jobs are checked before the first starts, so they come as one batch; sweep.jobs is how many
-                    # run at once. Hydra would compose each once more beforehand.
+                    # All jobs are checked before the first starts, so they come as one batch; sweep.jobs limits how
+                    # many run at once. Hydra would compose each once more beforehand.
                     sweeper.max_batch_size = None
                     sweeper.validate_batch_is_legal = lambda batch: None
                 return sweeper
-            return Search(config, lambda moved: original_sweeper(self, config=moved, **others))
+            return ResumableSearch(config, lambda resumed: original_sweeper(self, config=resumed, **options))
 
         Plugins.instantiate_launcher = instantiate  # type: ignore[method-assign]
         Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[method-assign]
         try:
             yield sweep
         finally:
-            sweep.clear()
+            sweep.clean_up()
             Plugins.instantiate_launcher = original  # type: ignore[method-assign]
             Plugins.instantiate_sweeper = original_sweeper  # type: ignore[method-assign]

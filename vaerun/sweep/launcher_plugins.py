@@ -1,9 +1,9 @@
-"""What Hydra's plugins for other machines and for searches lack; they are extras, and none of them need be installed.
+"""Fixes for Hydra's optional plugins: launchers for other machines, and Optuna's sweeper.
 
-Presets: a file of configs/hydra/ takes the place of what a plugin declares under the same name.
-Lost jobs: submitit's launcher and Ray's wait for their jobs in order, and give up at the first whose own process was
-lost (cancelled, out of memory, its node gone), although the others go on; with Ray they are even ended, because the
-process that submitted them leaves. Here a lost job is one failed job.
+Presets: a file in configs/hydra/ replaces what a plugin declares under the same name.
+Lost jobs: the launchers of submitit and Ray wait for their jobs in order and give up at the first whose process is lost
+(cancelled, out of memory, node failure), although the others continue; Ray even ends those, because the process that
+submitted them exits. Here a lost job is one failed job.
 """
 
 from __future__ import annotations
@@ -24,59 +24,59 @@ from vaerun.errors import RunError
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray", "hydra_optuna_sweeper": "optuna"}
 
 
-def own_presets_first() -> None:
-    """Let configs/hydra/ take the place of what plugins declare under the same names.
+def prefer_own_presets() -> None:
+    """Let the files of configs/hydra/ replace what plugins declare under the same names.
 
-    Hydra would validate the one against the other, with a warning (launchers), or refuse both (Optuna's sweeper).
+    Hydra would validate one against the other with a warning (launchers), or reject both (Optuna's sweeper).
     """
-    Plugins.instance()  # imports the plugins, which declare
+    Plugins.instance()  # imports the plugins, which register their configurations
     declared = ConfigStore.instance().repo.get("hydra", {})
     for preset in (own_config_folder() / "hydra").glob("*/*.yaml"):
         declared.get(preset.parent.name, {}).pop(preset.name, None)
 
 
 def missing_extra(error: BaseException) -> str | None:
-    """The line for a preset whose plugin is not installed; None for any other error."""
+    """The error line for a preset whose plugin is not installed; None for any other error."""
     text = str(error)
     if "hydra/sweeper/sampler" in text and "Could not find" in text:
         return "hydra/sweeper=optuna needs an extra: pip install 'vaerun[optuna]'"
     for package, extra in EXTRAS.items():
         if f"hydra_plugins.{package}." in text and text.startswith(("Unknown plugin class", "Could not instantiate")):
-            kind = "sweeper" if extra == "optuna" else "launcher"
+            group = "sweeper" if extra == "optuna" else "launcher"
             name = {"slurm": "submitit_slurm"}.get(extra, extra)
-            return f"hydra/{kind}={name} needs an extra: pip install 'vaerun[{extra}]'"
+            return f"hydra/{group}={name} needs an extra: pip install 'vaerun[{extra}]'"
     return None
 
 
-def _lost(error: BaseException) -> JobReturn:
-    first = " ".join(str(error).split(". ")[0].split())
-    made = JobReturn(status=JobStatus.FAILED)
-    made.return_value = RunError(f"{type(error).__name__}: {first}")
-    return made
+def _failed_job(error: BaseException) -> JobReturn:
+    first_sentence = " ".join(str(error).split(". ")[0].split())
+    returned = JobReturn(status=JobStatus.FAILED)
+    returned.return_value = RunError(f"{type(error).__name__}: {first_sentence}")
+    return returned
 
 
 @contextmanager
-def lost_jobs_fail(target: str) -> Iterator[None]:
-    """While active, the launcher (its class) returns a failed job for one that was lost, and waits for the others."""
-    if target.startswith("hydra_plugins.hydra_submitit_launcher."):
+def tolerate_lost_jobs(launcher_module: str) -> Iterator[None]:
+    """While active, the launcher of this module returns a failed job for a lost one and waits for the others."""
+    if launcher_module.startswith("hydra_plugins.hydra_submitit_launcher."):
         from submitit.core import core, utils
 
         lost: Any = (utils.UncompletedJobError, utils.FailedJobError)
         job: Any = core.Job
-        waited = job.results
+        original = job.results
 
         def results(self: Any) -> list[Any]:
             try:
-                return waited(self)
+                return original(self)
             except lost as error:
-                return [_lost(error)]
+                return [_failed_job(error)]
 
         job.results = results
         try:
             yield
         finally:
-            job.results = waited
-    elif target.startswith("hydra_plugins.hydra_ray_launcher."):
+            job.results = original
+    elif launcher_module.startswith("hydra_plugins.hydra_ray_launcher."):
         module: Any = importlib.import_module("hydra_plugins.hydra_ray_launcher._core")
         ray = module.ray
 
@@ -84,7 +84,7 @@ def lost_jobs_fail(target: str) -> Iterator[None]:
             try:
                 return ray.get(reference)
             except ray.exceptions.RayError as error:
-                return _lost(error)
+                return _failed_job(error)
 
         module.ray = SimpleNamespace(get=get)
         try:

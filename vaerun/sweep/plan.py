@@ -1,4 +1,4 @@
-"""All jobs of a sweep composed, checked and compared with what is on the disk, before the first one starts."""
+"""Jobs of a sweep, all composed, checked and compared with their run directories before the first one starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vaerun.config.settings import DataSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental
-from vaerun.launch.process import Job
-from vaerun.run import result as records
+from vaerun.launch.job import Job, JobState
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.prepare import prepare
+from vaerun.run.result import check_existing_run, read_result
 from vaerun.storage.checkpoint import load_from_other_run
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.paths import expand_user
@@ -28,174 +28,174 @@ from vaerun.text import printable
 
 PLAN = "sweep.json"
 
-NEW, STARTED, FAILED, FINISHED, RUNNING = "new", "started", "failed", "finished", "running"
-
 
 @dataclass
-class Planned:
-    """A job and where it stands.
+class PlannedJob:
+    """A job of a sweep and where it stands.
 
     Attributes:
         job: the run.
         number: in the sweep, from 0.
         total_steps: of its training.
-        state: NEW, STARTED (goes on from its checkpoint), FAILED (runs again), FINISHED (is skipped) or RUNNING
-            (another process has it).
-        label: the words that tell it from the other jobs.
-        before: result.json as it was when the sweep began.
+        state: NEW, RESUMABLE, FAILED (runs again), FINISHED (is skipped) or RUNNING (in another process).
+        previous_result: result.json as it was when the sweep began.
     """
 
     job: Job
     number: int
     total_steps: int
-    state: str = NEW
-    label: str = ""
-    before: dict[str, Any] | None = field(default=None, repr=False)
+    state: JobState = JobState.NEW
+    previous_result: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The overrides that tell it apart from the other jobs."""
+        return self.job.label
 
 
-class Checker:
-    """Checks jobs one after the other; the data sets that they share are read once.
+class JobChecker:
+    """Checks jobs one after the other and reads the data set that they share once.
 
     Arguments:
-        here: the jobs run on this machine, so that it must have the device that they ask for.
+        local: the jobs run on this machine, which must then have the device that they ask for.
     """
 
-    def __init__(self, here: bool = True) -> None:
-        self.here = here
+    def __init__(self, local: bool = True) -> None:
+        self.local = local
         self._data: tuple[DataSettings, ImageData] | None = None
 
     def data(self, settings: DataSettings) -> ImageData:
-        """On the CPU: a sweep's own process leaves GPUs to the jobs. The last one asked for is kept."""
+        """The data set, on the CPU: the sweep's own process leaves GPUs to the jobs. The last one is kept."""
         if self._data is None or self._data[0] != settings:
             self._data = settings, build_data(settings, torch.device("cpu"))
         return self._data[1]
 
-    def check(self, settings: Settings, folder: Path, words: list[str], hydra: str | None, number: int) -> Planned:
-        """The job, if it can work. Raises InputError where not, or where its folder is another run's."""
-        if self.here:
+    def check(
+        self, settings: Settings, folder: Path, overrides: list[str], hydra: str | None, number: int
+    ) -> PlannedJob:
+        """The planned job. Raises InputError if it cannot work or its folder belongs to another run."""
+        if self.local:
             resolve_device(settings.trainer.device)
         parts = prepare(settings, self.data(settings.data))
         if settings.trainer.resume == "never":
             folder = next_free_dir(folder)
-        found = records.check_existing_run(folder, parts.identity)
+        result = check_existing_run(folder, parts.identity)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
             load_from_other_run(expand_user(settings.trainer.resume), "cpu")
-        job = Job(settings, folder, words, hydra, parts.identity)
-        planned = Planned(job, number, parts.total_steps, before=found)
-        planned.state = state_of(job)
-        return planned
+        job = Job(settings, folder, overrides, hydra, parts.identity)
+        return PlannedJob(job, number, parts.total_steps, job_state(job), previous_result=result)
 
 
-def state_of(job: Job) -> str:
-    """Where a job stands, from its folder. Raises InputError where result.json cannot be read."""
+def job_state(job: Job) -> JobState:
+    """Where a job stands according to its folder. Raises InputError if result.json cannot be read."""
     if is_locked(job.folder):
-        return RUNNING
-    found = records.read_result(job.folder)
-    if found is None:
-        return NEW
-    if found["status"] == "ok" and found["fingerprint"] == job.fingerprint:
-        return FINISHED
-    if found["status"] == "failed":
-        return FAILED
-    return STARTED
+        return JobState.RUNNING
+    result = read_result(job.folder)
+    if result is None:
+        return JobState.NEW
+    if result["status"] == "ok" and result["fingerprint"] == job.fingerprint:
+        return JobState.FINISHED
+    if result["status"] == "failed":
+        return JobState.FAILED
+    return JobState.RESUMABLE
 
 
-def distinct(jobs: list[Planned]) -> list[Planned]:
-    """Each run once: points of a sweep that are the same run are one job.
+def unique_jobs(jobs: list[PlannedJob]) -> list[PlannedJob]:
+    """The jobs without duplicates: points of a sweep that are the same run are one job.
 
-    Raises InputError where different runs have one folder.
+    Raises InputError if different runs share a folder.
     """
-    found: dict[Path, Planned] = {}
+    by_folder: dict[Path, PlannedJob] = {}
     for planned in jobs:
-        other = found.setdefault(planned.job.folder, planned).job
-        if other.fingerprint != planned.job.fingerprint:
+        first = by_folder.setdefault(planned.job.folder, planned).job
+        if first.fingerprint != planned.job.fingerprint:
             raise InputError(
-                f"'{' '.join(other.words)}' and '{' '.join(planned.job.words)}' are different runs, and both have the "
-                f"folder {other.folder}: leave hydra.sweep.subdir as it is"
+                f"'{' '.join(first.overrides)}' and '{' '.join(planned.job.overrides)}' are different runs with the "
+                f"same folder {first.folder}: leave hydra.sweep.subdir as it is"
             )
-    return list(found.values())
+    return list(by_folder.values())
 
 
-def label(jobs: list[Planned]) -> None:
-    """Give each job the words that not all of them share."""
-    count = Counter(word for planned in jobs for word in set(planned.job.words))
+def label_jobs(jobs: list[PlannedJob]) -> None:
+    """Label each job by the overrides that the jobs do not all share."""
+    count = Counter(word for planned in jobs for word in set(planned.job.overrides))
     for planned in jobs:
-        own = [word for word in planned.job.words if count[word] < len(jobs)]
-        planned.label = " ".join(own or planned.job.words) or "the defaults"
+        varying = [word for word in planned.job.overrides if count[word] < len(jobs)]
+        label = " ".join(varying or planned.job.overrides) or "the defaults"
+        planned.job = replace(planned.job, label=label)
 
 
-def write_plan(folder: Path, command: list[str], jobs: list[Planned]) -> None:
-    """Add these jobs to the sweep's sweep.json, which keeps all that were ever planned in this folder.
+def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None:
+    """Add these jobs to sweep.json, which lists all jobs ever planned in this folder.
 
-    Raises RunError where it cannot be written, InputError for a file that is none.
+    Raises RunError if it cannot be written, InputError if the existing file is not a plan.
     """
     path = folder / PLAN
-    with ExitStack() as held_until_written:
+    with ExitStack() as lock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Two sweeps may begin at once.
-            held_until_written.enter_context(filelock.FileLock(folder / ".sweep.lock"))
+            lock.enter_context(filelock.FileLock(folder / ".sweep.lock"))  # two sweeps may start at once
         except OSError as error:
-            raise RunError(f"cannot write into {folder}: {error}; choose another output_dir") from error
-        old = read_plan(folder)
-        known = {entry["folder"]: entry for entry in old["jobs"]} if old else {}
+            raise RunError(f"cannot write to {folder}: {error}; choose another output_dir") from error
+        plan = read_plan(folder)
+        by_folder = {entry["folder"]: entry for entry in plan["jobs"]} if plan else {}
         for planned in jobs:
-            job, place = planned.job, relative(planned.job.folder, folder)
-            known[place] = {
-                "folder": place,
+            job, name = planned.job, relative_path(planned.job.folder, folder)
+            by_folder[name] = {
+                "folder": name,
                 "fingerprint": job.fingerprint,
-                "words": job.words,
+                "words": job.overrides,
                 "total_steps": planned.total_steps,
                 "config": asdict(replace(job.settings, output_dir=None)),
             }
-        entries = list(known.values())
-        if jobs:  # one table for all, of what they go through together
+        entries = list(by_folder.values())
+        if jobs:  # one table for all jobs, with a row for each key that varies among them
             table = asdict(jobs[-1].job.settings.sweep.table)
-            table["rows"] = rows([entry["words"] for entry in entries], table)
+            table["rows"] = table_rows([entry["words"] for entry in entries], table)
             for entry in entries:
                 entry["config"]["sweep"] = {**entry["config"].get("sweep", {}), "table": dict(table)}
         write_json(path, {"schema": 1, "command": command, "jobs": entries})
 
 
-def rows(jobs: list[list[str]], table: dict[str, Any]) -> str:
-    """The rows of a sweep's table: those that were asked for, and whatever else the sweep goes through.
+def table_rows(jobs: list[list[str]], table: dict[str, Any]) -> str:
+    """Keys for the rows of a sweep's table: those requested, and any other key that the sweep varies.
 
     Arguments:
-        jobs: their words.
+        jobs: the overrides of each job.
         table: the settings `sweep.table`.
     """
     values: dict[str, set[str]] = {}
-    for words in jobs:
-        given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
-        for key in [*values, *given]:
-            values.setdefault(key, set()).add(given.get(key, ""))
-    asked = str(table["rows"]).split(",")
+    for overrides in jobs:
+        value_of = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+        for key in [*values, *value_of]:
+            values.setdefault(key, set()).add(value_of.get(key, ""))
+    rows = str(table["rows"]).split(",")
     columns = str(table["columns"] or "").split(",")
-    for key, some in values.items():
-        whole = key in ("seed", "cell", "experiment", "trainer", "evaluation", "output_dir")
-        if len(some) > 1 and not whole and not is_incidental(key) and key not in columns:
-            asked.append(key)
-    return ",".join(dict.fromkeys(asked))
+    for key, distinct in values.items():
+        never_a_row = key in ("seed", "cell", "experiment", "trainer", "evaluation", "output_dir")
+        if len(distinct) > 1 and not never_a_row and not is_incidental(key) and key not in columns:
+            rows.append(key)
+    return ",".join(dict.fromkeys(rows))
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The sweep's plan, or None where there is none. Raises InputError for one that cannot be read."""
+    """The contents of sweep.json, or None if there is none. Raises InputError if it cannot be read."""
     path = folder / PLAN
     try:
-        found = read_json(path, PLAN_BYTES)
+        plan = read_json(path, PLAN_BYTES)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({printable(error, 200)}): move it away") from error
-    entries = found.get("jobs") if isinstance(found, dict) else None
-    kinds = {"folder": str, "words": list, "config": dict}
+    entries = plan.get("jobs") if isinstance(plan, dict) else None
+    types = {"folder": str, "words": list, "config": dict}
     if not isinstance(entries, list) or any(
-        not isinstance(e, dict) or any(not isinstance(e.get(k), kind) for k, kind in kinds.items()) for e in entries
+        not isinstance(e, dict) or any(not isinstance(e.get(key), t) for key, t in types.items()) for e in entries
     ):
-        raise InputError(f"{path} is no plan of vaerun's: move it away, or choose another output_dir")
-    return found
+        raise InputError(f"{path} is not a sweep plan: move it away, or choose another output_dir")
+    return plan
 
 
-def relative(folder: Path, base: Path) -> str:
-    """`folder` as seen from `base`; absolute where it is elsewhere."""
+def relative_path(folder: Path, base: Path) -> str:
+    """`folder` relative to `base` if it lies inside, otherwise as it is."""
     return str(folder.relative_to(base)) if folder.is_relative_to(base) else str(folder)

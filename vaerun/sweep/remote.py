@@ -1,26 +1,26 @@
-"""A sweep's job where another launcher (Slurm's, Ray's) runs it."""
+"""A sweep's job launched by another launcher (Slurm's, Ray's)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vaerun.config.settings import Settings
-from vaerun.launch.process import Job
+from vaerun.launch.job import Job
 from vaerun.launch.supervise import run_remote
-from vaerun.sweep.plan import read_plan, relative
+from vaerun.sweep.plan import read_plan, relative_path
 from vaerun.sweep.sweep import validation_metric
 
 
-def run_job(settings: Settings, folder: Path, words: list[str], hydra: str) -> float | None:
-    """Run it as a child process and return the validation metric. Raises InputError or RunError with the reason."""
-    return validation_metric(run_remote(Job(settings, folder, words, hydra, _fingerprint(folder))))
+def run_job(settings: Settings, folder: Path, overrides: list[str], hydra: str) -> float | None:
+    """Run the job in a child process and return its validation metric. Raises InputError or RunError."""
+    return validation_metric(run_remote(Job(settings, folder, overrides, hydra, _planned_fingerprint(folder))))
 
 
-def _fingerprint(folder: Path) -> str:
-    """As it was planned: the plan stands in the sweep's folder, somewhere above."""
-    for above in folder.parents:
-        plan = read_plan(above)
+def _planned_fingerprint(folder: Path) -> str:
+    """The job's fingerprint in the sweep's plan, which is in a folder above; "" if there is none."""
+    for parent in folder.parents:
+        plan = read_plan(parent)
         if plan is not None:
-            place = relative(folder, above)
-            return next((str(e.get("fingerprint", "")) for e in plan["jobs"] if e["folder"] == place), "")
+            name = relative_path(folder, parent)
+            return next((str(e.get("fingerprint", "")) for e in plan["jobs"] if e["folder"] == name), "")
     return ""

@@ -1,9 +1,9 @@
-"""Going on with a search: what Optuna's sweeper for Hydra does not do itself.
+"""Resuming a search, which Optuna's sweeper for Hydra does not do.
 
-It loads the study that its storage holds, and then runs n_trials more; trials that a killed process left running stay
-so for ever; and a sampler with a seed draws again what it drew at the first start. Here n_trials counts those of
-earlier starts, what was left is tried again with the same values (so that its run goes on from its checkpoint, or is
-only read), and the seed moves on.
+The sweeper loads the study from its storage and then runs n_trials more; trials that a killed process was running stay
+RUNNING for ever; and a seeded sampler draws the same values again. Here n_trials includes the trials of earlier starts,
+interrupted trials are repeated with the same values (so that their runs resume, or are only read), and the seed is
+advanced.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaerun.errors import InputError, RunError
 
-SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-INTERRUPTED = "interrupted"  # attribute of a trial that was left, and is tried again as another
+OPTUNA_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+INTERRUPTED = "interrupted"  # attribute of a trial that was interrupted, and is repeated as another trial
 
 
-class Search:
-    """A sweeper of Optuna's that goes on where its study's storage stands.
+class ResumableSearch:
+    """Optuna's sweeper, resumed from its study's storage.
 
     Arguments:
         config: Hydra's whole configuration.
-        make: the plugin's sweeper from a configuration.
+        make: builds the plugin's sweeper from a configuration.
 
-    Raises InputError where another search works in the same folder, or its storage cannot be read.
+    Raises InputError if another search works in the same folder or the storage cannot be read.
     """
 
     def __init__(self, config: DictConfig, make: Callable[[DictConfig], Any]) -> None:
-        self.lock = _hold(Path(str(config.hydra.sweep.dir)))
+        self.lock = _lock_search(Path(str(config.hydra.sweep.dir)))
         self.sweeper = config.hydra.sweeper
         try:
             if self.sweeper.storage is not None:
-                config = self._moved_on(config)
+                config = self._resumed(config)
             self.inner = make(config)
         except BaseException:
             self.lock.release()
             raise
 
     def sweep(self, arguments: list[str]) -> Any:
-        """See Hydra's Sweeper. Raises RunError where no trial was completed."""
+        """See Hydra's Sweeper. Raises RunError if no trial was completed."""
         try:
             return self.inner.sweep(arguments)
         except ValueError as error:
@@ -53,31 +53,32 @@ class Search:
         finally:
             self.lock.release()
 
-    def _moved_on(self, config: DictConfig) -> DictConfig:
+    def _resumed(self, config: DictConfig) -> DictConfig:
+        """The configuration with what is left of n_trials, and with the sampler's seed advanced."""
         study = self._study()
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.state.name == "RUNNING":
-                self._leave(study, trial)
+                self._repeat(study, trial)
         trials = study.get_trials(deepcopy=False)
         ended = sum(t.state.is_finished() and INTERRUPTED not in t.user_attrs for t in trials)
-        moved = config.copy()
-        with open_dict(moved):
-            moved.hydra.sweeper.n_trials = max(0, int(self.sweeper.n_trials) - ended)
-            sampler = moved.hydra.sweeper.sampler
+        resumed = config.copy()
+        with open_dict(resumed):
+            resumed.hydra.sweeper.n_trials = max(0, int(self.sweeper.n_trials) - ended)
+            sampler = resumed.hydra.sweeper.sampler
             if "seed" in sampler:
                 sampler.seed = int(sampler.seed or 0) + len(trials)
-        return moved
+        return resumed
 
     def _study(self) -> Any:
         import logging
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of its parts as it is imported
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs its plugins as they are imported
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's sweeper says the same
-        given: Any = OmegaConf.to_container(OmegaConf.create({"all": self.sweeper.direction}), enum_to_str=True)
-        directions = given["all"]
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's sweeper prints the same
+        container: Any = OmegaConf.to_container(OmegaConf.create({"all": self.sweeper.direction}), enum_to_str=True)
+        directions = container["all"]
         try:
             return optuna.create_study(
                 study_name=self.sweeper.study_name,
@@ -86,26 +87,28 @@ class Search:
                 load_if_exists=True,
             )
         except Exception as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"the search's storage {self.sweeper.storage} cannot be used: {why}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the search's storage {self.sweeper.storage} cannot be used: {reason}; check hydra.sweeper.storage"
+            ) from error
 
     @staticmethod
-    def _leave(study: Any, trial: Any) -> None:
+    def _repeat(study: Any, trial: Any) -> None:
+        """End an interrupted trial and queue another one with the same values."""
         import warnings
 
         import optuna
 
-        warnings.filterwarnings(
-            "ignore", category=optuna.exceptions.ExperimentalWarning
-        )  # of enqueue_trial, since 2020
+        # enqueue_trial has been experimental since 2020.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         optuna.trial.Trial(study, trial._trial_id).set_user_attr(INTERRUPTED, True)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params)
 
 
-def _hold(folder: Path) -> filelock.BaseFileLock:
-    """The search of this folder. Raises InputError where it cannot be made, or another process has it."""
+def _lock_search(folder: Path) -> filelock.BaseFileLock:
+    """Lock the search of this folder. Raises InputError if that fails or another process holds the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".search.lock")
@@ -113,5 +116,5 @@ def _hold(folder: Path) -> filelock.BaseFileLock:
     except filelock.Timeout as error:
         raise InputError(f"another search is working in {folder}: wait for it") from error
     except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error}") from error
+        raise InputError(f"cannot write to {folder}: {error}; choose another output_dir") from error
     return lock

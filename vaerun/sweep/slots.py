@@ -1,4 +1,4 @@
-"""How many jobs run at once on this machine, and what each of them may use."""
+"""How many jobs run at once on this machine, and which cores and GPUs each of them may use."""
 
 from __future__ import annotations
 
@@ -21,84 +21,91 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one job: its share of the cores, and the GPU that it sees (None: whatever there is)."""
+    """Resources of one job.
+
+    Attributes:
+        threads: its share of the cores.
+        gpu: the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: whatever there is.
+        index: among the slots of this GPU.
+    """
 
     threads: int
     gpu: str | None = None
-    place: int = 0  # among the slots of this GPU
+    index: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a job in this slot."""
-        found = {name: str(self.threads) for name in THREAD_VARIABLES}
-        return found if self.gpu is None else found | {"CUDA_VISIBLE_DEVICES": self.gpu}
+        """Environment variables of a job in this slot."""
+        variables = {name: str(self.threads) for name in THREAD_VARIABLES}
+        return variables if self.gpu is None else variables | {"CUDA_VISIBLE_DEVICES": self.gpu}
 
 
-def cores() -> int:
-    """Cores that this process may use: affinity, and the quota of its control group."""
+def cpu_count() -> int:
+    """Cores that this process may use, by its affinity and its control group's quota."""
     try:
-        found = len(os.sched_getaffinity(0))
+        count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
-        found = os.cpu_count() or 1
+        count = os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        found = min(found, max(1, int(int(quota) / int(period)))) if quota != "max" else found
+        count = min(count, max(1, int(int(quota) / int(period)))) if quota != "max" else count
     except (OSError, ValueError):
         pass
-    return found
+    return count
 
 
-def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES would name this machine's GPUs, without starting CUDA in this process."""
+def gpu_names() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES would name them, without initialising CUDA in this process."""
     import torch
 
     count = torch.cuda.device_count()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(i) for i in range(count)] if shown is None else [n.strip() for n in shown.split(",") if n.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if visible is None else [n.strip() for n in visible.split(",") if n.strip()]
     return names[:count]
 
 
-def slots(settings: SweepSettings, devices: set[str], processes: int = 1) -> list[Slot]:
+def make_slots(settings: SweepSettings, devices: set[str], processes: int = 1) -> list[Slot]:
     """The slots of a sweep.
+
+    With trainer.device=auto or cuda on a machine with GPUs: sweep.jobs_per_gpu slots per GPU, each with one GPU (with
+    trainer.processes=N: N of them), sweep.jobs at most. Otherwise sweep.jobs slots (1 by default). Cores are divided
+    evenly among the slots; OMP_NUM_THREADS limits the threads of each.
 
     Arguments:
         settings: `sweep`.
-        devices: what the jobs' trainer.device says.
-        processes: the most that one job has (trainer.processes).
+        devices: values of the jobs' trainer.device.
+        processes: the largest trainer.processes of any job.
 
-    With trainer.device=auto or cuda on a machine with GPUs: sweep.jobs_per_gpu slots for each, one GPU a job (with
-    trainer.processes=N: N of them), at most sweep.jobs. Else sweep.jobs slots (1). Cores are divided among the slots,
-    or fewer threads used where OMP_NUM_THREADS asks for that.
-
-    Raises InputError where a job needs more GPUs than there are.
+    Raises InputError if a job needs more GPUs than this machine has.
     """
-    found = gpus() if devices & {"auto", "cuda"} else []
-    if found and processes > 1:
-        if len(found) < processes:
-            raise InputError(f"trainer.processes={processes} needs a GPU each, and this machine has {len(found)}")
-        groups = [found[i : i + processes] for i in range(0, len(found) - processes + 1, processes)]
+    names = gpu_names() if devices & {"auto", "cuda"} else []
+    if names and processes > 1:
+        if len(names) < processes:
+            raise InputError(
+                f"trainer.processes={processes} needs one GPU per process, and this machine has {len(names)}: "
+                "lower trainer.processes"
+            )
+        groups = [names[i : i + processes] for i in range(0, len(names) - processes + 1, processes)]
         names = [",".join(group) for group in groups]
-    else:
-        names = found
     places: list[tuple[str | None, int]] = [(name, i) for i in range(settings.jobs_per_gpu) for name in names]
     count = settings.jobs or max(1, len(places))
     places = places[:count] if places else [(None, i) for i in range(count)]
-    threads = max(1, cores() // (len(places) * processes))
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(asked)) if asked.isdigit() and int(asked) > 0 else threads
-    return [Slot(threads, gpu, place) for gpu, place in places]
+    threads = max(1, cpu_count() // (len(places) * processes))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
+    return [Slot(threads, gpu, index) for gpu, index in places]
 
 
 @contextmanager
-def taken(slot: Slot, stopping: Callable[[], bool]) -> Iterator[bool]:
-    """Hold the slot of a GPU, which other sweeps on this machine may want too; False where it was given up waiting."""
+def acquire_slot(slot: Slot, stopping: Callable[[], bool]) -> Iterator[bool]:
+    """Lock the slot's GPUs against other sweeps on this machine; False if `stopping` ended the wait."""
     if slot.gpu is None:
         yield True
         return
     folder = Path(tempfile.gettempdir()) / f"vaerun-gpus-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     folder.mkdir(exist_ok=True)
-    names = sorted(slot.gpu.split(","))  # in one order everywhere, and all or none: nobody waits for ever
-    locks = [filelock.FileLock(folder / f"{name.replace('/', '_')}-{slot.place}.lock") for name in names]
+    names = sorted(slot.gpu.split(","))  # one order everywhere, and all or none: no deadlock
+    locks = [filelock.FileLock(folder / f"{name.replace('/', '_')}-{slot.index}.lock") for name in names]
     while not stopping():
         with ExitStack() as held:
             try:

@@ -14,7 +14,7 @@ import pytest
 from support.sweeps.sweeping import WORDS, Here, Launcher, Sweeping, planned
 
 from vaerun.cli import main
-from vaerun.sweep.plan import Checker
+from vaerun.sweep.plan import JobChecker
 from vaerun.sweep.sweep import Sweep
 
 pytestmark = pytest.mark.usefixtures("command_environment", "quick_commands")
@@ -49,12 +49,12 @@ def test_check_prints_the_plan_and_leaves_nothing(sweep: Sweeping, here: Here, t
     assert code == 0
     assert planned(out) == {
         "seed=0": "finished: skipped",
-        "seed=1": "failed before: runs again",
-        "seed=2": "half-trained: goes on",
+        "seed=1": "failed before: will rerun",
+        "seed=2": "partly trained: will resume",
         "seed=3": "to run",
     }
-    sums = "1 to run, 1 half-trained: goes on, 1 failed before: runs again, 1 finished: skipped; at most 60 training"
-    assert out.splitlines()[-1].startswith(sums)
+    totals = "1 to run, 1 partly trained: will resume, 1 failed before: will rerun, 1 finished: skipped"
+    assert out.splitlines()[-1] == f"{totals}; at most 60 training steps"
     assert sweep.began() == began
     assert contents(sweep.folder) == before
 
@@ -102,11 +102,11 @@ def test_a_checkpoint_that_is_not_there(sweep: Sweeping, here: Here) -> None:
 
 
 def test_a_signal_while_jobs_are_checked(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def interrupted(self: Checker, *words: Any) -> None:
+    def interrupted(self: JobChecker, *words: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr(Checker, "check", interrupted)
+    monkeypatch.setattr(JobChecker, "check", interrupted)
     monkeypatch.setattr(sys, "argv", ["vaerun", *WORDS, "seed=0,1", "output_dir=new/sweep"])
     monkeypatch.setattr(main, "_failure", None)
     launcher = Launcher(main.main, tmp_path / "out")
@@ -130,7 +130,7 @@ def test_somebody_elses_folder(sweep: Sweeping, here: Here) -> None:
     (sweep.folder / "sweep.json").write_text('{"jobs": "mine"}')
     code, _, err = here(*WORDS, "seed=0,1", "output_dir=sweep")
     assert code == 2
-    assert err.splitlines()[-1].startswith(f"vaerun: error: {sweep.folder / 'sweep.json'} is no plan of vaerun's")
+    assert err.splitlines()[-1].startswith(f"vaerun: error: {sweep.folder / 'sweep.json'} is not a sweep plan")
     assert sweep.began() == []
     assert (sweep.folder / "sweep.json").read_text() == '{"jobs": "mine"}'
 

@@ -100,7 +100,7 @@ def test_a_requeued_run_is_saved_and_ends_as_if_nothing_had_been(
 def test_a_lost_job_is_one_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
     from submitit.core import core, utils
 
-    from vaerun.sweep.launcher_plugins import lost_jobs_fail
+    from vaerun.sweep.launcher_plugins import tolerate_lost_jobs
 
     def results(job: Any) -> list[str]:
         if job == "lost":
@@ -109,7 +109,7 @@ def test_a_lost_job_is_one_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(core.Job, "results", results)
     wait: Any = core.Job
-    with lost_jobs_fail("hydra_plugins.hydra_submitit_launcher.submitit_launcher"):
+    with tolerate_lost_jobs("hydra_plugins.hydra_submitit_launcher.submitit_launcher"):
         returned = [wait.results(job)[0] for job in ("a", "lost", "b")]
     assert [returned[0], returned[2]] == ["a", "b"]
     assert returned[1].status.name == "FAILED"

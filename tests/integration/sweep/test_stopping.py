@@ -38,11 +38,11 @@ def test_a_job_that_somebody_else_has(sweep: Sweeping, end: str) -> None:
     launcher = Launcher(other, sweep.folder / "out")
     try:
         wait_until(lambda: (folder / "held").exists())
-        fates = sweep.local(jobs).run(jobs)
+        outcomes = sweep.local(jobs).run(jobs)
     finally:
         launcher.end()
-    assert fates[1].state == "finished"
-    assert (fates[0].state, fates[0].why) == {
+    assert outcomes[1].state == "finished"
+    assert (outcomes[0].state, outcomes[0].reason) == {
         "ok": ("finished", ""),
         "failed": ("failed", "theirs"),
         "killed": ("finished", ""),
@@ -59,8 +59,8 @@ def test_somebody_elses_failure_is_not_of_this_configuration(sweep: Sweeping) ->
     jobs[0].job.folder.mkdir()
     (jobs[0].job.folder / "result.json").write_text(json.dumps(record))
     sweep.does({0: "early:vaerun: error: holds a run of another configuration"})
-    fates = sweep.local(jobs).run(jobs)
-    assert (fates[0].state, fates[0].why) == ("failed", "holds a run of another configuration")
+    outcomes = sweep.local(jobs).run(jobs)
+    assert (outcomes[0].state, outcomes[0].reason) == ("failed", "holds a run of another configuration")
     assert sweep.results()[0] == record
 
 
@@ -79,10 +79,10 @@ def test_a_folder_taken_between_the_look_and_the_start(sweep: Sweeping) -> None:
         launcher = Launcher(lambda: hold(jobs[0].job.folder, 1.6), sweep.folder / "out")
         wait_until(lambda: (jobs[0].job.folder / "held").exists())
         try:
-            fates = sweep.local(jobs).run(jobs)
+            outcomes = sweep.local(jobs).run(jobs)
         finally:
             launcher.end()
-    assert fates[0].state == "finished"
+    assert outcomes[0].state == "finished"
     assert [n["end"] for n in sweep.notes("end")] == [74, 0]
     assert sweep.trained() == [0]
 
@@ -130,11 +130,8 @@ def _interruptible(sweep: Sweeping, *seeds: int, slots: int = 1) -> int:
         try:
             running.run(jobs)
         except Interrupted as stopped:
-            print(
-                json.dumps(
-                    {p.job.settings.seed: running.fates[p.number].state for p in jobs if p.number in running.fates}
-                )
-            )
+            ended = [p for p in jobs if p.number in running.outcomes]
+            print(json.dumps({p.job.settings.seed: running.outcomes[p.number].state for p in ended}))
             return stopped.exit_code
     return 0
 
@@ -154,7 +151,7 @@ def test_signals_are_passed_on(sweep: Sweeping, name: str, code: int) -> None:
     assert {n["signal"] for n in sweep.notes("signal")} == {"SIGTERM" if name == "SIGINT" else name}
     assert sorted(n["end"] for n in sweep.notes("end")) == [75, 75]
     assert sweep.status() == {0: "interrupted", 1: "interrupted"}
-    assert json.loads(launcher.text().splitlines()[-1]) == {"0": "started", "1": "started", "2": "skipped"}
+    assert json.loads(launcher.text().splitlines()[-1]) == {"0": "resumable", "1": "resumable", "2": "skipped"}
     assert sweep.began() == [0, 1] or sweep.began() == [1, 0]
 
 
@@ -168,7 +165,7 @@ def test_a_job_of_somebody_elses_when_the_sweep_is_stopped(sweep: Sweeping) -> N
         sweep.until("train")
         launcher.send(signal.SIGTERM)
         assert launcher.wait() == 75
-        assert json.loads(launcher.text().splitlines()[-1]) == {"0": "started", "1": "running", "2": "skipped"}
+        assert json.loads(launcher.text().splitlines()[-1]) == {"0": "resumable", "1": "running", "2": "skipped"}
     finally:
         launcher.end()
         other.end()
@@ -205,7 +202,7 @@ def test_system_stops_everything(sweep: Sweeping, also: str) -> None:
     finally:
         launcher.end()
     assert sweep.status() == {0: "interrupted"}
-    assert json.loads(launcher.text().splitlines()[-1]) == {"0": "started", "1": "skipped"}
+    assert json.loads(launcher.text().splitlines()[-1]) == {"0": "resumable", "1": "skipped"}
 
 
 def test_launcher_dies(sweep: Sweeping) -> None:

@@ -32,7 +32,7 @@ def test_failures_are_listed_and_run_again(sweep: Sweeping, here: Here) -> None:
     assert "5 to run; at most 100 training steps" in err
     assert failures(err) == {
         "seed=1": "it diverged  [1m",
-        "seed=2": "killed by SIGKILL: by hand, or by the system when memory ran out",
+        "seed=2": "killed by SIGKILL (manually, or by the system when memory ran out)",
         "seed=3": "the data are not there: bring them",
     }
     assert f"2 of 5 jobs done in {sweep.folder}" in err
@@ -50,7 +50,7 @@ def test_failures_are_listed_and_run_again(sweep: Sweeping, here: Here) -> None:
     code, out, err = here(*command)
     assert (code, out) == (1, "table of sweep\n")
     assert sorted(sweep.began()) == [1, 2, 3]
-    assert "3 failed before: run" in err
+    assert "3 failed before: will rerun" in err
     assert "2 finished: skipped; at most 60 training steps" in err
     assert list(failures(err)) == ["seed=2"]
 
@@ -60,7 +60,7 @@ def test_failures_are_listed_and_run_again(sweep: Sweeping, here: Here) -> None:
     code, _, err = here(*WORDS, "seed=2,5", "output_dir=sweep")
     assert (code, sweep.began()) == (0, [2, 5])
     assert "failed:" not in err
-    assert "to run just these" not in err
+    assert "to run only these" not in err
     entries = json.loads((sweep.folder / "sweep.json").read_text())["jobs"]
     assert [e["config"]["seed"] for e in entries] == [0, 1, 2, 3, 4, 5]
     assert {r["fingerprint"] for r in sweep.results().values()} == {e["fingerprint"] for e in entries}
@@ -166,7 +166,7 @@ def test_a_folder_of_its_own_each_time(sweep: Sweeping, here: Here) -> None:
     sweep.does({3: ["killed", "ok"]})
     _, _, err = here(*WORDS, "seed=2,3", "output_dir=sweep", "trainer.resume=never")
     assert list(failures(err)) == ["seed=3"]
-    if "to run just these" in err:
+    if "to run only these" in err:
         here(*printed_command(err))
         assert sweep.began() == [2, 3, 3]
 
@@ -218,7 +218,7 @@ def test_another_process_has_a_job(sweep: Sweeping, here: Here) -> None:
     assert code == 0
     assert planned(out) == {
         "seed=0": "finished: skipped",
-        "seed=1": "running elsewhere: waited for",
+        "seed=1": "running elsewhere: will wait",
         "seed=2": "to run",
     }
     assert "at most 20 training steps" in out

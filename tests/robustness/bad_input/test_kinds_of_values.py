@@ -66,8 +66,8 @@ def test_refused(here: Command, tmp_path: Path, word: str) -> None:
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("seed=range(0)", "the sweep has no job: one of its words has no values"),
-        ("seed=glob(*)", "the sweep has no job: one of its words has no values"),
+        ("seed=range(0)", "the sweep has no jobs: one of its overrides has no values"),
+        ("seed=glob(*)", "the sweep has no jobs: one of its overrides has no values"),
         ("model=1e12,1e30", "there is no model=1e12. Choices: ae, cgan"),
         ("model=vae,[1]", "there is no model=[1]. Choices: ae, cgan"),
         ("trainer=default,null", "there is no trainer=null. Choices: adversarial, default"),

@@ -172,13 +172,13 @@ def own_environment() -> dict[str, str]:
 
 
 def test_processes_of_a_sweep_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
-    from vaerun.launch.process import command, environment
+    from vaerun.launch.process import worker_command, worker_environment
 
     for name in ("torch", "json", "vaerun"):
         (tmp_path / f"{name}.py").write_text("open('pwned', 'w')\n")
     subprocess.run(
-        command(tmp_path / "job.json"), cwd=tmp_path, env=environment(), capture_output=True, stdin=subprocess.DEVNULL,
-        timeout=60, check=False,
+        worker_command(tmp_path / "job.json"), cwd=tmp_path, env=worker_environment(), capture_output=True,
+        stdin=subprocess.DEVNULL, timeout=60, check=False,
     )  # fmt: skip
     assert not (tmp_path / "pwned").exists()
 

@@ -30,17 +30,17 @@ from support.runs.commands import TINY
 import vaerun.report
 from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import Settings, SweepSettings, check
-from vaerun.launch import process as child
-from vaerun.launch.process import Job
+from vaerun.launch import process
+from vaerun.launch.job import Job
 from vaerun.signals import ShutdownSignal
 from vaerun.sweep import local
-from vaerun.sweep.local import Local
-from vaerun.sweep.plan import Planned, label, state_of, write_plan
+from vaerun.sweep.local import LocalLauncher
+from vaerun.sweep.plan import PlannedJob, job_state, label_jobs, write_plan
 from vaerun.sweep.slots import Slot
-from vaerun.sweep.view import View
+from vaerun.sweep.view import SweepProgress
 
 STUB = Path(__file__).with_name("stub_worker.py")
-KILLED = "killed by SIGKILL: by hand, or by the system when memory ran out"
+KILLED = "killed by SIGKILL (manually, or by the system when memory ran out)"
 Here = Callable[..., tuple[int, str, str]]
 WORDS = ["-m", "model=vae", *TINY, "trainer.max_steps=20"]
 
@@ -83,8 +83,8 @@ class Sweeping:
     def __init__(self, folder: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._notes, self.monkeypatch = folder, notes, monkeypatch
         notes.touch()
-        own = [sys.executable, "-I", "-S", str(STUB)]
-        monkeypatch.setattr(child, "command", lambda file: [*own, str(file)])
+        stub = [sys.executable, "-I", "-S", str(STUB)]
+        monkeypatch.setattr(process, "worker_command", lambda file: [*stub, str(file)])
         monkeypatch.setattr(vaerun.report, "write_all", lambda folder: f"table of {folder.name}")
         monkeypatch.setattr(local, "GRACE_SECONDS", 0.5)
         monkeypatch.setenv("STUB_NOTES", str(notes))
@@ -127,31 +127,32 @@ class Sweeping:
 
     # -- without Hydra ------------------------------------------------------------------------------------------
 
-    def jobs(self, *seeds: int, **trainer: Any) -> list[Planned]:
+    def jobs(self, *seeds: int, **trainer: Any) -> list[PlannedJob]:
         """Planned as a sweep would."""
         planned = []
         for number, seed in enumerate(seeds):
-            own = replace(settings(), seed=seed, trainer=replace(settings().trainer, **trainer))
-            job = Job(own, self.folder / f"job{seed}", [f"seed={seed}"], None, f"fingerprint{seed}")
-            before = job.folder / "result.json"
-            read = json.loads(before.read_text()) if before.exists() else None
-            planned.append(Planned(job, number, 20, state_of(job), before=read))
-        label(planned)
+            job_settings = replace(settings(), seed=seed, trainer=replace(settings().trainer, **trainer))
+            job = Job(job_settings, self.folder / f"job{seed}", [f"seed={seed}"], None, f"fingerprint{seed}")
+            path = job.folder / "result.json"
+            result = json.loads(path.read_text()) if path.exists() else None
+            planned.append(PlannedJob(job, number, 20, job_state(job), previous_result=result))
+        label_jobs(planned)
         write_plan(self.folder, ["vaerun", "-m"], planned)
         return planned
 
     def local(
-        self, jobs: list[Planned], slots: int | list[Slot] = 1, stop: ShutdownSignal | None = None, **own: Any
-    ) -> Local:
-        """That runs them."""
-        room = [Slot(1)] * slots if isinstance(slots, int) else slots
-        return Local(SweepSettings(**own), room, View(jobs, 0, len(room)), stop or ShutdownSignal())
+        self, jobs: list[PlannedJob], slots: int | list[Slot] = 1, stop: ShutdownSignal | None = None, **sweep: Any
+    ) -> LocalLauncher:
+        """The launcher that runs them."""
+        slots = [Slot(1)] * slots if isinstance(slots, int) else slots
+        progress = SweepProgress(jobs, 0, len(slots))
+        return LocalLauncher(SweepSettings(**sweep), slots, progress, stop or ShutdownSignal())
 
-    def run(self, *seeds: int, slots: int = 1, **own: Any) -> dict[int, tuple[str, str]]:
+    def run(self, *seeds: int, slots: int = 1, **sweep: Any) -> dict[int, tuple[str, str]]:
         """State and reason of each seed."""
         jobs = self.jobs(*seeds)
-        fates = self.local(jobs, slots, **own).run(jobs)
-        return {p.job.settings.seed: (fates[p.number].state, fates[p.number].why) for p in jobs}
+        outcomes = self.local(jobs, slots, **sweep).run(jobs)
+        return {p.job.settings.seed: (outcomes[p.number].state, outcomes[p.number].reason) for p in jobs}
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 20.0) -> None:
@@ -261,14 +262,14 @@ def planned(text: str) -> dict[str, str]:
 def printed_command(err: str) -> list[str]:
     """The words of the command that a sweep prints at its end."""
     lines = err.splitlines()
-    (at,) = [i for i, line in enumerate(lines) if line.startswith("to run just these")]
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("to run only these")]
     words = shlex.split(lines[at + 1])
     assert words[0] == "vaerun"
     return words[1:]
 
 
 def failures(err: str) -> dict[str, str]:
-    """What the list at the end says failed: {label: reason}."""
+    """Failures as the summary lists them: {label: reason}."""
     lines = err.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.endswith(" failed:")]
     found: dict[str, str] = {}

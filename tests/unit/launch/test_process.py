@@ -12,7 +12,8 @@ import pytest
 from support.sweeps.sweeping import KILLED, Launcher, Sweeping, hold, wait_until
 
 from vaerun.launch import process as module
-from vaerun.launch.process import Attempt, Child, Ending, environment, last_error_line, settle
+from vaerun.launch.job import describe_exit
+from vaerun.launch.process import Attempt, JobProcess, last_error_line, record_failure, worker_environment
 
 OLD, RUNNING, OTHER = (
     {"status": "running", "ended": 1},
@@ -27,28 +28,28 @@ STOPPED, BROKEN, DONE = {"status": "interrupted"}, {"status": "failed", "error":
     [
         (0, DONE, [], None, "", "finished", ""),
         (-11, DONE, [15], 15, "late", "finished", ""),
-        (0, OTHER, [], None, "", "failed", "ended with exit code 0 before it had a result"),
-        (74, DONE, [], None, "", "busy", ""),
-        (74, None, [15], None, "late", "busy", ""),
-        (75, STOPPED, [15], None, "", "stopped", ""),
-        (75, STOPPED, [], 15, "", "stopped", ""),
+        (0, OTHER, [], None, "", "failed", "ended with exit code 0 and no result"),
+        (74, DONE, [], None, "", "running", ""),
+        (74, None, [15], None, "late", "running", ""),
+        (75, STOPPED, [15], None, "", "resumable", ""),
+        (75, STOPPED, [], 15, "", "resumable", ""),
         (75, STOPPED, [], None, "", "failed", "the last words"),  # somebody else stopped it
         (75, STOPPED, [15], None, "late", "failed", "late"),
-        (130, RUNNING, [2], None, "", "stopped", ""),
+        (130, RUNNING, [2], None, "", "resumable", ""),
         (130, RUNNING, [], None, "", "failed", "the last words"),
-        (-15, RUNNING, [15], None, "", "stopped", ""),
-        (-15, RUNNING, [], 15, "", "stopped", ""),
+        (-15, RUNNING, [15], None, "", "resumable", ""),
+        (-15, RUNNING, [], 15, "", "resumable", ""),
         (-15, RUNNING, [2], None, "", "failed", "killed by SIGTERM"),
-        (1, STOPPED, [15], None, "", "stopped", ""),  # of several processes
-        (1, OLD, [15], None, "", "stopped", ""),  # asked before it had begun
-        (1, None, [15], None, "", "stopped", ""),
+        (1, STOPPED, [15], None, "", "resumable", ""),  # of several processes
+        (1, OLD, [15], None, "", "resumable", ""),  # asked before it had begun
+        (1, None, [15], None, "", "new", ""),
         (1, BROKEN, [15], None, "", "failed", "its own"),
         (1, BROKEN, [], None, "", "failed", "its own"),
         (2, BROKEN, [], None, "", "failed", "the last words"),
         (1, OLD, [], None, "", "failed", "the last words"),
         (-9, RUNNING, [], None, "", "failed", KILLED),
         (-9, RUNNING, [15], None, "late", "failed", "late"),
-        (-9, RUNNING, [15, 9], None, "", "stopped", ""),  # it did not listen
+        (-9, RUNNING, [15, 9], None, "", "resumable", ""),  # it did not listen
     ],
 )
 def test_verdicts(
@@ -64,18 +65,18 @@ def test_verdicts(
     """What became of a run, from its exit status, its record and the signals that were sent."""
     (planned,) = sweep.jobs(0)
     whole = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
-    child = Child.__new__(Child)
+    child = JobProcess.__new__(JobProcess)
     attempt = Attempt.__new__(Attempt)
-    attempt.job, attempt.log_from = planned.job, 5
-    attempt.before = whole | OLD if record is OLD else None
+    attempt.job, attempt.log_start = planned.job, 5
+    attempt.previous_result = whole | OLD if record is OLD else None
     child.job, child.sent, child.attempts = planned.job, set(sent), [attempt]
     planned.job.folder.mkdir()
     (planned.job.folder / "job.log").write_text("past\nthe last words\n")
     path = planned.job.folder / "result.json"
     if record is not None:
         path.write_text(json.dumps(whole | record))
-    verdict = child.verdict(Ending(code), asked, why)
-    assert (verdict.state, verdict.why) == (state, said)
+    outcome = child.outcome(code, asked, why)
+    assert (outcome.state, outcome.reason) == (state, said)
     after = json.loads(path.read_text()) if path.exists() else None
     if state == "failed" and record is not OTHER:
         assert after is not None
@@ -94,23 +95,23 @@ def test_settling_leaves_others_alone(sweep: Sweeping) -> None:
     record = {"fingerprint": "another", "status": "running", "metrics": {}, "protocol": {}, "error": None}
     for kept in (record, record | {"fingerprint": "fingerprint0", "status": "ok"}):
         (folder / "result.json").write_text(json.dumps(kept))
-        assert settle(planned.job, "gone") == "gone"
+        assert record_failure(planned.job, "gone") == "gone"
         assert json.loads((folder / "result.json").read_text()) == kept
     (folder / "result.json").write_text(json.dumps(record | {"fingerprint": "fingerprint0"}))
     launcher = Launcher(lambda: hold(folder, 30), sweep.folder / "out")
     try:
         wait_until(lambda: (folder / "held").exists())
-        assert settle(planned.job, "gone").startswith("gone (another run is using")
+        assert record_failure(planned.job, "gone").startswith("gone (another run is using")
         assert json.loads((folder / "result.json").read_text())["status"] == "running"
     finally:
         launcher.end()
-    assert settle(planned.job, "why") == "why"
+    assert record_failure(planned.job, "why") == "why"
     assert json.loads((folder / "result.json").read_text())["error"] == "why"
 
 
 def test_settling_a_run_without_a_record(sweep: Sweeping) -> None:
     (planned,) = sweep.jobs(0)
-    assert settle(planned.job, "why") == "why"
+    assert record_failure(planned.job, "why") == "why"
     record = sweep.results()[0]
     assert record["command"] == ["vaerun", "seed=0"]
     assert (record["model"], record["data"], record["estimator"]) == ("vae", "digits", "elbo")
@@ -132,11 +133,11 @@ def test_last_words(tmp_path: Path) -> None:
 
 
 def test_endings_in_words() -> None:
-    assert Ending(0).cause == "ended with exit code 0 before it had a result"
-    assert Ending(-9).cause == KILLED
-    assert Ending(-6).cause == "killed by SIGABRT"
-    assert Ending(-200).cause == "killed by signal 200"
-    assert Ending(3).cause == "ended with exit code 3"
+    assert describe_exit(0) == "ended with exit code 0 and no result"
+    assert describe_exit(-9) == KILLED
+    assert describe_exit(-6) == "killed by SIGABRT"
+    assert describe_exit(-200) == "killed by signal 200"
+    assert describe_exit(3) == "ended with exit code 3"
 
 
 # -- its process ---------------------------------------------------------------------------------------------------
@@ -146,15 +147,13 @@ def test_child_has_a_session_of_its_own(sweep: Sweeping) -> None:
     """Ctrl-C in a terminal reaches the whole foreground group: the jobs hear of it from the sweep alone, once."""
     sweep.does({0: "sleep:30"})
     (planned,) = sweep.jobs(0)
-    process = Child(planned.job)
+    process = JobProcess([planned.job])
     try:
         assert os.getsid(process.process.pid) == process.process.pid
         assert process.wait(0.05) is None
         sweep.until("train")
         process.signal(signal.SIGTERM)
-        ending = process.wait(10)
-        assert ending is not None
-        assert ending.code == 75
+        assert process.wait(10) == 75
         process.signal(signal.SIGTERM)  # it has ended: nothing
         assert process.process.stdin is not None
         assert process.process.stdin.closed
@@ -166,10 +165,9 @@ def test_child_has_a_session_of_its_own(sweep: Sweeping) -> None:
 def test_a_chosen_folder_is_kept(sweep: Sweeping) -> None:
     """trainer.resume=never has chosen the folder by then: the run itself must not choose another one."""
     (planned,) = sweep.jobs(0, resume="never")
-    process = Child(planned.job)
-    ending = process.wait(10)
-    assert ending is not None
-    assert ending.code == 0
+    process = JobProcess([planned.job])
+    code = process.wait(10)
+    assert code == 0
     told = json.loads((planned.job.folder / ".job.json").read_text())
     assert told["settings"]["trainer"]["resume"] == "auto"
     assert told["folder"] == str(planned.job.folder)
@@ -180,10 +178,10 @@ def test_what_children_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/somewhere", ""]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/elsewhere"])
-    own = environment({"OMP_NUM_THREADS": "3"})
+    own = worker_environment({"OMP_NUM_THREADS": "3"})
     root = str(Path(module.__file__).parents[2])
     assert own["PYTHONPATH"].split(os.pathsep) == [root, "/somewhere"]
     assert own["OMP_NUM_THREADS"] == "3"
     assert own["PYTHONSAFEPATH"] == "1"
     monkeypatch.setattr("sys.path", ["", "/elsewhere"])
-    assert environment()["PYTHONPATH"].split(os.pathsep) == [root, str(tmp_path), "/somewhere"]
+    assert worker_environment()["PYTHONPATH"].split(os.pathsep) == [root, str(tmp_path), "/somewhere"]

@@ -16,9 +16,10 @@ from support.runs.commands import SHORT, assert_same_bits, load, records
 
 from vaerun.config.settings import SweepSettings
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.launch import replicas as together
-from vaerun.launch.process import Child
-from vaerun.launch.replicas import Gate, exit_code, told
+from vaerun.launch import replicas
+from vaerun.launch.job import exit_code
+from vaerun.launch.process import JobProcess
+from vaerun.launch.replicas import Barrier, format_error
 from vaerun.run import execute as executing
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import RunDirLocked
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    monkeypatch.setattr(together, "side_by_side", lambda members: True)
+    monkeypatch.setattr(replicas, "can_run_concurrently", lambda jobs: True)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_signal_stops_all_and_the_command_goes_on(
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sweep takes this machine for one with a GPU."""
-    monkeypatch.setattr(sweep, "slots", lambda *_: [Slot(1, "0")])
+    monkeypatch.setattr(sweep, "make_slots", lambda *_: [Slot(1, "0")])
 
 
 @pytest.mark.slow
@@ -157,9 +158,9 @@ def test_a_killed_process_takes_its_jobs_along_and_they_go_on(
 ) -> None:
     on_a_gpu(monkeypatch)
     words = ("model=vae", *SHORT, "trainer.max_steps=550", "evaluation.every=1000", "seed=0,1", "sweep.together=2")
-    started: list[Child] = []
+    started: list[JobProcess] = []
 
-    class Watched(Child):
+    class Watched(JobProcess):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             started.append(self)
@@ -170,7 +171,7 @@ def test_a_killed_process_takes_its_jobs_along_and_they_go_on(
             time.sleep(0.05)
         os.killpg(started[0].process.pid, signal.SIGKILL)
 
-    monkeypatch.setattr(local, "Child", Watched)
+    monkeypatch.setattr(local, "JobProcess", Watched)
     helper = threading.Thread(target=kill)
     helper.start()
     code, _, err = here("-m", *words, f"output_dir={tmp_path}/sweep")
@@ -186,9 +187,9 @@ def test_groups_are_spread_over_gpus() -> None:
     jobs: list[Any] = list(range(13))
     for slots, together_, sizes in ((1, 13, [13]), (1, 1, [1] * 13), (2, 13, [7, 6]), (4, 3, [3, 3, 3, 3, 1])):
         settings = SweepSettings(together=together_)
-        running = local.Local(settings, [Slot(1, str(i)) for i in range(slots)], Mock(), ShutdownSignal())
+        running = local.LocalLauncher(settings, [Slot(1, str(i)) for i in range(slots)], Mock(), ShutdownSignal())
         assert [len(group) for group in running._groups(jobs)] == sizes
-    running = local.Local(SweepSettings(together=5), [Slot(1), Slot(1)], Mock(), ShutdownSignal())
+    running = local.LocalLauncher(SweepSettings(together=5), [Slot(1), Slot(1)], Mock(), ShutdownSignal())
     assert [len(group) for group in running._groups(jobs)] == [1] * 13
 
 
@@ -198,17 +199,17 @@ def test_what_does_not_go_together(here: Any, tmp_path: Path) -> None:
     assert "trainer.replicas and trainer.processes do not go together" in err
     code, _, err = here("-m", "model=vae", *SHORT, "trainer.replicas=2", "seed=0,1", f"output_dir={tmp_path}/b")
     assert code == 2
-    assert "trainer.replicas=2 is for a single run: in a sweep name the seeds" in err
+    assert "trainer.replicas=2 is for single runs: in a sweep, list the seeds" in err
 
 
 def test_the_gate() -> None:
     """Opens when all have come, or gone, or a signal has."""
     stop, opened = ShutdownSignal(), []
-    gate = Gate(3, stop)
+    barrier = Barrier(3, stop)
 
     def wait() -> None:
-        gate.come()
-        gate.wait()
+        barrier.arrive()
+        barrier.wait()
         opened.append(1)
 
     waiting = [threading.Thread(target=wait) for _ in range(2)]
@@ -216,13 +217,13 @@ def test_the_gate() -> None:
         thread.start()
     time.sleep(0.3)
     assert not opened
-    gate.come()
+    barrier.arrive()
     for thread in waiting:
         thread.join(5)
     assert opened == [1, 1]
-    gate = Gate(1, stop)
+    barrier = Barrier(1, stop)
     stop.signum = signal.SIGTERM
-    gate.wait()
+    barrier.wait()
 
 
 def test_a_bug_shows_its_traceback(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +241,5 @@ def test_endings() -> None:
     errors = (None, RunDirLocked("x"), InputError("x"), RunError("x"), KeyError("x"))
     assert [exit_code(error) for error in errors] == [0, 74, 2, 1, 1]
     assert exit_code(Interrupted(signal.SIGINT)) == 130
-    assert told(RunError("a\nb"), "seed 1: ") == "vaerun: error: seed 1: a b"
-    assert told(Interrupted(signal.SIGTERM)).startswith("vaerun: stopped by SIGTERM")
+    assert format_error(RunError("a\nb"), "seed 1: ") == "vaerun: error: seed 1: a b"
+    assert format_error(Interrupted(signal.SIGTERM)).startswith("vaerun: stopped by SIGTERM")

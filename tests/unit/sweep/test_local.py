@@ -12,7 +12,7 @@ import pytest
 from support.sweeps.sweeping import KILLED, Sweeping, alive
 
 from vaerun.errors import Interrupted
-from vaerun.launch.process import Child, Ending
+from vaerun.launch.process import JobProcess
 from vaerun.signals import ShutdownSignal
 from vaerun.sweep import local
 from vaerun.sweep.slots import Slot
@@ -83,10 +83,10 @@ def test_a_killed_job_is_noticed_at_once(sweep: Sweeping) -> None:
 
     helper = threading.Thread(target=kill)
     helper.start()
-    fates = sweep.local(jobs).run(jobs)
+    outcomes = sweep.local(jobs).run(jobs)
     assert time.monotonic() - ended[0] < 1.5
     helper.join()
-    assert (fates[0].state, fates[0].why) == ("failed", KILLED)
+    assert (outcomes[0].state, outcomes[0].reason) == ("failed", KILLED)
 
 
 def test_a_job_that_cannot_be_started_fails_alone(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,17 +108,17 @@ def test_a_bug_in_the_sweep_fails_one_job(
 ) -> None:
     """And leaves no process behind."""
 
-    class Odd(Child):
+    class Odd(JobProcess):
         raised = False
 
-        def wait(self, timeout: float | None = None) -> Ending | None:
+        def wait(self, timeout: float | None = None) -> int | None:
             if self.job.settings.seed == 0 and not Odd.raised:
                 Odd.raised = True
                 sweep.until("train", 0)
                 raise ZeroDivisionError("of ours")
             return super().wait(timeout)
 
-    monkeypatch.setattr(local, "Child", Odd)
+    monkeypatch.setattr(local, "JobProcess", Odd)
     sweep.does({0: "sleep:30"})
     found = sweep.run(0, 1)
     assert found == {0: ("failed", "ZeroDivisionError: of ours"), 1: ("finished", "")}
@@ -130,12 +130,12 @@ def test_a_folder_that_cannot_be_written_fails_alone(sweep: Sweeping) -> None:
     jobs = sweep.jobs(0, 1, 2)
     (sweep.folder / "job0").write_text("a file")
     (sweep.folder / "job1").mkdir()
-    (sweep.folder / "job1" / ".hydra").write_text("no folder")  # where settle would write the configuration
+    (sweep.folder / "job1" / ".hydra").write_text("no folder")  # where record_failure would write the configuration
     sweep.does({1: "silent:9"})
-    fates = sweep.local(jobs).run(jobs)
-    assert [fates[i].state for i in range(3)] == ["failed", "failed", "finished"]
-    assert fates[0].why.startswith(str(sweep.folder / "job0"))
-    assert "exit code 9" in fates[1].why
+    outcomes = sweep.local(jobs).run(jobs)
+    assert [outcomes[i].state for i in range(3)] == ["failed", "failed", "finished"]
+    assert outcomes[0].reason.startswith(str(sweep.folder / "job0"))
+    assert "exit code 9" in outcomes[1].reason
 
 
 def test_a_record_that_is_torn_fails_alone(sweep: Sweeping) -> None:
@@ -150,10 +150,10 @@ def test_a_record_that_is_torn_fails_alone(sweep: Sweeping) -> None:
 
     helper = threading.Thread(target=tear)
     helper.start()
-    fates = sweep.local(jobs).run(jobs)
+    outcomes = sweep.local(jobs).run(jobs)
     helper.join()
-    assert [fates[i].state for i in range(2)] == ["failed", "finished"]
-    assert "result.json cannot be read" in fates[0].why
+    assert [outcomes[i].state for i in range(2)] == ["failed", "finished"]
+    assert "result.json cannot be read" in outcomes[0].reason
 
 
 def test_hidden_characters_in_a_reason(sweep: Sweeping, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +216,7 @@ def test_fail_fast(sweep: Sweeping) -> None:
     """Those that run save and stop, no other is begun."""
     sweep.does({0: "sleep:30", 1: "raise@train2:oh"})
     found = sweep.run(0, 1, 2, 3, slots=2, fail_fast=True)
-    assert found == {0: ("started", ""), 1: ("failed", "oh"), 2: ("skipped", ""), 3: ("skipped", "")}
+    assert found == {0: ("resumable", ""), 1: ("failed", "oh"), 2: ("skipped", ""), 3: ("skipped", "")}
     assert sorted(sweep.began()) == [0, 1]
     assert sweep.status() == {0: "interrupted", 1: "failed"}
     assert not (sweep.folder / "job2").exists()
@@ -235,16 +235,16 @@ def test_a_job_begun_while_the_sweep_ends(sweep: Sweeping, monkeypatch: pytest.M
     stop = ShutdownSignal()
     running = sweep.local(jobs := sweep.jobs(0), stop=stop)
 
-    class Late(Child):
+    class Late(JobProcess):
         def __init__(self, *words: object, **options: object) -> None:
             super().__init__(*words, **options)  # type: ignore[arg-type]
             sweep.until("train")
-            stop.signum = running.passed_on = signal.SIGTERM
+            stop.signum = running.forwarded = signal.SIGTERM
 
-    monkeypatch.setattr(local, "Child", Late)
+    monkeypatch.setattr(local, "JobProcess", Late)
     with pytest.raises(Interrupted):
         running.run(jobs)
-    assert running.fates[0].state == "started"
+    assert running.outcomes[0].state == "resumable"
     assert [n["signal"] for n in sweep.notes("signal")] == ["SIGTERM"]
 
 
@@ -252,5 +252,5 @@ def test_a_job_that_runs_out_of_time_while_the_sweep_ends(sweep: Sweeping) -> No
     """It is being saved by then: it has not failed."""
     sweep.does({0: "slow:30", 1: "raise@train2:oh"})
     found = sweep.run(0, 1, slots=2, fail_fast=True, job_minutes=1 / 60)
-    assert found == {0: ("started", ""), 1: ("failed", "oh")}
+    assert found == {0: ("resumable", ""), 1: ("failed", "oh")}
     assert [n["signal"] for n in sweep.notes("signal")] == ["SIGTERM"]

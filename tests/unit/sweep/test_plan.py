@@ -12,9 +12,9 @@ import torch
 from support.sweeps.sweeping import Launcher, Sweeping, holding, settings
 
 from vaerun.errors import InputError, RunError
-from vaerun.launch.process import Job
+from vaerun.launch.job import Job
 from vaerun.sweep import plan as module
-from vaerun.sweep.plan import Checker, Planned, distinct, label, read_plan, state_of, write_plan
+from vaerun.sweep.plan import JobChecker, PlannedJob, job_state, label_jobs, read_plan, unique_jobs, write_plan
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -28,33 +28,34 @@ def result(folder: Path, status: str, fingerprint: str = "fingerprint0") -> None
 def test_where_a_job_stands(sweep: Sweeping) -> None:
     (planned,) = sweep.jobs(0)
     job = planned.job
-    assert state_of(job) == "new"
+    assert job_state(job) == "new"
     job.folder.mkdir()
-    assert state_of(job) == "new"
-    for status, state in (("ok", "finished"), ("failed", "failed"), ("running", "started"), ("interrupted", "started")):
+    assert job_state(job) == "new"
+    states = {"ok": "finished", "failed": "failed", "running": "resumable", "interrupted": "resumable"}
+    for status, state in states.items():
         result(job.folder, status)
-        assert state_of(job) == state
+        assert job_state(job) == state
     result(job.folder, "ok", "another")
-    assert state_of(job) != "finished"
+    assert job_state(job) != "finished"
     result(job.folder, "ok")
     with holding(job.folder):
-        assert state_of(job) == "running"
-    assert state_of(job) == "finished"
+        assert job_state(job) == "running"
+    assert job_state(job) == "finished"
     (job.folder / "result.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
-        state_of(job)
+        job_state(job)
 
 
-def points(tmp_path: Path, *folders: str, fingerprint: str = "same") -> list[Planned]:
+def points(tmp_path: Path, *folders: str, fingerprint: str = "same") -> list[PlannedJob]:
     found = []
     for number, name in enumerate(folders):
         own = replace(settings(), seed=number)
-        found.append(Planned(Job(own, tmp_path / name, [f"word={number}"], None, fingerprint), number, 1))
+        found.append(PlannedJob(Job(own, tmp_path / name, [f"word={number}"], None, fingerprint), number, 1))
     return found
 
 
 def test_points_that_are_one_run(tmp_path: Path) -> None:
-    found = distinct(points(tmp_path, "a", "b", "a", "c", "b"))
+    found = unique_jobs(points(tmp_path, "a", "b", "a", "c", "b"))
     assert [p.number for p in found] == [0, 1, 3]
 
 
@@ -63,20 +64,20 @@ def test_different_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     one, other = points(tmp_path, "a", "a")
     other.job = replace(other.job, fingerprint="another")
     with pytest.raises(InputError, match=r"word=1"):
-        distinct([one, other])
+        unique_jobs([one, other])
 
 
 def test_labels(tmp_path: Path) -> None:
     found = points(tmp_path, "a", "b", "c")
     words = [["model=vae", "x=1", "seed=0"], ["model=vae", "x=1", "seed=1"], ["model=vlae", "x=1", "seed=0"]]
     for planned, own in zip(found, words, strict=True):
-        planned.job = replace(planned.job, words=own)
-    label(found)
+        planned.job = replace(planned.job, overrides=own)
+    label_jobs(found)
     assert [p.label for p in found] == ["model=vae seed=0", "model=vae seed=1", "model=vlae seed=0"]
-    label(found[:1])
+    label_jobs(found[:1])
     assert found[0].label == "model=vae x=1 seed=0"
-    found[0].job = replace(found[0].job, words=[])
-    label(found[:1])
+    found[0].job = replace(found[0].job, overrides=[])
+    label_jobs(found[:1])
     assert found[0].label == "the defaults"
 
 
@@ -128,10 +129,10 @@ def test_two_write_the_plan_at_once(tmp_path: Path) -> None:
     ("text", "why"),
     [
         ("{", "cannot be read"),
-        ("[]", "is no plan of vaerun's"),
-        ('{"jobs": {}}', "is no plan of vaerun's"),
-        ('{"jobs": [{"fingerprint": ""}]}', "is no plan of vaerun's"),
-        ('{"jobs": [{"folder": 3}]}', "is no plan of vaerun's"),
+        ("[]", "is not a sweep plan"),
+        ('{"jobs": {}}', "is not a sweep plan"),
+        ('{"jobs": [{"fingerprint": ""}]}', "is not a sweep plan"),
+        ('{"jobs": [{"folder": 3}]}', "is not a sweep plan"),
         ("\xff", "cannot be read"),
     ],
 )
@@ -184,13 +185,13 @@ def test_checking_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return original(own, device)
 
     monkeypatch.setattr(module, "build_data", build)
-    checker = Checker()
+    checker = JobChecker()
     own = settings()
     found = [checker.check(replace(own, seed=s), tmp_path / f"{s}", [f"seed={s}"], "yaml", s) for s in (0, 1)]
     assert [p.number for p in found] == [0, 1]
     assert {p.state for p in found} == {"new"}
-    assert found[0].before is None
-    assert (found[0].job.words, found[0].job.hydra) == (["seed=0"], "yaml")
+    assert found[0].previous_result is None
+    assert (found[0].job.overrides, found[0].job.hydra) == (["seed=0"], "yaml")
     assert len({p.job.fingerprint for p in found}) == 2
     images = len(checker.data(own.data).train)
     assert found[0].total_steps == own.trainer.epochs * -(-images // own.trainer.batch_size)
@@ -203,9 +204,9 @@ def test_checking_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     result(tmp_path / "0", "interrupted", found[0].job.fingerprint)
     again = checker.check(own, tmp_path / "0", [], None, 0)
-    assert again.state == "started"
-    assert again.before is not None
-    assert again.before["status"] == "interrupted"
+    assert again.state == "resumable"
+    assert again.previous_result is not None
+    assert again.previous_result["status"] == "interrupted"
     with pytest.raises(InputError, match="holds a run of another configuration"):
         checker.check(replace(own, seed=5), tmp_path / "0", [], None, 0)
     never = replace(own, trainer=replace(own.trainer, resume="never"))
@@ -220,8 +221,8 @@ def test_a_device_is_asked_for_where_the_jobs_run(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     own = replace(settings(), trainer=replace(settings().trainer, device="cuda"))
     with pytest.raises(InputError, match="cuda"):
-        Checker().check(own, tmp_path / "a", [], None, 0)
-    assert Checker(here=False).check(own, tmp_path / "a", [], None, 0).state == "new"
+        JobChecker().check(own, tmp_path / "a", [], None, 0)
+    assert JobChecker(local=False).check(own, tmp_path / "a", [], None, 0).state == "new"
 
 
 def test_jobs_that_differ_in_what_changes_no_result(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_jobs_that_differ_in_what_changes_no_result(tmp_path: Path) -> None:
         sweep=replace(own.sweep, jobs=3, job_minutes=1.0, fail_fast=True),
         output_dir="elsewhere",
     )
-    checker = Checker()
+    checker = JobChecker()
     one, two = (checker.check(s, tmp_path / "a", [], None, 0).job.fingerprint for s in (own, other))
     assert one == two
     third = replace(own, trainer=replace(own.trainer, learning_rate=0.5))

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from support.sweeps.sweeping import Launcher, Sweeping
 
-from vaerun.sweep import view as module
-from vaerun.sweep.plan import FAILED, FINISHED, STARTED, Planned
-from vaerun.sweep.view import View, duration, newest, one_line
+from vaerun.launch.job import JobOutcome, JobState
+from vaerun.sweep.plan import PlannedJob
+from vaerun.sweep.view import SweepProgress, newest, one_line
+from vaerun.tracking import progress
+from vaerun.tracking.progress import format_duration
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def record(planned: Planned, *lines: dict[str, Any], end: str = "\n") -> None:
+def record(planned: PlannedJob, *lines: dict[str, Any], end: str = "\n") -> None:
     planned.job.folder.mkdir(exist_ok=True)
     text = "\n".join(json.dumps(line) for line in lines) + end
     (planned.job.folder / "metrics.jsonl").write_text(text)
@@ -45,15 +47,15 @@ def test_lines_where_there_is_no_terminal(
     sweep: Sweeping, clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b, c, d = sweep.jobs(0, 1, 2, 3)
-    view = View([a, b, c, d], 2, 2)
+    view = SweepProgress([a, b, c, d], 2, 2)
 
     def shown() -> list[str]:
         view.show()
         return capsys.readouterr().err.splitlines()
 
     assert shown() == []
-    view.began(a)
-    view.began(b)
+    view.on_start(a)
+    view.on_start(b)
     record(a, {"step": 5, "train/elbo": -80.25}, {"step": 10, "train/elbo": -70.0, "val/elbo": -71.44})
     clock[0] += 59
     assert shown() == []
@@ -61,48 +63,48 @@ def test_lines_where_there_is_no_terminal(
     assert shown() == ["2 of 6 done, 2 running, 0 failed; seed=0: 50% val/elbo -71.4; seed=1: 0%"]
     assert shown() == []
     clock[0] += 39
-    view.ended(a, FINISHED, "", 100.0)
-    view.ended(b, FAILED, "it\ndiverged", 30.0)
+    view.on_end(a, JobOutcome(JobState.FINISHED, "", 100.0))
+    view.on_end(b, JobOutcome(JobState.FAILED, "it\ndiverged", 30.0))
     assert capsys.readouterr().err.splitlines() == [
         "3/6 done: seed=0 (2 min)",
         "4/6 FAILED: seed=1 (30 s): it diverged",
     ]
-    view.began(c)
+    view.on_start(c)
     record(c, {"step": 20, "train/elbo": -60.0})
     clock[0] += 40
     # Two are left at 100 s each, on two slots; 40 s of the first have been done.
     assert shown() == ["3 of 6 done, 1 running, 1 failed, about 80 s left; seed=2: evaluating train/elbo -60.0"]
-    view.ended(c, STARTED, "", 41.0)
-    view.ended(d, "skipped", "", 0.0)
-    view.end()
-    assert capsys.readouterr().err.splitlines() == ["4/6 stopped, saved: seed=2 (41 s)", "4/6 not begun: seed=3"]
+    view.on_end(c, JobOutcome(JobState.RESUMABLE, "", 41.0))
+    view.on_end(d, JobOutcome(JobState.SKIPPED, "", 0.0))
+    view.close()
+    assert capsys.readouterr().err.splitlines() == ["4/6 stopped, saved: seed=2 (41 s)", "4/6 not started: seed=3"]
 
 
 def test_time_left(sweep: Sweeping, clock: list[float]) -> None:
     jobs = sweep.jobs(*range(8))
-    view = View(jobs, 0, 3)
+    view = SweepProgress(jobs, 0, 3)
     assert view._time_left(clock[0]) is None
     for planned in jobs[:3]:
-        view.began(planned)
+        view.on_start(planned)
     clock[0] += 60
     for planned in jobs[:2]:
-        view.ended(planned, FINISHED, "", 60.0)
-    view.ended(jobs[2], FAILED, "", 1.0)  # says nothing about how long a job takes
+        view.on_end(planned, JobOutcome(JobState.FINISHED, "", 60.0))
+    view.on_end(jobs[2], JobOutcome(JobState.FAILED, "", 1.0))  # says nothing about how long a job takes
     assert view._time_left(clock[0]) == pytest.approx(5 * 60 / 3)
     for planned in jobs[3:6]:
-        view.began(planned)
+        view.on_start(planned)
     clock[0] += 30
     assert view._time_left(clock[0]) == pytest.approx((5 * 60 - 90) / 3)
     clock[0] += 300  # longer than any so far: never below nothing
     assert view._time_left(clock[0]) == pytest.approx(2 * 60 / 3)
-    view.elsewhere(jobs[3])
+    view.on_elsewhere(jobs[3])
     for planned in jobs[4:7]:
-        view.ended(planned, FINISHED, "", 60.0)
+        view.on_end(planned, JobOutcome(JobState.FINISHED, "", 60.0))
     assert view._time_left(clock[0]) == pytest.approx(2 * 60 / 2)  # fewer than there are slots
     for planned in jobs[7:]:
-        view.ended(planned, FINISHED, "", 0.0)
+        view.on_end(planned, JobOutcome(JobState.FINISHED, "", 0.0))
     assert view._time_left(clock[0]) is not None
-    view.ended(jobs[3], FINISHED, "", 0.0)
+    view.on_end(jobs[3], JobOutcome(JobState.FINISHED, "", 0.0))
     assert view._time_left(clock[0]) == 0.0
 
 
@@ -110,27 +112,27 @@ def test_time_left_goes_by_the_kind_of_job(sweep: Sweeping, clock: list[float]) 
     """Jobs that differ in their seed alone take the same time; of a kind that is not done yet, the mean of all."""
     jobs = sweep.jobs(*range(6))
     for planned, model in zip(jobs, ["vae", "vae", "vlae", "vlae", "draw", "draw"], strict=True):
-        planned.job = replace(planned.job, words=[f"model={model}", f"seed={planned.number % 2}"])
-    view = View(jobs, 0, 2)
+        planned.job = replace(planned.job, overrides=[f"model={model}", f"seed={planned.number % 2}"])
+    view = SweepProgress(jobs, 0, 2)
     for planned, seconds in ((jobs[0], 10.0), (jobs[2], 90.0)):
-        view.began(planned)
-        view.ended(planned, FINISHED, "", seconds)
+        view.on_start(planned)
+        view.on_end(planned, JobOutcome(JobState.FINISHED, "", seconds))
     assert view._time_left(clock[0]) == pytest.approx((10 + 90 + 50 + 50) / 2)
-    view.began(jobs[1])
-    view.began(jobs[3])
+    view.on_start(jobs[1])
+    view.on_start(jobs[3])
     clock[0] += 30
     assert view._time_left(clock[0]) == pytest.approx((0 + 60 + 50 + 50) / 2)
 
 
 def test_somebody_elses_job_says_nothing_about_time(sweep: Sweeping, clock: list[float]) -> None:
     a, b = sweep.jobs(0, 1)
-    view = View([a, b], 0, 1)
-    view.began(a)
-    view.elsewhere(a)
+    view = SweepProgress([a, b], 0, 1)
+    view.on_start(a)
+    view.on_elsewhere(a)
     clock[0] += 5
-    view.ended(a, FINISHED, "", 0.0)
+    view.on_end(a, JobOutcome(JobState.FINISHED, "", 0.0))
     assert view.seconds == {}
-    assert view.counts[FINISHED] == 1
+    assert view.counts[JobState.FINISHED] == 1
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_somebody_elses_job_says_nothing_about_time(sweep: Sweeping, clock: list
     ],
 )  # fmt: skip
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_one_line() -> None:
@@ -165,13 +167,13 @@ def test_newest_records(tmp_path: Path) -> None:
 
 def test_a_value_that_is_no_number(sweep: Sweeping) -> None:
     (planned,) = sweep.jobs(0)
-    view = View([planned], 0, 1)
+    view = SweepProgress([planned], 0, 1)
     record(planned, {"step": 5, "val/elbo": None, "train/elbo": -4.0})
-    assert view._state(planned) == "  seed=0: 25%  train/elbo -4.0"
+    assert view._status(planned) == "  seed=0: 25%  train/elbo -4.0"
     record(planned, {"step": 5, "val/elbo": float("nan")})
-    assert view._state(planned) == "  seed=0: 25%  val/elbo nan"
+    assert view._status(planned) == "  seed=0: 25%  val/elbo nan"
     planned.total_steps = 0
-    assert view._state(planned).startswith("  seed=0: 0%")
+    assert view._status(planned).startswith("  seed=0: 0%")
 
 
 # -- on a terminal --------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_on_a_terminal(
 
     A terminal that says it has no size (0 x 0) has one all the same.
     """
-    monkeypatch.setattr(module, "LIVE_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.02)
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.delenv("LINES", raising=False)
     long = "model.inference._target_=" + "x" * 60
@@ -236,21 +238,21 @@ def test_on_a_terminal(
     def call() -> None:
         jobs = sweep.jobs(*range(7))
         for planned in jobs:
-            planned.label += f" {long}"
+            planned.job = replace(planned.job, label=f"{planned.label} {long}")
             record(planned, {"step": 5, "val/elbo": -3.25})
-        view = View(jobs, 0, 7)
+        view = SweepProgress(jobs, 0, 7)
         for planned in jobs:
-            view.began(planned)
+            view.on_start(planned)
         for i in range(5):
             time.sleep(0.03)
             view.show()
             if i == 2:
-                view.ended(jobs[0], FINISHED, "", 3.0)
-        view.ended(jobs[1], FAILED, "oh", 3.0)
+                view.on_end(jobs[0], JobOutcome(JobState.FINISHED, "", 3.0))
+        view.on_end(jobs[1], JobOutcome(JobState.FAILED, "oh", 3.0))
         print("the end", file=sys.stderr)
         time.sleep(0.03)
         view.show()
-        view.end()
+        view.close()
         print("after", file=sys.stderr)
 
     text = on_terminal(call, tmp_path, rows=rows, columns=columns)

@@ -13,7 +13,8 @@ from support.runs.commands import TINY
 
 from vaerun.config.settings import Settings
 from vaerun.errors import InputError, RunError
-from vaerun.launch import replicas as together
+from vaerun.launch import replicas
+from vaerun.launch.job import Job
 from vaerun.objectives import Variational
 from vaerun.training.determinism import choose_algorithms, named_operations
 
@@ -88,16 +89,16 @@ def test_a_run(
 
 def test_runs_that_differ_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice is the whole process's."""
-    monkeypatch.setattr(together, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(replicas, "resolve_device", lambda name: torch.device("cuda"))
 
-    def members(*deterministic: bool) -> list[together.Member]:
+    def jobs(*deterministic: bool) -> list[Job]:
         found = []
         for wanted in deterministic:
             settings = Settings()
             settings.trainer.deterministic = wanted
-            found.append(together.Member(settings, Path("x"), [], None))
+            found.append(Job(settings, Path("x"), []))
         return found
 
-    assert together.side_by_side(members(False, False))
-    assert together.side_by_side(members(True, True))
-    assert not together.side_by_side(members(False, True))
+    assert replicas.can_run_concurrently(jobs(False, False))
+    assert replicas.can_run_concurrently(jobs(True, True))
+    assert not replicas.can_run_concurrently(jobs(False, True))

@@ -1,0 +1,108 @@
+"""One run to launch, how it is handed to its process, and what became of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vaerun.config.settings import Settings, check
+from vaerun.errors import EXIT_BUSY, EXIT_FAILED, InputError, Interrupted, RunError
+from vaerun.storage.atomic import write_atomically
+from vaerun.storage.run_dir import RunDirLocked
+
+JOB_FILE = ".job.json"
+EXIT_CODE_FILE = ".ended"  # holds the exit code of a run that shared its process with others
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to launch.
+
+    Attributes:
+        settings: validated.
+        folder: the run directory, absolute.
+        overrides: of the command line, to be stored with the run.
+        hydra: Hydra's own configuration as YAML, to be stored with the run.
+        fingerprint: of the run; "" if not known yet.
+        label: tells it apart from the other jobs of a sweep or the other replicas.
+    """
+
+    settings: Settings
+    folder: Path
+    overrides: list[str]
+    hydra: str | None = None
+    fingerprint: str = ""
+    label: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """Start of the lines about this job among those of others."""
+        return f"{self.label}: " if self.label else ""
+
+
+class JobState(StrEnum):
+    """Where a job stands, before it is launched and after."""
+
+    NEW = "new"  # nothing is recorded
+    RESUMABLE = "resumable"  # started, and stopped before its end
+    RUNNING = "running"  # in another process
+    FINISHED = "finished"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # never started, because the sweep stopped
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What became of a job.
+
+    Attributes:
+        state: NEW or RESUMABLE if it was stopped on request.
+        reason: why it failed.
+        seconds: how long it ran.
+    """
+
+    state: JobState
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def write_job(job: Job, path: Path) -> None:
+    """Write the file that the worker process reads. Raises RunError."""
+    settings = replace(job.settings, trainer=replace(job.settings.trainer))
+    if settings.trainer.resume == "never":
+        settings.trainer.resume = "auto"  # a free folder has been chosen already
+    record = {"settings": asdict(settings), "folder": str(job.folder), "words": job.overrides, "hydra": job.hydra}
+    write_atomically(path, json.dumps(record).encode())  # unlike write_json, preserves infinite values
+
+
+def read_job(record: dict[str, Any]) -> Job:
+    """The job described by the contents of such a file."""
+    settings = check(OmegaConf.create(record["settings"]))
+    return Job(settings, Path(record["folder"]), record["words"], record["hydra"])
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Exit code of a worker whose run ended with this error: those of `vaerun`, and EXIT_BUSY."""
+    if error is None:
+        return 0
+    if isinstance(error, RunDirLocked):
+        return EXIT_BUSY
+    return error.exit_code if isinstance(error, InputError | RunError | Interrupted) else EXIT_FAILED
+
+
+def describe_exit(code: int) -> str:
+    """An exit code as `subprocess` reports it (negative: killed by that signal), in words."""
+    if code >= 0:
+        return f"ended with exit code {code}" + ("" if code else " and no result")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (manually, or by the system when memory ran out)" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
