@@ -161,6 +161,10 @@ def missing_symbols(text: str) -> Iterator[str]:
         yield from (f"{name}: {symbol}" for symbol in re.findall(r"`([\w.]+)`", symbols) if symbol not in defined)
 
 
+def test_places_to_find_exist() -> None:
+    assert list(missing_symbols(section(ROOT / "CONTRIBUTING.md", "Where to find what"))) == []
+
+
 def test_there_are_ten_tasks() -> None:
     assert len(TASKS) == 10
     assert len({task for task, *_ in TASKS}) == 10
