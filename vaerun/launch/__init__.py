@@ -1,1 +1,1 @@
-"""Runs as processes: started, supervised, or several in one."""
+"""Runs as processes: a worker per job, several ranks per run, or several runs in one process."""

@@ -1,7 +1,7 @@
 """The ranks of one run (trainer.processes): processes that start and end together.
 
-torchrun reduces every end to exit code 1 and a page of its own, where a run has more to say: saved and stopped
-(75, 130), bad input (2), failed (1), each in one line.
+Not torchrun, which turns every failure into exit code 1 and a page of text: a run distinguishes saved and stopped
+(75, 130), bad input (2) and failed (1), each with one line.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Sweeps: planned and checked whole, run beside each other, gone on with, and told of at the end."""
+"""Sweeps: many jobs, checked before any starts, run in parallel, resumed and summarised."""

@@ -2,7 +2,7 @@
 
 A pool of threads deals out the jobs; each thread waits for one child process, which runs one job, or on a GPU up to
 sweep.together of them. Another sweep may work in the same folder: a job whose run directory is locked is left to
-whoever runs it, and looked at again once it is free.
+whoever runs it and checked again once it is free.
 """
 
 from __future__ import annotations

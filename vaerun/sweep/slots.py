@@ -107,11 +107,11 @@ def acquire_slot(slot: Slot, stopping: Callable[[], bool]) -> Iterator[bool]:
     names = sorted(slot.gpu.split(","))  # one order everywhere, and all or none: no deadlock
     locks = [filelock.FileLock(folder / f"{name.replace('/', '_')}-{slot.index}.lock") for name in names]
     while not stopping():
-        with ExitStack() as held:
+        with ExitStack() as acquired:
             try:
                 for lock in locks:
                     lock.acquire(timeout=0)
-                    held.callback(lock.release)
+                    acquired.callback(lock.release)
             except filelock.Timeout:
                 pass
             else:

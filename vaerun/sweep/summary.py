@@ -12,7 +12,7 @@ from vaerun.errors import InputError
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.sweep.plan import JobChecker, PlannedJob, label_jobs
 from vaerun.sweep.view import one_line
-from vaerun.tracking.progress import say
+from vaerun.tracking.progress import safe_print
 
 ACTIONS = {
     JobState.NEW: "to run",
@@ -65,8 +65,8 @@ def print_summary(jobs: list[PlannedJob], outcomes: dict[int, JobOutcome], folde
     try:
         from vaerun.report import write_all  # imports the charts and TensorBoard
 
-        say(write_all(folder), stream=sys.stdout)
+        safe_print(write_all(folder), stream=sys.stdout)
     except InputError as error:
         lines.append(f"no table: {error}")
     finally:
-        say("\n".join(lines))
+        safe_print("\n".join(lines))

@@ -29,7 +29,7 @@ from vaerun.sweep.slots import make_slots
 from vaerun.sweep.summary import plan_text, print_summary
 from vaerun.sweep.view import SweepProgress
 from vaerun.text import printable
-from vaerun.tracking.progress import say
+from vaerun.tracking.progress import safe_print
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -111,7 +111,7 @@ class Sweep:
             return self._returns(planned, composed, config)
         write_plan(self.folder, self.command, jobs)
         if not self.started:
-            say(plan_text(jobs, self.folder))
+            safe_print(plan_text(jobs, self.folder))
         self.started = True
         self.jobs += jobs
         todo = [p for p in jobs if p.state != JobState.FINISHED]
@@ -134,7 +134,7 @@ class Sweep:
         processes = max(p.job.settings.trainer.processes for p in todo)
         slots = make_slots(settings, {p.job.settings.trainer.device for p in todo}, processes)
         if settings.jobs is not None and len(slots) < settings.jobs:
-            say(f"{len(slots)} jobs at once: one per GPU slot (sweep.jobs_per_gpu={settings.jobs_per_gpu})")
+            safe_print(f"{len(slots)} jobs at once: one per GPU slot (sweep.jobs_per_gpu={settings.jobs_per_gpu})")
         launcher = LocalLauncher(settings, slots, SweepProgress(todo, skipped, len(slots)), self.stop)
         try:
             launcher.run(todo)

@@ -21,7 +21,7 @@ DESCRIPTIONS = {
 }
 
 
-def newest(folder: Path) -> dict[str, Any]:
+def latest_metrics(folder: Path) -> dict[str, Any]:
     """The newest value of every metric, and of the step, among the last lines of metrics.jsonl."""
     values: dict[str, Any] = {}
     for record in read_last_lines(folder / "metrics.jsonl"):
@@ -85,7 +85,7 @@ class SweepProgress:
         self.block.erase()
 
     def _status(self, planned: PlannedJob) -> str:
-        values = newest(planned.job.folder)
+        values = latest_metrics(planned.job.folder)
         step, total = values.get("step", 0), planned.total_steps
         name = next((n for n in ("val/elbo", "train/elbo") if isinstance(values.get(n), float)), None)
         metric = "" if name is None else f"  {name} {fixed(values[name], 1)}"

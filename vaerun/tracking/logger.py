@@ -170,7 +170,7 @@ class RunLogger:
         return RunError(f"cannot write into {self.folder}: {why}; run the same command again to go on")
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
-        """Show progress at this step; `validated`: and so does the last line, where there is no terminal."""
+        """Show progress. Without a terminal, the call after the last validation always prints a line."""
         if not self.show:
             return
         metrics = "".join(

@@ -35,8 +35,8 @@ def is_silent() -> bool:
     return getattr(_thread, "silent", False)
 
 
-def say(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
-    """Print to standard error; a reader that has gone is no reason to stop."""
+def safe_print(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print to standard error. A reader that has closed it is not a reason to stop."""
     stream = stream or sys.stderr
     try:
         try:
@@ -149,7 +149,7 @@ class ProgressBar(_Task):
             return
         line = f"{self.description}: {self.total} {self.unit}, about {format_duration(seconds)}"
         if self._bar is None:
-            say(line)
+            safe_print(line)
         else:
             self._bar.write(line, file=sys.stderr)
 
@@ -175,7 +175,7 @@ class ProgressBar(_Task):
             return
         elapsed, done = time.monotonic() - self._started, self.done - self.initial
         time_left = f"{elapsed * (self.total - self.done) / done:.0f} s left" if done else f"{elapsed:.0f} s so far"
-        say(f"{self.description}: {self.done}/{self.total} {self.unit}  {time_left}")
+        safe_print(f"{self.description}: {self.done}/{self.total} {self.unit}  {time_left}")
 
 
 class TrainingProgress(_Task):
@@ -205,11 +205,11 @@ class TrainingProgress(_Task):
         elif self._throttle.due(PLAIN_SECONDS) or last:
             steps_per_second = (step - self.start_step) / max(time.monotonic() - self._started, 1e-9)
             left = (self.total_steps - step) / max(steps_per_second, 1e-9)
-            say(f"{description}  {steps_per_second * self.images_per_step:.0f} images/s  {left:.0f} s left")
+            safe_print(f"{description}  {steps_per_second * self.images_per_step:.0f} images/s  {left:.0f} s left")
 
 
 class StatusBlock:
-    """Several lines that stay below everything else that is said: redrawn on a terminal, one plain line elsewhere.
+    """Lines that stay below everything else printed: redrawn on a terminal, joined into one plain line elsewhere.
 
     Arguments:
         plain_seconds: between lines where standard error is not a terminal.
@@ -228,25 +228,25 @@ class StatusBlock:
     def draw(self, lines: Sequence[str]) -> None:
         """Replace the block by these lines."""
         if not self.live:
-            say("; ".join(" ".join(line.split()) for line in lines))
+            safe_print("; ".join(" ".join(line.split()) for line in lines))
             return
         self.erase()
         rows, columns = _terminal_size()
         if len(lines) > rows - 1:  # what has scrolled away cannot be redrawn
             fitting = max(1, rows - 2)
             lines = [*lines[:fitting], f"  and {len(lines) - fitting} more"]
-        say("\n".join(line[: max(1, columns - 1)] for line in lines))
+        safe_print("\n".join(line[: max(1, columns - 1)] for line in lines))
         self._drawn = len(lines)
 
     def print(self, line: str) -> None:
         """Print a permanent line above the block."""
         self.erase()
-        say(line)
+        safe_print(line)
 
     def erase(self) -> None:
         """Remove the block from the terminal."""
         if self._drawn:
-            say(f"\033[{self._drawn}A\033[J", end="")
+            safe_print(f"\033[{self._drawn}A\033[J", end="")
             self._drawn = 0
 
 
@@ -254,6 +254,6 @@ def _terminal_size() -> tuple[int, int]:
     """Rows and columns of standard error."""
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
-    except OSError:  # gone
+    except OSError:  # standard error is closed, or not a terminal
         columns = rows = 0
     return rows or 24, columns or 80

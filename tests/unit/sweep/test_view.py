@@ -19,7 +19,7 @@ from support.sweeps.sweeping import Launcher, Sweeping
 
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.sweep.plan import PlannedJob
-from vaerun.sweep.view import SweepProgress, newest, one_line
+from vaerun.sweep.view import SweepProgress, latest_metrics, one_line
 from vaerun.tracking import progress
 from vaerun.tracking.progress import format_duration
 
@@ -152,17 +152,17 @@ def test_one_line() -> None:
 
 
 def test_newest_records(tmp_path: Path) -> None:
-    assert newest(tmp_path) == {}
+    assert latest_metrics(tmp_path) == {}
     file = tmp_path / "metrics.jsonl"
     file.write_text("")
-    assert newest(tmp_path) == {}
+    assert latest_metrics(tmp_path) == {}
     lines = [json.dumps({"step": i, "train/elbo": -float(i), "filling": "x" * 90}) for i in range(1000)]
     lines[999] = json.dumps({"step": 999, "val/elbo": -3.5})
     file.write_text("\n".join(lines) + '\n{"step": 1000, "val/el')
-    found = newest(tmp_path)
+    found = latest_metrics(tmp_path)
     assert (found["step"], found["val/elbo"], found["train/elbo"]) == (999, -3.5, -998.0)
     file.write_bytes(b"\xff\xfe\n[1]\n3\n" + json.dumps({"step": 1}).encode())
-    assert newest(tmp_path) == {"step": 1}
+    assert latest_metrics(tmp_path) == {"step": 1}
 
 
 def test_a_value_that_is_no_number(sweep: Sweeping) -> None:
