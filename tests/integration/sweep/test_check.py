@@ -1,4 +1,4 @@
-"""Sweeps as commands: what is checked before the first job starts; the jobs of the comparison of the paper."""
+"""Sweeps as commands: checks before the first job starts; the jobs of the paper's comparison."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_one_that_cannot_work_stops_all(sweep: Sweeping, here: Here, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["model=vae,nonsense"], "there is no model=nonsense"),
         (["model=vae,vlae", "model.inference.steps=1"], "model.inference.steps"),
@@ -86,10 +86,10 @@ def test_one_that_cannot_work_stops_all(sweep: Sweeping, here: Here, tmp_path: P
         (["seed=0,x"], "seed"),
     ],
 )
-def test_one_that_cannot_be_composed(here: Here, tmp_path: Path, words: list[str], says: str) -> None:
+def test_one_that_cannot_be_composed(here: Here, tmp_path: Path, words: list[str], expected: str) -> None:
     code, out, err = here("-m", *words, f"output_dir={tmp_path / 'sweep'}")
     assert (code, out) == (2, "")
-    assert says in err
+    assert expected in err
     assert all(line.startswith("vaerun: error: ") for line in err.splitlines())
     assert not list(tmp_path.iterdir())
 
@@ -141,39 +141,39 @@ CELLS = ["vae", *(f"{m}_t{t}" for m in ("sa_vae", "vae_hf", "vae_iaf", "vlae") f
 
 
 def batches(here: Here, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[list[str]]:
-    """The words of each job of a sweep, none of which is composed."""
-    found: list[list[str]] = []
+    """The overrides of each job of a sweep, without composing any."""
+    batch_overrides: list[list[str]] = []
 
     def launch(self: Sweep, inner: Any, config: Any, context: Any, batch: Any, first: int) -> list[Any]:
-        found.extend(list(job) for job in batch)
+        batch_overrides.extend(list(job) for job in batch)
         return []
 
     with monkeypatch.context() as patch:
         patch.setattr(Sweep, "launch", launch)
         code, _, err = here("-m", *words)
     assert code == 0, err
-    return found
+    return batch_overrides
 
 
 def test_jobs_of_the_comparison(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    found = batches(here, monkeypatch, "experiment=vlae_cifar10_quick")
-    assert {"experiment=vlae_cifar10_quick" in words for words in found} == {True}
-    pairs = [(words[0], words[1]) for words in found]
+    job_overrides = batches(here, monkeypatch, "experiment=vlae_cifar10_quick")
+    assert {"experiment=vlae_cifar10_quick" in words for words in job_overrides} == {True}
+    pairs = [(words[0], words[1]) for words in job_overrides]
     assert len(set(pairs)) == len(pairs) == 51
     assert set(pairs) == {(f"cell={cell}", f"seed={seed}") for cell in CELLS for seed in range(3)}
 
 
 def test_parts_of_the_comparison(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    found = batches(here, monkeypatch, "experiment=vlae_cifar10_quick", "cell=vae,vlae_t4", "seed=7")
-    assert [set(w) for w in found] == [
+    job_overrides = batches(here, monkeypatch, "experiment=vlae_cifar10_quick", "cell=vae,vlae_t4", "seed=7")
+    assert [set(w) for w in job_overrides] == [
         {"cell=vae", "seed=7", "experiment=vlae_cifar10_quick"},
         {"cell=vlae_t4", "seed=7", "experiment=vlae_cifar10_quick"},
     ]
-    # A model of one's own is no cell; the command, as it is printed for going on, may be given again.
+    # A model given explicitly is not a cell; the command printed for resuming can be run again.
     for more in ([], ["~hydra.sweeper.params.cell"]):
         words = ["experiment=vlae_cifar10_quick", "model=draw,vae", "trainer.epochs=1", *more]
-        found = batches(here, monkeypatch, *words)
-        assert len(found) == 6
-        assert not any(word.startswith("cell=") for words in found for word in words)
+        job_overrides = batches(here, monkeypatch, *words)
+        assert len(job_overrides) == 6
+        assert not any(word.startswith("cell=") for words in job_overrides for word in words)

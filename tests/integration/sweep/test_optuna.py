@@ -1,4 +1,4 @@
-"""Searches (hydra/sweeper=optuna): failed trials, a killed search that goes on, what its storage holds."""
+"""Searches (hydra/sweeper=optuna): failed trials, resuming a killed search, the contents of its storage."""
 
 from __future__ import annotations
 
@@ -20,29 +20,27 @@ SPACE = ["model.inference.step_size=tag(log,interval(0.001,0.1))", "trainer.lear
 
 
 def search(sweep: Path, trials: int) -> list[str]:
-    """Over SA-VAE's step size, and a learning rate with which about half of the trials diverge."""
-    own = ["hydra/sweeper=optuna", f"hydra.sweeper.n_trials={trials}", "hydra.sweeper.sampler.seed=0"]
-    return ["-m", *own, f"output_dir={sweep}", *SHORT, "model=sa_vae", "model.inference.steps=2", *SPACE]
+    """A search over SA-VAE's step size, and a learning rate with which about half of the trials diverge."""
+    options = ["hydra/sweeper=optuna", f"hydra.sweeper.n_trials={trials}", "hydra.sweeper.sampler.seed=0"]
+    return ["-m", *options, f"output_dir={sweep}", *SHORT, "model=sa_vae", "model.inference.steps=2", *SPACE]
 
 
 def trials(sweep: Path) -> list[Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SQLAlchemy's, of what Optuna uses
+        warnings.simplefilter("ignore")  # SQLAlchemy's, about Optuna's calls
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            found: list[Any] = optuna.load_study(
-                study_name="vaerun", storage=f"sqlite:///{sweep / 'search.db'}"
-            ).get_trials()
-        except Exception:  # not made yet
+            study = optuna.load_study(study_name="vaerun", storage=f"sqlite:///{sweep / 'search.db'}")
+            return list(study.get_trials())
+        except Exception:  # not created yet
             return []
-    return found
 
 
 def folder_of(sweep: Path, trial: Any) -> Path:
     words = {f"{key}={value}" for key, value in trial.params.items()}
-    return next(folder for folder, given in jobs(sweep).items() if words <= set(given))
+    return next(folder for folder, overrides in jobs(sweep).items() if words <= set(overrides))
 
 
 def states(sweep: Path) -> list[str]:
@@ -69,19 +67,19 @@ def test_failed_trials_are_survived_and_a_killed_search_goes_on_where_it_was(
     assert [trial.state.name for trial in before].count("RUNNING") == 1
     assert record(stopped)["status"] in ("interrupted", "ok", "failed")
 
-    code, said = run(search(sweep, 6), tmp_path / "second.log", env)
+    code, output = run(search(sweep, 6), tmp_path / "second.log", env)
     after = trials(sweep)
     counted = [trial for trial in after if "interrupted" not in trial.user_attrs]
-    assert len(counted) == 6, said
+    assert len(counted) == 6, output
     assert len(after) == 7
     for old, new in zip(before, after, strict=False):
         assert new.params == old.params
         if old.state.name != "RUNNING":
             assert (new.state, new.value) == (old.state, old.value)
     left = next(trial for trial in after if "interrupted" in trial.user_attrs)
-    assert sum(trial.params == left.params for trial in counted) == 1  # tried again
+    assert sum(trial.params == left.params for trial in counted) == 1  # repeated
     steps = [trial.params["model.inference.step_size"] for trial in counted]
-    assert len(set(steps)) == 6  # a seed that began anew would draw the first ones again
+    assert len(set(steps)) == 6  # with the same seed it would draw the first ones again
 
     complete = [trial for trial in counted if trial.state.name == "COMPLETE"]
     failed = [trial for trial in counted if trial.state.name == "FAIL"]
@@ -104,18 +102,18 @@ def test_failed_trials_are_survived_and_a_killed_search_goes_on_where_it_was(
 
 def test_a_search_in_which_nothing_works_says_so(env: dict[str, str], tmp_path: Path) -> None:
     words = [w for w in search(tmp_path / "sweep", 2) if not w.startswith("trainer.learning_rate")]
-    code, said = run([*words, "trainer.learning_rate=1e30"], tmp_path / "log", env)
+    code, output = run([*words, "trainer.learning_rate=1e30"], tmp_path / "log", env)
     assert code == 1
     assert states(tmp_path / "sweep") == ["FAIL", "FAIL"]
-    assert "no trial of the search was completed" in said
-    assert "Traceback" not in said
+    assert "no trial of the search was completed" in output
+    assert "Traceback" not in output
 
 
 def test_two_searches_in_one_folder_are_refused(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     with filelock.FileLock(tmp_path / "sweep" / ".search.lock"):
-        code, said = run(search(tmp_path / "sweep", 1), tmp_path / "log", env)
+        code, output = run(search(tmp_path / "sweep", 1), tmp_path / "log", env)
     assert code == 2
-    assert "another search" in said
-    assert "Traceback" not in said
+    assert "another search" in output
+    assert "Traceback" not in output
     assert not jobs(tmp_path / "sweep")

@@ -36,28 +36,28 @@ LAUNCH = ["hydra/launcher=ray"]
 
 @pytest.fixture(scope="module")
 def ray(env: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The environment, and the command that runs another one where the cluster is."""
+    """The environment, and the command prefix that runs a command on the cluster."""
     # Not pytest's folder: the names of Ray's sockets would be too long.
     folder = Path(tempfile.mkdtemp(prefix="vray-"))
-    own = env | {"RAY": str(Path(sys.executable).with_name("ray")), "PYTHONPATH": str(ROOT)}
+    ray_env = env | {"RAY": str(Path(sys.executable).with_name("ray")), "PYTHONPATH": str(ROOT)}
     try:
-        node("ray_node.sh", "up", folder, 2, env=own)
-        yield own, ["bash", str(ROOT / "scripts" / "ray_node.sh"), "run", str(folder)]
+        node("ray_node.sh", "up", folder, 2, env=ray_env)
+        yield ray_env, ["bash", str(ROOT / "scripts" / "ray_node.sh"), "run", str(folder)]
     finally:
-        node("ray_node.sh", "down", folder, env=own)
+        node("ray_node.sh", "down", folder, env=ray_env)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def tasks() -> set[int]:
-    """The processes in which Ray runs jobs."""
-    found = set()
+    """Processes in which Ray runs jobs."""
+    pids = set()
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if entry.read_bytes().startswith(b"ray::_run_job"):
-                found.add(int(entry.parent.name))
+                pids.add(int(entry.parent.name))
         except OSError:  # it has just ended
             continue
-    return found
+    return pids
 
 
 def test_a_failed_and_a_killed_job_leave_the_others_alone(
@@ -74,9 +74,9 @@ def test_a_job_whose_worker_is_lost_goes_on_in_another(ray: tuple[dict[str, str]
     pid = eventually(lambda: has_checkpoint(lost) and training(lost), "a checkpoint", process)
     task = parent(pid)
     assert task in tasks()
-    os.kill(pid, signal.SIGSTOP)  # it takes long to save
+    os.kill(pid, signal.SIGSTOP)  # its saving takes long
     os.kill(task, signal.SIGKILL)
-    eventually(lambda: len(tasks() - {task}) == 2, "its second start", process)
+    eventually(lambda: len(tasks() - {task}) == 2, "the second attempt", process)
     time.sleep(10)  # it waits for the folder
     os.kill(pid, signal.SIGCONT)
     assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""Sweeps of real runs: killed, stopped and gone on with, to the very bits of one that nobody disturbed."""
+"""Sweeps of real runs: killed, stopped and resumed, identical to the bit to an undisturbed sweep."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 
 DATA = os.environ.get("VAERUN_DATA")
 Here = Callable[..., tuple[int, str, str]]
-ENOUGH = 120.0  # seconds, on a machine that does other things as well
+ENOUGH = 120.0  # seconds, on a busy machine
 
 
 @contextmanager
 def launched(words: list[str], cwd: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """`vaerun` with these words, and none of its processes left behind."""
+    """`vaerun` with these arguments, killed at the end if it still runs."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([COMMAND, *words], cwd=cwd, env=env, text=True, **pipes)
     try:
@@ -45,7 +45,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def process_of(folder: Path) -> int | None:
-    """That runs the job of this folder."""
+    """The process that runs the job of this folder, if any."""
     for entry in Path("/proc").iterdir():
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -57,15 +57,15 @@ def process_of(folder: Path) -> int | None:
 
 
 def trains(folder: Path) -> Callable[[], bool]:
-    """Tells whether the run in this folder has got further than it is now."""
+    """A function that tells whether the run in this folder has advanced since this call."""
     saved = folder / "checkpoints" / "last.pt"
     before = saved.stat().st_mtime_ns if saved.exists() else 0
     starts = starts_of(folder)
 
-    def further() -> bool:
+    def has_advanced() -> bool:
         return starts_of(folder) > starts and saved.exists() and saved.stat().st_mtime_ns > before
 
-    return further
+    return has_advanced
 
 
 def starts_of(folder: Path) -> int:
@@ -85,14 +85,14 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     for name in ("best", "last"):
         saved = [load(f, name) for f in (one, other)]
-        for found in saved:
-            for key in ("progress", "log"):  # seconds, and places in files whose lines hold them
-                found.pop(key, None)
+        for checkpoint in saved:
+            for key in ("progress", "log"):  # times, and positions in files that contain times
+                checkpoint.pop(key, None)
         assert_same_bits(*saved)
 
 
 def test_a_sweep(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the command to the table; once more, only the table."""
+    """From the command to the table; re-running it, only the table."""
     monkeypatch.chdir(tmp_path)
     words = ["-m", "model=vae", *SHORT, "trainer.max_steps=4", "evaluation.pictures=0", "seed=3", "output_dir=sweep"]
     code, out, err = here(*words)
@@ -115,12 +115,12 @@ def test_a_sweep(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 def test_stopped_at_any_moment(tmp_path: Path) -> None:
-    """While Python starts, while torch and the data are read, while it trains: it leaves, and has not failed."""
-    own = replace(settings(), trainer=replace(settings().trainer, max_steps=100000, epochs=100000))
+    """While Python starts, while torch and the data load, while it trains: it exits and has not failed."""
+    endless = replace(settings(), trainer=replace(settings().trainer, max_steps=100000, epochs=100000))
     states = []
     for number, delay in enumerate((0.0, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 12.0)):
         folder = tmp_path / str(number)
-        child = JobProcess([Job(own, folder, [], None, "unknown")])
+        child = JobProcess([Job(endless, folder, [], None, "unknown")])
         try:
             assert child.wait(delay) is None
             child.signal(signal.SIGTERM if number % 2 else signal.SIGINT)
@@ -136,7 +136,7 @@ def test_stopped_at_any_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, env: dict[str, str]) -> None:
-    """A job killed; the launcher stopped by Ctrl-C, then killed; every time the same command again."""
+    """A job killed; the launcher stopped by Ctrl-C, then killed; the command re-run each time."""
     words = ["-m", *LONG, "trainer.max_steps=600", "seed=0,1", "sweep.jobs=2"]
     (tmp_path / "whole").mkdir()
     with launched([*words, "output_dir=sweep"], tmp_path / "whole", env) as process:
@@ -162,9 +162,9 @@ def test_killed_again_and_again(tmp_path: Path, env: dict[str, str]) -> None:
     assert_same_run(one, tmp_path / "whole" / places[1])
     finished = (one / "result.json").read_bytes()
 
-    going = trains(zero)
+    has_advanced = trains(zero)
     with launched(words, tmp_path, env) as process:
-        wait_until(going, ENOUGH)
+        wait_until(has_advanced, ENOUGH)
         process.send_signal(signal.SIGINT)
         code, out, err = ended(process)
     assert code == 130
@@ -172,9 +172,9 @@ def test_killed_again_and_again(tmp_path: Path, env: dict[str, str]) -> None:
     assert err.splitlines()[-1] == "vaerun: stopped by SIGINT; run the same command again to go on"
     assert "1 not finished: seed=0" in err
 
-    going = trains(zero)
+    has_advanced = trains(zero)
     with launched(words, tmp_path, env) as process:
-        wait_until(going, ENOUGH)
+        wait_until(has_advanced, ENOUGH)
         pid = process_of(zero)
         assert pid is not None
         process.kill()
@@ -238,7 +238,7 @@ def hungry(joint, q, samples):
 
 @pytest.mark.slow
 def test_each_failure_has_its_reason(tmp_path: Path, env: dict[str, str]) -> None:
-    """A bug shows its traceback; memory that runs out, and a loss that diverges, have one line: in its own log."""
+    """In its log, a bug shows its traceback; running out of memory and a diverging loss take one line."""
     package = tmp_path / "faulty"
     (package / "configs" / "estimator").mkdir(parents=True)
     (package / "__init__.py").write_text(PLUGIN)
@@ -246,9 +246,9 @@ def test_each_failure_has_its_reason(tmp_path: Path, env: dict[str, str]) -> Non
         text = f"name: {name}\nfunction:\n  _target_: faulty.{name}\nsamples: 1\n"
         (package / "configs" / "estimator" / f"{name}.yaml").write_text(text)
     paths = os.pathsep.join(p for p in (str(tmp_path), env.get("PYTHONPATH")) if p)
-    own = env | {"VAERUN_PLUGINS": "faulty", "PYTHONPATH": paths}
+    plugin_env = env | {"VAERUN_PLUGINS": "faulty", "PYTHONPATH": paths}
     words = ["-m", "model=vae", *SHORT, "output_dir=sweep"]
-    with launched([*words, "estimator=broken,hungry,elbo"], tmp_path, own) as process:
+    with launched([*words, "estimator=broken,hungry,elbo"], tmp_path, plugin_env) as process:
         code, _, err = ended(process)
     assert code == 1, err
     folders = {name: next(tmp_path.glob(f"sweep/digits/vae/{name}-*")) for name in ("broken", "hungry", "elbo")}
@@ -258,17 +258,17 @@ def test_each_failure_has_its_reason(tmp_path: Path, env: dict[str, str]) -> Non
     assert "memory" in reasons["estimator=hungry"]
     for name, line in (("broken", "raise ZeroDivisionError"), ("hungry", "memory ran out in training with")):
         for log in ("job.log", "run.log"):
-            said = (folders[name] / log).read_text()
-            assert line in said
-            assert ("Traceback" in said) == (name == "broken")
+            text = (folders[name] / log).read_text()
+            assert line in text
+            assert ("Traceback" in text) == (name == "broken")
     assert "Traceback" not in err
-    # The next job began after the log of the one before it was complete.
+    # Each job began after the log of the previous one was complete.
     logs = [folders[name] / "run.log" for name in ("broken", "hungry", "elbo")]
     times = [log.stat().st_mtime for log in logs]
     assert times == sorted(times)
 
     began = time.time()
-    with launched([*words, "trainer.learning_rate=1e30"], tmp_path, own) as process:
+    with launched([*words, "trainer.learning_rate=1e30"], tmp_path, plugin_env) as process:
         code, _, err = ended(process)
     assert code == 1, err
     folder = next(p.parent for p in tmp_path.glob("sweep/**/result.json") if p.stat().st_mtime > began)
@@ -283,10 +283,10 @@ def test_each_failure_has_its_reason(tmp_path: Path, env: dict[str, str]) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="needs CIFAR-10: VAERUN_DATA")
 def test_the_comparison_is_planned(tmp_path: Path, env: dict[str, str]) -> None:
-    """All 51 jobs of it composed and checked on the real data; a part of it with its own words."""
+    """All 51 jobs are composed and checked on the real data."""
     assert DATA is not None
-    own = env | {"VAERUN_DATA": DATA}
-    with launched(["-m", "experiment=vlae_cifar10_quick", "--check"], tmp_path, own) as process:
+    data_env = env | {"VAERUN_DATA": DATA}
+    with launched(["-m", "experiment=vlae_cifar10_quick", "--check"], tmp_path, data_env) as process:
         code, out, err = ended(process)
     assert code == 0, err
     lines = out.splitlines()

@@ -47,7 +47,7 @@ def ask(slurm: dict[str, str], *command: str) -> str:
 
 
 def running(slurm: dict[str, str]) -> dict[int, str]:
-    """Slurm's name of each running task, by its number in the array."""
+    """Slurm's name of each running task by its array index."""
     names = ask(slurm, "squeue", "--noheader", "--array", "--states=R", "--format=%i").split()
     return {int(name.rpartition("_")[2]) if "_" in name else 0: name for name in names}
 
@@ -68,14 +68,14 @@ LONG = [
 
 @pytest.fixture(scope="module")
 def undisturbed(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run gives that nobody stops."""
+    """result.json of the same run, not stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, said = run(["-m", f"output_dir={folder / 'sweep'}", *LONG], folder / "log", env)
-    assert code == 0, said
+    code, output = run(["-m", f"output_dir={folder / 'sweep'}", *LONG], folder / "log", env)
+    assert code == 0, output
     return record(job_with(folder / "sweep", "seed=0"))
 
 
-# At the end of the time limit Slurm sends the signal to every process of the task, the run's own included.
+# At the time limit Slurm signals every process of the task, including the run's.
 @pytest.mark.parametrize("command", [["scancel", "--signal=USR2"], ["scontrol", "requeue"]], ids=" ".join)
 def test_a_requeued_run_is_saved_and_ends_as_if_nothing_had_been(
     slurm: dict[str, str], undisturbed: dict[str, Any], tmp_path: Path, command: list[str]
@@ -89,12 +89,12 @@ def test_a_requeued_run_is_saved_and_ends_as_if_nothing_had_been(
     assert record(folder)["status"] == "interrupted"
     assert has_checkpoint(folder)
     assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
-    found = record(folder)
-    assert found["status"] == "ok"
+    result = record(folder)
+    assert result["status"] == "ok"
     assert (folder / "run.log").read_text().count(" start: ") == 2
     assert "Exception ignored" not in (folder / "job.log").read_text()
-    assert found["metrics"] == undisturbed["metrics"]
-    assert found["fingerprint"] == undisturbed["fingerprint"]
+    assert result["metrics"] == undisturbed["metrics"]
+    assert result["fingerprint"] == undisturbed["fingerprint"]
 
 
 def test_a_lost_job_is_one_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,9 @@ def test_a_job_that_slurm_cancels_does_not_end_the_waiting_for_the_others(
     assert record(cancelled)["status"] == "interrupted"
     assert "1 of 2 jobs done" in (tmp_path / "log").read_text()
 
-    code, said = run(words, tmp_path / "again.log", slurm)
-    assert code == 0, said
-    assert "2 of 2 jobs done" in said
+    code, output = run(words, tmp_path / "again.log", slurm)
+    assert code == 0, output
+    assert "2 of 2 jobs done" in output
     assert (other / "run.log").read_text().count(" start: ") == 1
 
 
@@ -146,7 +146,7 @@ def test_jobs_outlive_the_process_that_submitted_them(slurm: dict[str, str], tmp
     eventually(lambda: worker(folder), "the job", process)
     end(process)
     eventually(lambda: record(folder).get("status") == "ok", "its end")
-    code, said = run(words, tmp_path / "again.log", slurm)
+    code, output = run(words, tmp_path / "again.log", slurm)
     assert code == 0
-    assert "finished: skipped" in said
+    assert "finished: skipped" in output
     assert list(jobs(tmp_path / "sweep")) == [folder]

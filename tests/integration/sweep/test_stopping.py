@@ -1,4 +1,4 @@
-"""Sweeps that are stopped, killed or doubled, with real processes for launchers and jobs."""
+"""Sweeps that are stopped, killed or run twice, with real processes for launchers and jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaerun.sweep import local
 
 @pytest.mark.parametrize("end", ["ok", "failed", "killed"])
 def test_a_job_that_somebody_else_has(sweep: Sweeping, end: str) -> None:
-    """It is waited for, and its result taken; where the other dies, it is taken over."""
+    """The sweep waits for it and accepts its result, or takes over if the other process dies."""
     jobs = sweep.jobs(0, 1)
     folder = jobs[0].job.folder
     record = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
@@ -53,7 +53,7 @@ def test_a_job_that_somebody_else_has(sweep: Sweeping, end: str) -> None:
 
 
 def test_somebody_elses_failure_is_not_of_this_configuration(sweep: Sweeping) -> None:
-    """A record of another fingerprint in the job's folder says nothing about the job."""
+    """A result with another fingerprint in the job's folder is not the job's."""
     jobs = sweep.jobs(0)
     record = {"fingerprint": "another", "status": "ok", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
     jobs[0].job.folder.mkdir()
@@ -65,17 +65,17 @@ def test_somebody_elses_failure_is_not_of_this_configuration(sweep: Sweeping) ->
 
 
 def test_a_folder_taken_between_the_look_and_the_start(sweep: Sweeping) -> None:
-    """The job's process finds it held and leaves; the job is looked at again."""
+    """The job's process finds it locked and exits; the job is checked again."""
     jobs = sweep.jobs(0)
     with pytest.MonkeyPatch.context() as patch:
-        looks: list[bool] = []
+        answers: list[bool] = []
 
-        def held(folder: Path) -> bool:
-            looks.append(original(folder))
-            return False if len(looks) <= 2 else looks[-1]  # before it is queued, and before its process is started
+        def locked(folder: Path) -> bool:
+            answers.append(original(folder))
+            return False if len(answers) <= 2 else answers[-1]  # before it is queued, and before its process is started
 
         original = local.is_locked
-        patch.setattr(local, "is_locked", held)
+        patch.setattr(local, "is_locked", locked)
         launcher = Launcher(lambda: hold(jobs[0].job.folder, 1.6), sweep.folder / "out")
         wait_until(lambda: (jobs[0].job.folder / "held").exists())
         try:
@@ -89,13 +89,13 @@ def test_a_folder_taken_between_the_look_and_the_start(sweep: Sweeping) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_two_at_once_on_one_folder(sweep: Sweeping, fails: bool) -> None:
-    """Each job is run by one of them; both know how each ended."""
+    """Each job is run by one of them; both report its outcome."""
     sweep.folder.mkdir()
     sweep.does(dict.fromkeys(range(6), "sleep:0.1") | ({2: "silent:9"} if fails else {}))
 
     def call() -> int:
-        found = sweep.run(*range(6), slots=2)
-        return sum(state == "finished" for state, _ in found.values())
+        outcomes = sweep.run(*range(6), slots=2)
+        return sum(state == "finished" for state, _ in outcomes.values())
 
     both = [Launcher(call, sweep.folder / name) for name in ("one", "two")]
     try:
@@ -110,10 +110,10 @@ def test_two_at_once_on_one_folder(sweep: Sweeping, fails: bool) -> None:
 
 
 def test_two_at_once_run_a_failing_job_once(sweep: Sweeping) -> None:
-    """It failed before, in the very same words; the one that comes second accepts what the first one found."""
+    """It had failed before for the same reason; the second sweep accepts the first one's outcome."""
     sweep.does({0: "silent:9"})
     sweep.run(0)
-    first, second = sweep.jobs(0), sweep.jobs(0)  # both look before either begins
+    first, second = sweep.jobs(0), sweep.jobs(0)  # both check before either starts
     sweep.forget()
     for jobs in (first, second):
         assert sweep.local(jobs).run(jobs)[0].state == "failed"
@@ -147,7 +147,7 @@ def test_signals_are_passed_on(sweep: Sweeping, name: str, code: int) -> None:
         assert launcher.wait() == code
     finally:
         launcher.end()
-    # A process that is only starting may lose SIGINT: jobs are given SIGTERM in its place.
+    # A starting process may lose SIGINT: jobs are sent SIGTERM instead.
     assert {n["signal"] for n in sweep.notes("signal")} == {"SIGTERM" if name == "SIGINT" else name}
     assert sorted(n["end"] for n in sweep.notes("end")) == [75, 75]
     assert sweep.status() == {0: "interrupted", 1: "interrupted"}
@@ -181,7 +181,7 @@ def test_second_interrupt_kills(sweep: Sweeping) -> None:
         launcher.send(signal.SIGINT)
         sweep.until("signal")
         time.sleep(0.5)
-        assert alive(sweep.notes()[0]["pid"])  # it was asked, no more
+        assert alive(sweep.notes()[0]["pid"])  # it was asked to stop, no more
         launcher.send(signal.SIGINT)
         assert launcher.wait(3) == 130
     finally:
@@ -193,7 +193,7 @@ def test_second_interrupt_kills(sweep: Sweeping) -> None:
 
 @pytest.mark.parametrize("also", ["the job", "nobody else"])
 def test_system_stops_everything(sweep: Sweeping, also: str) -> None:
-    """A batch system may signal the jobs' processes as well: one that stops first has not failed."""
+    """A batch system may signal the jobs' processes as well: a job that stops first has not failed."""
     sweep.folder.mkdir()
     sweep.does({0: f"{'group' if also == 'the job' else 'signal'}:{int(signal.SIGTERM)}"})
     launcher = Launcher(lambda: _interruptible(sweep, 0, 1), sweep.folder / "out")
@@ -206,7 +206,7 @@ def test_system_stops_everything(sweep: Sweeping, also: str) -> None:
 
 
 def test_launcher_dies(sweep: Sweeping) -> None:
-    """The jobs notice, save and stop; the next one waits for them and goes on."""
+    """The jobs notice, save and stop; the next sweep waits for them and resumes."""
     sweep.folder.mkdir()
     sweep.does({0: ["sleep:30", "ok"], 1: ["sleep:30", "ok"]})
     launcher = Launcher(lambda: _interruptible(sweep, 0, 1, 2, slots=2), sweep.folder / "out")
@@ -214,10 +214,10 @@ def test_launcher_dies(sweep: Sweeping) -> None:
         sweep.until("train", count=2)
         launcher.send(signal.SIGKILL)
         assert launcher.wait() == -signal.SIGKILL
-        found = sweep.run(0, 1, 2)
+        outcomes = sweep.run(0, 1, 2)
     finally:
         launcher.end()
-    assert {state for state, _ in found.values()} == {"finished"}
+    assert {state for state, _ in outcomes.values()} == {"finished"}
     assert len(sweep.notes("parent")) == 2
     assert [n["end"] for n in sweep.notes("end") if n["seed"] != 2] == [75, 75, 0, 0]
     assert {n["train"] for n in sweep.notes("train")} == {None, "interrupted"}
@@ -227,7 +227,7 @@ def test_launcher_dies(sweep: Sweeping) -> None:
 
 
 def test_nobody_reads_any_more(sweep: Sweeping) -> None:
-    """The terminal is gone, or `| tee` was ended: the jobs are not killed for it."""
+    """The terminal is closed, or `| tee` has ended: no job is killed for it."""
     sweep.folder.mkdir()
     read, write = os.pipe()
     sweep.does({0: "sleep:0.3", 1: "sleep:1"})
@@ -245,6 +245,6 @@ def test_nobody_reads_any_more(sweep: Sweeping) -> None:
         launcher.wait()
     finally:
         launcher.end()
-    # Whether the sweep stops or goes on: nothing is killed in the middle, nothing recorded as failed.
+    # Whether the sweep stops or continues, no job is killed or recorded as failed.
     assert set(sweep.status().values()) <= {"ok", "interrupted"}
     assert len(sweep.notes("end")) == len(sweep.notes("begin"))

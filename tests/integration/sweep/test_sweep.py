@@ -1,4 +1,4 @@
-"""Sweeps as commands: what is planned, what fails and is told, what the same command does again."""
+"""Sweeps as commands: what is planned, how failures are reported, what re-running the command does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vaerun.sweep.sweep import Sweep
 pytestmark = pytest.mark.usefixtures("command_environment", "quick_commands")
 
 
-# -- failure and going on -------------------------------------------------------------------------------------------
+# -- failing and resuming -------------------------------------------------------------------------------------------
 
 
 def test_failures_are_listed_and_run_again(sweep: Sweeping, here: Here) -> None:
@@ -79,7 +79,7 @@ def test_fail_fast(sweep: Sweeping, here: Here) -> None:
 
 
 def test_fail_fast_goes_for_later_batches(sweep: Sweeping, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search hands over one batch after the other."""
+    """A search launches one batch after another."""
     monkeypatch.setattr(launch, "BASIC_SWEEPER", "another")
     sweep.does({1: "raise:oh"})
     words = [*WORDS, "seed=range(4)", "output_dir=sweep", "hydra.sweeper.max_batch_size=1"]
@@ -102,7 +102,7 @@ def test_jobs_in_batches_are_all_checked_first(sweep: Sweeping, here: Here) -> N
 
 
 def test_changed_settings_are_other_jobs(sweep: Sweeping, here: Here) -> None:
-    """And so are other data; what changes no result is no change."""
+    """And so are other data; settings that change no result make no new job."""
     words = [*WORDS, "output_dir=sweep"]
     assert here(*words, "seed=0,1")[0] == 0
     code, _, err = here(*words, "trainer.learning_rate=0.5", "seed=0,1", "--check")
@@ -118,7 +118,7 @@ def test_changed_settings_are_other_jobs(sweep: Sweeping, here: Here) -> None:
 
 
 def test_folder_of_a_sweep(sweep: Sweeping, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for the same sweep, in whatever order it is written, and for more of its seeds."""
+    """The same for the same sweep, in any order of its overrides, and for more seeds."""
     folders: list[Path] = []
 
     def launch(self: Sweep, inner: Any, config: Any, context: Any, batch: Any, first: int) -> list[Any]:
@@ -154,7 +154,7 @@ def test_points_that_are_one_run(sweep: Sweeping, here: Here) -> None:
 
 
 def test_a_folder_of_its_own_each_time(sweep: Sweeping, here: Here) -> None:
-    """trainer.resume=never. The command that runs just what failed must not run the others anew."""
+    """trainer.resume=never: the printed command must not run the finished jobs again."""
     sweep.does({1: ["killed", "ok"]})
     words = [*WORDS, "seed=0,1", "output_dir=sweep", "trainer.resume=never"]
     assert here(*words)[0] == 1
@@ -197,7 +197,7 @@ def test_a_sweep_that_is_stopped(
 
 
 def test_the_table_is_refused(sweep: Sweeping, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or its files cannot be written: what failed is told all the same."""
+    """Or its files cannot be written: failures are listed all the same."""
 
     def write_all(folder: Path) -> str:
         raise RunError("cannot write table.md: No space left on device")

@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them, for tests of launchers and sweepers that are extras: processes, signals, records."""
+"""Sweeps as a user starts them, for tests of the optional launchers and sweepers: processes, signals, results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PATIENCE = 600.0  # seconds; a busy machine is no failure
 
 
 def needs(package: str, extra: str) -> None:
-    """Skip the module where a plugin of Hydra's is not installed."""
+    """Skip the module if a plugin of Hydra is not installed."""
     if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package}") is None:
         pytest.skip(f"{package} is not installed: pip install 'vaerun[{extra}]'", allow_module_level=True)
 
 
 def node(script: str, *words: object, env: Mapping[str, str] | None = None) -> None:
-    """Run a script that starts or ends a cluster; skip where it says that this machine cannot."""
+    """Run a script that starts or ends a cluster; skip if it reports that this machine cannot."""
     command = ["bash", str(ROOT / "scripts" / script), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=env)
     if done.returncode == 77:
@@ -50,19 +50,19 @@ def start(
             cwd=log.parent,
             start_new_session=True,
         )
-    atexit.register(end, process)  # a test that fails leaves nothing behind
+    atexit.register(end, process)  # even if the test fails
     return process
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """Kill it and what it has started."""
+    """Kill a process and its descendants."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def run(words: list[str], log: Path, env: Mapping[str, str], before: list[str] | None = None) -> tuple[int, str]:
-    """The exit code and everything that was printed."""
+    """Exit code and output of `vaerun`."""
     process = start(words, log, env, before)
     try:
         code = process.wait(PATIENCE)
@@ -71,30 +71,30 @@ def run(words: list[str], log: Path, env: Mapping[str, str], before: list[str] |
     return code, log.read_text()
 
 
-def eventually(look: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None) -> Any:
-    """What `look` finds, as soon as it finds something; `process` should be running until then."""
+def eventually(probe: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None) -> Any:
+    """Poll until `probe` returns something true, and return it; `process` should be running until then."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         over = process is not None and process.poll() is not None
-        found = look()
-        if found:
-            return found
+        value = probe()
+        if value:
+            return value
         assert not over, f"ended before {what}"
         time.sleep(0.05)
     raise AssertionError(f"waited for {what}")
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """Its result.json; empty where there is none yet."""
+    """A run's result.json; empty if there is none yet."""
     try:
-        found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
         return {}
-    return found
+    return result
 
 
 def jobs(sweep: Path) -> dict[Path, list[str]]:
-    """The jobs that were ever planned in this folder: directory and words."""
+    """All jobs ever planned in this folder: run directory and overrides."""
     try:
         plan = json.loads((sweep / "sweep.json").read_text())
     except FileNotFoundError:
@@ -103,15 +103,15 @@ def jobs(sweep: Path) -> dict[Path, list[str]]:
 
 
 def job_with(sweep: Path, word: str, process: subprocess.Popen[Any] | None = None) -> Path:
-    """The directory of the job that has this word, once it is planned."""
-    found: Path = eventually(
+    """Run directory of the job with this override, once it is planned."""
+    folder: Path = eventually(
         lambda: next((f for f, words in jobs(sweep).items() if word in words), None), word, process
     )
-    return found
+    return folder
 
 
 def worker(folder: Path) -> int | None:
-    """The process that runs this job, if one does."""
+    """The process that runs this job, if any."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -123,22 +123,22 @@ def worker(folder: Path) -> int | None:
 
 
 def parent(pid: int) -> int:
-    """Of a process."""
+    """Parent of a process."""
     return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def training(folder: Path) -> int | None:
-    """The process of a run that has begun."""
+    """The process of a run that has started training, if any."""
     return worker(folder) if record(folder).get("status") == "running" else None
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether something is saved that could be lost."""
+    """Whether the run has saved a checkpoint."""
     return (folder / "checkpoints" / "last.pt").exists()
 
 
 def six_jobs(sweep: Path, launch: list[str], env: Mapping[str, str], before: list[str] | None = None) -> None:
-    """One job diverges, one is killed: four finish, both are named, and the same command runs just the two again."""
+    """One job diverges, one is killed: four finish, both are listed, and the same command reruns only these two."""
     rates = ["0.001", "0.002", "0.003", "0.004", "0.005", "1e+30"]
     words = ["-m", *launch, f"output_dir={sweep}", *SHORT, "trainer.max_steps=200", "model=vae"]
     words += [f"trainer.learning_rate={','.join(rates)}"]
@@ -146,24 +146,24 @@ def six_jobs(sweep: Path, launch: list[str], env: Mapping[str, str], before: lis
     killed = job_with(sweep, "trainer.learning_rate=0.003", process)
     os.kill(eventually(lambda: training(killed), "the job to be killed", process), signal.SIGKILL)
     assert process.wait(PATIENCE) == 1
-    said = (sweep.parent / "first.log").read_text()
+    output = (sweep.parent / "first.log").read_text()
     diverged = job_with(sweep, "trainer.learning_rate=1e+30")
     good = sorted(set(jobs(sweep)) - {killed, diverged})
     assert len(good) == 4
-    assert [record(folder)["status"] for folder in good] == ["ok"] * 4, said
+    assert [record(folder)["status"] for folder in good] == ["ok"] * 4, output
     assert "not finite" in record(diverged)["error"]
     assert "SIGKILL" in record(killed)["error"]
-    end = said[said.index("4 of 6 jobs done") :]
+    end = output[output.index("4 of 6 jobs done") :]
     assert "2 failed" in end
     assert str(killed) in end
     assert str(diverged) in end
     assert not any(str(folder) in end[end.index("2 failed") :] for folder in good)
 
     before_again = {folder: (folder / "result.json").stat().st_mtime_ns for folder in good}
-    code, said = run(words, sweep.parent / "again.log", env, before)
+    code, output = run(words, sweep.parent / "again.log", env, before)
     assert code == 1
-    assert "5 of 6 jobs done" in said
-    assert "1 failed" in said
+    assert "5 of 6 jobs done" in output
+    assert "1 failed" in output
     assert record(killed)["status"] == "ok"
     assert record(diverged)["status"] == "failed"
     assert {folder: (folder / "result.json").stat().st_mtime_ns for folder in good} == before_again

@@ -1,8 +1,8 @@
-"""A job's process as vaerun.launch.worker is one to the sweep, without torch: `python -I -S stub_worker.py JOBFILE`.
+"""Stands in for vaerun.launch.worker in tests, without torch: `python -I -S stub_worker.py JOBFILE`.
 
-It holds the folder's lock, writes result.json, saves and stops on signals and once standard input closes, and leaves
-with the worker's exit codes. What it does besides, it is told by STUB in its environment, {seed: what}; when it began
-and ended it notes in the file STUB_NOTES, a line of JSON each.
+It locks the folder, writes result.json, saves and stops on signals and once standard input closes, and exits with the
+worker's codes. The environment variable STUB says what else it does, {seed: action}; it notes what happens to it in the
+file STUB_NOTES, one line of JSON each.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ BUSY, STOPPED = 74, 75
 
 job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 folder, seed = Path(job["folder"]), job["settings"]["seed"]
-whats = json.loads(os.environ.get("STUB", "{}")).get(str(seed), "ok")
-asked: list[int] = []
+actions = json.loads(os.environ.get("STUB", "{}")).get(str(seed), "ok")
+received: list[int] = []
 
 
 def note(**what: Any) -> None:
-    with open(os.environ["STUB_NOTES"], "a", encoding="utf-8") as file:  # one write, appended whole
+    with open(os.environ["STUB_NOTES"], "a", encoding="utf-8") as file:  # one atomic append
         file.write(json.dumps({"seed": seed, "pid": os.getpid(), "time": time.time(), **what}) + "\n")
 
 
@@ -37,7 +37,7 @@ def attempts() -> int:
 
 
 def wait_for(key: str, count: int) -> None:
-    """Until so many jobs have noted this."""
+    """Wait until this many jobs have noted `key`."""
     while sum(key in json.loads(line) for line in Path(os.environ["STUB_NOTES"]).read_text().splitlines()) < count:
         time.sleep(0.01)
 
@@ -53,24 +53,24 @@ def leave(code: int) -> None:
 
 
 def record(status: str, error: str | None = None, **more: Any) -> dict[str, Any]:
-    own = job["folder"].removeprefix(os.environ["STUB_SWEEP"] + "/")
+    relative = job["folder"].removeprefix(os.environ["STUB_SWEEP"] + "/")
     plan = json.loads(Path(os.environ["STUB_SWEEP"], "sweep.json").read_text(encoding="utf-8"))
-    (entry,) = [e for e in plan["jobs"] if e["folder"] == own]
+    (entry,) = [e for e in plan["jobs"] if e["folder"] == relative]
     s = job["settings"]
-    found = {
+    result = {
         "schema": 1, "status": status, "fingerprint": entry["fingerprint"], "command": ["vaerun", *job["words"]],
         "model": s["model"]["name"], "data": s["data"]["name"], "estimator": s["estimator"]["name"], "seed": seed,
         "metrics": {}, "details": {}, "protocol": {"family": "likelihood"}, "timing": {}, "environment": {},
         "error": error, "ended": time.time(), **more,
     }  # fmt: skip
     temporary = folder / f".result.json.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(found), encoding="utf-8")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
     os.replace(temporary, folder / "result.json")
-    return found
+    return result
 
 
 def begin() -> None:
-    """Take the folder, as a run does once it cannot be refused any more."""
+    """Lock the folder, as a run does once it can no longer be rejected."""
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     until = time.monotonic() + 1
     while True:
@@ -92,7 +92,7 @@ def begin() -> None:
 
 
 def request(signum: int, frame: FrameType | None) -> None:
-    asked.append(signum)
+    received.append(signum)
     note(signal=signal.Signals(signum).name)
 
 
@@ -104,25 +104,25 @@ def watch() -> None:
 
 
 def work(seconds: float, deaf: bool = False) -> None:
-    """Train for so long, unless asked to stop."""
+    """Train for this long, unless asked to stop."""
     until = time.monotonic() + seconds
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 1, "train/elbo": -12.5}) + "\n")
     while time.monotonic() < until:
-        if asked and not deaf:
-            time.sleep(1.2 if whats == "slow:30" else 0)  # there is much to be saved
+        if received and not deaf:
+            time.sleep(1.2 if actions == "slow:30" else 0)  # saving takes a while
             record("interrupted", "stopped")
             tell("vaerun: stopped; run the same command again to go on")
-            leave(130 if asked[0] == signal.SIGINT else STOPPED)
+            leave(130 if received[0] == signal.SIGINT else STOPPED)
         time.sleep(0.01)
 
 
 def main() -> None:
-    whole = whats if isinstance(whats, str) else whats[min(attempts(), len(whats) - 1)]
-    what, _, value = whole.partition(":")
+    action = actions if isinstance(actions, str) else actions[min(attempts(), len(actions) - 1)]
+    what, _, value = action.partition(":")
     what, _, since = what.partition("@")  # raise@train2:why raises once two jobs train
-    note(begin=whole, threads=os.environ.get("OMP_NUM_THREADS"), gpu=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if what == "unready":  # signals still do what they do to any new process
+    note(begin=action, threads=os.environ.get("OMP_NUM_THREADS"), gpu=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if what == "unready":  # signals still have their default action
         time.sleep(float(value))
         return
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

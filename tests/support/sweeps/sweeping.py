@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: jobs that are small stand-ins (stub_worker.py), and launchers that may be killed."""
+"""Helpers of the sweep tests: jobs that are small stubs (stub_worker.py), and launchers that may be killed."""
 
 from __future__ import annotations
 
@@ -47,37 +47,37 @@ WORDS = ["-m", "model=vae", *TINY, "trainer.max_steps=20"]
 
 @cache
 def settings() -> Settings:
-    """Of a run that would take a moment."""
+    """Settings of a run that takes a moment."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         return check(hydra.compose("config", ["model=vae", *TINY]))
 
 
 def compose_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs that differ in their seed alone are composed once: Hydra takes a fifth of a second for each."""
+    """Compose jobs that differ only in the seed once: Hydra takes a fifth of a second for each."""
     original = ConfigLoaderImpl.load_sweep_config
-    made: dict[tuple[str, ...], DictConfig] = {}
+    composed: dict[tuple[str, ...], DictConfig] = {}
 
     def load(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         seeds = [word.partition("=")[2] for word in sweep_overrides if word.startswith("seed=")]
         if len(seeds) != 1 or not seeds[0].isdigit():
             return original(self, master_config, sweep_overrides)
         key = tuple(word for word in sweep_overrides if not word.startswith("seed="))
-        if key not in made:
-            made[key] = original(self, master_config, sweep_overrides)
-        found = copy.deepcopy(made[key])
-        found.seed = int(seeds[0])
-        return found
+        if key not in composed:
+            composed[key] = original(self, master_config, sweep_overrides)
+        config = copy.deepcopy(composed[key])
+        config.seed = int(seeds[0])
+        return config
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load)
 
 
 class Sweeping:
-    """A sweep's folder, whose jobs are stand-ins.
+    """A sweep's folder, whose jobs are stubs.
 
     Arguments:
         folder: of the sweep; need not exist.
-        notes: where the stand-ins note what they do.
+        notes: file in which the stubs note what they do.
     """
 
     def __init__(self, folder: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,35 +92,35 @@ class Sweeping:
         self.does({})
 
     def does(self, what: dict[int, str | list[str]]) -> None:
-        """What the jobs of these seeds do (at their first, second, ... attempt); the others end well at once."""
+        """Set what the jobs of these seeds do (at their first, second, ... attempt); all others finish at once."""
         self.monkeypatch.setenv("STUB", json.dumps(what))
 
     def forget(self) -> None:
-        """Start the notes anew."""
+        """Clear the notes."""
         self._notes.write_text("")
 
     def notes(self, key: str | None = None, seed: int | None = None) -> list[dict[str, Any]]:
-        """What was noted, in order; with a key the notes that have it."""
-        found = [json.loads(line) for line in self._notes.read_text().splitlines()]
-        return [n for n in found if (key is None or key in n) and (seed is None or n["seed"] == seed)]
+        """The notes in order, optionally those with this key or of this seed only."""
+        notes = [json.loads(line) for line in self._notes.read_text().splitlines()]
+        return [n for n in notes if (key is None or key in n) and (seed is None or n["seed"] == seed)]
 
     def began(self) -> list[int]:
-        """The seeds of the processes that were started, in order."""
+        """Seeds of the processes started, in order."""
         return [note["seed"] for note in self.notes("begin")]
 
     def trained(self) -> list[int]:
-        """The seeds of the runs that were begun, in order."""
+        """Seeds of the runs that started training, in order."""
         return [note["seed"] for note in self.notes("train")]
 
     def until(self, key: str, seed: int | None = None, count: int = 1) -> None:
-        """Wait until this stands in the notes."""
+        """Wait until the notes contain this."""
         wait_until(lambda: len(self.notes(key, seed)) >= count)
 
     def results(self) -> dict[int, dict[str, Any]]:
         """result.json by seed."""
-        found = [json.loads(p.read_text()) for p in self.folder.glob("**/result.json")]
-        assert len({r["seed"] for r in found}) == len(found)
-        return {r["seed"]: r for r in found}
+        results = [json.loads(p.read_text()) for p in self.folder.glob("**/result.json")]
+        assert len({r["seed"] for r in results}) == len(results)
+        return {r["seed"]: r for r in results}
 
     def status(self) -> dict[int, str]:
         return {seed: r["status"] for seed, r in self.results().items()}
@@ -128,7 +128,7 @@ class Sweeping:
     # -- without Hydra ------------------------------------------------------------------------------------------
 
     def jobs(self, *seeds: int, **trainer: Any) -> list[PlannedJob]:
-        """Planned as a sweep would."""
+        """Jobs planned as a sweep plans them."""
         planned = []
         for number, seed in enumerate(seeds):
             job_settings = replace(settings(), seed=seed, trainer=replace(settings().trainer, **trainer))
@@ -163,7 +163,7 @@ def wait_until(true: Callable[[], Any], seconds: float = 20.0) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether this process runs (one that has ended and was not waited for does not)."""
+    """Whether this process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -172,21 +172,21 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Hold a run directory as a run of another process does."""
+    """Lock a run directory as a run of another process does."""
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         yield
 
 
 def hold(folder: Path, seconds: float) -> None:
-    """Hold it for so long; the file `held` in it says that it is."""
+    """Lock it for this long; the file `held` in it shows that the lock is taken."""
     with holding(folder):
         (folder / "held").touch()
         time.sleep(seconds)
 
 
 class Launcher:
-    """A copy of this process that calls something, with its output in a file."""
+    """A fork of this process that calls a function, with its output in a file."""
 
     def __init__(self, call: Callable[[], Any], output: Path, terminal: int | None = None) -> None:
         self.output, self.code = output, None
@@ -194,7 +194,7 @@ class Launcher:
         sys.stdout.flush()
         sys.stderr.flush()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads are not there in the copy: none matters
+            warnings.simplefilter("ignore", DeprecationWarning)  # the fork lacks the other threads: none matters
             self.pid = os.fork()
         if self.pid == 0:
             _become(call, output, terminal)
@@ -218,7 +218,7 @@ class Launcher:
         return self.output.read_text()
 
     def end(self) -> None:
-        """Whatever happened in the test."""
+        """Kill it if it still runs."""
         if not self._ended():
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
@@ -234,8 +234,8 @@ def _become(call: Callable[[], Any], output: Path, terminal: int | None) -> None
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         torch.set_num_threads(1)
-        found = call()
-        code = int(found) if isinstance(found, int) else 0
+        returned = call()
+        code = int(returned) if isinstance(returned, int) else 0
     except SystemExit as left:
         code = int(left.code or 0)
     except BaseException:
@@ -250,17 +250,17 @@ def _become(call: Callable[[], Any], output: Path, terminal: int | None) -> None
 
 
 def planned(text: str) -> dict[str, str]:
-    """The lines of a plan: {job: what will be done}."""
-    found = {}
+    """The lines of a plan: {label: action}."""
+    actions = {}
     for line in text.splitlines():
         if line.startswith("  ") and " steps  " in line:
-            left, _, will = line.partition(" steps  ")
-            found[left.rpartition(" ")[0].strip()] = will
-    return found
+            left, _, action = line.partition(" steps  ")
+            actions[left.rpartition(" ")[0].strip()] = action
+    return actions
 
 
 def printed_command(err: str) -> list[str]:
-    """The words of the command that a sweep prints at its end."""
+    """The arguments of the command that a sweep prints at its end."""
     lines = err.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.startswith("to run only these")]
     words = shlex.split(lines[at + 1])
@@ -272,12 +272,12 @@ def failures(err: str) -> dict[str, str]:
     """Failures as the summary lists them: {label: reason}."""
     lines = err.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.endswith(" failed:")]
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for line in lines[at + 1 :]:
         if not line.startswith("  "):
             break
         if not line.startswith("    "):
-            name, _, why = line.strip().partition(": ")
-            found[name] = why
-    assert lines[at] == f"{len(found)} failed:"
-    return found
+            label, _, reason = line.strip().partition(": ")
+            reasons[label] = reason
+    assert lines[at] == f"{len(reasons)} failed:"
+    return reasons

@@ -1,4 +1,4 @@
-"""One job's process: what it is given, and what became of it by its exit status, its record and its log."""
+"""One job's process: its job file and environment, and its outcome by exit code, result.json and log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOPPED, BROKEN, DONE = {"status": "interrupted"}, {"status": "failed", "error":
 
 
 @pytest.mark.parametrize(
-    ("code", "record", "sent", "asked", "why", "state", "said"),
+    ("code", "record", "sent", "received", "reason", "state", "expected"),
     [
         (0, DONE, [], None, "", "finished", ""),
         (-11, DONE, [15], 15, "late", "finished", ""),
@@ -33,7 +33,7 @@ STOPPED, BROKEN, DONE = {"status": "interrupted"}, {"status": "failed", "error":
         (74, None, [15], None, "late", "running", ""),
         (75, STOPPED, [15], None, "", "resumable", ""),
         (75, STOPPED, [], 15, "", "resumable", ""),
-        (75, STOPPED, [], None, "", "failed", "the last words"),  # somebody else stopped it
+        (75, STOPPED, [], None, "", "failed", "the last words"),  # stopped by somebody else
         (75, STOPPED, [15], None, "late", "failed", "late"),
         (130, RUNNING, [2], None, "", "resumable", ""),
         (130, RUNNING, [], None, "", "failed", "the last words"),
@@ -49,7 +49,7 @@ STOPPED, BROKEN, DONE = {"status": "interrupted"}, {"status": "failed", "error":
         (1, OLD, [], None, "", "failed", "the last words"),
         (-9, RUNNING, [], None, "", "failed", KILLED),
         (-9, RUNNING, [15], None, "late", "failed", "late"),
-        (-9, RUNNING, [15, 9], None, "", "resumable", ""),  # it did not listen
+        (-9, RUNNING, [15, 9], None, "", "resumable", ""),  # it ignored the signal
     ],
 )
 def test_verdicts(
@@ -57,35 +57,35 @@ def test_verdicts(
     code: int,
     record: dict[str, Any] | None,
     sent: list[int],
-    asked: int | None,
-    why: str,
+    received: int | None,
+    reason: str,
     state: str,
-    said: str,
+    expected: str,
 ) -> None:
-    """What became of a run, from its exit status, its record and the signals that were sent."""
+    """The outcome of a run from its exit code, its result.json and the signals sent."""
     (planned,) = sweep.jobs(0)
-    whole = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
+    base = {"fingerprint": "fingerprint0", "metrics": {}, "protocol": {}, "error": None, "seed": 0}
     child = JobProcess.__new__(JobProcess)
     attempt = Attempt.__new__(Attempt)
     attempt.job, attempt.log_start = planned.job, 5
-    attempt.previous_result = whole | OLD if record is OLD else None
+    attempt.previous_result = base | OLD if record is OLD else None
     child.job, child.sent, child.attempts = planned.job, set(sent), [attempt]
     planned.job.folder.mkdir()
     (planned.job.folder / "job.log").write_text("past\nthe last words\n")
     path = planned.job.folder / "result.json"
     if record is not None:
-        path.write_text(json.dumps(whole | record))
-    outcome = child.outcome(code, asked, why)
-    assert (outcome.state, outcome.reason) == (state, said)
+        path.write_text(json.dumps(base | record))
+    outcome = child.outcome(code, received, reason)
+    assert (outcome.state, outcome.reason) == (state, expected)
     after = json.loads(path.read_text()) if path.exists() else None
     if state == "failed" and record is not OTHER:
         assert after is not None
-        assert (after["status"], after["error"]) == ("failed", said)
+        assert (after["status"], after["error"]) == ("failed", expected)
     else:
-        assert after == (None if record is None else whole | record)
+        assert after == (None if record is None else base | record)
 
 
-# -- settling -------------------------------------------------------------------------------------------------------
+# -- recording a failure --------------------------------------------------------------------------------------------
 
 
 def test_settling_leaves_others_alone(sweep: Sweeping) -> None:
@@ -93,10 +93,10 @@ def test_settling_leaves_others_alone(sweep: Sweeping) -> None:
     folder = planned.job.folder
     folder.mkdir()
     record = {"fingerprint": "another", "status": "running", "metrics": {}, "protocol": {}, "error": None}
-    for kept in (record, record | {"fingerprint": "fingerprint0", "status": "ok"}):
-        (folder / "result.json").write_text(json.dumps(kept))
+    for result in (record, record | {"fingerprint": "fingerprint0", "status": "ok"}):
+        (folder / "result.json").write_text(json.dumps(result))
         assert record_failure(planned.job, "gone") == "gone"
-        assert json.loads((folder / "result.json").read_text()) == kept
+        assert json.loads((folder / "result.json").read_text()) == result
     (folder / "result.json").write_text(json.dumps(record | {"fingerprint": "fingerprint0"}))
     launcher = Launcher(lambda: hold(folder, 30), sweep.folder / "out")
     try:
@@ -144,7 +144,7 @@ def test_endings_in_words() -> None:
 
 
 def test_child_has_a_session_of_its_own(sweep: Sweeping) -> None:
-    """Ctrl-C in a terminal reaches the whole foreground group: the jobs hear of it from the sweep alone, once."""
+    """Ctrl-C in a terminal reaches the entire foreground group: the jobs get it from the sweep only, once."""
     sweep.does({0: "sleep:30"})
     (planned,) = sweep.jobs(0)
     process = JobProcess([planned.job])
@@ -163,14 +163,14 @@ def test_child_has_a_session_of_its_own(sweep: Sweeping) -> None:
 
 
 def test_a_chosen_folder_is_kept(sweep: Sweeping) -> None:
-    """trainer.resume=never has chosen the folder by then: the run itself must not choose another one."""
+    """trainer.resume=never has chosen the folder by then: the run must not choose another one."""
     (planned,) = sweep.jobs(0, resume="never")
     process = JobProcess([planned.job])
     code = process.wait(10)
     assert code == 0
-    told = json.loads((planned.job.folder / ".job.json").read_text())
-    assert told["settings"]["trainer"]["resume"] == "auto"
-    assert told["folder"] == str(planned.job.folder)
+    job_file = json.loads((planned.job.folder / ".job.json").read_text())
+    assert job_file["settings"]["trainer"]["resume"] == "auto"
+    assert job_file["folder"] == str(planned.job.folder)
     assert planned.job.settings.trainer.resume == "never"
 
 
@@ -178,10 +178,10 @@ def test_what_children_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/somewhere", ""]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/elsewhere"])
-    own = worker_environment({"OMP_NUM_THREADS": "3"})
+    variables = worker_environment({"OMP_NUM_THREADS": "3"})
     root = str(Path(module.__file__).parents[2])
-    assert own["PYTHONPATH"].split(os.pathsep) == [root, "/somewhere"]
-    assert own["OMP_NUM_THREADS"] == "3"
-    assert own["PYTHONSAFEPATH"] == "1"
+    assert variables["PYTHONPATH"].split(os.pathsep) == [root, "/somewhere"]
+    assert variables["OMP_NUM_THREADS"] == "3"
+    assert variables["PYTHONSAFEPATH"] == "1"
     monkeypatch.setattr("sys.path", ["", "/elsewhere"])
     assert worker_environment()["PYTHONPATH"].split(os.pathsep) == [root, str(tmp_path), "/somewhere"]

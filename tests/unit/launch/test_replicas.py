@@ -1,4 +1,4 @@
-"""Several runs in one process: each is what it would have been alone, whatever becomes of the others."""
+"""Several runs in one process: each is identical to a stand-alone run, whatever becomes of the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "way"),
+    ("model", "mode"),
     [
         ("vae", "in turn"),
         ("vae", "at once"),
@@ -43,11 +43,11 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_replicas_are_runs_alone(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, way: str
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, mode: str
 ) -> None:
-    """Bits of the parameters, records but for times, values per image; the directories are those of separate runs."""
+    """Parameters to the bit, metrics and results; the directories are those of separate runs."""
     words = [f"model={model}", *(SHORT if model != "gan" else GAN)]
-    if way == "at once":
+    if mode == "at once":
         threads(monkeypatch)
     code, _, err = here(*words, "trainer.replicas=2", "seed=4", f"output_dir={tmp_path}/all")
     assert code == 0, err
@@ -59,10 +59,10 @@ def test_replicas_are_runs_alone(
         for name in ("last", "best"):
             assert_same_bits(load(member, name)["objective"], load(alone, name)["objective"])
         assert records(member) == records(alone)
-        one, other = (json.loads((folder / "result.json").read_text()) for folder in (member, alone))
-        assert one["fingerprint"] == other["fingerprint"]
-        assert one["metrics"] == other["metrics"]
-        assert (one["seed"], one["status"]) == (seed, "ok")
+        first, second = (json.loads((folder / "result.json").read_text()) for folder in (member, alone))
+        assert first["fingerprint"] == second["fingerprint"]
+        assert first["metrics"] == second["metrics"]
+        assert (first["seed"], first["status"]) == (seed, "ok")
 
 
 GAN = """model.generator.hidden=[8] model.discriminator.hidden=[8] model.latent_dim=2 trainer.device=cpu
@@ -70,7 +70,7 @@ trainer.max_steps=25 trainer.log_every=5 evaluation.generated.samples=50 evaluat
 
 
 def test_replicas_have_the_folders_of_their_runs(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the same command shows what is finished, and so does each single one."""
+    """Re-running the command prints the finished runs, and so does the command of each single run."""
     monkeypatch.chdir(tmp_path)
     code, out, err = here("model=vae", *SHORT, "trainer.replicas=2")
     assert code == 0, err
@@ -86,11 +86,11 @@ def test_replicas_have_the_folders_of_their_runs(here: Any, tmp_path: Path, monk
     assert out.count("finished before") == 2
 
 
-@pytest.mark.parametrize("way", ["in turn", "at once"])
+@pytest.mark.parametrize("mode", ["in turn", "at once"])
 def test_one_that_fails_leaves_the_others_be(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    if way == "at once":
+    if mode == "at once":
         threads(monkeypatch)
     (tmp_path / "all" / "seed1").mkdir(parents=True)
     (tmp_path / "all" / "seed1" / "other").write_text("not a run's")
@@ -102,11 +102,11 @@ def test_one_that_fails_leaves_the_others_be(
     assert [(tmp_path / "all" / f"seed{i}" / "result.json").exists() for i in range(3)] == [True, False, True]
 
 
-@pytest.mark.parametrize("way", ["in turn", "at once"])
+@pytest.mark.parametrize("mode", ["in turn", "at once"])
 def test_a_signal_stops_all_and_the_command_goes_on(
-    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    if way == "at once":
+    if mode == "at once":
         threads(monkeypatch)
     words = ("model=vae", *SHORT, "trainer.max_steps=550", "evaluation.every=1000", f"output_dir={tmp_path}/all")
 
@@ -132,7 +132,7 @@ def test_a_signal_stops_all_and_the_command_goes_on(
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sweep takes this machine for one with a GPU."""
+    """Make the sweep believe that this machine has a GPU."""
     monkeypatch.setattr(sweep, "make_slots", lambda *_: [Slot(1, "0")])
 
 
@@ -148,7 +148,7 @@ def test_jobs_of_a_sweep_share_a_process(here: Any, tmp_path: Path, monkeypatch:
         alone = tmp_path / f"alone{seed}"
         assert here("model=vae", *SHORT, f"seed={seed}", f"output_dir={alone}")[0] == 0
         assert_same_bits(load(folder, "best")["objective"], load(alone, "best")["objective"])
-    # Two in one process, whose own log is the first's, and one that is left.
+    # Two shared a process; the third had one to itself.
     assert [(folder / ".ended").exists() for folder in folders] == [True, True, False]
 
 
@@ -203,7 +203,7 @@ def test_what_does_not_go_together(here: Any, tmp_path: Path) -> None:
 
 
 def test_the_gate() -> None:
-    """Opens when all have come, or gone, or a signal has."""
+    """Opens once all have arrived or ended, or a signal has come."""
     stop, opened = ShutdownSignal(), []
     barrier = Barrier(3, stop)
 

@@ -1,4 +1,4 @@
-"""The jobs of a sweep on one machine: how each may end, how many run at once, and for how long."""
+"""The jobs of a sweep on one machine: how each may end, how many run concurrently, and for how long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vaerun.sweep.slots import Slot
 
 
 @pytest.mark.parametrize(
-    ("what", "why"),
+    ("what", "expected"),
     [
         ("raise:it diverged", "it diverged"),
         ("bug:boom", "ValueError: boom"),
@@ -33,18 +33,18 @@ from vaerun.sweep.slots import Slot
         ("unfinished", "ended with exit code 0"),
     ],
 )
-def test_each_ending(sweep: Sweeping, what: str, why: str) -> None:
+def test_each_ending(sweep: Sweeping, what: str, expected: str) -> None:
     sweep.does({0: what})
-    found = sweep.run(0, 1)
-    assert found[1] == ("finished", "")
-    state, said = found[0]
+    ends = sweep.run(0, 1)
+    assert ends[1] == ("finished", "")
+    state, reason = ends[0]
     assert state == "failed"
-    assert said.startswith(why)
+    assert reason.startswith(expected)
     first = sweep.results()[0]
-    assert (first["status"], first["error"], first["fingerprint"]) == ("failed", said, "fingerprint0")
+    assert (first["status"], first["error"], first["fingerprint"]) == ("failed", reason, "fingerprint0")
     assert first["seed"] == 0
     assert sweep.trained().count(1) == 1
-    # It runs again, and then all is well.
+    # It is run again, and succeeds.
     sweep.forget()
     sweep.does({})
     assert [p.state for p in sweep.jobs(0, 1)] == ["failed", "finished"]
@@ -53,7 +53,7 @@ def test_each_ending(sweep: Sweeping, what: str, why: str) -> None:
 
 
 def test_the_reason_is_of_this_attempt(sweep: Sweeping) -> None:
-    """job.log and result.json still hold what an earlier attempt said."""
+    """job.log and result.json still contain the reason of an earlier attempt."""
     sweep.does({0: ["raise:the first", "early:Traceback ...\nValueError: the second", "silent:9", "killed"]})
     assert sweep.run(0)[0][1] == "the first"
     assert sweep.run(0)[0][1] == "ValueError: the second"
@@ -65,7 +65,7 @@ def test_the_reason_is_of_this_attempt(sweep: Sweeping) -> None:
 
 
 def test_finished_stays_finished(sweep: Sweeping) -> None:
-    """A process that falls over after everything has been written does not take the result away."""
+    """A process that crashes after everything has been written keeps its result."""
     sweep.does({0: "crash:0"})
     assert sweep.run(0)[0] == ("finished", "")
     assert sweep.status() == {0: "ok"}
@@ -91,16 +91,16 @@ def test_a_killed_job_is_noticed_at_once(sweep: Sweeping) -> None:
 
 def test_a_job_that_cannot_be_started_fails_alone(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
     class Popen(subprocess.Popen[bytes]):
-        def __init__(self, words: list[str], **own: object) -> None:
+        def __init__(self, words: list[str], **options: object) -> None:
             if "job0" in words[-1]:
                 raise OSError(12, "Cannot allocate memory")
-            super().__init__(words, **own)  # type: ignore[call-overload]
+            super().__init__(words, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    found = sweep.run(0, 1)
-    assert found[0][0] == "failed"
-    assert "Cannot allocate memory" in found[0][1]
-    assert found[1][0] == "finished"
+    ends = sweep.run(0, 1)
+    assert ends[0][0] == "failed"
+    assert "Cannot allocate memory" in ends[0][1]
+    assert ends[1][0] == "finished"
 
 
 def test_a_bug_in_the_sweep_fails_one_job(
@@ -120,8 +120,8 @@ def test_a_bug_in_the_sweep_fails_one_job(
 
     monkeypatch.setattr(local, "JobProcess", Odd)
     sweep.does({0: "sleep:30"})
-    found = sweep.run(0, 1)
-    assert found == {0: ("failed", "ZeroDivisionError: of ours"), 1: ("finished", "")}
+    ends = sweep.run(0, 1)
+    assert ends == {0: ("failed", "ZeroDivisionError: of ours"), 1: ("finished", "")}
     assert "Traceback" in capsys.readouterr().err
     assert not alive(sweep.notes("train", 0)[0]["pid"])
 
@@ -165,18 +165,18 @@ def test_hidden_characters_in_a_reason(sweep: Sweeping, capsys: pytest.CaptureFi
     assert all(c.isprintable() for c in err.replace("\n", ""))
 
 
-# -- so many at once ------------------------------------------------------------------------------------------------
+# -- how many at once ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_never_more_at_once(sweep: Sweeping, slots: int) -> None:
     sweep.does(dict.fromkeys(range(5), "sleep:0.15"))
     assert {state for state, _ in sweep.run(*range(5), slots=slots).values()} == {"finished"}
-    running, most = 0, 0
+    running, maximum = 0, 0
     for note in sweep.notes():
         running += ("begin" in note) - ("end" in note)
-        most = max(most, running)
-    assert most == slots
+        maximum = max(maximum, running)
+    assert maximum == slots
     assert sweep.trained() == sorted(sweep.trained()) or slots > 1
     assert sorted(sweep.trained()) == list(range(5))
 
@@ -187,8 +187,8 @@ def test_environment_of_a_job(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr("tempfile.tempdir", str(sweep.folder))
     sweep.local(jobs, [Slot(3, "4"), Slot(2)]).run(jobs)
-    found = {(n["threads"], n["gpu"]) for n in sweep.notes("begin")}
-    assert found == {("3", "4"), ("2", "7")}
+    environments = {(n["threads"], n["gpu"]) for n in sweep.notes("begin")}
+    assert environments == {("3", "4"), ("2", "7")}
 
 
 # -- time -----------------------------------------------------------------------------------------------------------
@@ -196,16 +196,16 @@ def test_environment_of_a_job(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) 
 
 def test_out_of_time(sweep: Sweeping) -> None:
     sweep.does({0: ["sleep:30", "ok"], 2: "deaf:30"})
-    found = sweep.run(0, 1, 2, slots=3, job_minutes=1.5 / 60)
-    assert found[1] == ("finished", "")
+    ends = sweep.run(0, 1, 2, slots=3, job_minutes=1.5 / 60)
+    assert ends[1] == ("finished", "")
     for seed in (0, 2):
-        state, why = found[seed]
+        state, reason = ends[seed]
         assert state == "failed"
-        assert why.startswith("out of time (sweep.job_minutes=0.025)")
+        assert reason.startswith("out of time (sweep.job_minutes=0.025)")
     assert sweep.status() == {0: "failed", 1: "ok", 2: "failed"}
     saved, deaf = sweep.notes("end", 0), sweep.notes(seed=2)
-    assert [n["end"] for n in saved] == [75]  # was asked and has saved
-    assert "signal" in deaf[-1]  # was asked, and killed
+    assert [n["end"] for n in saved] == [75]  # stopped and saved on request
+    assert "signal" in deaf[-1]  # was asked to stop, then killed
     assert not alive(deaf[0]["pid"])
     assert 1 < deaf[-1]["time"] - deaf[0]["time"] < 5
     assert sweep.run(0, job_minutes=10) == {0: ("finished", "")}
@@ -213,24 +213,24 @@ def test_out_of_time(sweep: Sweeping) -> None:
 
 
 def test_fail_fast(sweep: Sweeping) -> None:
-    """Those that run save and stop, no other is begun."""
+    """Running jobs save and stop; no other is started."""
     sweep.does({0: "sleep:30", 1: "raise@train2:oh"})
-    found = sweep.run(0, 1, 2, 3, slots=2, fail_fast=True)
-    assert found == {0: ("resumable", ""), 1: ("failed", "oh"), 2: ("skipped", ""), 3: ("skipped", "")}
+    ends = sweep.run(0, 1, 2, 3, slots=2, fail_fast=True)
+    assert ends == {0: ("resumable", ""), 1: ("failed", "oh"), 2: ("skipped", ""), 3: ("skipped", "")}
     assert sorted(sweep.began()) == [0, 1]
     assert sweep.status() == {0: "interrupted", 1: "failed"}
     assert not (sweep.folder / "job2").exists()
 
 
 def test_a_job_stopped_before_it_could_listen(sweep: Sweeping) -> None:
-    """A new process knows nothing of signals for a moment: one that ends it then has found nothing to save."""
+    """A new process cannot handle signals for a moment: one that ends it then has nothing to save."""
     sweep.does({0: "unready:30", 1: "raise@begin2:oh"})
     assert sweep.run(0, 1, slots=2, fail_fast=True) == {0: ("new", ""), 1: ("failed", "oh")}
     assert 0 not in sweep.status()
 
 
 def test_a_job_begun_while_the_sweep_ends(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes between the look and the start of its process: it is passed on all the same."""
+    """A signal between the check and the start of the process is forwarded all the same."""
     sweep.does({0: "sleep:30"})
     stop = ShutdownSignal()
     running = sweep.local(jobs := sweep.jobs(0), stop=stop)
@@ -249,8 +249,8 @@ def test_a_job_begun_while_the_sweep_ends(sweep: Sweeping, monkeypatch: pytest.M
 
 
 def test_a_job_that_runs_out_of_time_while_the_sweep_ends(sweep: Sweeping) -> None:
-    """It is being saved by then: it has not failed."""
+    """It is saving by then: it has not failed."""
     sweep.does({0: "slow:30", 1: "raise@train2:oh"})
-    found = sweep.run(0, 1, slots=2, fail_fast=True, job_minutes=1 / 60)
-    assert found == {0: ("resumable", ""), 1: ("failed", "oh")}
+    ends = sweep.run(0, 1, slots=2, fail_fast=True, job_minutes=1 / 60)
+    assert ends == {0: ("resumable", ""), 1: ("failed", "oh")}
     assert [n["signal"] for n in sweep.notes("signal")] == ["SIGTERM"]

@@ -1,4 +1,4 @@
-"""A sweep's jobs before they run: where each stands, which are the same run, and sweep.json."""
+"""A sweep's jobs before they run: their states, duplicates, and sweep.json."""
 
 from __future__ import annotations
 
@@ -47,38 +47,38 @@ def test_where_a_job_stands(sweep: Sweeping) -> None:
 
 
 def points(tmp_path: Path, *folders: str, fingerprint: str = "same") -> list[PlannedJob]:
-    found = []
+    jobs = []
     for number, name in enumerate(folders):
-        own = replace(settings(), seed=number)
-        found.append(PlannedJob(Job(own, tmp_path / name, [f"word={number}"], None, fingerprint), number, 1))
-    return found
+        job = Job(replace(settings(), seed=number), tmp_path / name, [f"word={number}"], None, fingerprint)
+        jobs.append(PlannedJob(job, number, 1))
+    return jobs
 
 
 def test_points_that_are_one_run(tmp_path: Path) -> None:
-    found = unique_jobs(points(tmp_path, "a", "b", "a", "c", "b"))
-    assert [p.number for p in found] == [0, 1, 3]
+    jobs = unique_jobs(points(tmp_path, "a", "b", "a", "c", "b"))
+    assert [p.number for p in jobs] == [0, 1, 3]
 
 
 def test_different_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
-    """hydra.sweep.subdir may be set to a name that does not tell the jobs apart: none is dropped in silence."""
-    one, other = points(tmp_path, "a", "a")
-    other.job = replace(other.job, fingerprint="another")
+    """hydra.sweep.subdir may be set to a name that all jobs share: none is dropped silently."""
+    first, second = points(tmp_path, "a", "a")
+    second.job = replace(second.job, fingerprint="another")
     with pytest.raises(InputError, match=r"word=1"):
-        unique_jobs([one, other])
+        unique_jobs([first, second])
 
 
 def test_labels(tmp_path: Path) -> None:
-    found = points(tmp_path, "a", "b", "c")
+    jobs = points(tmp_path, "a", "b", "c")
     words = [["model=vae", "x=1", "seed=0"], ["model=vae", "x=1", "seed=1"], ["model=vlae", "x=1", "seed=0"]]
-    for planned, own in zip(found, words, strict=True):
-        planned.job = replace(planned.job, overrides=own)
-    label_jobs(found)
-    assert [p.label for p in found] == ["model=vae seed=0", "model=vae seed=1", "model=vlae seed=0"]
-    label_jobs(found[:1])
-    assert found[0].label == "model=vae x=1 seed=0"
-    found[0].job = replace(found[0].job, overrides=[])
-    label_jobs(found[:1])
-    assert found[0].label == "the defaults"
+    for planned, overrides in zip(jobs, words, strict=True):
+        planned.job = replace(planned.job, overrides=overrides)
+    label_jobs(jobs)
+    assert [p.label for p in jobs] == ["model=vae seed=0", "model=vae seed=1", "model=vlae seed=0"]
+    label_jobs(jobs[:1])
+    assert jobs[0].label == "model=vae x=1 seed=0"
+    jobs[0].job = replace(jobs[0].job, overrides=[])
+    label_jobs(jobs[:1])
+    assert jobs[0].label == "the defaults"
 
 
 # -- sweep.json -----------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_the_plan_keeps_all_that_was_planned(tmp_path: Path) -> None:
 
 
 def test_two_write_the_plan_at_once(tmp_path: Path) -> None:
-    """Each adds its own jobs to what the other one wrote."""
+    """Each adds its jobs to what the others wrote."""
     base = tmp_path / "sweep"
 
     def call(name: str) -> None:
@@ -143,12 +143,12 @@ def test_a_plan_that_is_none(tmp_path: Path, text: str, why: str) -> None:
         read_plan(tmp_path)
     with pytest.raises(InputError, match=why):
         write_plan(tmp_path, ["vaerun"], points(tmp_path, "a"))
-    assert file.read_bytes() == text.encode("latin1")  # somebody else's is left as it is
+    assert file.read_bytes() == text.encode("latin1")  # left as it is
 
 
 @pytest.mark.parametrize("entry", [{}, {"words": [], "config": {}}, {"words": 3, "config": []}])
 def test_a_plan_with_less_in_it(tmp_path: Path, entry: dict[str, Any]) -> None:
-    """Edited by hand, or of an earlier version: gone on with or refused in one line."""
+    """Edited by hand, or of an earlier version: read, or rejected with one line."""
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [{"folder": "b", **entry}]}))
     try:
         write_plan(tmp_path, ["vaerun"], points(tmp_path, "a"))
@@ -163,7 +163,7 @@ def test_no_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["sweep.json", "", "below"])
 def test_a_plan_that_cannot_be_written(tmp_path: Path, place: str) -> None:
-    """In one line, like everything that the user can do something about."""
+    """One line, like every error that the user can act on."""
     base = tmp_path / "sweep"
     if place == "sweep.json":
         (base / place).mkdir(parents=True)
@@ -180,62 +180,62 @@ def test_checking_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     reads: list[Any] = []
     original = module.build_data
 
-    def build(own: Any, device: torch.device) -> Any:
-        reads.append((own.validation, device.type))
-        return original(own, device)
+    def build(data: Any, device: torch.device) -> Any:
+        reads.append((data.validation, device.type))
+        return original(data, device)
 
     monkeypatch.setattr(module, "build_data", build)
     checker = JobChecker()
-    own = settings()
-    found = [checker.check(replace(own, seed=s), tmp_path / f"{s}", [f"seed={s}"], "yaml", s) for s in (0, 1)]
-    assert [p.number for p in found] == [0, 1]
-    assert {p.state for p in found} == {"new"}
-    assert found[0].previous_result is None
-    assert (found[0].job.overrides, found[0].job.hydra) == (["seed=0"], "yaml")
-    assert len({p.job.fingerprint for p in found}) == 2
-    images = len(checker.data(own.data).train)
-    assert found[0].total_steps == own.trainer.epochs * -(-images // own.trainer.batch_size)
-    assert reads == [(own.data.validation, "cpu")]  # once for all jobs of the same data
-    other = replace(own, data=replace(own.data, validation=own.data.validation + 1))
+    base = settings()
+    jobs = [checker.check(replace(base, seed=s), tmp_path / f"{s}", [f"seed={s}"], "yaml", s) for s in (0, 1)]
+    assert [p.number for p in jobs] == [0, 1]
+    assert {p.state for p in jobs} == {"new"}
+    assert jobs[0].previous_result is None
+    assert (jobs[0].job.overrides, jobs[0].job.hydra) == (["seed=0"], "yaml")
+    assert len({p.job.fingerprint for p in jobs}) == 2
+    images = len(checker.data(base.data).train)
+    assert jobs[0].total_steps == base.trainer.epochs * -(-images // base.trainer.batch_size)
+    assert reads == [(base.data.validation, "cpu")]  # once for all jobs of the same data
+    other = replace(base, data=replace(base.data, validation=base.data.validation + 1))
     third = checker.check(other, tmp_path / "other", [], None, 2)
-    assert [r[0] for r in reads] == [own.data.validation, own.data.validation + 1]
-    assert third.job.fingerprint not in {p.job.fingerprint for p in found}
-    assert not list(tmp_path.iterdir())  # nothing but looked
+    assert [r[0] for r in reads] == [base.data.validation, base.data.validation + 1]
+    assert third.job.fingerprint not in {p.job.fingerprint for p in jobs}
+    assert not list(tmp_path.iterdir())  # checking writes nothing
 
-    result(tmp_path / "0", "interrupted", found[0].job.fingerprint)
-    again = checker.check(own, tmp_path / "0", [], None, 0)
+    result(tmp_path / "0", "interrupted", jobs[0].job.fingerprint)
+    again = checker.check(base, tmp_path / "0", [], None, 0)
     assert again.state == "resumable"
     assert again.previous_result is not None
     assert again.previous_result["status"] == "interrupted"
     with pytest.raises(InputError, match="holds a run of another configuration"):
-        checker.check(replace(own, seed=5), tmp_path / "0", [], None, 0)
-    never = replace(own, trainer=replace(own.trainer, resume="never"))
+        checker.check(replace(base, seed=5), tmp_path / "0", [], None, 0)
+    never = replace(base, trainer=replace(base.trainer, resume="never"))
     assert checker.check(never, tmp_path / "0", [], None, 0).job.folder == tmp_path / "0-2"
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "mine.txt").touch()
     with pytest.raises(InputError, match="is not empty and holds no run of vaerun's"):
-        checker.check(replace(own, seed=1), tmp_path / "1", [], None, 0)
+        checker.check(replace(base, seed=1), tmp_path / "1", [], None, 0)
 
 
 def test_a_device_is_asked_for_where_the_jobs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    own = replace(settings(), trainer=replace(settings().trainer, device="cuda"))
+    base = replace(settings(), trainer=replace(settings().trainer, device="cuda"))
     with pytest.raises(InputError, match="cuda"):
-        JobChecker().check(own, tmp_path / "a", [], None, 0)
-    assert JobChecker(local=False).check(own, tmp_path / "a", [], None, 0).state == "new"
+        JobChecker().check(base, tmp_path / "a", [], None, 0)
+    assert JobChecker(local=False).check(base, tmp_path / "a", [], None, 0).state == "new"
 
 
 def test_jobs_that_differ_in_what_changes_no_result(tmp_path: Path) -> None:
     """The same fingerprint: the same run."""
-    own = settings()
-    other = replace(
-        own,
-        trainer=replace(own.trainer, checkpoint_seconds=3.0, processes=2, log_every=7),
-        sweep=replace(own.sweep, jobs=3, job_minutes=1.0, fail_fast=True),
+    base = settings()
+    incidental = replace(
+        base,
+        trainer=replace(base.trainer, checkpoint_seconds=3.0, processes=2, log_every=7),
+        sweep=replace(base.sweep, jobs=3, job_minutes=1.0, fail_fast=True),
         output_dir="elsewhere",
     )
     checker = JobChecker()
-    one, two = (checker.check(s, tmp_path / "a", [], None, 0).job.fingerprint for s in (own, other))
+    one, two = (checker.check(s, tmp_path / "a", [], None, 0).job.fingerprint for s in (base, incidental))
     assert one == two
-    third = replace(own, trainer=replace(own.trainer, learning_rate=0.5))
+    third = replace(base, trainer=replace(base.trainer, learning_rate=0.5))
     assert checker.check(third, tmp_path / "a", [], None, 0).job.fingerprint != one

@@ -1,4 +1,4 @@
-"""How many jobs run at once: cores divided among them, one GPU to a slot, slots shared between sweeps."""
+"""How many jobs run concurrently: cores divided among them, one GPU per slot, slots shared between sweeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vaerun.sweep.slots import THREAD_VARIABLES, Slot, acquire_slot, cpu_count, 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Sixteen cores, no GPU, and nothing said about either."""
+    """Sixteen cores, no GPU, and no environment variable about either."""
     monkeypatch.setattr(module, "cpu_count", lambda: 16)
     for name in (*THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -33,8 +33,8 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def plain(found: list[Slot]) -> list[tuple[int, str | None, int]]:
-    return [(slot.threads, slot.gpu, slot.index) for slot in found]
+def plain(slots: list[Slot]) -> list[tuple[int, str | None, int]]:
+    return [(slot.threads, slot.gpu, slot.index) for slot in slots]
 
 
 def test_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +46,9 @@ def test_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({s.index for s in make_slots(SweepSettings(jobs=3), {"auto"})}) == 3
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("1", 1), ("64", 8), ("", 8), ("0", 8), ("4,2", 8)])
-def test_fewer_threads_where_asked_for(monkeypatch: pytest.MonkeyPatch, asked: str, threads: int) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+@pytest.mark.parametrize(("limit", "threads"), [("3", 3), ("1", 1), ("64", 8), ("", 8), ("0", 8), ("4,2", 8)])
+def test_fewer_threads_where_asked_for(monkeypatch: pytest.MonkeyPatch, limit: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert [s.threads for s in make_slots(SweepSettings(jobs=2), {"cpu"})] == [threads, threads]
 
 
@@ -57,7 +57,7 @@ def test_a_slot_to_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain(make_slots(SweepSettings(), {"auto"})) == [(8, "0", 0), (8, "1", 0)]
     assert plain(make_slots(SweepSettings(), {"cpu", "cuda"})) == [(8, "0", 0), (8, "1", 0)]
     assert plain(make_slots(SweepSettings(), {"cpu"})) == [(16, None, 0)]
-    # First one job on each, then the second ones.
+    # One job on each GPU first, then the second ones.
     both = make_slots(SweepSettings(jobs_per_gpu=2), {"auto"})
     assert plain(both) == [(4, "0", 0), (4, "1", 0), (4, "0", 1), (4, "1", 1)]
     assert plain(make_slots(SweepSettings(jobs_per_gpu=2, jobs=3), {"auto"})) == [(5, "0", 0), (5, "1", 0), (5, "0", 1)]
@@ -71,7 +71,7 @@ def test_a_slot_to_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, 3, ["0", "1", "2"]),
         ("2,5", 2, ["2", "5"]),
         ("GPU-8a, MIG-1/2/0 ,", 2, ["GPU-8a", "MIG-1/2/0"]),
-        ("3,-1,4", 1, ["3"]),  # CUDA stops at the first that is none
+        ("3,-1,4", 1, ["3"]),  # CUDA stops at the first invalid one
         ("", 0, []),
     ],
 )
@@ -125,15 +125,15 @@ def test_a_slot_is_held_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert second  # without a GPU there is nothing to share
     with acquire_slot(Slot(1, "0"), lambda: False) as mine:
         assert mine
-        asked: list[None] = []
+        calls: list[None] = []
 
         def stopping() -> bool:
-            asked.append(None)
-            return len(asked) > 3
+            calls.append(None)
+            return len(calls) > 3
 
         with acquire_slot(Slot(1, "0"), stopping) as same:
             assert not same
-        assert len(asked) == 4
+        assert len(calls) == 4
         with acquire_slot(Slot(1, "0", 1), lambda: False) as place, acquire_slot(Slot(1, "1"), lambda: False) as other:
             assert place
             assert other
@@ -167,7 +167,7 @@ def test_a_slot_is_given_back_by_a_sweep_that_dies(monkeypatch: pytest.MonkeyPat
 
 
 def test_jobs_of_several_gpus_share_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep with two GPUs to a job, and one with one, on the same machine."""
+    """A sweep with two GPUs per job and one with a single GPU per job, on the same machine."""
     monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     with acquire_slot(Slot(1, "0,1"), lambda: False) as both:
         assert both
@@ -182,11 +182,11 @@ def test_jobs_of_several_gpus_share_them_too(monkeypatch: pytest.MonkeyPatch) ->
         with acquire_slot(Slot(1, "0,1"), lambda: time.monotonic() - began > 0.1) as both:
             assert not both
         with acquire_slot(Slot(1, "0"), lambda: False) as left:
-            assert left  # waiting in vain, it has let go of the first
+            assert left  # having waited in vain, it has released the first
 
 
 def test_somebody_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a container the user may be a number alone."""
+    """In a container the user may have an id only."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)

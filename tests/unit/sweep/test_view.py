@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes on, on a terminal and elsewhere."""
+"""What a sweep shows while it runs, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that may be set."""
+    """A clock that the test sets, in seconds."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -89,13 +89,13 @@ def test_time_left(sweep: Sweeping, clock: list[float]) -> None:
     clock[0] += 60
     for planned in jobs[:2]:
         view.on_end(planned, JobOutcome(JobState.FINISHED, "", 60.0))
-    view.on_end(jobs[2], JobOutcome(JobState.FAILED, "", 1.0))  # says nothing about how long a job takes
+    view.on_end(jobs[2], JobOutcome(JobState.FAILED, "", 1.0))  # irrelevant to how long a job takes
     assert view._time_left(clock[0]) == pytest.approx(5 * 60 / 3)
     for planned in jobs[3:6]:
         view.on_start(planned)
     clock[0] += 30
     assert view._time_left(clock[0]) == pytest.approx((5 * 60 - 90) / 3)
-    clock[0] += 300  # longer than any so far: never below nothing
+    clock[0] += 300  # longer than any so far: never negative
     assert view._time_left(clock[0]) == pytest.approx(2 * 60 / 3)
     view.on_elsewhere(jobs[3])
     for planned in jobs[4:7]:
@@ -109,7 +109,7 @@ def test_time_left(sweep: Sweeping, clock: list[float]) -> None:
 
 
 def test_time_left_goes_by_the_kind_of_job(sweep: Sweeping, clock: list[float]) -> None:
-    """Jobs that differ in their seed alone take the same time; of a kind that is not done yet, the mean of all."""
+    """Jobs that differ only in the seed take the same time; the mean over all stands in until one is done."""
     jobs = sweep.jobs(*range(6))
     for planned, model in zip(jobs, ["vae", "vae", "vlae", "vlae", "draw", "draw"], strict=True):
         planned.job = replace(planned.job, overrides=[f"model={model}", f"seed={planned.number % 2}"])
@@ -159,8 +159,8 @@ def test_newest_records(tmp_path: Path) -> None:
     lines = [json.dumps({"step": i, "train/elbo": -float(i), "filling": "x" * 90}) for i in range(1000)]
     lines[999] = json.dumps({"step": 999, "val/elbo": -3.5})
     file.write_text("\n".join(lines) + '\n{"step": 1000, "val/el')
-    found = latest_metrics(tmp_path)
-    assert (found["step"], found["val/elbo"], found["train/elbo"]) == (999, -3.5, -998.0)
+    metrics = latest_metrics(tmp_path)
+    assert (metrics["step"], metrics["val/elbo"], metrics["train/elbo"]) == (999, -3.5, -998.0)
     file.write_bytes(b"\xff\xfe\n[1]\n3\n" + json.dumps({"step": 1}).encode())
     assert latest_metrics(tmp_path) == {"step": 1}
 
@@ -180,7 +180,7 @@ def test_a_value_that_is_no_number(sweep: Sweeping) -> None:
 
 
 def screen(text: str, height: int, width: int) -> list[str]:
-    """What stands on a terminal of this size, and above it, after this text."""
+    """The rows on a terminal of this size, and those scrolled off it, after this text."""
     rows, at, column = [""], 0, 0
     for token in re.findall(r"\033\[\d*[AJ]|[\s\S]", text):
         if token == "\033[J":
@@ -226,9 +226,9 @@ def on_terminal(call: Any, tmp_path: Path, rows: int = 24, columns: int = 80) ->
 def test_on_a_terminal(
     sweep: Sweeping, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int, columns: int
 ) -> None:
-    """The state stands in place below what has ended, in as many lines, cut to their length, as there is room for.
+    """The status stays in place below the ended jobs, cut to the height and width of the terminal.
 
-    A terminal that says it has no size (0 x 0) has one all the same.
+    A terminal that reports no size (0 x 0) has one all the same.
     """
     monkeypatch.setattr(progress, "LIVE_SECONDS", 0.02)
     monkeypatch.delenv("COLUMNS", raising=False)
