@@ -97,18 +97,18 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _listed(folder: Path, arguments: argparse.Namespace) -> str:
-    from vaerun.report import listing as collect
+    from vaerun.report import listing
 
-    found = collect.rows(folder, arguments.where)
-    return collect.markdown(found) if arguments.format == "md" else collect.comma_separated(found)
+    rows = listing.rows(folder, arguments.where)
+    return listing.to_markdown(rows) if arguments.format == "md" else listing.to_csv(rows)
 
 
 def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     from vaerun.report import formats
-    from vaerun.report.comparison import Question, compare
-    from vaerun.report.significance import paired, pairs
+    from vaerun.report.comparison import TableSpec, compare
+    from vaerun.report.significance import paired_test, comparable_pairs
 
-    asked = Question(
+    asked = TableSpec(
         rows=arguments.rows,
         columns=arguments.columns,
         metric=arguments.metric,
@@ -118,22 +118,22 @@ def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     )
     table = compare(folder, asked)
     if arguments.format == "csv":
-        return formats.comma_separated(table)
+        return formats.to_csv(table)
     if arguments.format == "tex":
-        return formats.latex(table)
+        return formats.to_latex(table)
     if arguments.format == "md":
         cells = [cell for cell in table.cells.values() if cell.n]
-        return formats.markdown(
-            table, [paired(*pair) for pair in pairs(cells, table.empty)] if arguments.paired else ()
+        return formats.to_markdown(
+            table, [paired_test(*pair) for pair in comparable_pairs(cells, table.empty)] if arguments.paired else ()
         )
-    from vaerun.report.chart import png
+    from vaerun.report.chart import to_png
 
-    picture = png(table)
+    picture = to_png(table)
     if arguments.format == "png":
         return picture
-    from vaerun.report.tensorboard import write_board
+    from vaerun.report.tensorboard import write_events
 
-    return _written(write_board(table, formats.markdown(table), picture))
+    return _written(write_events(table, formats.to_markdown(table), picture))
 
 
 def _write(path: Path, content: str | bytes) -> str:

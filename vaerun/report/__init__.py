@@ -16,16 +16,16 @@ def write_all(folder: Path) -> str:
     Returns the table in Markdown. Raises InputError where the runs do not compare, RunError where a file cannot be
     written.
     """
-    from vaerun.report.chart import png
-    from vaerun.report.comparison import Question, compare
-    from vaerun.report.formats import comma_separated, latex, markdown
-    from vaerun.report.tensorboard import write_board
+    from vaerun.report.chart import to_png
+    from vaerun.report.comparison import TableSpec, compare
+    from vaerun.report.formats import to_csv, to_latex, to_markdown
+    from vaerun.report.tensorboard import write_events
     from vaerun.storage.atomic import write_atomically
 
-    table = compare(folder, Question())
-    text, picture = markdown(table), png(table)
-    for name, content in (("md", text), ("csv", comma_separated(table)), ("tex", latex(table))):
+    table = compare(folder, TableSpec())
+    text, picture = to_markdown(table), to_png(table)
+    for name, content in (("md", text), ("csv", to_csv(table)), ("tex", to_latex(table))):
         write_atomically(folder / f"table.{name}", f"{content}\n".encode())
     write_atomically(folder / "table.png", picture)
-    write_board(table, text, picture)
+    write_events(table, text, picture)
     return text

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vaerun.errors import InputError
-from vaerun.report.protocol import Mix, canonical, is_irrelevant
+from vaerun.report.protocol import AllowedDifferences, canonical, is_irrelevant
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
 from vaerun.report.text import clean, is_number
 from vaerun.text import fixed
@@ -39,9 +39,9 @@ class Axis:
 
     keys: tuple[str, ...]
 
-    def place(self, run: Run) -> tuple[str, ...]:
+    def position(self, run: Run) -> tuple[str, ...]:
         """Where a run stands: its settings, so that equal ones are equal."""
-        return tuple(canonical(run.value(key)) for key in self.keys)
+        return tuple(canonical(run.setting(key)) for key in self.keys)
 
     @property
     def title(self) -> str:
@@ -61,12 +61,12 @@ class Axis:
         return ", ".join(parts) or "all"
 
 
-def is_empty(place: tuple[str, ...]) -> bool:
+def has_no_value(place: tuple[str, ...]) -> bool:
     """Whether a run there has no value of any of the axis's settings."""
     return all(text == NOTHING for text in place)
 
 
-def in_order(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def sort_positions(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Each once, first those without a value, then numbers, then words."""
 
     def rank(text: str) -> tuple[int, float, str]:
@@ -135,13 +135,13 @@ class Cell:
     def difference(self) -> float | None:
         return None if self.mean is None or self.published is None else self.mean - self.published
 
-    def average(self, part: str, key: str) -> float | None:
+    def mean_of(self, part: str, key: str) -> float | None:
         """Mean over the finished runs of a number of their records; None where one lacks it."""
         found = [run.number(part, key) for run in self.finished]
         known = [value for value in found if value is not None]
         return statistics.fmean(known) if known and len(known) == len(found) else None
 
-    def others(self) -> str:
+    def summarise_unfinished(self) -> str:
         """The runs that give no number: `1 failed, 2 running 43%, 20%`; one alone without its count."""
         parts = []
         for state in STATES:
@@ -151,19 +151,19 @@ class Cell:
                 parts.append(" ".join(filter(None, ["" if alone else str(count), state, shares])))
         return ", ".join(parts)
 
-    def text(self, decimals: int) -> str:
+    def format(self, decimals: int) -> str:
         """What stands in the cell; mean ± standard deviation over seeds."""
         if not self.runs:
             return MISSING if self.published is not None else ""
         if not self.n:
-            return self.others()
+            return self.summarise_unfinished()
         number = fixed(self.mean or 0.0, decimals) + ("" if self.sd is None else f" ± {fixed(self.sd, decimals)}")
         if self.n == len(self.runs):
             return f"{number} (n={self.n})"
-        return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.others()}"
+        return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.summarise_unfinished()}"
 
 
-def distinct(name: str, runs: Sequence[Run], mix: Mix) -> tuple[list[Run], list[str]]:
+def deduplicate(name: str, runs: Sequence[Run], mix: AllowedDifferences) -> tuple[list[Run], list[str]]:
     """Each run once: of two with the same seed the one that is furthest; and a line for each two that were finished.
 
     Raises InputError for two finished runs of one seed that are not the same run (of other numerics, say).
@@ -179,7 +179,7 @@ def distinct(name: str, runs: Sequence[Run], mix: Mix) -> tuple[list[Run], list[
         ]
         key = (canonical(run.seed), *mixed)
         if run.state == OK:
-            own = str(run.record.get("fingerprint") or run.name)
+            own = str(run.result.get("fingerprint") or run.name)
             if own in prints:
                 notes.append(f"{name}: {prints[own].name} and {run.name} are the same run: counted once")
                 continue

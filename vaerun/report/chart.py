@@ -22,7 +22,7 @@ from vaerun.plotting import (
     new_figure,
     png_bytes,
 )
-from vaerun.report import captions as words
+from vaerun.report import captions
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import cost
@@ -36,7 +36,7 @@ PUBLISHED = "published"
 
 
 @default_style()
-def png(table: Comparison) -> bytes:
+def to_png(table: Comparison) -> bytes:
     """The figure as a PNG file."""
     groups = [c for c in table.columns if c != table.empty] or list(table.columns)
     figure = new_figure(min(MAXIMUM_WIDTH, 11.0 + 0.1 * len(groups) * len(table.rows)), HEIGHT, DPI)
@@ -100,7 +100,7 @@ def _bars(axes: Any, table: Comparison) -> str:
         axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return ""
-    what = words.unit(table.metric, table.runs()) or table.metric
+    what = captions.unit(table.metric, table.runs()) or table.metric
     axes.set_ylabel(_shown(f"{what} (not from 0)"), fontsize=MEDIUM, parse_math=False)
     _limits(axes, table)
     floor, ceiling = axes.get_ylim()
@@ -155,7 +155,7 @@ def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell
         _say(axes, place, floor, number, width, "white" if _dark(colour) else "black")
     for place, cell in here:
         if cell.mean is None:
-            _say(axes, place, floor, clean(cell.text(table.decimals), 24), width)
+            _say(axes, place, floor, clean(cell.format(table.decimals), 24), width)
 
 
 def _beside(axes: Any, published: list[tuple[float, float]], floor: float, ceiling: float) -> str:

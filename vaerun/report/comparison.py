@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.report import captions as words
-from vaerun.report.cells import Axis, Cell, distinct, in_order, is_empty
-from vaerun.report.filters import canonical_word, chosen, known_keys
-from vaerun.report.footnotes import remarks
-from vaerun.report.protocol import Mix, canonical, check_cell, check_protocol
+from vaerun.report import captions
+from vaerun.report.cells import Axis, Cell, deduplicate, sort_positions, has_no_value
+from vaerun.report.filters import canonical_argument, filter_runs, known_keys
+from vaerun.report.footnotes import collect_footnotes
+from vaerun.report.protocol import AllowedDifferences, canonical, check_cell, check_protocol
 from vaerun.report.published import Published, load
 from vaerun.report.runs import OK, Run, read_runs
 from vaerun.report.text import clean, is_number
@@ -24,7 +24,7 @@ ROWS, COLUMNS = "model", "model.inference.steps"  # where no configuration says 
 
 
 @dataclass(frozen=True)
-class Question:
+class TableSpec:
     """What is asked for; None: what the runs' configuration says (sweep.table).
 
     Attributes:
@@ -79,55 +79,55 @@ class Comparison:
         return [run for cell in self.cells.values() for run in cell.finished]
 
 
-def compare(folder: Path, question: Question) -> Comparison:
+def compare(folder: Path, question: TableSpec) -> Comparison:
     """The table of the runs below a folder. Raises InputError where they do not compare or do not answer."""
     everything, notes = read_runs(folder)
     runs = [run for run in everything if run.settings]
     notes += [f"{run.name} has no configuration that can be read: left out" for run in everything if not run.settings]
     known = known_keys(runs)
-    runs = chosen(runs, question.where)
+    runs = filter_runs(runs, question.where)
     if not runs:
         raise InputError(f"no run below {clean(folder)} has a configuration that can be read: nothing to compare")
     asked = _from_configuration(runs, question)
     rows, columns = (_axis(asked[name]) for name in ("rows", "columns"))
     for axis, given in ((rows, question.rows), (columns, question.columns)):
         for key in axis.keys if given is not None else ():
-            if all(run.value(key) is None for run in runs):
+            if all(run.setting(key) is None for run in runs):
                 raise InputError(f"no run has a value of {clean(key)}.{did_you_mean(key, known)}")
     metric = asked["metric"] or _usual_metric(runs)
     _check_metric(metric, runs, question.metric is not None)
     published = _published(asked["published"], question.published is not None, rows, columns, metric, runs, notes)
-    mix = Mix(question.mix, runs, metric)
+    mix = AllowedDifferences(question.mix, runs, metric)
     axes = (*rows.keys, *columns.keys)
     mixed = check_protocol(runs, metric, axes, mix)
     places: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
     for run in runs:
-        places.setdefault((rows.place(run), columns.place(run)), []).append(run)
+        places.setdefault((rows.position(run), columns.position(run)), []).append(run)
     numbers = {} if published is None else _beside(published, question.where)
-    planned = [rows.place(run) for run in runs if run.planned]
-    own = [*planned, *in_order(place for place, _ in places)]
+    planned = [rows.position(run) for run in runs if run.planned]
+    own = [*planned, *sort_positions(place for place, _ in places)]
     row_places = _rows_in_order(own, numbers, published)
-    column_places = in_order([*(c for _, c in places), *(c for _, c in numbers)])
+    column_places = sort_positions([*(c for _, c in places), *(c for _, c in numbers)])
     row_labels, column_labels = _labels(rows, row_places, False), _labels(columns, column_places, True)
     cells = {}
     for r in row_places:
         for c in column_places:
             if (r, c) not in places and (r, c) not in numbers:
                 continue
-            name = row_labels[r] if is_empty(c) else f"{row_labels[r]} {column_labels[c]}"
+            name = row_labels[r] if has_no_value(c) else f"{row_labels[r]} {column_labels[c]}"
             here = places.get((r, c), [])
             mixed += check_cell(name, here, axes, asked["rows"], mix)
-            here, twice = distinct(name, here, mix)
+            here, twice = deduplicate(name, here, mix)
             notes += twice
             cell = Cell(name, row_labels[r], column_labels[c], here, metric, numbers.get((r, c)))
             cells[cell.row, cell.column] = cell
-    empty = next((column_labels[c] for c in column_places if columns.keys and is_empty(c)), None)
+    empty = next((column_labels[c] for c in column_places if columns.keys and has_no_value(c)), None)
     finished = [run for cell in cells.values() for run in cell.finished]
     means = [abs(cell.mean) for cell in cells.values() if cell.mean is not None]
     table = Comparison(
         folder=folder,
         metric=metric,
-        caption=words.what(metric, finished) if finished else f"{metric}: no finished run has it yet",
+        caption=captions.describe(metric, finished) if finished else f"{metric}: no finished run has it yet",
         rows=[row_labels[r] for r in row_places],
         columns=[column_labels[c] for c in column_places],
         cells=cells,
@@ -139,7 +139,7 @@ def compare(folder: Path, question: Question) -> Comparison:
         notes=[*mixed, *notes],
         mixed=bool(mixed),
     )
-    table.notes = remarks(table, axes, [row for r in row_places for row in (json.loads(t) for t in r)])
+    table.notes = collect_footnotes(table, axes, [row for r in row_places for row in (json.loads(t) for t in r)])
     return table
 
 
@@ -149,7 +149,7 @@ def _axis(keys: str | None) -> Axis:
     return Axis(tuple(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip())))
 
 
-def _from_configuration(runs: Sequence[Run], question: Question) -> dict[str, Any]:
+def _from_configuration(runs: Sequence[Run], question: TableSpec) -> dict[str, Any]:
     """What is not asked for is what the runs' configuration says, if they agree."""
     found: dict[str, Any] = {}
     for name, otherwise in (("rows", ROWS), ("columns", COLUMNS), ("metric", None), ("published", None)):
@@ -168,13 +168,13 @@ def _from_configuration(runs: Sequence[Run], question: Question) -> dict[str, An
 
 
 def _usual_metric(runs: Sequence[Run]) -> str:
-    families = {canonical(run.settings.get("model.family", run.part("protocol").get("family"))) for run in runs}
-    return words.ADVERSARIAL if families == {canonical("adversarial")} else words.LIKELIHOOD
+    families = {canonical(run.settings.get("model.family", run.section("protocol").get("family"))) for run in runs}
+    return captions.ADVERSARIAL if families == {canonical("adversarial")} else captions.LIKELIHOOD
 
 
 def _check_metric(metric: str, runs: Sequence[Run], given: bool) -> None:
     finished = [run for run in runs if run.state == OK]
-    there = {key for run in finished for key in run.part("metrics")}
+    there = {key for run in finished for key in run.section("metrics")}
     if given and finished and metric not in there:
         some = ", ".join(clean(key, 60) for key in sorted(there)[:20])
         raise InputError(
@@ -189,7 +189,7 @@ def _published(
     if name is None or name == "none":
         return None
     found = load(name)
-    why = found.mismatch(rows.keys, columns.keys, metric, [run.value("data") for run in runs])
+    why = found.mismatch(rows.keys, columns.keys, metric, [run.setting("data") for run in runs])
     if not why:
         return found
     if given:
@@ -203,7 +203,7 @@ def _beside(published: Published, where: Sequence[str]) -> dict[tuple[tuple[str,
     wanted: dict[str, set[str]] = {}
     for condition in where:
         key, _, text = condition.partition("=")
-        wanted.setdefault(key.removesuffix(".name"), set()).add(canonical_word(text))
+        wanted.setdefault(key.removesuffix(".name"), set()).add(canonical_argument(text))
     return {
         ((row,), (column,)): number
         for (row, column), number in published.values.items()
@@ -226,6 +226,6 @@ def _labels(axis: Axis, places: Sequence[tuple[str, ...]], head: bool) -> dict[t
 
 
 def _steps(places: Sequence[tuple[str, ...]], labels: dict[tuple[str, ...], str]) -> dict[str, float]:
-    values = {labels[p]: json.loads(p[0]) for p in places if len(p) == 1 and not is_empty(p)}
+    values = {labels[p]: json.loads(p[0]) for p in places if len(p) == 1 and not has_no_value(p)}
     numbers = {label: float(value) for label, value in values.items() if is_number(value)}
     return numbers if len(numbers) == len(values) else {}

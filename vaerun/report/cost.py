@@ -30,14 +30,14 @@ class Cost:
 def cost(cell: Cell) -> Cost:
     """What a cell's runs took."""
     seconds, rate, evaluation = (
-        cell.average("timing", key) for key in ("train_seconds", "steps_per_second", "evaluation_seconds")
+        cell.mean_of("timing", key) for key in ("train_seconds", "steps_per_second", "evaluation_seconds")
     )
     return Cost(seconds, rate, evaluation, " and ".join(dict.fromkeys(hardware(run) for run in cell.finished)))
 
 
 def hardware(run: Run) -> str:
     """What a run ran on; which of several like GPUs makes no difference."""
-    kept = run.part("environment")
+    kept = run.section("environment")
     device, name, threads = (kept.get(key) for key in ("device", "device_name", "threads"))
     if device is None:
         return "not recorded"
@@ -45,7 +45,7 @@ def hardware(run: Run) -> str:
     return f"{kind} {clean(name, 60)}, {clean(threads, 8)} threads"
 
 
-def warnings(cells: Sequence[Cell]) -> list[str]:
+def timing_warnings(cells: Sequence[Cell]) -> list[str]:
     """A line for what makes the times incomparable."""
     found = []
     kinds: dict[str, list[str]] = {}

@@ -20,7 +20,7 @@ def known_keys(runs: Sequence[Run]) -> list[str]:
     return sorted({key.removesuffix(".name") for run in runs for key in run.settings})
 
 
-def chosen(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
+def filter_runs(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
     """The runs that have one of the values of each key.
 
     Raises InputError for what is no KEY=VALUE, and where no run is left.
@@ -31,19 +31,19 @@ def chosen(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
         key, equals, text = condition.partition("=")
         if not equals or not key:
             raise InputError(f"--where {clean(condition)}: write KEY=VALUE, e.g. trainer.epochs=15")
-        wanted.setdefault(key, set()).add(canonical_word(text))
+        wanted.setdefault(key, set()).add(canonical_argument(text))
     for key, values in wanted.items():
-        there = {canonical(run.value(key)): run.value(key) for run in runs}
+        there = {canonical(run.setting(key)): run.setting(key) for run in runs}
         if set(there) <= {"null"} and "null" not in values:
             raise InputError(f"--where {clean(key)}: no run has a value of it.{did_you_mean(key, known)}")
-        runs = [run for run in runs if canonical(run.value(key)) in values]
+        runs = [run for run in runs if canonical(run.setting(key)) in values]
         if not runs:
             some = ", ".join(clean(value, 60) for value in list(there.values())[:8])
             raise InputError(f"--where {clean(key)}: no run has this value; there are: {some}")
     return runs
 
 
-def canonical_word(text: str) -> str:
+def canonical_argument(text: str) -> str:
     """A value as it is written on a command line, so that equal ones are equal."""
     try:
         value = parse_yaml(text)

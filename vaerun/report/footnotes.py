@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vaerun.report.cells import NO_VALUE, STATES, Cell
 from vaerun.report.protocol import cell_differences
 from vaerun.report.runs import MISSING, OK, Run
-from vaerun.report.significance import comparable, not_told_apart, pairs
+from vaerun.report.significance import comparable, inconclusive_differences, comparable_pairs
 from vaerun.report.text import clean
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST = 20  # runs that are named of one state
 
 
-def remarks(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list[str]:
+def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list[str]:
     """All lines, in the order in which they are read; begins with those that the table has already."""
     cells = list(table.cells.values())
     found = list(table.notes)
@@ -27,11 +27,11 @@ def remarks(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list
     found += _differing(cells, "versions", [("torch", "torch"), ("vaerun", "vaerun")])
     found += [f"{run.name} was started from a checkpoint of another run" for run in table.runs() if _started_from(run)]
     found += _unfinished(cells)
-    return found + seeds(table)
+    return found + seed_footnotes(table)
 
 
 def _started_from(run: Run) -> bool:
-    found = run.record.get("protocol")
+    found = run.result.get("protocol")
     return isinstance(found, dict) and bool(found.get("started_from"))
 
 
@@ -41,7 +41,7 @@ def _published(table: Comparison, rows: Sequence[Any]) -> list[str]:
         return []
     found = [f"published: {published.source}"]
     found += [f"protocol: {line}" for line in published.differences(table.runs() or _all(table))]
-    found += published.remarks(rows)
+    found += published.footnotes(rows)
     absent = [cell.name for cell in table.cells.values() if cell.published is not None and not cell.n]
     if absent:
         found.append(f"published, and not here: {', '.join(absent)}")
@@ -62,7 +62,7 @@ def _differing(cells: Sequence[Cell], what: str, keys: Sequence[tuple[str, str]]
         by: dict[str, list[str]] = {}
         for cell in cells:
             for run in cell.finished:
-                here = by.setdefault(clean(run.part("environment").get(key, "not recorded"), 40), [])
+                here = by.setdefault(clean(run.section("environment").get(key, "not recorded"), 40), [])
                 if cell.name not in here:
                     here.append(cell.name)
         if len(by) > 1:
@@ -92,7 +92,7 @@ def _unfinished(cells: Sequence[Cell]) -> list[str]:
     return found
 
 
-def seeds(table: Comparison) -> list[str]:
+def seed_footnotes(table: Comparison) -> list[str]:
     """How many seeds there are, and which differences they do not tell from noise."""
     cells = [cell for cell in table.cells.values() if cell.n]
     if not cells:
@@ -107,19 +107,21 @@ def seeds(table: Comparison) -> list[str]:
         found = [f"seeds: {'; '.join(parts)} ({shown})"]
     if 1 in counts:
         found.append(f"one seed only in {_named(counts[1])}: nothing can be said of the spread over seeds there")
-    methods = not_told_apart(list(pairs(cells, table.empty)), table.decimals)
+    methods = inconclusive_differences(list(comparable_pairs(cells, table.empty)), table.decimals)
     within = [
         pair
         for row in table.rows
         for pair in combinations([c for c in cells if c.row == row and c.column != table.empty], 2)
         if comparable(*pair)
     ]
-    along = not_told_apart(within, table.decimals)
+    along = inconclusive_differences(within, table.decimals)
     if methods:
         found.append(f"not told apart by these seeds (difference within its standard error): {'; '.join(methods)}")
     if along:
         found.append(f"not told apart along the row: {'; '.join(along)}")
-    unsure = not_told_apart([*pairs(cells, table.empty), *within], table.decimals, above=1.0, errors=2.0)
+    unsure = inconclusive_differences(
+        [*comparable_pairs(cells, table.empty), *within], table.decimals, above=1.0, errors=2.0
+    )
     if unsure:
         found.append(f"unsure (difference of one to two standard errors; --paired says more): {'; '.join(unsure)}")
     return found

@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 
-from vaerun.report import captions as words
+from vaerun.report import captions
 from vaerun.report.cells import OK, STATES, Cell
 from vaerun.report.comparison import Comparison
-from vaerun.report.cost import cost, warnings
-from vaerun.report.significance import Paired
+from vaerun.report.cost import cost, timing_warnings
+from vaerun.report.significance import PairedTest
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 from vaerun.text import fixed
 
@@ -19,13 +19,13 @@ def _number(value: float | None, digits: int = 2, sign: str = "") -> str:
     return "" if value is None else fixed(value, digits, sign)
 
 
-def lines_of(table: Comparison) -> list[list[str]]:
+def table_rows(table: Comparison) -> list[list[str]]:
     """Head and rows as text: a line for each row, and two more where published numbers stand beside it."""
     corner = f"{table.axes[0]} / {table.axes[1]}" if table.axes[1] else table.axes[0]
     found = [[corner, *([table.metric] if table.columns == ["all"] else table.columns)]]
     for row in table.rows:
         cells = [table.cells.get((row, column)) for column in table.columns]
-        found.append([row, *("" if cell is None else cell.text(table.decimals) for cell in cells)])
+        found.append([row, *("" if cell is None else cell.format(table.decimals) for cell in cells)])
         if any(cell is not None and cell.published is not None for cell in cells):
             known = ["" if cell is None or cell.published is None else f"{cell.published:.10g}" for cell in cells]
             apart = ["" if cell is None else _number(cell.difference, table.decimals, "+") for cell in cells]
@@ -35,7 +35,7 @@ def lines_of(table: Comparison) -> list[list[str]]:
     return found
 
 
-def cost_lines(table: Comparison) -> list[list[str]]:
+def cost_rows(table: Comparison) -> list[list[str]]:
     """Head and rows of the table of times: a line for each cell with a number."""
     head = [table.axes[0], *([table.axes[1]] if table.axes[1] else []), f"mean {table.metric}", "runs"]
     found = [[*head, "training s", "steps/s", "evaluation s", "on"]]
@@ -56,24 +56,24 @@ def _grid(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def meaning(table: Comparison) -> str:
+def cell_meaning(table: Comparison) -> str:
     """Of a cell."""
     of = "n runs, not of seeds alone (below)" if table.mixed else "n seeds"
     return f"each cell: mean ± sample standard deviation over {of} (n=1 has none)"
 
 
-def markdown(table: Comparison, compared: Sequence[Paired] = ()) -> str:
+def to_markdown(table: Comparison, compared: Sequence[PairedTest] = ()) -> str:
     """The table, what is to be known of it, paired tests, and what the runs took."""
-    caption = f"{table.caption}; {meaning(table)}"
+    caption = f"{table.caption}; {cell_meaning(table)}"
     if table.empty is not None and len(table.columns) > 1:
         caption += f"; column {table.empty}: no {table.axes[1]}"
-    parts = [escape_markdown(caption, line=True), _grid(lines_of(table))]
+    parts = [escape_markdown(caption, line=True), _grid(table_rows(table))]
     parts.append("\n".join(f"- {escape_markdown(note, line=True)}" for note in table.notes))
     if compared:
-        parts += [escape_markdown(_PAIRED), _grid(paired_lines(table, compared))]
+        parts += [escape_markdown(_PAIRED), _grid(paired_rows(table, compared))]
     if any(cell.n for cell in table.cells.values()):
-        parts += ["Time of a run, mean over the cell's finished runs:", _grid(cost_lines(table))]
-        slow = warnings(list(table.cells.values()))
+        parts += ["Time of a run, mean over the cell's finished runs:", _grid(cost_rows(table))]
+        slow = timing_warnings(list(table.cells.values()))
         parts += ["\n".join(f"- {escape_markdown(note, line=True)}" for note in slow)] if slow else []
     return "\n\n".join(part for part in parts if part)
 
@@ -85,7 +85,7 @@ _PAIRED = (
 )
 
 
-def paired_lines(table: Comparison, compared: Sequence[Paired]) -> list[list[str]]:
+def paired_rows(table: Comparison, compared: Sequence[PairedTest]) -> list[list[str]]:
     """Head and a line for each pair of cells."""
     found = [["pair", "n", "difference", "se", "t", "p", "by seed, over images"]]
     places = table.decimals
@@ -109,18 +109,22 @@ def paired_lines(table: Comparison, compared: Sequence[Paired]) -> list[list[str
     return found
 
 
-def comma_separated(table: Comparison) -> str:
+def to_csv(table: Comparison) -> str:
     """One line a cell, numbers in full; text that a spreadsheet would read as a formula begins with an apostrophe."""
     runs = table.runs()
-    count, split = words.images(table.metric, runs) if runs else ("", "")
+    count, split = captions.evaluated_images(table.metric, runs) if runs else ("", "")
     fixed = {
         "rows": table.axes[0],
         "columns": table.axes[1],
         "metric": table.metric,
-        "unit": words.unit(table.metric, runs) if runs else "",
+        "unit": captions.unit(table.metric, runs) if runs else "",
         "split": split,
     }
-    fixed |= {"images": count, "K": words.samples(runs) if runs else "", "mixed": str(table.mixed).lower()}
+    fixed |= {
+        "images": count,
+        "K": captions.importance_samples(runs) if runs else "",
+        "mixed": str(table.mixed).lower(),
+    }
     lines = [_record(table, cell) | {k: escape_csv(v) for k, v in fixed.items()} for cell in table.cells.values()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
@@ -138,21 +142,21 @@ def _record(table: Comparison, cell: Cell) -> dict[str, object]:
     found |= {"seeds": escape_csv(" ".join(cell.values)), "n": cell.n, "mean": cell.mean, "sd": cell.sd, "se": cell.se}
     found |= {"published": cell.published, "difference": cell.difference, "runs": len(cell.runs), OK: cell.n}
     found |= {state.replace(" ", "_"): cell.states[state] for state in STATES} | {
-        "state": escape_csv(cell.text(table.decimals))
+        "state": escape_csv(cell.format(table.decimals))
     }
     found |= {"train_seconds": took.train, "steps_per_second": took.rate, "evaluation_seconds": took.evaluation}
     return found | {"hardware": escape_csv(took.hardware)}
 
 
-def latex(table: Comparison) -> str:
+def to_latex(table: Comparison) -> str:
     """A `tabular` and its notes for a document without packages, to be read by `\\input`."""
-    caption = escape_tex(f"{table.caption}; {meaning(table)}")
-    text = [*_tabular(lines_of(table)), "", rf"\par\smallskip{{\footnotesize {caption}.\par"]
-    text += [rf"{escape_tex(note)}.\par" for note in [*table.notes, *warnings(list(table.cells.values()))]]
+    caption = escape_tex(f"{table.caption}; {cell_meaning(table)}")
+    text = [*_tabular(table_rows(table)), "", rf"\par\smallskip{{\footnotesize {caption}.\par"]
+    text += [rf"{escape_tex(note)}.\par" for note in [*table.notes, *timing_warnings(list(table.cells.values()))]]
     text += [
         "}",
         r"\par\smallskip Time of a run, mean over the cell's finished runs:\par",
-        *_tabular(cost_lines(table)),
+        *_tabular(cost_rows(table)),
     ]
     return "\n".join(text)
 

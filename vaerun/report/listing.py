@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vaerun.errors import InputError
-from vaerun.report.filters import chosen
+from vaerun.report.filters import filter_runs
 from vaerun.report.runs import NETWORKS, network_of, read_runs
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
 from vaerun.storage.json_files import read_json
@@ -44,7 +44,9 @@ def rows(folder: Path, where: Sequence[str] = ()) -> list[dict[str, Any]]:
         raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
     if where:
         there = {path.parent for path in paths}
-        wanted = {run.folder for run in chosen([run for run in read_runs(folder)[0] if run.folder in there], where)}
+        wanted = {
+            run.folder for run in filter_runs([run for run in read_runs(folder)[0] if run.folder in there], where)
+        }
         paths = [path for path in paths if path.parent in wanted]
     found = [_row(path, folder) for path in paths]
     return sorted(found, key=lambda r: tuple(_rank(r[c]) for c in SORT))
@@ -109,7 +111,7 @@ def _is_shown(column: str, values: set[str]) -> bool:
     return len(values) >= least
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
+def to_markdown(found: list[dict[str, Any]]) -> str:
     """A table in Markdown; log-likelihoods and bounds in nats per image."""
     columns = [c for c in COLUMNS if _is_shown(c, {str(r[c]) for r in found if r[c] is not None})]
     lines = [columns, *([_cell(c, r[c]) for c in columns] for r in found)]
@@ -119,7 +121,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def comma_separated(found: list[dict[str, Any]]) -> str:
+def to_csv(found: list[dict[str, Any]]) -> str:
     """The same as CSV, numbers in full; text that a spreadsheet would read as a formula begins with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")

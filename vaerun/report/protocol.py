@@ -72,7 +72,7 @@ def canonical(value: Any) -> str:
 
 def protocol_of(run: Run, metric: str) -> dict[str, Any]:
     """What must agree between two runs for their values of the metric to compare, by key."""
-    kept, name = run.part("protocol"), metric.rpartition("/")[2]
+    kept, name = run.section("protocol"), metric.rpartition("/")[2]
     generated = any(part in name for part in GENERATED) and "log_likelihood" not in name
     keys = [k for k in PROTOCOL if not (generated and k in DENSITY)]
     if not generated and any(part in name for part in WEIGHTED):
@@ -81,14 +81,14 @@ def protocol_of(run: Run, metric: str) -> dict[str, Any]:
     own["observation."] = own["annealing."]
     keys += [k for k in kept if any(used and k.startswith(prefix) for prefix, used in own.items())]
     found = {key: kept.get(key, UNRECORDED) for key in keys}
-    found["data"] = run.record.get("data", UNRECORDED)
+    found["data"] = run.result.get("data", UNRECORDED)
     found["evaluated_split"] = kept.get("evaluated_split", "test")  # of before it could be chosen
     if generated:
-        found["classifier"] = run.part("details").get("classifier.name")
+        found["classifier"] = run.section("details").get("classifier.name")
     return found
 
 
-class Mix:
+class AllowedDifferences:
     """What the user lets differ: keys of the protocol, dotted settings, or all.
 
     Raises InputError for a key that no run has.
@@ -134,12 +134,12 @@ def _names(keys: Iterable[str]) -> str:
 def _telling_apart(key: str, one: Run, other: Run) -> str | None:
     """The first of the settings behind a part of the protocol that has another value in the other run."""
     for setting in (*SETTING.get(key, ()), *RESOLVING.get(key, ()), f"evaluation.{key}"):
-        if canonical(one.value(setting)) != canonical(other.value(setting)):
+        if canonical(one.setting(setting)) != canonical(other.setting(setting)):
             return setting
     return None
 
 
-def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: Mix) -> list[str]:
+def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: AllowedDifferences) -> list[str]:
     """What the user has let differ, a line each; runs without a record have no protocol yet.
 
     Arguments:
@@ -149,7 +149,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: M
     """
     refused: dict[str, tuple[str, Run, Run]] = {}
     notes = []
-    recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.part("protocol")]
+    recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.section("protocol")]
     for key in dict.fromkeys(key for _, protocol in recorded for key in protocol):
         along = [axis for axis in axes if axis in SETTING.get(key, ())]
         first: dict[tuple[str, ...], tuple[Any, Run]] = {}
@@ -157,7 +157,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], mix: M
             notes.append(f"{key} differs along {', '.join(along)}: across it the numbers do not compare")
         for run, protocol in recorded:
             here = protocol.get(key, UNRECORDED), run
-            before = first.setdefault(tuple(canonical(run.value(axis)) for axis in along), here)
+            before = first.setdefault(tuple(canonical(run.setting(axis)) for axis in along), here)
             if canonical(before[0]) == canonical(here[0]):
                 continue
             if mix.allows(key):
@@ -189,7 +189,7 @@ def _same(key: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
     return canonical(one[key]) == canonical(other[key])
 
 
-def check_cell(name: str, runs: Sequence[Run], axes: Sequence[str], rows: str, mix: Mix) -> list[str]:
+def check_cell(name: str, runs: Sequence[Run], axes: Sequence[str], rows: str, mix: AllowedDifferences) -> list[str]:
     """The same for the settings of the runs of one cell, which shall differ by their seeds only."""
     if len(runs) < 2:
         return []
@@ -237,7 +237,7 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def agreed(runs: Sequence[Run], of: Callable[[Run], Any]) -> str:
+def common_value(runs: Sequence[Run], of: Callable[[Run], Any]) -> str:
     """The value that all runs share, or how many there are."""
     values = list(dict.fromkeys(_shown(of(run)) for run in runs))
     return values[0] if len(values) == 1 else f"mixed: {', '.join(values[:4])}"

@@ -61,7 +61,7 @@ class Published:
         found = []
         for entry in self.protocol:
             only = entry.get("only")
-            asked = [run for run in runs if only is None or run.value("model") in only]
+            asked = [run for run in runs if only is None or run.setting("model") in only]
             ours = list(dict.fromkeys(_ours(run, entry["key"]) for run in asked if _has(run, entry["key"])))
             stated = None if "is" not in entry else _shown(entry["is"])
             if not ours or ours == [stated]:
@@ -70,7 +70,7 @@ class Published:
             found.append(f"{whose}{entry['name']}: ours {' and '.join(ours)}; published {entry.get('says', stated)}")
         return found
 
-    def remarks(self, rows: Iterable[Any]) -> list[str]:
+    def footnotes(self, rows: Iterable[Any]) -> list[str]:
         """A line for each thing to know of the methods that a table shows, and of the source."""
         shown = [row for row in rows if isinstance(row, str)]
         found = [f"{TITLES.get(row, row)}: {self.methods[row]}" for row in shown if row in self.methods]
@@ -84,7 +84,7 @@ def _shown(value: Any) -> str:
 
 def _place(run: Run, key: str) -> tuple[dict[str, Any], str]:
     if key.startswith("protocol."):
-        return run.part("protocol"), key.removeprefix("protocol.")
+        return run.section("protocol"), key.removeprefix("protocol.")
     return run.settings, key
 
 

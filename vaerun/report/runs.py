@@ -62,27 +62,27 @@ class Run:
     state: str
     progress: float | None = None
     error: str = ""
-    record: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     table: dict[str, Any] = field(default_factory=dict)
     planned: bool = False
 
-    def part(self, name: str) -> dict[str, Any]:
+    def section(self, name: str) -> dict[str, Any]:
         """A mapping of the record, such as protocol, by dotted keys; {} where it has none."""
-        found = self.record.get(name)
+        found = self.result.get(name)
         return _flat_or_empty(found)
 
     def number(self, part: str, key: str) -> float | None:
         """A finite number of the record, e.g. ("metrics", "test/elbo"); None where there is none."""
-        found = self.record.get(part)
+        found = self.result.get(part)
         value = found.get(key) if isinstance(found, dict) else None
         return float(value) if is_number(value) else None
 
     @property
     def seed(self) -> Any:
-        return self.settings.get("seed", self.record.get("seed"))
+        return self.settings.get("seed", self.result.get("seed"))
 
-    def value(self, key: str) -> Any:
+    def setting(self, key: str) -> Any:
         """The setting of a dotted key (of a group such as model: its choice's name), None where it has none."""
         if key in self.settings:
             return self.settings[key]

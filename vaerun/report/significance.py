@@ -28,7 +28,7 @@ from vaerun.storage.npz import read_npz
 from vaerun.text import fixed
 
 
-def pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
+def comparable_pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
     """Cells of two rows: of one column, and each against the rows that stand in the column `empty` alone."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
     alone = [c for c in cells if c.column == empty and not any(o.row == c.row and o.column != empty for o in cells)]
@@ -53,7 +53,7 @@ def standard_error(one: Cell, other: Cell) -> float | None:
     return None if one.se is None or other.se is None else math.hypot(one.se, other.se)
 
 
-def not_told_apart(
+def inconclusive_differences(
     compared: Sequence[tuple[Cell, Cell]], decimals: int, above: float = 0.0, errors: float = 1.0
 ) -> list[str]:
     """A phrase for each two cells whose difference is above `above` and at most `errors` of its standard errors."""
@@ -75,7 +75,7 @@ def not_told_apart(
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedTest:
     """A paired comparison of two cells.
 
     Attributes:
@@ -95,7 +95,7 @@ class Paired:
     images: dict[str, tuple[float, float, int] | str]
 
 
-def paired(one: Cell, other: Cell) -> Paired:
+def paired_test(one: Cell, other: Cell) -> PairedTest:
     """The comparison of two cells by their common seeds."""
     seeds = tuple(seed for seed in one.values if seed in other.values)
     differences = [one.values[seed] - other.values[seed] for seed in seeds]
@@ -106,7 +106,7 @@ def paired(one: Cell, other: Cell) -> Paired:
         t, p = _t_test([one.values[s] for s in seeds], [other.values[s] for s in seeds]) if se > 0 else (None, None)
     runs = [dict(zip(cell.values, cell.finished, strict=True)) for cell in (one, other)]
     images = {seed: _over_images(runs[0][seed], runs[1][seed], one.metric) for seed in seeds}
-    return Paired(one, other, seeds, mean, se, t, p, images)
+    return PairedTest(one, other, seeds, mean, se, t, p, images)
 
 
 def _t_test(one: list[float], other: list[float]) -> tuple[float | None, float | None]:

@@ -11,11 +11,11 @@ from vaerun.report.comparison import Comparison
 from vaerun.tracking import tensorboard as events
 from vaerun.tracking.tensorboard import EventWriter
 
-BOARD = "table"  # the folder of the events
-MOST_STEPS = 2**62  # below what TensorBoard's files hold
+EVENTS_FOLDER = "table"  # the folder of the events
+MAXIMUM_STEP = 2**62  # below what TensorBoard's files hold
 
 
-def write_board(table: Comparison, text: str, picture: bytes) -> Path:
+def write_events(table: Comparison, text: str, picture: bytes) -> Path:
     """Writes events into FOLDER/table, those of before replaced, and returns it.
 
     A scalar's step is the column's number (T), or the columns' order where they are no such numbers. A row without a
@@ -27,7 +27,7 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
     from PIL import Image
     from torch.utils.tensorboard import summary
 
-    folder = table.folder / BOARD
+    folder = table.folder / EVENTS_FOLDER
     if folder.is_symlink():
         raise InputError(f"{folder} is a link, and events would be written to where it leads: remove it")
     try:
@@ -55,7 +55,7 @@ def write_board(table: Comparison, text: str, picture: bytes) -> Path:
 def scalars(table: Comparison) -> list[tuple[str, int, float]]:
     """(tag, step, mean) of all cells with a number."""
     columns = [column for column in table.columns if column != table.empty]
-    whole = bool(table.steps) and all(0 <= v <= MOST_STEPS and v.is_integer() for v in table.steps.values())
+    whole = bool(table.steps) and all(0 <= v <= MAXIMUM_STEP and v.is_integer() for v in table.steps.values())
     steps = {column: int(table.steps[column]) if whole else i for i, column in enumerate(columns)}
     found = []
     for row in table.rows:

@@ -17,7 +17,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.launch.process import record_failure
 from vaerun.report import TABLES
-from vaerun.report.tensorboard import BOARD
+from vaerun.report.tensorboard import EVENTS_FOLDER
 from vaerun.run.result import read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
@@ -207,7 +207,7 @@ class Sweep:
         """
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         existing = next(p for p in (folder, *folder.parents) if p.exists())
-        check_paths((existing, folder / BOARD), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
+        check_paths((existing, folder / EVENTS_FOLDER), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
         self.folder = folder
         self.missing = [p for p in (folder, *folder.parents) if not p.exists()]
         multirun = self.folder / MULTIRUN

@@ -19,9 +19,9 @@ from support.sweeps.records import config, job, paper, record, run, write_plan, 
 from vaerun.cli.table import main
 from vaerun.errors import InputError
 from vaerun.report import write_all
-from vaerun.report.chart import png
-from vaerun.report.comparison import Comparison, Question, compare
-from vaerun.report.formats import comma_separated, latex, markdown
+from vaerun.report.chart import to_png
+from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.formats import to_csv, to_latex, to_markdown
 from vaerun.report.tensorboard import scalars
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 
@@ -30,11 +30,11 @@ from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 def table(tmp_path: Path) -> Comparison:
     paper(tmp_path, seeds=2)
     run(tmp_path, "vlae", 4, 2, None, "failed")
-    return compare(tmp_path, Question(published="vlae_cifar10"))
+    return compare(tmp_path, TableSpec(published="vlae_cifar10"))
 
 
 def test_markdown(table: Comparison) -> None:
-    lines = markdown(table).splitlines()
+    lines = to_markdown(table).splitlines()
     caption = lines[0]
     for word in ("test/log_likelihood", "K=5000", "2000 test images of cifar10", "as stored pixels", "nats per image",
                  "gaussian likelihood", "higher is better", "sample standard deviation over n seeds"):  # fmt: skip
@@ -51,21 +51,21 @@ def test_markdown(table: Comparison) -> None:
 def test_times_that_do_not_compare(tmp_path: Path) -> None:
     run(tmp_path, "vae", None, 0, 1.0, **{"record.timing.train_seconds": 10.0})
     run(tmp_path, "vae", None, 1, 1.0, **{"record.timing.train_seconds": 20.0, "sweep.jobs": 2})
-    same = markdown(compare(tmp_path, Question()))
+    same = to_markdown(compare(tmp_path, TableSpec()))
     assert "| 15.0 " in same
     assert "times do not compare" not in same
     assert "jobs ran side by side (sweep.jobs=2)" in same
     run(tmp_path, "vlae", 4, 0, 1.0, **{"record.environment.threads": 8})
-    text = markdown(compare(tmp_path, Question()))
+    text = to_markdown(compare(tmp_path, TableSpec()))
     assert "hardware or threads differ: cpu some CPU, 1 threads (VAE); cpu some CPU, 8 threads (VLAE T=4)" in text
     devices = {"record.environment.device_name": "a GPU"}
     for seed in (0, 1):
         run(tmp_path / "gpu", "vlae", 4, seed, 1.0, **devices | {"record.environment.device": f"cuda:{seed}"})
-    assert "do not compare" not in markdown(compare(tmp_path / "gpu", Question()))
+    assert "do not compare" not in to_markdown(compare(tmp_path / "gpu", TableSpec()))
 
 
 def test_csv(table: Comparison) -> None:
-    rows = {(row["row"], row["column"]): row for row in csv.DictReader(io.StringIO(comma_separated(table)))}
+    rows = {(row["row"], row["column"]): row for row in csv.DictReader(io.StringIO(to_csv(table)))}
     assert len(rows) == 17
     found = rows["VLAE", "4"]
     assert float(found["mean"]) == pytest.approx(1845.8)
@@ -84,7 +84,7 @@ def test_csv(table: Comparison) -> None:
 
 
 def test_latex(table: Comparison) -> None:
-    text = latex(table)
+    text = to_latex(table)
     body = text[text.index("\\hline") : text.index("\\end{tabular}")].splitlines()
     assert text.startswith("\\begin{tabular}{lrrrrr}\n\\hline\nmodel / T & - & T=1 & T=2 & T=4 & T=8 \\\\\n\\hline\n")
     assert all(line.count("&") == 5 and line.endswith("\\\\") for line in body if not line.startswith("\\hline"))
@@ -115,8 +115,8 @@ def hostile(tmp_path: Path) -> Path:
 
 
 def test_strangers_names_in_all_formats(hostile: Path) -> None:
-    table = compare(hostile, Question())
-    lines = markdown(table).splitlines()
+    table = compare(hostile, TableSpec())
+    lines = to_markdown(table).splitlines()
     assert all(line.isprintable() for line in lines)
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     first = widths.index(8 + 1)  # of the table of times
@@ -124,10 +124,10 @@ def test_strangers_names_in_all_formats(hostile: Path) -> None:
     assert set(widths[first:]) == {9}
     assert "<script" not in "\n".join(lines)
     assert "](" not in "\n".join(lines)
-    for row in csv.reader(io.StringIO(comma_separated(table))):
+    for row in csv.reader(io.StringIO(to_csv(table))):
         for cell in row:
             assert cell[:1] not in tuple("=+-@\t\r") or re.fullmatch(r"-?[\d.]+", cell), cell
-    text = latex(table)
+    text = to_latex(table)
     assert text.isascii()
     assert "\\input" not in text
     assert all(
@@ -135,7 +135,7 @@ def test_strangers_names_in_all_formats(hostile: Path) -> None:
     )
     for letter in "%#_":
         assert not re.search(rf"(?<!\\){letter}", text)
-    assert png(table)[:4] == b"\x89PNG"
+    assert to_png(table)[:4] == b"\x89PNG"
 
 
 def test_escapes() -> None:
@@ -182,9 +182,9 @@ def test_damaged_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run(tmp_path, "vlae", 4, 0, 1.0)
     write_run(tmp_path / "bad", config(seed=1), record(config(seed=1), 5.0))
     (tmp_path / "bad" / ".hydra" / "config.yaml").write_text(content)
-    table = compare(tmp_path, Question(mix=("all",)))
+    table = compare(tmp_path, TableSpec(mix=("all",)))
     assert table.cells["VLAE", "T=4"].values == {"0": 1.0}
-    assert markdown(table)
+    assert to_markdown(table)
     assert main([str(tmp_path), "--list"]) == 0
     assert not Path("loaded").exists()
 
@@ -195,13 +195,13 @@ def test_damaged_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_damaged_plans(tmp_path: Path, content: str) -> None:
     run(tmp_path, "vlae", 4, 0, 1.0)
     (tmp_path / "sweep.json").write_text(content)
-    table = compare(tmp_path, Question())
+    table = compare(tmp_path, TableSpec())
     assert len(table.cells) == 1
     assert any("sweep.json cannot be read" in note for note in table.notes) == (len(content) < 20)
 
 
 def test_picture(table: Comparison) -> None:
-    image = Image.open(io.BytesIO(png(table)))
+    image = Image.open(io.BytesIO(to_png(table)))
     assert image.size[0] > 1200
     assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
 
@@ -224,7 +224,7 @@ def test_board(tmp_path: Path) -> None:
 def test_steps_that_are_no_whole_numbers(tmp_path: Path) -> None:
     for number, rate in enumerate((0.5, 0.001)):
         run(tmp_path / str(rate), "vlae", 4, 0, float(number), **{"trainer.learning_rate": rate})
-    found = scalars(compare(tmp_path, Question(columns="trainer.learning_rate")))
+    found = scalars(compare(tmp_path, TableSpec(columns="trainer.learning_rate")))
     assert found == [("table/test/log_likelihood/VLAE", 0, 1.0), ("table/test/log_likelihood/VLAE", 1, 0.0)]
 
 

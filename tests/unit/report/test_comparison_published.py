@@ -9,8 +9,8 @@ import pytest
 from support.sweeps.records import config, job, paper, run, write_plan
 
 from vaerun.errors import InputError
-from vaerun.report.comparison import Comparison, Question, compare
-from vaerun.report.formats import lines_of
+from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.formats import table_rows
 from vaerun.report.published import load, names
 
 CHART = {  # of the authors' slides: T = 1, 2, 4, 8
@@ -35,12 +35,12 @@ def published_of(table: Comparison) -> dict[str, tuple[float | None, ...]]:
 
 
 def lines(table: Comparison) -> dict[str, list[str]]:
-    return {line[0]: line[1:] for line in lines_of(table)}
+    return {line[0]: line[1:] for line in table_rows(table)}
 
 
 def test_cifar10(tmp_path: Path) -> None:
     paper(tmp_path)
-    table = compare(tmp_path, Question(published="vlae_cifar10"))
+    table = compare(tmp_path, TableSpec(published="vlae_cifar10"))
     assert published_of(table) == CHART | {"VAE+IAF": (None,) * 4}
     assert table.cells["VAE", "-"].published == 2364
     assert lines(table)["VLAE, published"] == ["", "2374", "2381", "2387", "2392"]
@@ -52,7 +52,7 @@ def test_cifar10(tmp_path: Path) -> None:
 def test_mnist(tmp_path: Path) -> None:
     own = {"data.name": "mnist", "model.likelihood": "bernoulli", "record.protocol.binarize": "dynamic"}
     run(tmp_path, "vae", None, 0, -86.0, **own)
-    table = compare(tmp_path, Question(published="vlae_mnist_binary"))
+    table = compare(tmp_path, TableSpec(published="vlae_mnist_binary"))
     assert published_of(table) == POSTER
     assert lines(table)["VAE, published"][0] == "-85.37"
     assert lines(table)["VAE, difference"][0] == "-0.63"  # worse: these are log-likelihoods, not their negatives
@@ -86,16 +86,16 @@ STATED = {  # what differs, by the setting or entry that makes it differ
 def test_a_line_for_each_difference_of_protocol(tmp_path: Path, key: str) -> None:
     value, line = STATED[key]
     run(tmp_path / "same", "vlae", 4, 0, 1.0, **EXACT)
-    same = compare(tmp_path, Question(published="vlae_cifar10")).notes
+    same = compare(tmp_path, TableSpec(published="vlae_cifar10")).notes
     run(tmp_path / "other", "vlae", 4, 0, 1.0, **EXACT | {key: value})
-    other = compare(tmp_path / "other", Question(published="vlae_cifar10")).notes
+    other = compare(tmp_path / "other", TableSpec(published="vlae_cifar10")).notes
     assert line not in same
     assert [note for note in other if note not in same] == [line]
 
 
 def test_what_is_always_told(tmp_path: Path) -> None:
     run(tmp_path, "sa_vae", 4, 0, 1.0, **EXACT, **{"model.inference.step_size": 0.03})
-    notes = "\n".join(compare(tmp_path, Question(published="vlae_cifar10")).notes)
+    notes = "\n".join(compare(tmp_path, TableSpec(published="vlae_cifar10")).notes)
     assert "Park, Kim & Kim, Variational Laplace Autoencoders, ICML 2019" in notes
     assert "selection of the checkpoint: ours best val/elbo; published the best validation performance" in notes
     assert "network size (hidden layers): ours [128]; published not stated" in notes
@@ -111,8 +111,8 @@ def test_cells_that_one_of_the_two_lacks(tmp_path: Path) -> None:
     run(tmp_path, "vae_iaf", 4, 0, 1.0)
     run(tmp_path, "vlae", 16, 0, 1.0)
     write_plan(tmp_path, [job("vae", config("vae", None))])
-    table = compare(tmp_path, Question(published="vlae_cifar10"))
-    assert table.cells["VLAE", "T=4"].text(2) == "missing"
+    table = compare(tmp_path, TableSpec(published="vlae_cifar10"))
+    assert table.cells["VLAE", "T=4"].format(2) == "missing"
     assert ("VAE+IAF", "T=1") not in table.cells  # neither ours nor published
     assert lines(table)["VAE+IAF"] == ["", "", "", "1.0000 (n=1)", "", ""]
     assert "VAE+IAF: the source has no number for this method on CIFAR-10 with a Gaussian output" in table.notes
@@ -134,12 +134,12 @@ def test_cells_that_one_of_the_two_lacks(tmp_path: Path) -> None:
 def test_numbers_of_something_else(tmp_path: Path, own: dict[str, Any], question: dict[str, str], why: str) -> None:
     """Asked for: refused. From the configuration: left out, and said."""
     run(tmp_path, "vlae", 4, 0, 1.0, **own, **{"sweep.table.published": "vlae_cifar10"})
-    table = compare(tmp_path, Question(**question))
+    table = compare(tmp_path, TableSpec(**question))
     assert table.published is None
     assert f"published numbers (vlae_cifar10) are left out: {why}" in table.notes
     with pytest.raises(InputError, match=why):
-        compare(tmp_path, Question(published="vlae_cifar10", **question))
-    assert compare(tmp_path, Question(published="none", **question)).notes == table.notes[1:]
+        compare(tmp_path, TableSpec(published="vlae_cifar10", **question))
+    assert compare(tmp_path, TableSpec(published="none", **question)).notes == table.notes[1:]
 
 
 def test_names() -> None:

@@ -13,16 +13,16 @@ from scipy import stats
 from support.sweeps.records import per_image, run
 
 from vaerun.report.cells import Cell
-from vaerun.report.comparison import Comparison, Question, compare
-from vaerun.report.formats import markdown
-from vaerun.report.significance import not_told_apart, paired, pairs, standard_error
+from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.formats import to_markdown
+from vaerun.report.significance import inconclusive_differences, paired_test, comparable_pairs, standard_error
 
 
 def table_of(root: Path, values: dict[tuple[str, int | None], list[float]]) -> Comparison:
     for (model, steps), numbers in values.items():
         for seed, value in enumerate(numbers):
             run(root, model, steps, seed, value)
-    return compare(root, Question())
+    return compare(root, TableSpec())
 
 
 def names(compared: list[tuple[Cell, Cell]]) -> list[tuple[str, str]]:
@@ -37,7 +37,7 @@ def test_standard_error_of_a_difference(tmp_path: Path) -> None:
 
 def test_which_cells_are_compared(tmp_path: Path) -> None:
     table = table_of(tmp_path, {(m, t): [1.0] for m in ("vlae", "sa_vae") for t in (1, 4)} | {("vae", None): [1.0]})
-    assert sorted(names(list(pairs(list(table.cells.values()), table.empty)))) == [
+    assert sorted(names(list(comparable_pairs(list(table.cells.values()), table.empty)))) == [
         ("SA-VAE T=1", "VAE"), ("SA-VAE T=1", "VLAE T=1"), ("SA-VAE T=4", "VAE"), ("SA-VAE T=4", "VLAE T=4"),
         ("VLAE T=1", "VAE"), ("VLAE T=4", "VAE"),
     ]  # fmt: skip
@@ -51,9 +51,9 @@ def test_differences_within_their_standard_error(tmp_path: Path, shift: float, f
     a = math.sqrt(0.5)
     values = {("vlae", 4): [10 - a, 10 + a], ("vae", None): [10 + shift - a, 10 + shift + a]}
     table = table_of(tmp_path, values)
-    compared = list(pairs(list(table.cells.values()), table.empty))
+    compared = list(comparable_pairs(list(table.cells.values()), table.empty))
     if abs(shift) != 1.0:  # rounding decides there
-        assert bool(not_told_apart(compared, 2)) == flagged
+        assert bool(inconclusive_differences(compared, 2)) == flagged
     told = "not told apart by these seeds (difference within its standard error): "
     if shift == 0.99:
         assert f"{told}VLAE T=4 and VAE (difference -0.99, standard error 1.00)" in table.notes
@@ -61,7 +61,7 @@ def test_differences_within_their_standard_error(tmp_path: Path, shift: float, f
 
 def test_equal_cells_are_not_told_apart(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 4): [10.0, 10.0], ("vae", None): [10.0, 10.0]})
-    assert not_told_apart(list(pairs(list(table.cells.values()), table.empty)), 2)
+    assert inconclusive_differences(list(comparable_pairs(list(table.cells.values()), table.empty)), 2)
 
 
 def test_along_a_row(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_how_many_seeds(tmp_path: Path) -> None:
 
 def test_paired_by_seed(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 4): [10.0, 20.0, 30.0, 4.0], ("vae", None): [9.0, 17.0, 28.0]})
-    found = paired(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
+    found = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
     assert found.seeds == ("0", "1", "2")
     assert found.mean == 2.0  # of 1, 3, 2: sd 1
     assert found.se == pytest.approx(1 / math.sqrt(3))
@@ -94,9 +94,9 @@ def test_paired_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("vae", "seeds", "mean"), [([9.0], ("0",), 1.0), ([9.0, 19.0], ("0", "1"), 1.0)])
 def test_too_few_or_equal_differences(tmp_path: Path, vae: list[float], seeds: tuple[str, ...], mean: float) -> None:
     table = table_of(tmp_path, {("vlae", 4): [10.0, 20.0], ("vae", None): vae})
-    found = paired(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
+    found = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
     assert (found.seeds, found.mean, found.t, found.p) == (seeds, mean, None, None)
-    text = markdown(table, [found])
+    text = to_markdown(table, [found])
     assert ("fewer than 2 common seeds" if len(vae) == 1 else "all differences are the same") in text
 
 
@@ -105,8 +105,8 @@ def two(root: Path, one: Any, other: Any, **own: Any) -> Any:
     folders = (run(root, "vlae", 4, 0, float(np.mean(one))), run(root, "vae", None, 0, float(np.mean(other)), **own))
     for folder, values in zip(folders, (one, other), strict=True):
         per_image(folder, values)
-    table = compare(root, Question(mix=("all",)))
-    return paired(table.cells["VLAE", "T=4"], table.cells["VAE", "-"]).images["0"]
+    table = compare(root, TableSpec(mix=("all",)))
+    return paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"]).images["0"]
 
 
 def test_paired_over_images(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_values_per_image_of_strangers(tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "vae_tNone_0" / "per_example.npz"
 
     def images() -> Any:
-        table = compare(tmp_path, Question())
-        return paired(table.cells["VLAE", "T=4"], table.cells["VAE", "-"]).images["0"]
+        table = compare(tmp_path, TableSpec())
+        return paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"]).images["0"]
 
     np.savez(path, log_likelihood=np.array([Malice(), Malice()], dtype=object), allow_pickle=True)
     assert "cannot be read" in images()
