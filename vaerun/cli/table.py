@@ -106,7 +106,7 @@ def _listed(folder: Path, arguments: argparse.Namespace) -> str:
 def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     from vaerun.report import formats
     from vaerun.report.comparison import TableSpec, compare
-    from vaerun.report.significance import paired_test, comparable_pairs
+    from vaerun.report.significance import comparable_pairs, paired_test
 
     asked = TableSpec(
         rows=arguments.rows,

@@ -1,10 +1,10 @@
-"""What a table's number is, in words, read off the runs' protocol."""
+"""What the numbers of a table mean, in words, from the protocol of its runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vaerun.report.listing import pixels
+from vaerun.report.listing import pixel_space
 from vaerun.report.protocol import common_value
 from vaerun.report.runs import Run
 
@@ -14,18 +14,22 @@ HIGHER = ("log_likelihood", "elbo", "iwae", "ais", "recall", "precision", "accur
 LOWER = ("bits_per_dimension", "frechet_distance", "gap_inference", "reconstruction_error")
 
 
+def _common(runs: Sequence[Run], key: str, default: str) -> str:
+    return common_value(runs, lambda run: run.section("protocol").get(key, default))
+
+
 def unit(metric: str, runs: Sequence[Run]) -> str:
-    """Of the metric; '' for one that has none."""
+    """Unit of the metric; '' for one without a unit."""
     name = metric.rpartition("/")[2]
     if name == "bits_per_dimension":
         return "bits per dimension"
     if name == "reconstruction_error" or (any(part in name for part in IN_NATS) and "accept" not in name):
-        return common_value(runs, lambda run: run.section("protocol").get("units", "units not recorded"))
+        return _common(runs, "units", "units not recorded")
     return ""
 
 
 def direction(metric: str) -> str:
-    """Which way is better, '' where that is not known."""
+    """Whether higher or lower is better; '' where that is not known."""
     name = metric.rpartition("/")[2]
     if name.endswith("_se"):
         return ""
@@ -36,40 +40,42 @@ def direction(metric: str) -> str:
 
 def importance_samples(runs: Sequence[Run]) -> str:
     """K of the importance-weighted log-likelihood."""
-    return common_value(runs, lambda run: run.section("protocol").get("importance_samples", "not recorded"))
+    return _common(runs, "importance_samples", "not recorded")
 
 
 def evaluated_images(metric: str, runs: Sequence[Run]) -> tuple[str, str]:
-    """(number, split) of the images that the metric is a mean over or is against."""
+    """(number, split) of the images that the metric averages over or compares with."""
     if metric.startswith("val/"):
-        return common_value(runs, lambda run: run.section("protocol").get("images.validation", "?")), "validation"
-    count = common_value(runs, lambda run: run.section("protocol").get("evaluated_images", "?"))
-    return count, common_value(runs, lambda run: run.section("protocol").get("evaluated_split", "test"))
+        return _common(runs, "images.validation", "?"), "validation"
+    return _common(runs, "evaluated_images", "?"), _common(runs, "evaluated_split", "test")
 
 
 def describe(metric: str, runs: Sequence[Run]) -> str:
-    """The metric, its images, data, likelihood, unit and direction; `runs` are those with a number."""
+    """The metric, its images, data, likelihood, unit and direction; `runs` are those that have it."""
     name = metric.rpartition("/")[2]
-    given = common_value(runs, lambda run: "x given its label" if run.section("protocol").get("conditional") else "x")
+    variables = common_value(runs, _variables)
+    samples = importance_samples(runs)
     meaning = {
-        "log_likelihood": f"importance-weighted log p({given}), K={importance_samples(runs)}: a lower bound in expectation",
-        "elbo": "the ELBO, one sample"
-        if metric.startswith("val/")
-        else f"the ELBO, K={importance_samples(runs)} samples",
+        "log_likelihood": f"importance-weighted log p({variables}), K={samples}: a lower bound in expectation",
+        "elbo": "the ELBO, one sample" if metric.startswith("val/") else f"the ELBO, K={samples} samples",
         "classifier_frechet_distance": (
-            f"Frechet distance of {common_value(runs, lambda r: r.section('protocol').get('generated.samples', '?'))} generated "
+            f"Frechet distance of {_common(runs, 'generated.samples', '?')} generated "
             "images in the features of vaerun's own classifier (not the Inception FID)"
         ),
     }.get(name)
     count, split = evaluated_images(metric, runs)
-    of = common_value(runs, lambda run: run.result.get("data", "?"))
-    space = common_value(runs, _pixels)
+    data = common_value(runs, lambda run: run.result.get("data", "?"))
+    pixels = common_value(runs, _pixel_space)
     density = common_value(runs, lambda run: run.section("protocol").get("likelihood") or "no")
-    parts = [f"{metric}: {meaning}" if meaning else metric, f"{count} {split} images of {of} ({space} pixels)"]
+    parts = [f"{metric}: {meaning}" if meaning else metric, f"{count} {split} images of {data} ({pixels} pixels)"]
     parts += [f"{density} likelihood", unit(metric, runs), direction(metric)]
     return "; ".join(part for part in parts if part)
 
 
-def _pixels(run: Run) -> str:
-    kept = run.section("protocol")
-    return pixels(kept) if {"logit", "dequantize", "binarize"} <= kept.keys() else "not recorded"
+def _pixel_space(run: Run) -> str:
+    protocol = run.section("protocol")
+    return pixel_space(protocol) if {"logit", "dequantize", "binarize"} <= protocol.keys() else "not recorded"
+
+
+def _variables(run: Run) -> str:
+    return "x given its label" if run.section("protocol").get("conditional") else "x"

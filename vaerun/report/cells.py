@@ -1,8 +1,7 @@
-"""Where runs stand in a table, and what a cell of several seeds says.
+"""Cells of a table: where a run stands, and how the seeds in a cell are summarised.
 
-A cell's number is the mean over seeds of a run's metric (itself a mean over images), with the sample standard deviation
-over seeds (n - 1) and the standard error of the mean, sd / sqrt(n). Runs that are not finished give it no number; they
-are told of beside it.
+A cell shows the mean over seeds of a run's metric (itself a mean over images), the sample standard deviation over seeds
+(n - 1) and the standard error of the mean, sd / sqrt(n). Unfinished runs do not enter the mean; the cell counts them.
 """
 
 from __future__ import annotations
@@ -21,53 +20,63 @@ from vaerun.report.text import clean, is_number
 from vaerun.text import fixed
 
 NO_VALUE = "without the metric"
-STATES = (FAILED, INTERRUPTED, STOPPED, RUNNING, NO_VALUE, UNREADABLE, MISSING)  # besides OK, as they are told
-_BEST = (OK, RUNNING, STOPPED, INTERRUPTED, FAILED, UNREADABLE, MISSING)  # which of two runs of one seed counts
+STATES = (
+    FAILED,
+    INTERRUPTED,
+    STOPPED,
+    RUNNING,
+    NO_VALUE,
+    UNREADABLE,
+    MISSING,
+)  # besides OK, in the order they are listed
+_PREFERENCE = (OK, RUNNING, STOPPED, INTERRUPTED, FAILED, UNREADABLE, MISSING)  # among runs of one seed
 
 TITLES = {
     "vae": "VAE", "cvae": "CVAE", "sa_vae": "SA-VAE", "vae_hf": "VAE+HF", "vae_iaf": "VAE+IAF", "vlae": "VLAE",
     "vae_full": "VAE, full covariance", "ppca": "pPCA", "draw": "DRAW", "ae": "autoencoder", "gan": "GAN",
     "cgan": "CGAN", "dcgan": "DCGAN", "infogan": "InfoGAN",
 }  # fmt: skip
-SHORT = {"model.inference.steps": "T"}
-NOTHING = "null"  # canonical(None): a run without a value of the key
+SYMBOLS = {"model.inference.steps": "T"}
+NULL = "null"  # canonical(None): the run has no value of the key
+Position = tuple[str, ...]
+"""Where a run stands along an axis: the canonical values of the axis's keys."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Settings by which runs are told apart along the rows or the columns; none: all stand together."""
+    """Settings that distinguish the rows or the columns; no keys: a single one."""
 
     keys: tuple[str, ...]
 
-    def position(self, run: Run) -> tuple[str, ...]:
-        """Where a run stands: its settings, so that equal ones are equal."""
+    def position(self, run: Run) -> Position:
+        """The run's position along this axis."""
         return tuple(canonical(run.setting(key)) for key in self.keys)
 
     @property
     def title(self) -> str:
-        return ", ".join(SHORT.get(key, key) for key in self.keys)
+        return ", ".join(SYMBOLS.get(key, key) for key in self.keys)
 
-    def label(self, place: tuple[str, ...], head: bool = False) -> str:
-        """The place in words; `-` where there is no value. `head`: with the setting's name, T=4."""
+    def label(self, position: Position, with_key: bool = False) -> str:
+        """Text for a position, `-` for no value. `with_key`: include the first setting's name, as in T=4."""
         parts = []
-        for number, (key, text) in enumerate(zip(self.keys, place, strict=True)):
+        for index, (key, text) in enumerate(zip(self.keys, position, strict=True)):
             value = json.loads(text)
             if key in ("model", "model.name") and isinstance(value, str):
                 shown = TITLES.get(value, clean(value, 60))
             else:
                 shown = "-" if value is None else clean(value if isinstance(value, str) else text, 60)
-            named = value is not None and (head or number > 0)
-            parts.append(f"{SHORT.get(key, key.rpartition('.')[2])}={shown}" if named else shown)
+            named = value is not None and (with_key or index > 0)
+            parts.append(f"{SYMBOLS.get(key, key.rpartition('.')[2])}={shown}" if named else shown)
         return ", ".join(parts) or "all"
 
 
-def has_no_value(place: tuple[str, ...]) -> bool:
-    """Whether a run there has no value of any of the axis's settings."""
-    return all(text == NOTHING for text in place)
+def has_no_value(position: Position) -> bool:
+    """Whether runs at this position have none of the axis's settings."""
+    return all(text == NULL for text in position)
 
 
-def sort_positions(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each once, first those without a value, then numbers, then words."""
+def sort_positions(positions: Iterable[Position]) -> list[Position]:
+    """The distinct positions: first those without a value, then numbers, then strings."""
 
     def rank(text: str) -> tuple[int, float, str]:
         value = json.loads(text)
@@ -75,7 +84,7 @@ def sort_positions(places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
             return 1, value, text
         return (0 if value is None else 2), 0.0, text
 
-    return sorted(set(places), key=lambda place: [rank(text) for text in place])
+    return sorted(set(positions), key=lambda position: [rank(text) for text in position])
 
 
 @dataclass
@@ -83,11 +92,15 @@ class Cell:
     """The runs of one row and column, each seed once.
 
     Attributes:
-        row, column: as the axes label them.
-        values: seed -> the metric, of finished runs.
-        states: how many runs are in each other state.
-        progress: of those that are not finished, by state.
-        published: the number to stand beside, or None.
+        name: row and column in words.
+        row, column: labels of the axes.
+        runs: all of them, in whatever state.
+        metric: shown in the cell.
+        published: number to compare with, or None.
+        values: seed -> metric of each finished run.
+        states: number of runs in each other state.
+        progress: state -> fractions of training done by its runs, where known.
+        finished: the runs behind `values`.
     """
 
     name: str
@@ -102,11 +115,11 @@ class Cell:
     finished: list[Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for number, run in enumerate(self.runs):
+        for index, run in enumerate(self.runs):
             value = run.number("metrics", self.metric)
             if run.state == OK and value is not None:
                 seed = canonical(run.seed)
-                self.values[seed if seed not in self.values else f"{seed} ({number})"] = value
+                self.values[seed if seed not in self.values else f"{seed} ({index})"] = value
                 self.finished.append(run)
                 continue
             state = NO_VALUE if run.state == OK else run.state
@@ -124,7 +137,7 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Over seeds, None for fewer than two."""
+        """Sample standard deviation over seeds; None for fewer than two."""
         return statistics.stdev(self.values.values()) if self.n > 1 else None
 
     @property
@@ -135,24 +148,24 @@ class Cell:
     def difference(self) -> float | None:
         return None if self.mean is None or self.published is None else self.mean - self.published
 
-    def mean_of(self, part: str, key: str) -> float | None:
-        """Mean over the finished runs of a number of their records; None where one lacks it."""
-        found = [run.number(part, key) for run in self.finished]
-        known = [value for value in found if value is not None]
-        return statistics.fmean(known) if known and len(known) == len(found) else None
+    def mean_of(self, section: str, key: str) -> float | None:
+        """Mean over the finished runs of a number in their results; None if a run lacks it."""
+        values = [run.number(section, key) for run in self.finished]
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if known and len(known) == len(values) else None
 
     def summarise_unfinished(self) -> str:
-        """The runs that give no number: `1 failed, 2 running 43%, 20%`; one alone without its count."""
+        """The unfinished runs, `1 failed, 2 running 43%, 20%`; without the count if the cell has a single run."""
         parts = []
         for state in STATES:
             if count := self.states[state]:
-                shares = ", ".join(f"{math.floor(100 * share)}%" for share in self.progress.get(state, ()))
-                alone = len(self.runs) == 1
-                parts.append(" ".join(filter(None, ["" if alone else str(count), state, shares])))
+                percentages = ", ".join(f"{math.floor(100 * part)}%" for part in self.progress.get(state, ()))
+                single = len(self.runs) == 1
+                parts.append(" ".join(filter(None, ["" if single else str(count), state, percentages])))
         return ", ".join(parts)
 
     def format(self, decimals: int) -> str:
-        """What stands in the cell; mean ± standard deviation over seeds."""
+        """The cell's text: mean ± standard deviation over seeds, and unfinished runs."""
         if not self.runs:
             return MISSING if self.published is not None else ""
         if not self.n:
@@ -163,33 +176,35 @@ class Cell:
         return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.summarise_unfinished()}"
 
 
-def deduplicate(name: str, runs: Sequence[Run], mix: AllowedDifferences) -> tuple[list[Run], list[str]]:
-    """Each run once: of two with the same seed the one that is furthest; and a line for each two that were finished.
+def deduplicate(name: str, runs: Sequence[Run], allowed: AllowedDifferences) -> tuple[list[Run], list[str]]:
+    """One run per seed, the most advanced one, and a footnote for each finished duplicate.
 
-    Raises InputError for two finished runs of one seed that are not the same run (of other numerics, say).
+    Raises InputError for two finished runs of one seed with different fingerprints (of other numerics, say).
     """
-    kept: dict[tuple[str, ...], Run] = {}
-    prints: dict[str, Run] = {}
+    by_seed: dict[tuple[str, ...], Run] = {}
+    by_fingerprint: dict[str, Run] = {}
     notes = []
-    for run in sorted(runs, key=lambda run: _BEST.index(run.state)):
+    for run in sorted(runs, key=lambda run: _PREFERENCE.index(run.state)):
         mixed = [
             f"{k}={canonical(v)}"
             for k, v in sorted(run.settings.items())
-            if k != "seed" and not is_irrelevant(k, v) and mix.allows(k)
+            if k != "seed" and not is_irrelevant(k, v) and allowed.allows(k)
         ]
         key = (canonical(run.seed), *mixed)
         if run.state == OK:
-            own = str(run.result.get("fingerprint") or run.name)
-            if own in prints:
-                notes.append(f"{name}: {prints[own].name} and {run.name} are the same run: counted once")
-                continue
-            prints[own] = run
-            if key in kept and not mix.allows("fingerprint"):
-                raise InputError(
-                    f"{kept[key].name} and {run.name} ({name}) have the same settings and seed and are not the same "
-                    "run (fingerprint): of other versions' numerics, or other data; move one away, or --mix fingerprint"
+            fingerprint = str(run.result.get("fingerprint") or run.name)
+            if fingerprint in by_fingerprint:
+                notes.append(
+                    f"{name}: {by_fingerprint[fingerprint].name} and {run.name} are the same run: counted once"
                 )
-            key = (*key, run.name) if key in kept else key
-        kept.setdefault(key, run)
-    order = {run.folder: number for number, run in enumerate(runs)}
-    return sorted(kept.values(), key=lambda run: order[run.folder]), notes
+                continue
+            by_fingerprint[fingerprint] = run
+            if key in by_seed and not allowed.allows("fingerprint"):
+                raise InputError(
+                    f"{by_seed[key].name} and {run.name} ({name}) have the same settings and seed but different "
+                    "fingerprints: other data, or a version with other numerics: move one away, or --mix fingerprint"
+                )
+            key = (*key, run.name) if key in by_seed else key
+        by_seed.setdefault(key, run)
+    order = {run.folder: index for index, run in enumerate(runs)}
+    return sorted(by_seed.values(), key=lambda run: order[run.folder]), notes

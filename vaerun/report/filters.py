@@ -1,4 +1,4 @@
-"""The runs that `--where KEY=VALUE` asks for; of several values of one key, those with any of them."""
+"""Selecting runs by `--where KEY=VALUE`; several values of one key select the runs with any of them."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from vaerun.report.text import clean
 from vaerun.storage.yaml_files import parse_yaml
 from vaerun.text import did_you_mean
 
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # which YAML takes for a word where it has no point or sign
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a string in YAML unless it has a point and a sign
 
 
 def known_keys(runs: Sequence[Run]) -> list[str]:
-    """Settings that some run has, sorted; a group such as model without its `.name`."""
+    """Settings that at least one run has, sorted; a group such as model without its `.name`."""
     return sorted({key.removesuffix(".name") for run in runs for key in run.settings})
 
 
 def filter_runs(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
-    """The runs that have one of the values of each key.
+    """The runs that satisfy all conditions.
 
-    Raises InputError for what is no KEY=VALUE, and where no run is left.
+    Raises InputError for a condition that is not KEY=VALUE, and where no run is left.
     """
     known = known_keys(runs)
-    wanted: dict[str, set[str]] = {}
+    accepted: dict[str, set[str]] = {}
     for condition in conditions:
         key, equals, text = condition.partition("=")
         if not equals or not key:
             raise InputError(f"--where {clean(condition)}: write KEY=VALUE, e.g. trainer.epochs=15")
-        wanted.setdefault(key, set()).add(canonical_argument(text))
-    for key, values in wanted.items():
-        there = {canonical(run.setting(key)): run.setting(key) for run in runs}
-        if set(there) <= {"null"} and "null" not in values:
-            raise InputError(f"--where {clean(key)}: no run has a value of it.{did_you_mean(key, known)}")
+        accepted.setdefault(key, set()).add(canonical_argument(text))
+    for key, values in accepted.items():
+        present = {canonical(run.setting(key)): run.setting(key) for run in runs}
+        if set(present) <= {"null"} and "null" not in values:
+            raise InputError(f"--where {clean(key)}: no run has this key.{did_you_mean(key, known)}")
         runs = [run for run in runs if canonical(run.setting(key)) in values]
         if not runs:
-            some = ", ".join(clean(value, 60) for value in list(there.values())[:8])
-            raise InputError(f"--where {clean(key)}: no run has this value; there are: {some}")
+            examples = ", ".join(clean(value, 60) for value in list(present.values())[:8])
+            raise InputError(f"--where {clean(key)}: no run has this value; available: {examples}")
     return runs
 
 
 def canonical_argument(text: str) -> str:
-    """A value as it is written on a command line, so that equal ones are equal."""
+    """The canonical form of a value as written on the command line, see protocol.canonical."""
     try:
         value = parse_yaml(text)
     except ValueError:

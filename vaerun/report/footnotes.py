@@ -1,4 +1,4 @@
-"""The lines below a table: what its numbers are beside, what differs, what is missing, what the seeds can tell."""
+"""Footnotes of a table: published numbers, differing settings and versions, unfinished runs, and seeds."""
 
 from __future__ import annotations
 
@@ -9,123 +9,126 @@ from typing import TYPE_CHECKING, Any
 from vaerun.report.cells import NO_VALUE, STATES, Cell
 from vaerun.report.protocol import cell_differences
 from vaerun.report.runs import MISSING, OK, Run
-from vaerun.report.significance import comparable, inconclusive_differences, comparable_pairs
-from vaerun.report.text import clean
+from vaerun.report.significance import comparable, comparable_pairs, inconclusive_differences
+from vaerun.report.text import abbreviate, clean
 
 if TYPE_CHECKING:
     from vaerun.report.comparison import Comparison
 
-_MOST = 20  # runs that are named of one state
+_MAXIMUM_NAMED = 20  # runs listed per state
 
 
 def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list[str]:
-    """All lines, in the order in which they are read; begins with those that the table has already."""
+    """All footnotes in reading order, beginning with those that the table already has.
+
+    Arguments:
+        axes: settings on the table's axes.
+        rows: values of the settings on its rows.
+    """
     cells = list(table.cells.values())
-    found = list(table.notes)
-    found += _published(table, rows)
-    found += cell_differences([(cell.name, cell.finished or cell.runs) for cell in cells if cell.runs], axes)
-    found += _differing(cells, "versions", [("torch", "torch"), ("vaerun", "vaerun")])
-    found += [f"{run.name} was started from a checkpoint of another run" for run in table.runs() if _started_from(run)]
-    found += _unfinished(cells)
-    return found + seed_footnotes(table)
+    notes = list(table.notes)
+    notes += _published(table, rows)
+    notes += cell_differences([(cell.name, cell.finished or cell.runs) for cell in cells if cell.runs], axes)
+    notes += _differing_versions(cells, ("torch", "vaerun"))
+    notes += [f"{run.name} started from a checkpoint of another run" for run in table.runs() if _started_from(run)]
+    notes += _unfinished(cells)
+    return notes + seed_footnotes(table)
 
 
 def _started_from(run: Run) -> bool:
-    found = run.result.get("protocol")
-    return isinstance(found, dict) and bool(found.get("started_from"))
+    protocol = run.result.get("protocol")
+    return isinstance(protocol, dict) and bool(protocol.get("started_from"))
 
 
 def _published(table: Comparison, rows: Sequence[Any]) -> list[str]:
     published = table.published
     if published is None:
         return []
-    found = [f"published: {published.source}"]
-    found += [f"protocol: {line}" for line in published.differences(table.runs() or _all(table))]
-    found += published.footnotes(rows)
+    notes = [f"published: {published.source}"]
+    notes += [f"protocol: {line}" for line in published.differences(table.runs() or _all_runs(table))]
+    notes += published.footnotes(rows)
     absent = [cell.name for cell in table.cells.values() if cell.published is not None and not cell.n]
     if absent:
-        found.append(f"published, and not here: {', '.join(absent)}")
-    own = [cell.name for cell in table.cells.values() if cell.published is None]
-    if own:
-        found.append(f"here, and not published: {', '.join(own)}")
-    return found
+        notes.append(f"published, but not here: {', '.join(absent)}")
+    unpublished = [cell.name for cell in table.cells.values() if cell.published is None]
+    if unpublished:
+        notes.append(f"here, but not published: {', '.join(unpublished)}")
+    return notes
 
 
-def _all(table: Comparison) -> list[Run]:
+def _all_runs(table: Comparison) -> list[Run]:
     return [run for cell in table.cells.values() for run in cell.runs]
 
 
-def _differing(cells: Sequence[Cell], what: str, keys: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each version that is not the same for all finished runs."""
-    found = []
-    for key, name in keys:
-        by: dict[str, list[str]] = {}
+def _differing_versions(cells: Sequence[Cell], packages: Sequence[str]) -> list[str]:
+    """A footnote for each package of which finished runs used different versions."""
+    notes = []
+    for package in packages:
+        cells_by_version: dict[str, list[str]] = {}
         for cell in cells:
             for run in cell.finished:
-                here = by.setdefault(clean(run.section("environment").get(key, "not recorded"), 40), [])
-                if cell.name not in here:
-                    here.append(cell.name)
-        if len(by) > 1:
+                version = clean(run.section("environment").get(package, "not recorded"), 40)
+                names = cells_by_version.setdefault(version, [])
+                if cell.name not in names:
+                    names.append(cell.name)
+        if len(cells_by_version) > 1:
             parts = [
-                f"{value} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for value, names in by.items()
+                f"{version} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                for version, names in cells_by_version.items()
             ]
-            found.append(f"{what} differ: {name} {'; '.join(parts)}")
-    return found
+            notes.append(f"versions differ: {package} {'; '.join(parts)}")
+    return notes
 
 
 def _unfinished(cells: Sequence[Cell]) -> list[str]:
-    """The runs that gave no number, and why."""
-    by: dict[str, list[str]] = {}
+    """The runs without a number, and why."""
+    runs_by_state: dict[str, list[str]] = {}
     for cell in cells:
         for run in cell.runs:
             if run in cell.finished:
                 continue
             state = NO_VALUE if run.state == OK else run.state
             why = f": {run.error}" if run.error else ""
-            by.setdefault(state, []).append(f"{cell.name} seed {clean(run.seed, 20)} ({run.name}){why}")
-    found = []
+            runs_by_state.setdefault(state, []).append(f"{cell.name} seed {clean(run.seed, 20)} ({run.name}){why}")
+    notes = []
     for state in STATES:
-        if named := by.get(state):
-            what = "missing (planned, not begun)" if state == MISSING else state
-            more = f"; and {len(named) - _MOST} more" if len(named) > _MOST else ""
-            found.append(f"{what}: {'; '.join(named[:_MOST])}{more}")
-    return found
+        if named := runs_by_state.get(state):
+            heading = "missing (planned, not started)" if state == MISSING else state
+            more = f"; and {len(named) - _MAXIMUM_NAMED} more" if len(named) > _MAXIMUM_NAMED else ""
+            notes.append(f"{heading}: {'; '.join(named[:_MAXIMUM_NAMED])}{more}")
+    return notes
 
 
 def seed_footnotes(table: Comparison) -> list[str]:
-    """How many seeds there are, and which differences they do not tell from noise."""
+    """The number of seeds, and the differences too small for them."""
     cells = [cell for cell in table.cells.values() if cell.n]
     if not cells:
-        return ["seeds: no run is finished"]
-    counts = {n: [cell.name for cell in cells if cell.n == n] for n in sorted({cell.n for cell in cells})}
+        return ["seeds: no run has finished"]
+    cells_by_count = {n: [cell.name for cell in cells if cell.n == n] for n in sorted({cell.n for cell in cells})}
     used = sorted({seed for cell in cells for seed in cell.values}, key=lambda s: (len(s), s))
     shown = ", ".join(clean(s, 20) for s in used[:10]) + (", ..." if len(used) > 10 else "")
-    if len(counts) == 1:
-        found = [f"seeds: {next(iter(counts))} in every finished cell ({shown})"]
+    if len(cells_by_count) == 1:
+        notes = [f"seeds: {next(iter(cells_by_count))} in every finished cell ({shown})"]
     else:
-        parts = [f"{n} in {_named(names)}" for n, names in counts.items()]
-        found = [f"seeds: {'; '.join(parts)} ({shown})"]
-    if 1 in counts:
-        found.append(f"one seed only in {_named(counts[1])}: nothing can be said of the spread over seeds there")
-    methods = inconclusive_differences(list(comparable_pairs(cells, table.empty)), table.decimals)
-    within = [
+        parts = [f"{n} in {abbreviate(names, 6)}" for n, names in cells_by_count.items()]
+        notes = [f"seeds: {'; '.join(parts)} ({shown})"]
+    if 1 in cells_by_count:
+        notes.append(f"only one seed in {abbreviate(cells_by_count[1], 6)}: its spread over seeds is unknown")
+    between_rows = inconclusive_differences(list(comparable_pairs(cells, table.empty)), table.decimals)
+    row_pairs = [
         pair
         for row in table.rows
         for pair in combinations([c for c in cells if c.row == row and c.column != table.empty], 2)
         if comparable(*pair)
     ]
-    along = inconclusive_differences(within, table.decimals)
-    if methods:
-        found.append(f"not told apart by these seeds (difference within its standard error): {'; '.join(methods)}")
-    if along:
-        found.append(f"not told apart along the row: {'; '.join(along)}")
-    unsure = inconclusive_differences(
-        [*comparable_pairs(cells, table.empty), *within], table.decimals, above=1.0, errors=2.0
-    )
-    if unsure:
-        found.append(f"unsure (difference of one to two standard errors; --paired says more): {'; '.join(unsure)}")
-    return found
-
-
-def _named(names: Sequence[str], most: int = 6) -> str:
-    return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
+    along_rows = inconclusive_differences(row_pairs, table.decimals)
+    if between_rows:
+        text = "; ".join(between_rows)
+        notes.append(f"not distinguishable with these seeds (difference within its standard error): {text}")
+    if along_rows:
+        notes.append(f"not distinguishable along the row: {'; '.join(along_rows)}")
+    all_pairs = [*comparable_pairs(cells, table.empty), *row_pairs]
+    uncertain = inconclusive_differences(all_pairs, table.decimals, above=1.0, up_to=2.0)
+    if uncertain:
+        notes.append(f"uncertain (one to two standard errors; --paired adds paired tests): {'; '.join(uncertain)}")
+    return notes

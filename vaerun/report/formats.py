@@ -1,4 +1,4 @@
-"""A comparison as Markdown, CSV and LaTeX. Names come from run directories: each format escapes what it would read."""
+"""A comparison as Markdown, CSV and LaTeX. Names come from run directories and are escaped for each format."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ def _number(value: float | None, digits: int = 2, sign: str = "") -> str:
 
 
 def table_rows(table: Comparison) -> list[list[str]]:
-    """Head and rows as text: a line for each row, and two more where published numbers stand beside it."""
+    """Header and rows as text; a row with published numbers is followed by those and the differences."""
     corner = f"{table.axes[0]} / {table.axes[1]}" if table.axes[1] else table.axes[0]
-    found = [[corner, *([table.metric] if table.columns == ["all"] else table.columns)]]
+    lines = [[corner, *([table.metric] if table.columns == ["all"] else table.columns)]]
     for row in table.rows:
         cells = [table.cells.get((row, column)) for column in table.columns]
-        found.append([row, *("" if cell is None else cell.format(table.decimals) for cell in cells)])
+        lines.append([row, *("" if cell is None else cell.format(table.decimals) for cell in cells)])
         if any(cell is not None and cell.published is not None for cell in cells):
-            known = ["" if cell is None or cell.published is None else f"{cell.published:.10g}" for cell in cells]
-            apart = ["" if cell is None else _number(cell.difference, table.decimals, "+") for cell in cells]
-            found.append([f"{row}, published", *known])
-            if any(apart):
-                found.append([f"{row}, difference", *apart])
-    return found
+            published = ["" if cell is None or cell.published is None else f"{cell.published:.10g}" for cell in cells]
+            differences = ["" if cell is None else _number(cell.difference, table.decimals, "+") for cell in cells]
+            lines.append([f"{row}, published", *published])
+            if any(differences):
+                lines.append([f"{row}, difference", *differences])
+    return lines
 
 
 def cost_rows(table: Comparison) -> list[list[str]]:
-    """Head and rows of the table of times: a line for each cell with a number."""
-    head = [table.axes[0], *([table.axes[1]] if table.axes[1] else []), f"mean {table.metric}", "runs"]
-    found = [[*head, "training s", "steps/s", "evaluation s", "on"]]
+    """Header and rows of the table of times, a row for each cell with a mean."""
+    header = [table.axes[0], *([table.axes[1]] if table.axes[1] else []), f"mean {table.metric}", "runs"]
+    lines = [[*header, "training s", "steps/s", "evaluation s", "on"]]
     for cell in table.cells.values():
         if cell.n:
-            took = cost(cell)
-            place = [cell.row, *([cell.column] if table.axes[1] else [])]
-            own = [*place, _number(cell.mean, table.decimals), str(cell.n)]
-            found.append([*own, _number(took.train, 1), _number(took.rate), _number(took.evaluation, 1), took.hardware])
-    return found
+            times = cost(cell)
+            line = [
+                cell.row,
+                *([cell.column] if table.axes[1] else []),
+                _number(cell.mean, table.decimals),
+                str(cell.n),
+            ]
+            line += [_number(times.train, 1), _number(times.rate), _number(times.evaluation, 1), times.hardware]
+            lines.append(line)
+    return lines
 
 
 def _grid(lines: Sequence[Sequence[str]]) -> str:
@@ -57,13 +62,13 @@ def _grid(lines: Sequence[Sequence[str]]) -> str:
 
 
 def cell_meaning(table: Comparison) -> str:
-    """Of a cell."""
-    of = "n runs, not of seeds alone (below)" if table.mixed else "n seeds"
-    return f"each cell: mean ± sample standard deviation over {of} (n=1 has none)"
+    """What a cell's numbers are."""
+    sample = "n runs that differ in more than their seeds (see below)" if table.mixed else "n seeds"
+    return f"each cell: mean ± sample standard deviation over {sample} (n=1 has none)"
 
 
 def to_markdown(table: Comparison, compared: Sequence[PairedTest] = ()) -> str:
-    """The table, what is to be known of it, paired tests, and what the runs took."""
+    """The table with its caption, footnotes, paired tests and times."""
     caption = f"{table.caption}; {cell_meaning(table)}"
     if table.empty is not None and len(table.columns) > 1:
         caption += f"; column {table.empty}: no {table.axes[1]}"
@@ -72,9 +77,9 @@ def to_markdown(table: Comparison, compared: Sequence[PairedTest] = ()) -> str:
     if compared:
         parts += [escape_markdown(_PAIRED), _grid(paired_rows(table, compared))]
     if any(cell.n for cell in table.cells.values()):
-        parts += ["Time of a run, mean over the cell's finished runs:", _grid(cost_rows(table))]
-        slow = timing_warnings(list(table.cells.values()))
-        parts += ["\n".join(f"- {escape_markdown(note, line=True)}" for note in slow)] if slow else []
+        parts += ["Time per run, mean over the cell's finished runs:", _grid(cost_rows(table))]
+        notes = timing_warnings(list(table.cells.values()))
+        parts += ["\n".join(f"- {escape_markdown(note, line=True)}" for note in notes)] if notes else []
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,9 +91,9 @@ _PAIRED = (
 
 
 def paired_rows(table: Comparison, compared: Sequence[PairedTest]) -> list[list[str]]:
-    """Head and a line for each pair of cells."""
-    found = [["pair", "n", "difference", "se", "t", "p", "by seed, over images"]]
-    places = table.decimals
+    """Header and a row for each pair of cells."""
+    lines = [["pair", "n", "difference", "se", "t", "p", "by seed, over images"]]
+    decimals = table.decimals
     for pair in compared:
         by_seed = []
         for seed, images in pair.images.items():
@@ -96,36 +101,37 @@ def paired_rows(table: Comparison, compared: Sequence[PairedTest]) -> list[list[
                 by_seed.append(f"{seed}: {images}")
             else:
                 by_seed.append(
-                    f"{seed}: {fixed(images[0], places, '+')} ± {fixed(images[1], places)} ({images[2]} images)"
+                    f"{seed}: {fixed(images[0], decimals, '+')} ± {fixed(images[1], decimals)} ({images[2]} images)"
                 )
-        few = len(pair.seeds) < 2
-        number = [_number(pair.mean, places, "+"), _number(pair.se, places)]
-        test = (
-            ["fewer than 2 common seeds", ""] if few else [_number(pair.t), "" if pair.p is None else f"{pair.p:.2g}"]
-        )
-        if not few and pair.t is None:
-            test[0] = "all differences are the same"
-        found.append([f"{pair.one.name} - {pair.other.name}", str(len(pair.seeds)), *number, *test, "; ".join(by_seed)])
-    return found
+        if len(pair.seeds) < 2:
+            test = ["fewer than 2 common seeds", ""]
+        elif pair.t is None:
+            test = ["all differences are equal", "" if pair.p is None else f"{pair.p:.2g}"]
+        else:
+            test = [_number(pair.t), "" if pair.p is None else f"{pair.p:.2g}"]
+        difference = [_number(pair.mean, decimals, "+"), _number(pair.se, decimals)]
+        name = f"{pair.a.name} - {pair.b.name}"
+        lines.append([name, str(len(pair.seeds)), *difference, *test, "; ".join(by_seed)])
+    return lines
 
 
 def to_csv(table: Comparison) -> str:
-    """One line a cell, numbers in full; text that a spreadsheet would read as a formula begins with an apostrophe."""
+    """One line per cell with all digits; text that a spreadsheet would take for a formula starts with an apostrophe."""
     runs = table.runs()
     count, split = captions.evaluated_images(table.metric, runs) if runs else ("", "")
-    fixed = {
+    shared = {
         "rows": table.axes[0],
         "columns": table.axes[1],
         "metric": table.metric,
         "unit": captions.unit(table.metric, runs) if runs else "",
         "split": split,
     }
-    fixed |= {
+    shared |= {
         "images": count,
         "K": captions.importance_samples(runs) if runs else "",
         "mixed": str(table.mixed).lower(),
     }
-    lines = [_record(table, cell) | {k: escape_csv(v) for k, v in fixed.items()} for cell in table.cells.values()]
+    lines = [_csv_row(table, cell) | {k: escape_csv(v) for k, v in shared.items()} for cell in table.cells.values()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -133,29 +139,29 @@ def to_csv(table: Comparison) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def _record(table: Comparison, cell: Cell) -> dict[str, object]:
-    took = cost(cell)
+def _csv_row(table: Comparison, cell: Cell) -> dict[str, object]:
+    times = cost(cell)
     column: object = "" if cell.column == table.empty else escape_csv(cell.column)
     if cell.column in table.steps:
         column = f"{table.steps[cell.column]:.15g}"
-    found: dict[str, object] = {"row": escape_csv(cell.row), "column": column}
-    found |= {"seeds": escape_csv(" ".join(cell.values)), "n": cell.n, "mean": cell.mean, "sd": cell.sd, "se": cell.se}
-    found |= {"published": cell.published, "difference": cell.difference, "runs": len(cell.runs), OK: cell.n}
-    found |= {state.replace(" ", "_"): cell.states[state] for state in STATES} | {
+    line: dict[str, object] = {"row": escape_csv(cell.row), "column": column}
+    line |= {"seeds": escape_csv(" ".join(cell.values)), "n": cell.n, "mean": cell.mean, "sd": cell.sd, "se": cell.se}
+    line |= {"published": cell.published, "difference": cell.difference, "runs": len(cell.runs), OK: cell.n}
+    line |= {state.replace(" ", "_"): cell.states[state] for state in STATES} | {
         "state": escape_csv(cell.format(table.decimals))
     }
-    found |= {"train_seconds": took.train, "steps_per_second": took.rate, "evaluation_seconds": took.evaluation}
-    return found | {"hardware": escape_csv(took.hardware)}
+    line |= {"train_seconds": times.train, "steps_per_second": times.rate, "evaluation_seconds": times.evaluation}
+    return line | {"hardware": escape_csv(times.hardware)}
 
 
 def to_latex(table: Comparison) -> str:
-    """A `tabular` and its notes for a document without packages, to be read by `\\input`."""
+    """A `tabular` with its notes, to be read by `\\input`; needs no packages."""
     caption = escape_tex(f"{table.caption}; {cell_meaning(table)}")
     text = [*_tabular(table_rows(table)), "", rf"\par\smallskip{{\footnotesize {caption}.\par"]
     text += [rf"{escape_tex(note)}.\par" for note in [*table.notes, *timing_warnings(list(table.cells.values()))]]
     text += [
         "}",
-        r"\par\smallskip Time of a run, mean over the cell's finished runs:\par",
+        r"\par\smallskip Time per run, mean over the cell's finished runs:\par",
         *_tabular(cost_rows(table)),
     ]
     return "\n".join(text)

@@ -1,4 +1,4 @@
-"""One row for each run directory below a folder, from its result.json and .hydra/config.yaml alone."""
+"""One row for each run directory below a folder, read from its result.json and .hydra/config.yaml alone."""
 
 from __future__ import annotations
 
@@ -23,36 +23,35 @@ COLUMNS = (
     "test/categorical_1_accuracy", "test/observation_variance", "test/ais", "folder",
 )  # fmt: skip
 
-WHERE_ANY = COLUMNS[COLUMNS.index("network") + 1 : -1]  # shown where some run has a value
-WHERE_DIFFERENT = ("network",)  # shown where two runs have different ones
+OPTIONAL = COLUMNS[COLUMNS.index("network") + 1 : -1]  # shown if any run has a value
+IF_DIFFERENT = ("network",)  # shown if two runs differ
 
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
 
 def rows(folder: Path, where: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The runs below `folder`, sorted by data, pixels, model, T, estimator and seed.
+    """The runs below a folder, one row per run, sorted by SORT.
 
     Arguments:
-        where: KEY=VALUE, that runs must have to be listed.
+        folder: searched recursively.
+        where: conditions KEY=VALUE on the runs to list.
 
-    Raises InputError when there are none.
+    Raises InputError where there are none.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name one with run directories, e.g. outputs")
+        raise InputError(f"{folder} is not a folder: name one with run directories, e.g. outputs")
     paths = sorted(folder.rglob("result.json"))
     if not paths:
-        raise InputError(f"there is no run below {folder}: name a folder with run directories, e.g. outputs")
+        raise InputError(f"no run below {folder}: name a folder with run directories, e.g. outputs")
     if where:
-        there = {path.parent for path in paths}
-        wanted = {
-            run.folder for run in filter_runs([run for run in read_runs(folder)[0] if run.folder in there], where)
-        }
-        paths = [path for path in paths if path.parent in wanted]
-    found = [_row(path, folder) for path in paths]
-    return sorted(found, key=lambda r: tuple(_rank(r[c]) for c in SORT))
+        folders = {path.parent for path in paths}
+        runs = [run for run in read_runs(folder)[0] if run.folder in folders]
+        selected = {run.folder for run in filter_runs(runs, where)}
+        paths = [path for path in paths if path.parent in selected]
+    return sorted((_row(path, folder) for path in paths), key=lambda row: tuple(_sort_key(row[c]) for c in SORT))
 
 
-def _rank(value: Any) -> tuple[str, float, str]:
+def _sort_key(value: Any) -> tuple[str, float, str]:
     return type(value).__name__, value if is_number(value) else 0.0, str(value)
 
 
@@ -60,10 +59,10 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row["folder"] = str(path.parent.relative_to(root))
     try:
-        record = read_json(path, root=path.parent)
+        result = read_json(path, root=path.parent)
         for key in ("data", "model", "estimator", "seed", "status"):
-            row[key] = record[key]
-        metrics, protocol = record["metrics"], record["protocol"]
+            row[key] = result[key]
+        metrics, protocol = result["metrics"], result["protocol"]
         row["epoch"] = protocol["selected_epoch"]
         for key in COLUMNS:
             if "/" in key:
@@ -71,7 +70,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         row["± se"] = metrics.get("test/log_likelihood_se")
         if row["test/log_likelihood"] is not None:
             row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
-        row["pixels"], row["likelihood"] = pixels(protocol), protocol["likelihood"]
+        row["pixels"], row["likelihood"] = pixel_space(protocol), protocol["likelihood"]
         row["given"] = "label" if protocol["conditional"] else None  # log p(x | label), not log p(x)
         config = read_config(path.parent / ".hydra" / "config.yaml", path.parent)
         row["network"] = network_of((config["model"].get(part) or {}).get("_target_") for part in NETWORKS)
@@ -79,12 +78,12 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
             row["generated"] = protocol["generated"]["samples"]
         row["T"], row["d"] = (config["model"]["inference"] or {}).get("steps"), config["model"]["latent_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        row["status"] = f"{row['status'] or ''} (unreadable record)".strip()
-    return {column: _short(column, value) for column, value in row.items()}
+        row["status"] = f"{row['status'] or ''} (unreadable)".strip()
+    return {column: _shorten(column, value) for column, value in row.items()}
 
 
-def pixels(protocol: dict[str, Any]) -> str:
-    """In which space a density is: numbers of different ones do not compare."""
+def pixel_space(protocol: dict[str, Any]) -> str:
+    """The space that a density is over: densities over different spaces do not compare."""
     if protocol["logit"]:
         return "logit"
     if protocol["dequantize"]:
@@ -92,41 +91,41 @@ def pixels(protocol: dict[str, Any]) -> str:
     return "as stored" if protocol["binarize"] == "none" else f"binarised ({protocol['binarize']})"
 
 
-def _cell(column: str, value: Any) -> str:
+def _format(column: str, value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, float):
         return escape_markdown(clean(value))
-    return format(value, ".4g") if column in WHERE_ANY else fixed(value, 2)
+    return format(value, ".4g") if column in OPTIONAL else fixed(value, 2)
 
 
-def _short(column: str, value: Any) -> Any:
-    """A metric that a record holds as a whole number of many digits as the float that it is meant to be."""
+def _shorten(column: str, value: Any) -> Any:
+    """A metric stored as a huge integer, as a float."""
     huge = isinstance(value, int) and ("/" in column or column == "± se") and abs(value) >= LONG**2
     return float(value) if huge and is_number(value) else value
 
 
 def _is_shown(column: str, values: set[str]) -> bool:
-    least = 1 if column in WHERE_ANY else 2 if column in WHERE_DIFFERENT else 0
-    return len(values) >= least
+    minimum = 1 if column in OPTIONAL else 2 if column in IF_DIFFERENT else 0
+    return len(values) >= minimum
 
 
-def to_markdown(found: list[dict[str, Any]]) -> str:
-    """A table in Markdown; log-likelihoods and bounds in nats per image."""
-    columns = [c for c in COLUMNS if _is_shown(c, {str(r[c]) for r in found if r[c] is not None})]
-    lines = [columns, *([_cell(c, r[c]) for c in columns] for r in found)]
+def to_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; log-likelihoods and bounds in nats per image."""
+    columns = [c for c in COLUMNS if _is_shown(c, {str(r[c]) for r in rows if r[c] is not None})]
+    lines = [columns, *([_format(c, r[c]) for c in columns] for r in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = ["| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in lines]
     text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(text)
 
 
-def to_csv(found: list[dict[str, Any]]) -> str:
-    """The same as CSV, numbers in full; text that a spreadsheet would read as a formula begins with an apostrophe."""
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV with all digits; text that a spreadsheet would take for a formula starts with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    plain = (int, float, type(None))
-    for row in found:
-        writer.writerow({k: v if isinstance(v, plain) else escape_csv(clean(v, 1000)) for k, v in row.items()})
+    unquoted = (int, float, type(None))
+    for row in rows:
+        writer.writerow({k: v if isinstance(v, unquoted) else escape_csv(clean(v, 1000)) for k, v in row.items()})
     return buffer.getvalue().rstrip("\n")

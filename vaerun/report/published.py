@@ -1,4 +1,4 @@
-"""Published numbers and what is known of how they were measured, from published.yaml in this folder."""
+"""Published numbers and the protocol they were measured with, from published.yaml in this folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vaerun.text import did_you_mean
 
 @dataclass(frozen=True)
 class Published:
-    """A table of numbers of others.
+    """A published table.
 
     Attributes:
-        name: in published.yaml.
+        name: its key in published.yaml.
         title, source: in words.
-        data, rows, columns, metric: what it is of; a table of ours agrees in all four.
+        data, rows, columns, metric: our table must agree in all four.
         values: (row, column) as canonical settings -> number.
-        order: the rows, in the source's order.
+        order: the rows in the source's order.
         protocol, notes, methods, unpublished: see published.yaml.
     """
 
@@ -45,77 +45,77 @@ class Published:
     unpublished: dict[str, str]
 
     def mismatch(self, rows: Sequence[str], columns: Sequence[str], metric: str, data: Iterable[Any]) -> str:
-        """Why it cannot stand beside a table of these rows, columns, metric and data sets; '' where it can."""
-        for what, own, asked in (
+        """Why it does not apply to a table of these rows, columns, metric and data sets; '' where it does."""
+        for what, theirs, ours in (
             ("rows are", self.rows, ",".join(rows)),
             ("columns are", self.columns, ",".join(columns) or "none"),
             ("metric is", self.metric, metric),
             ("data set is", self.data, ", ".join(sorted({clean(d, 60) for d in data})) or self.data),
         ):
-            if own != asked:
-                return f"its {what} {own}, here {asked}"
+            if theirs != ours:
+                return f"its {what} {theirs}, here {ours}"
         return ""
 
     def differences(self, runs: Sequence[Run]) -> list[str]:
-        """A line for each difference between our protocol and the source's, as far as it is known."""
-        found = []
+        """A footnote for each known difference between our protocol and the source's."""
+        notes = []
         for entry in self.protocol:
             only = entry.get("only")
-            asked = [run for run in runs if only is None or run.setting("model") in only]
-            ours = list(dict.fromkeys(_ours(run, entry["key"]) for run in asked if _has(run, entry["key"])))
+            affected = [run for run in runs if only is None or run.setting("model") in only]
+            ours = list(dict.fromkeys(_our_value(run, entry["key"]) for run in affected if _has(run, entry["key"])))
             stated = None if "is" not in entry else _shown(entry["is"])
             if not ours or ours == [stated]:
                 continue
-            whose = f"{', '.join(TITLES.get(m, m) for m in only)}, " if only else ""
-            found.append(f"{whose}{entry['name']}: ours {' and '.join(ours)}; published {entry.get('says', stated)}")
-        return found
+            methods = f"{', '.join(TITLES.get(m, m) for m in only)}, " if only else ""
+            notes.append(f"{methods}{entry['name']}: ours {' and '.join(ours)}; published {entry.get('says', stated)}")
+        return notes
 
     def footnotes(self, rows: Iterable[Any]) -> list[str]:
-        """A line for each thing to know of the methods that a table shows, and of the source."""
+        """Footnotes on the methods that a table shows, and on the source."""
         shown = [row for row in rows if isinstance(row, str)]
-        found = [f"{TITLES.get(row, row)}: {self.methods[row]}" for row in shown if row in self.methods]
-        found += [f"{TITLES.get(row, row)}: {self.unpublished[row]}" for row in shown if row in self.unpublished]
-        return [*found, *self.notes]
+        notes = [f"{TITLES.get(row, row)}: {self.methods[row]}" for row in shown if row in self.methods]
+        notes += [f"{TITLES.get(row, row)}: {self.unpublished[row]}" for row in shown if row in self.unpublished]
+        return [*notes, *self.notes]
 
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else clean(canonical(value), 60)
 
 
-def _place(run: Run, key: str) -> tuple[dict[str, Any], str]:
+def _section_and_key(run: Run, key: str) -> tuple[dict[str, Any], str]:
     if key.startswith("protocol."):
         return run.section("protocol"), key.removeprefix("protocol.")
     return run.settings, key
 
 
 def _has(run: Run, key: str) -> bool:
-    found, name = _place(run, key)
-    return name in found
+    section, name = _section_and_key(run, key)
+    return name in section
 
 
-def _ours(run: Run, key: str) -> str:
-    found, name = _place(run, key)
-    return "none" if found[name] is None else clean(_shown(found[name]), 60)
+def _our_value(run: Run, key: str) -> str:
+    section, name = _section_and_key(run, key)
+    return "none" if section[name] is None else clean(_shown(section[name]), 60)
 
 
 @cache
 def _all() -> dict[str, Any]:
-    found = read_yaml(Path(__file__).parent / "published.yaml")
-    assert isinstance(found, dict)
-    return found
+    tables = read_yaml(Path(__file__).parent / "published.yaml")
+    assert isinstance(tables, dict)
+    return tables
 
 
 def names() -> list[str]:
-    """Of the tables that there are."""
+    """Names of the published tables."""
     return list(_all())
 
 
 def load(name: str) -> Published:
-    """A table by its name. Raises InputError where there is none."""
+    """The published table of this name. Raises InputError where there is none."""
     if name not in _all():
         known = names()
         raise InputError(
-            f"there are no published numbers {clean(name, 60)}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
+            f"unknown published numbers {clean(name, 60)}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )
     entry = dict(_all()[name])
     values: dict[tuple[str, str], float] = {}

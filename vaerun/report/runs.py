@@ -1,8 +1,7 @@
-"""Runs read from their directories and from the plan of a sweep, whatever state they are in.
+"""Runs, read from their directories and from a sweep's plan, in whatever state they are.
 
-A run directory may be damaged, of an older version, in use, or a stranger's: what cannot be read makes the run
-`unreadable`, never an error. `sweep.json` names the jobs that were planned; one whose folder has no result.json is
-missing.
+A run directory may be damaged, from an older version, in use or malicious: whatever cannot be read makes the run
+`unreadable` and never raises. `sweep.json` lists the planned jobs; one without a result.json is `missing`.
 """
 
 from __future__ import annotations
@@ -27,34 +26,34 @@ OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
 )  # fmt: skip
 PLAN = "sweep.json"
-NETWORKS = ("encoder", "decoder", "generator", "discriminator")  # of `model`, each with a class of its own
+NETWORKS = ("encoder", "decoder", "generator", "discriminator")  # parts of `model` that have a class each
 
 
 def network_of(targets: Iterable[Any]) -> str | None:
-    """The kind of networks by their classes, as `network=` names it: conv for ConvEncoder and ConvDecoder.
+    """The choice of `network=` that these classes belong to: conv for ConvEncoder and ConvDecoder.
 
-    Several where the parts are of different kinds; None where there are none.
+    Several, joined by /, where the parts differ; None where there are none.
     """
-    names = [str(target).rpartition(".")[2] for target in targets if target is not None]
-    kinds = [re.sub(f"({'|'.join(NETWORKS)})$", "", name.lower()) or name for name in names]
-    return "/".join(dict.fromkeys(kinds)) or None
+    classes = [str(target).rpartition(".")[2] for target in targets if target is not None]
+    choices = [re.sub(f"({'|'.join(NETWORKS)})$", "", name.lower()) or name for name in classes]
+    return "/".join(dict.fromkeys(choices)) or None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, or one job that shall become one.
+    """A run, or a planned job that has not started.
 
     Attributes:
-        folder: its directory.
-        name: the same below the folder that was read, printable.
-        state: OK, FAILED, INTERRUPTED (saved, then left), STOPPED (says running, and no process holds the folder),
-            RUNNING, UNREADABLE or MISSING.
-        progress: share of the training's steps that are done, if known.
+        folder: run directory.
+        name: its path relative to the folder that was read, printable.
+        state: OK, FAILED, INTERRUPTED (saved and exited), STOPPED (recorded as running, but no process holds the
+            lock), RUNNING, UNREADABLE or MISSING.
+        progress: fraction of the training steps done, if known.
         error: why it failed or cannot be read; one printable line.
-        record: result.json, {} where there is none.
+        result: content of result.json; {} where there is none.
         settings: the resolved configuration by dotted keys, lists as leaves; {} where it is not known.
-        table: what the sweep's configuration says of its table.
-        planned: a sweep.json names it.
+        table: `sweep.table` of its configuration.
+        planned: whether a sweep.json lists it.
     """
 
     folder: Path
@@ -68,14 +67,13 @@ class Run:
     planned: bool = False
 
     def section(self, name: str) -> dict[str, Any]:
-        """A mapping of the record, such as protocol, by dotted keys; {} where it has none."""
-        found = self.result.get(name)
-        return _flat_or_empty(found)
+        """A section of the result, such as protocol, by dotted keys; {} where it has none."""
+        return _flat_or_empty(self.result.get(name))
 
-    def number(self, part: str, key: str) -> float | None:
-        """A finite number of the record, e.g. ("metrics", "test/elbo"); None where there is none."""
-        found = self.result.get(part)
-        value = found.get(key) if isinstance(found, dict) else None
+    def number(self, section: str, key: str) -> float | None:
+        """A finite number of the result, e.g. ("metrics", "test/elbo"); None where there is none."""
+        values = self.result.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
         return float(value) if is_number(value) else None
 
     @property
@@ -83,134 +81,136 @@ class Run:
         return self.settings.get("seed", self.result.get("seed"))
 
     def setting(self, key: str) -> Any:
-        """The setting of a dotted key (of a group such as model: its choice's name), None where it has none."""
+        """The value of a dotted key (of a group such as model: the name of its choice); None where it has none."""
         if key in self.settings:
             return self.settings[key]
-        if key == "network":  # the configuration does not keep this group's choice: its parts' class says it
+        if key == "network":  # the configuration does not record this choice, but the classes reveal it
             return network_of([self.settings.get(f"model.{part}._target_") for part in NETWORKS])
         return self.settings.get(f"{key}.name")
 
 
-def _flat_settings(value: Any) -> dict[str, Any]:
+def _flatten_mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
-        raise ValueError("no mapping")
+        raise ValueError("not a mapping")
     check_size(value, CONFIG_VALUES)
     return dict(flatten(value))
 
 
 def _flat_or_empty(value: Any) -> dict[str, Any]:
     try:
-        return _flat_settings(value)
+        return _flatten_mapping(value)
     except ValueError:
         return {}
 
 
-def _json(path: Path, most: int) -> dict[str, Any]:
-    """Raises OSError and ValueError."""
-    found = read_json(path, most, path.parent)
-    if not isinstance(found, dict):
-        raise ValueError("no mapping")
-    return found
+def _read_mapping(path: Path, maximum_bytes: int) -> dict[str, Any]:
+    """Read a JSON object. Raises OSError and ValueError."""
+    value = read_json(path, maximum_bytes, path.parent)
+    if not isinstance(value, dict):
+        raise ValueError("not a mapping")
+    return value
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """.hydra/config.yaml by dotted keys; {} where there is none that can be read."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """.hydra/config.yaml by dotted keys; {} where it cannot be read."""
     try:
-        return _flat_settings(read_config(folder / ".hydra" / "config.yaml", folder))
+        return _flatten_mapping(read_config(folder / ".hydra" / "config.yaml", folder))
     except (OSError, ValueError):
         return {}
 
 
 def _progress(folder: Path, total_steps: Any, settings: dict[str, Any]) -> float | None:
-    """From the last whole line of metrics.jsonl, against the plan's steps or else the configuration's epochs."""
-    for record in read_last_lines(folder / "metrics.jsonl")[-1:]:
-        for key, whole in (("step", total_steps), ("epoch", settings.get("trainer.epochs"))):
-            share = _share(record.get(key), whole)
-            if share is not None:
-                return share
+    """The last complete line of metrics.jsonl relative to the plan's steps, or else the configuration's epochs."""
+    for line in read_last_lines(folder / "metrics.jsonl")[-1:]:
+        for key, total in (("step", total_steps), ("epoch", settings.get("trainer.epochs"))):
+            fraction = _fraction(line.get(key), total)
+            if fraction is not None:
+                return fraction
     return None
 
 
-def _busy(folder: Path) -> bool:
-    """A lock that is a link (a hard one too) was not made by a run; to try it would write to where it points."""
+def _is_running(folder: Path) -> bool:
+    # A lock that is a link, symbolic or hard, was not made by a run, and probing it would write to its target.
     try:
-        found = (folder / ".lock").lstat()
+        status = (folder / ".lock").lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and is_locked(folder)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and is_locked(folder)
 
 
-def _share(done: Any, whole: Any) -> float | None:
-    known = is_number(done) and is_number(whole) and whole > 0
-    return min(max(done / whole, 0.0), 1.0) if known else None
+def _fraction(done: Any, total: Any) -> float | None:
+    known = is_number(done) and is_number(total) and total > 0
+    return min(max(done / total, 0.0), 1.0) if known else None
 
 
-def _run(folder: Path, name: str, job: dict[str, Any]) -> Run:
-    """The run of a folder; `job` is what the plan says of it, {} for nothing."""
+def _read_run(folder: Path, name: str, job: dict[str, Any]) -> Run:
+    """The run in a folder; `job` is its entry in a plan, {} where there is none."""
     planned = _flat_or_empty(job.get("config"))
-    settings = _config(folder) or planned
-    # What was planned last: `sweep.table` is no part of a run, so that a run keeps the one that it began with.
+    settings = _read_settings(folder) or planned
+    # The plan comes first: `sweep.table` is not part of a run's identity, so its configuration may hold an older one.
     table = {
         k.removeprefix("sweep.table."): v for k, v in (planned or settings).items() if k.startswith("sweep.table.")
     }
     known: dict[str, Any] = {"settings": settings, "table": table, "planned": bool(job)}
     try:
-        record = _json(folder / "result.json", RESULT_BYTES)
+        result = _read_mapping(folder / "result.json", RESULT_BYTES)
     except FileNotFoundError:
-        return Run(folder, name, RUNNING if _busy(folder) else MISSING, **known)
+        return Run(folder, name, RUNNING if _is_running(folder) else MISSING, **known)
     except (OSError, ValueError) as error:
         return Run(folder, name, UNREADABLE, error=clean(f"result.json: {error}"), **known)
-    state = record.get("status")
+    state = result.get("status")
     if state == "running":
-        state = RUNNING if _busy(folder) else STOPPED
-    why = clean(record["error"]) if record.get("error") else ""
+        state = RUNNING if _is_running(folder) else STOPPED
+    error_line = clean(result["error"]) if result.get("error") else ""
     if state not in (OK, FAILED, INTERRUPTED, RUNNING, STOPPED):
-        state, why = UNREADABLE, clean(f"result.json has the status {state!r}")
-    if state == OK and not all(isinstance(record.get(k), dict) for k in ("metrics", "protocol")):
-        state, why = UNREADABLE, "result.json holds no metrics and protocol"
+        state, error_line = UNREADABLE, clean(f"result.json has the status {state!r}")
+    if state == OK and not all(isinstance(result.get(k), dict) for k in ("metrics", "protocol")):
+        state, error_line = UNREADABLE, "result.json has no metrics or protocol"
     progress = None
     if state in (RUNNING, STOPPED, INTERRUPTED):
         progress = _progress(folder, job.get("total_steps"), settings)
-    return Run(folder, name, state, progress, why, record, **known)
+    return Run(folder, name, state, progress, error_line, result, **known)
 
 
-def _plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """The folders and entries of a sweep.json; a folder that is not below the plan's is left out, with a note.
+def _read_plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """(folder, entry) of each job in a sweep.json; a folder that is not below the plan's is skipped with a note.
 
     Raises OSError and ValueError.
     """
-    jobs = _json(path, PLAN_BYTES).get("jobs")
+    jobs = _read_mapping(path, PLAN_BYTES).get("jobs")
     if not isinstance(jobs, list):
         raise ValueError("no list of jobs")
-    found = []
+    entries = []
     for job in jobs:
         name = job.get("folder") if isinstance(job, dict) else None
         if not isinstance(name, str) or not name or "\0" in name:
             continue
         if ".." in Path(name).parts or not is_inside(path.parent / name, path.parent):
-            notes.append(f"the plan names {clean(name)}, which is not below {clean(path.parent.name)}: left out")
+            notes.append(f"the plan names {clean(name)}, which is not below {clean(path.parent.name)}: skipped")
             continue
-        found.append((path.parent / name, job))
-    return found
+        entries.append((path.parent / name, job))
+    return entries
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """All runs below a folder, those of sweeps' plans first and in their order; and what is to be said of the reading.
+    """All runs below a folder, planned ones first and in their order, and footnotes on what could not be read.
 
     Raises InputError where there are none.
     """
     if not root.is_dir():
-        raise InputError(f"{clean(root)} is no folder: name one with run directories, e.g. outputs")
+        raise InputError(f"{clean(root)} is not a folder: name one with run directories, e.g. outputs")
     jobs: dict[Path, dict[str, Any]] = {}
     notes: list[str] = []
     for path in sorted(root.rglob(PLAN)):
         try:
-            jobs |= dict(_plan(path, notes))
+            jobs |= dict(_read_plan(path, notes))
         except (OSError, ValueError) as error:
-            notes.append(f"{clean(path.relative_to(root))} cannot be read ({clean(error)}): jobs not begun are unknown")
+            notes.append(
+                f"{clean(path.relative_to(root))} cannot be read ({clean(error)}): jobs not started are unknown"
+            )
     folders = dict.fromkeys([*jobs, *sorted(path.parent for path in root.rglob("result.json"))])
     if not folders:
-        raise InputError(f"there is no run below {clean(root)}: name a folder with run directories, e.g. outputs")
+        raise InputError(f"no run below {clean(root)}: name a folder with run directories, e.g. outputs")
     return [
-        _run(f, clean(f.relative_to(root) if f.is_relative_to(root) else f), jobs.get(f, {})) for f in folders
+        _read_run(f, clean(f.relative_to(root) if f.is_relative_to(root) else f), jobs.get(f, {})) for f in folders
     ], notes

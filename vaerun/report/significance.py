@@ -1,12 +1,12 @@
-"""What the seeds can tell: differences within their standard error, and paired tests.
+"""Significance of differences between cells: standard errors over seeds, and paired tests.
 
-Two cells with means a, b of n_a, n_b seeds and sample standard deviations s_a, s_b differ by a - b with the standard
-error sqrt(s_a^2 / n_a + s_b^2 / n_b). A difference that is not larger is named: these seeds do not tell the two apart.
+Two cells with means a, b over n_a, n_b seeds and sample standard deviations s_a, s_b differ by a - b with standard
+error sqrt(s_a^2 / n_a + s_b^2 / n_b). A difference no larger than that is reported as not distinguishable.
 
-Paired by seed (Student 1908): runs of one seed share their images' order and the initialisation of what they have in
-common, so that the differences d_i = a_i - b_i of common seeds vary less than the values do where that matters;
+Paired by seed (Student 1908): runs of one seed share the order of images and the initialisation of common parameters,
+so that the differences d_i = a_i - b_i over common seeds can vary less than the values themselves;
 t = mean(d) / (sd(d) / sqrt(n)) with n - 1 degrees of freedom. Within one seed the difference is also paired over test
-images: its mean and standard error over images say how sure the difference of these two trained models is, not what
+images: its mean and standard error over images quantify the difference between these two trained models, not what
 another seed would give.
 """
 
@@ -29,49 +29,45 @@ from vaerun.text import fixed
 
 
 def comparable_pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
-    """Cells of two rows: of one column, and each against the rows that stand in the column `empty` alone."""
+    """Pairs of cells of different rows: within each column, and against rows that only have the column `empty`."""
     columns = list(dict.fromkeys(cell.column for cell in cells))
-    alone = [c for c in cells if c.column == empty and not any(o.row == c.row and o.column != empty for o in cells)]
+    constant = [c for c in cells if c.column == empty and not any(o.row == c.row and o.column != empty for o in cells)]
     for column in columns:
-        here = [cell for cell in cells if cell.column == column]
-        both = [*combinations(here, 2)]
+        in_column = [cell for cell in cells if cell.column == column]
+        pairs = [*combinations(in_column, 2)]
         if column != empty:
-            both += [(cell, other) for cell in here for other in alone]
-        yield from (pair for pair in both if comparable(*pair))
+            pairs += [(cell, other) for cell in in_column for other in constant]
+        yield from (pair for pair in pairs if comparable(*pair))
 
 
-def comparable(one: Cell, other: Cell) -> bool:
-    """Whether two cells' numbers compare: an axis of the table may be a part of the protocol (K, binarisation)."""
-    if not one.finished or not other.finished:
+def comparable(a: Cell, b: Cell) -> bool:
+    """Whether the numbers of two cells compare: an axis of the table may belong to the protocol (K, binarisation)."""
+    if not a.finished or not b.finished:
         return True
-    here, there = (protocol_of(cell.finished[0], cell.metric) for cell in (one, other))
-    return all(canonical(here.get(key)) == canonical(there.get(key)) for key in (*INCOMPARABLE, "importance_samples"))
+    first, second = (protocol_of(cell.finished[0], cell.metric) for cell in (a, b))
+    keys = (*INCOMPARABLE, "importance_samples")
+    return all(canonical(first.get(key)) == canonical(second.get(key)) for key in keys)
 
 
-def standard_error(one: Cell, other: Cell) -> float | None:
-    """Of the difference of two cells' means; None where one has fewer than two seeds."""
-    return None if one.se is None or other.se is None else math.hypot(one.se, other.se)
+def standard_error(a: Cell, b: Cell) -> float | None:
+    """Standard error of the difference between two means; None where a cell has fewer than two seeds."""
+    return None if a.se is None or b.se is None else math.hypot(a.se, b.se)
 
 
 def inconclusive_differences(
-    compared: Sequence[tuple[Cell, Cell]], decimals: int, above: float = 0.0, errors: float = 1.0
+    pairs: Sequence[tuple[Cell, Cell]], decimals: int, above: float = 0.0, up_to: float = 1.0
 ) -> list[str]:
-    """A phrase for each two cells whose difference is above `above` and at most `errors` of its standard errors."""
-    found = []
-    for one, other in compared:
-        error = standard_error(one, other)
-        if (
-            error is None
-            or one.mean is None
-            or other.mean is None
-            or not (
-                above * error < abs(one.mean - other.mean) <= errors * error or (above == 0 and one.mean == other.mean)
-            )
-        ):
+    """A phrase for each pair whose difference is more than `above` and at most `up_to` of its standard errors."""
+    phrases = []
+    for a, b in pairs:
+        error = standard_error(a, b)
+        if error is None or a.mean is None or b.mean is None:
             continue
-        difference = f"{fixed(one.mean - other.mean, decimals, '+')}, standard error {fixed(error, decimals)}"
-        found.append(f"{one.name} and {other.name} (difference {difference})")
-    return found
+        difference = a.mean - b.mean
+        if above * error < abs(difference) <= up_to * error or (above == 0 and a.mean == b.mean):
+            text = f"{fixed(difference, decimals, '+')}, standard error {fixed(error, decimals)}"
+            phrases.append(f"{a.name} and {b.name} (difference {text})")
+    return phrases
 
 
 @dataclass(frozen=True)
@@ -79,14 +75,15 @@ class PairedTest:
     """A paired comparison of two cells.
 
     Attributes:
+        a, b: the cells.
         seeds: that both have.
-        mean, se, t, p: of the differences one - other over these seeds; p two-sided. None where there are fewer than
-            two seeds; t and p also where all differences are the same.
+        mean, se, t, p: of the differences a - b over these seeds; p is two-sided. None for fewer than two seeds
+            (`mean`: for none); t and p also where all differences are equal.
         images: seed -> (mean, standard error over images, number of images), or why there is none.
     """
 
-    one: Cell
-    other: Cell
+    a: Cell
+    b: Cell
     seeds: tuple[str, ...]
     mean: float | None
     se: float | None
@@ -95,33 +92,33 @@ class PairedTest:
     images: dict[str, tuple[float, float, int] | str]
 
 
-def paired_test(one: Cell, other: Cell) -> PairedTest:
-    """The comparison of two cells by their common seeds."""
-    seeds = tuple(seed for seed in one.values if seed in other.values)
-    differences = [one.values[seed] - other.values[seed] for seed in seeds]
+def paired_test(a: Cell, b: Cell) -> PairedTest:
+    """Compare two cells over their common seeds."""
+    seeds = tuple(seed for seed in a.values if seed in b.values)
+    differences = [a.values[seed] - b.values[seed] for seed in seeds]
     mean = statistics.fmean(differences) if differences else None
     se = t = p = None
     if len(seeds) > 1:
         se = statistics.stdev(differences) / math.sqrt(len(seeds))
-        t, p = _t_test([one.values[s] for s in seeds], [other.values[s] for s in seeds]) if se > 0 else (None, None)
-    runs = [dict(zip(cell.values, cell.finished, strict=True)) for cell in (one, other)]
-    images = {seed: _over_images(runs[0][seed], runs[1][seed], one.metric) for seed in seeds}
-    return PairedTest(one, other, seeds, mean, se, t, p, images)
+        t, p = _t_test([a.values[s] for s in seeds], [b.values[s] for s in seeds]) if se > 0 else (None, None)
+    runs = [dict(zip(cell.values, cell.finished, strict=True)) for cell in (a, b)]
+    images = {seed: _difference_over_images(runs[0][seed], runs[1][seed], a.metric) for seed in seeds}
+    return PairedTest(a, b, seeds, mean, se, t, p, images)
 
 
-def _t_test(one: list[float], other: list[float]) -> tuple[float | None, float | None]:
+def _t_test(a: list[float], b: list[float]) -> tuple[float | None, float | None]:
     from scipy import stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal differences: t is huge, and says so itself
-        found = stats.ttest_rel(one, other)
-    t, p = float(found.statistic), float(found.pvalue)
+        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal differences give a huge t
+        result = stats.ttest_rel(a, b)
+    t, p = float(result.statistic), float(result.pvalue)
     return (t, p) if math.isfinite(t) and math.isfinite(p) else (None, None)
 
 
-def _over_images(one: Run, other: Run, metric: str) -> tuple[float, float, int] | str:
-    """Mean and standard error over images of the difference, or why not."""
-    same = (
+def _difference_over_images(a: Run, b: Run, metric: str) -> tuple[float, float, int] | str:
+    """(mean, standard error, number of images) of the difference per image, or why there is none."""
+    keys = (
         "data_sha256",
         "images.test",
         "images.validation",
@@ -130,10 +127,10 @@ def _over_images(one: Run, other: Run, metric: str) -> tuple[float, float, int] 
         "evaluated_images",
         "binarize",
     )
-    protocols = [protocol_of(run, metric) for run in (one, other)]
-    if any(canonical(protocols[0].get(key)) != canonical(protocols[1].get(key)) for key in same):
-        return "not of the same images"
-    values = [_per_image(run, metric) for run in (one, other)]
+    protocols = [protocol_of(run, metric) for run in (a, b)]
+    if any(canonical(protocols[0].get(key)) != canonical(protocols[1].get(key)) for key in keys):
+        return "different images"
+    values = [_per_image(run, metric) for run in (a, b)]
     if isinstance(values[0], str) or isinstance(values[1], str):
         return next(v for v in values if isinstance(v, str))
     if len(values[0]) != len(values[1]):
@@ -144,25 +141,25 @@ def _over_images(one: Run, other: Run, metric: str) -> tuple[float, float, int] 
 
 
 def _per_image(run: Run, metric: str) -> Any:
-    """The metric of each image [N] float64, or why there is none."""
+    """The metric per image, float64 [N], or why there is none."""
     import numpy as np
 
     name, path = metric.rpartition("/")[2], run.folder / "per_example.npz"
     if metric.partition("/")[0] != protocol_of(run, metric)["evaluated_split"]:
-        return "no values per image of this split"
+        return "no per-image values for this split"
     try:
-        found = read_npz(path, (name,), root=run.folder)
-        if name not in found:
+        arrays = read_npz(path, (name,), root=run.folder)
+        if name not in arrays:
             return f"no {clean(name, 60)} per image"
-        values = found[name]
+        values = arrays[name]
         if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiu":
-            return f"{run.name}: no list of numbers per image"
+            return f"{run.name}: the per-image values are not a list of numbers"
         values = values.astype(np.float64)
-    except Exception:  # numpy raises many kinds for a damaged archive
+    except Exception:  # numpy raises many types for a damaged archive
         return f"{run.name}: per_example.npz cannot be read"
     recorded = run.number("metrics", metric)
     if not np.isfinite(values).all() or recorded is None:
-        return f"{run.name}: values per image are not finite"
+        return f"{run.name}: per-image values are not finite"
     if abs(float(values.mean()) - recorded) > 1e-6 * max(1.0, abs(recorded)):
-        return f"{run.name}: the values per image are not those of result.json"
+        return f"{run.name}: per-image values contradict result.json"
     return values

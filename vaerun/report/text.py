@@ -1,9 +1,10 @@
-"""Text of strangers, made harmless for each format: names, errors and settings come from run directories."""
+"""Untrusted text escaped for each format: names, errors and settings come from run directories."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from vaerun.text import printable
@@ -11,26 +12,32 @@ from vaerun.text import printable
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
-def clean(text: object, most: int = 200) -> str:
-    """Text of a stranger as one printable line of at most so many characters."""
-    return printable(text, most)
+def clean(text: object, maximum: int = 200) -> str:
+    """Untrusted text as one printable line of at most `maximum` characters."""
+    return printable(text, maximum)
+
+
+def abbreviate(names: Sequence[str], maximum: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
+    return ", ".join(names[:maximum]) + more
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a finite number; an integer of hundreds of digits, which no float holds, is none."""
+    """Whether it is a finite number that fits into a float, unlike an integer of hundreds of digits."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def escape_markdown(text: str, line: bool = False) -> str:
-    """Text that Markdown shows as it is: no cell ends, no HTML, link, formula or emphasis begins.
+    """Escape text so that Markdown shows it literally: it neither ends a cell nor starts HTML, a link or a formula.
 
-    `line`: it stands at the beginning of a line, where no heading, quotation or list may begin either.
+    `line`: it stands at the start of a line, where it must not start a heading, a quotation or a list either.
     """
     text = re.sub(r"&(?=#|\w+;)", "&amp;", text)
     for old, new in (("\\", "\\\\"), ("<", "&lt;"), ("`", "'"), ("](", "] (")):
         text = text.replace(old, new)
     text = re.sub(r"([|[*$])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # within a word it is a letter
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # literal within a word
     if not line:
         return text
     text = re.sub(r"^(#|>|~~~|[-+=](?=\s|$|[-+=]))", r"\\\1", text)
@@ -38,9 +45,9 @@ def escape_markdown(text: str, line: bool = False) -> str:
 
 
 def escape_csv(text: str) -> str:
-    """Text that a spreadsheet takes for text: what would be a formula gets an apostrophe before it."""
-    begins = unicodedata.normalize("NFKC", text[:1])  # a full-width = is one too
-    return f"'{text}" if begins in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
+    """Prefix what a spreadsheet would take for a formula with an apostrophe."""
+    start = unicodedata.normalize("NFKC", text[:1])  # a full-width = counts
+    return f"'{text}" if start in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
 
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -50,12 +57,12 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def escape_tex(text: str) -> str:
-    """Text that plain LaTeX sets; letters that it has not without packages lose their accents, or become ?."""
-    found = []
+    """Escape text for LaTeX without packages; letters beyond ASCII lose their accents or become ?."""
+    escaped = []
     for letter in text:
-        plain = _TEX.get(letter)
-        if plain is None:
+        tex = _TEX.get(letter)
+        if tex is None:
             base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
-            plain = "".join(_TEX.get(c, c) for c in base) if base.isprintable() and base else "?"
-        found.append(plain)
-    return "".join(found)
+            tex = "".join(_TEX.get(c, c) for c in base) if base.isprintable() and base else "?"
+        escaped.append(tex)
+    return "".join(escaped)

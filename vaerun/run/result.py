@@ -19,7 +19,7 @@ from vaerun.config.settings import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.models import AdversarialModel
-from vaerun.report.listing import pixels
+from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model
 from vaerun.run.evaluate.descriptions import lines, rows
 from vaerun.storage.atomic import write_atomically
@@ -254,23 +254,24 @@ def table(record: dict[str, Any], folder: Path) -> str:
 
 def _table(record: dict[str, Any], folder: Path) -> str:
     protocol, metrics = record["protocol"], record["metrics"]
+    pixels = pixel_space(protocol)
     images, epoch = protocol["evaluated_images"], f"selected epoch {protocol['selected_epoch']:.4g}"
     split = protocol.get("evaluated_split", "test")
     if protocol["selection"].startswith("none"):
         epoch = "closed form"
     if protocol.get("family") == "adversarial":
         head = (
-            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): adversarial, against {images} {split} "
+            f"{record['model']} on {record['data']} ({pixels} pixels): adversarial, against {images} {split} "
             f"images (± standard error over them where it is a mean), {epoch}"
         )
     elif protocol["importance_samples"] is None:
         head = (
-            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): no likelihood, a plain autoencoder; "
+            f"{record['model']} on {record['data']} ({pixels} pixels): no likelihood, a plain autoencoder; "
             f"means over {images} {split} images (± standard error over them), {epoch}"
         )
     else:
         head = (
-            f"{record['model']} on {record['data']} ({pixels(protocol)} pixels): nats per image, mean over {images} "
+            f"{record['model']} on {record['data']} ({pixels} pixels): nats per image, mean over {images} "
             f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
         )
     other = any(name in metrics for name in ("val/iwae", "val/renyi"))

@@ -94,7 +94,7 @@ def test_a_plan_leads_nowhere(stranger: Path, capsys: Any, cache: Path, tmp_path
     opened = open_all(sweep, capsys, ("table",))
     innocent(opened, sweep, cache)
     assert "hushhush" not in opened.text
-    assert "is not below sweep: left out" in opened.text
+    assert "is not below sweep: skipped" in opened.text
     assert (secret / ".lock").read_text() == "mine"
 
 

@@ -54,7 +54,7 @@ def test_times_that_do_not_compare(tmp_path: Path) -> None:
     same = to_markdown(compare(tmp_path, TableSpec()))
     assert "| 15.0 " in same
     assert "times do not compare" not in same
-    assert "jobs ran side by side (sweep.jobs=2)" in same
+    assert "times include the load of concurrent jobs (sweep.jobs=2)" in same
     run(tmp_path, "vlae", 4, 0, 1.0, **{"record.environment.threads": 8})
     text = to_markdown(compare(tmp_path, TableSpec()))
     assert "hardware or threads differ: cpu some CPU, 1 threads (VAE); cpu some CPU, 8 threads (VLAE T=4)" in text

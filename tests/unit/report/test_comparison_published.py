@@ -116,8 +116,8 @@ def test_cells_that_one_of_the_two_lacks(tmp_path: Path) -> None:
     assert ("VAE+IAF", "T=1") not in table.cells  # neither ours nor published
     assert lines(table)["VAE+IAF"] == ["", "", "", "1.0000 (n=1)", "", ""]
     assert "VAE+IAF: the source has no number for this method on CIFAR-10 with a Gaussian output" in table.notes
-    assert "here, and not published: VAE+IAF T=4, VLAE T=16" in table.notes
-    absent = next(note for note in table.notes if note.startswith("published, and not here: "))
+    assert "here, but not published: VAE+IAF T=4, VLAE T=16" in table.notes
+    absent = next(note for note in table.notes if note.startswith("published, but not here: "))
     assert absent.count("T=") == 12
     assert "VAE, SA-VAE T=1" in absent
 
@@ -136,7 +136,7 @@ def test_numbers_of_something_else(tmp_path: Path, own: dict[str, Any], question
     run(tmp_path, "vlae", 4, 0, 1.0, **own, **{"sweep.table.published": "vlae_cifar10"})
     table = compare(tmp_path, TableSpec(**question))
     assert table.published is None
-    assert f"published numbers (vlae_cifar10) are left out: {why}" in table.notes
+    assert f"published numbers (vlae_cifar10) omitted: {why}" in table.notes
     with pytest.raises(InputError, match=why):
         compare(tmp_path, TableSpec(published="vlae_cifar10", **question))
     assert compare(tmp_path, TableSpec(published="none", **question)).notes == table.notes[1:]

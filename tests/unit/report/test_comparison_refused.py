@@ -50,7 +50,7 @@ def test_each_part_of_the_protocol(tmp_path: Path, key: str) -> None:
     for allowed in (key, "all", f"logit,{key}"):
         table = compare(tmp_path, TableSpec(mix=(allowed,)))
         assert table.mixed
-        assert any(note.startswith(f"mixed, as asked for: {key} is ") for note in table.notes)
+        assert any(note.startswith(f"mixed, as requested: {key} is ") for note in table.notes)
         assert table.cells["VLAE", "T=4"].mean == 2.0
     with pytest.raises(InputError):
         compare(tmp_path, TableSpec(mix=("trainer.epochs",)))
@@ -164,7 +164,7 @@ def test_runs_of_one_cell_differ_in_their_seeds_only(tmp_path: Path) -> None:
     assert compare(tmp_path, TableSpec(where=("trainer.epochs=15",))).cells["VLAE", "T=4"].mean == 1.0
     mixed = compare(tmp_path, TableSpec(mix=("trainer.epochs",)))
     assert mixed.cells["VLAE", "T=4"].mean == 2.0
-    assert any(note.startswith("mixed in VLAE T=4, as asked for: trainer.epochs is 15") for note in mixed.notes)
+    assert any(note.startswith("mixed in VLAE T=4, as requested: trainer.epochs is 15") for note in mixed.notes)
 
 
 @pytest.mark.parametrize(
@@ -254,5 +254,5 @@ def test_what_is_mixed_allows_no_more_than_it_says(tmp_path: Path) -> None:
 
 def test_an_unknown_key_to_mix(tmp_path: Path) -> None:
     run(tmp_path, "vlae", 4, 0, 1.0)
-    with pytest.raises(InputError, match=r"--mix binarise: no run has such a key. Did you mean binarize\?"):
+    with pytest.raises(InputError, match=r"--mix binarise: no run has this key. Did you mean binarize\?"):
         compare(tmp_path, TableSpec(mix=("binarise",)))

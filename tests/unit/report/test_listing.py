@@ -120,7 +120,7 @@ def test_the_listing_is_of_the_runs_asked_for(tmp_path: Path, capsys: pytest.Cap
         assert main([str(tmp_path), "--list", "--format", "csv", *conditions]) == 0
         assert sorted(row["folder"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))) == folders
     assert main([str(tmp_path), "--list", "--where", "data=svhn"]) == 2
-    assert "no run has this value; there are: mnist, cifar10" in capsys.readouterr().err
+    assert "no run has this value; available: mnist, cifar10" in capsys.readouterr().err
 
 
 def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from support.sweeps.records import per_image, run
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison, TableSpec, compare
 from vaerun.report.formats import to_markdown
-from vaerun.report.significance import inconclusive_differences, paired_test, comparable_pairs, standard_error
+from vaerun.report.significance import comparable_pairs, inconclusive_differences, paired_test, standard_error
 
 
 def table_of(root: Path, values: dict[tuple[str, int | None], list[float]]) -> Comparison:
@@ -54,7 +54,7 @@ def test_differences_within_their_standard_error(tmp_path: Path, shift: float, f
     compared = list(comparable_pairs(list(table.cells.values()), table.empty))
     if abs(shift) != 1.0:  # rounding decides there
         assert bool(inconclusive_differences(compared, 2)) == flagged
-    told = "not told apart by these seeds (difference within its standard error): "
+    told = "not distinguishable with these seeds (difference within its standard error): "
     if shift == 0.99:
         assert f"{told}VLAE T=4 and VAE (difference -0.99, standard error 1.00)" in table.notes
 
@@ -66,7 +66,7 @@ def test_equal_cells_are_not_told_apart(tmp_path: Path) -> None:
 
 def test_along_a_row(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 1): [1.0, 3.0], ("vlae", 2): [2.0, 3.0], ("vlae", 4): [11.0, 13.0]})
-    line = next(note for note in table.notes if note.startswith("not told apart along the row: "))
+    line = next(note for note in table.notes if note.startswith("not distinguishable along the row: "))
     assert "VLAE T=1 and VLAE T=2 (difference -0.50, standard error 1.12)" in line
     assert "T=4" not in line
 
@@ -74,7 +74,7 @@ def test_along_a_row(tmp_path: Path) -> None:
 def test_how_many_seeds(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 4): [1.0, 3.0], ("vae", None): [9.0, 9.5, 9.7], ("vae_hf", 4): [1.0]})
     assert "seeds: 1 in VAE+HF T=4; 2 in VLAE T=4; 3 in VAE (0, 1, 2)" in table.notes
-    assert "one seed only in VAE+HF T=4: nothing can be said of the spread over seeds there" in table.notes
+    assert "only one seed in VAE+HF T=4: its spread over seeds is unknown" in table.notes
     assert not any("VAE+HF" in note for note in table.notes if note.startswith("not told"))
 
 
@@ -97,7 +97,7 @@ def test_too_few_or_equal_differences(tmp_path: Path, vae: list[float], seeds: t
     found = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
     assert (found.seeds, found.mean, found.t, found.p) == (seeds, mean, None, None)
     text = to_markdown(table, [found])
-    assert ("fewer than 2 common seeds" if len(vae) == 1 else "all differences are the same") in text
+    assert ("fewer than 2 common seeds" if len(vae) == 1 else "all differences are equal") in text
 
 
 def two(root: Path, one: Any, other: Any, **own: Any) -> Any:
@@ -118,10 +118,10 @@ def test_paired_over_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "why"),
     [
-        ({"record.protocol.data_sha256": "x"}, "not of the same images"),
-        ({"record.protocol.evaluated_images": 3}, "not of the same images"),
-        ({"record.protocol.evaluated_split": "train"}, "not of the same images"),
-        ({"record.metrics.test/log_likelihood": 7.0}, "are not those of result.json"),
+        ({"record.protocol.data_sha256": "x"}, "different images"),
+        ({"record.protocol.evaluated_images": 3}, "different images"),
+        ({"record.protocol.evaluated_split": "train"}, "different images"),
+        ({"record.metrics.test/log_likelihood": 7.0}, "contradict result.json"),
     ],
 )
 def test_no_pairs_of_other_images(tmp_path: Path, own: dict[str, Any], why: str) -> None:
@@ -158,6 +158,6 @@ def test_values_per_image_of_strangers(tmp_path: Path, monkeypatch: pytest.Monke
     np.savez(path, elbo=np.zeros(2))
     assert images() == "no log_likelihood per image"
     np.savez(path, log_likelihood=np.array(["a", "b"]))
-    assert "no list of numbers" in images()
+    assert "not a list of numbers" in images()
     np.savez(path, log_likelihood=np.array([np.nan, 1.0]))
     assert "not finite" in images()
