@@ -25,10 +25,10 @@ def test_ci_finds_the_command(name: str, end: str) -> None:
     extract = re.search(r"command=\$\((awk .*) README.md\)", script)
     assert extract is not None
     words = extract.group(1).replace("$1", name)
-    found = subprocess.run(["bash", "-c", f"{words} README.md"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
-    assert found.stdout.strip().endswith(end)
-    assert len(found.stdout.splitlines()) == 1
+    done = subprocess.run(["bash", "-c", f"{words} README.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
+    assert done.stdout.strip().endswith(end)
+    assert len(done.stdout.splitlines()) == 1
 
 
 def identifier(path: Path) -> str:
@@ -79,12 +79,12 @@ def missing_paths(words: list[str]) -> Iterator[str]:
         if not re.fullmatch(r"[\w./*-]+", name):
             continue
         if name.startswith(tuple(f"{top}/" for top in TOP)):
-            found = any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()
+            exists = any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()
         elif re.fullmatch(r"test_\w+\.py", name):
-            found = any(path.endswith(f"/{name}") for path in tracked())
+            exists = any(path.endswith(f"/{name}") for path in tracked())
         else:
             continue
-        if not found:
+        if not exists:
             yield word
 
 
