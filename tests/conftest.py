@@ -84,7 +84,6 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        monkeypatch.setattr(main, "_failure", None)
         monkeypatch.setattr("sys.argv", ["vaerun", *words])
         code = 0
         try:

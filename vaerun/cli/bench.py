@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaerun.cli.parser import Parser
-from vaerun.errors import InputError, RunError
-from vaerun.signals import exit_on_signal, handling_signals
-from vaerun.text import printable
+from vaerun.cli.console import Parser, reporting_errors
+from vaerun.errors import InputError
+from vaerun.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch
 
     from vaerun.bench.measure import Measured
 
-LEAST = 5  # rounds whose median is worth telling
+MIN_ROUNDS = 5  # the median of fewer says little
 NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling", "steps", "together")
 
 
@@ -34,7 +32,7 @@ def _parser() -> Parser:
         "measure. On a busy machine only the ratios mean something.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
-    parser.add_argument("--rounds", type=int, default=7, help=f"calls of each form, at least {LEAST} (7)")
+    parser.add_argument("--rounds", type=int, default=7, help=f"calls of each form, at least {MIN_ROUNDS} (7)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
     parser.add_argument("--threads", type=int, help="of torch on the CPU (torch's choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there, after each case")
@@ -44,34 +42,26 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    with handling_signals(exit_on_signal("vaerun-bench")):
-        return _main(argv)
+    """Runs the command and returns its exit code."""
+    with reporting_errors("vaerun-bench") as outcome:
+        _run(_parse(argv))
+    return outcome.exit_code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(argv)
     for name in options.names:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            parser.error(f"there is no benchmark {name}: {hint}Choices: {', '.join(NAMES)}")
-    if options.rounds < LEAST:
-        parser.error(f"--rounds must be at least {LEAST}, got {options.rounds}")
+            parser.error(f"unknown benchmark {name}.{did_you_mean(name, NAMES)} Choices: {', '.join(NAMES)}")
+    if options.rounds < MIN_ROUNDS:
+        parser.error(f"--rounds must be at least {MIN_ROUNDS}, got {options.rounds}")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
-    try:
-        return _run(options)
-    except (InputError, RunError) as error:
-        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+    return options
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
@@ -87,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.list:
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:16}{(benchmark.__doc__ or '').splitlines()[0]}")
-        return 0
+        return
     if options.json is not None and not options.json.parent.is_dir():
         raise InputError(f"--json: there is no folder {options.json.parent}: make it first")
     if options.json is not None and options.json.is_dir():
@@ -106,7 +96,6 @@ def _run(options: argparse.Namespace) -> int:
             if options.json is not None:
                 record = {"machine": facts, "rounds": options.rounds, "cases": [m.record() for m in found]}
                 write_json(options.json, record | {"written": time.time()})
-    return 0
 
 
 def _device(name: str) -> torch.device:

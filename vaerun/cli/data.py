@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaerun.cli.parser import Parser
-from vaerun.signals import exit_on_signal, handling_signals, interrupt_on_signal
+from vaerun.cli.console import Parser, reporting_errors
+from vaerun.signals import handling_signals, interrupt_on_signal
 from vaerun.text import printable
 
 # numpy and what reads data are imported where they are used: --help must not wait for them.
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C, 75 for other signals."""
-    with handling_signals(exit_on_signal("vaerun-data")):
-        return _main(argv)
+    with reporting_errors("vaerun-data") as outcome:
+        arguments = _parse(argv)
+        with handling_signals(interrupt_on_signal("vaerun-data")):  # what is half done is removed
+            _run(arguments)
+    return outcome.exit_code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (--list shows which there are)")
     parser.add_argument(
@@ -34,24 +37,10 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.names and not arguments.list:
         parser.error("no data set named")
-
-    from vaerun.errors import InputError, Interrupted
-
-    try:
-        with handling_signals(interrupt_on_signal("vaerun-data")):  # what is half done is tidied up
-            return _run(arguments)
-    except InputError as error:
-        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+    return arguments
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> None:
     from vaerun.data import cache, sources
     from vaerun.storage.paths import expand_user
 
@@ -69,7 +58,6 @@ def _run(arguments: argparse.Namespace) -> int:
             file = getattr(arrays.train_images, "filename", None)
             where = "no copy needed" if file is None else str(Path(file).parent)
         print(printable(_line(name, arrays, where)), flush=True)
-    return 0
 
 
 def _line(name: str, arrays: Arrays, where: str) -> str:

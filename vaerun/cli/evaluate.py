@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
-from vaerun.cli.show import show
-from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.signals import exit_on_signal, handling_signals, interrupt_on_signal
-from vaerun.text import printable
+from vaerun.cli.console import reporting_errors, show
+from vaerun.errors import InputError, Interrupted
+from vaerun.signals import interrupt_on_signal
 
 HELP = """vaerun-eval: evaluate a finished run again
 
@@ -35,52 +33,44 @@ Of adversarial models (gan, dcgan, cgan, infogan):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 1 failed, 2 unusable input, 130 or 75 stopped."""
-    with handling_signals(exit_on_signal("vaerun-eval")):
-        return _main(argv)
-
-
-def _main(argv: Sequence[str] | None) -> int:
+    """Runs the command and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        from vaerun.config.plugins import group_file
+    with reporting_errors("vaerun-eval") as outcome:
+        if {"-h", "--help"} & set(words):
+            show(_help())
+        else:
+            _run(words)
+    return outcome.exit_code
 
-        text = ""
-        for words_before, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
-            text += words_before + group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
-        show(text.rstrip("\n"))
-        return 0
+
+def _help() -> str:
+    from vaerun.config.plugins import group_file
+
+    text = ""
+    for introduction, name in ((HELP, "default"), (ADVERSARIAL, "adversarial")):
+        text += introduction + group_file("evaluation", name).read_text(encoding="utf-8").partition("\n")[2]
+    return text.rstrip("\n")
+
+
+def _run(words: list[str]) -> None:
+    folders = [w.partition("=")[2] for w in words if w.startswith("run=")]
+    flags = [w for w in words if w.startswith("-")]
+    if flags:
+        raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
+    if len(folders) != 1 or not folders[0]:
+        raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
+    from vaerun.launch.worker import silence_torch_warnings
+
+    silence_torch_warnings()
+    from vaerun.run.reevaluate import evaluate_again
+    from vaerun.signals import ShutdownSignal
+    from vaerun.storage.paths import expand_user
+
+    stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
     try:
-        folders = [w.partition("=")[2] for w in words if w.startswith("run=")]
-        flags = [w for w in words if w.startswith("-")]
-        if flags:
-            raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
-        if len(folders) != 1 or not folders[0]:
-            raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
-        from vaerun.launch.worker import silence_torch_warnings
-
-        silence_torch_warnings()
-        from vaerun.run.reevaluate import evaluate_again
-        from vaerun.signals import ShutdownSignal
-        from vaerun.storage.paths import expand_user
-
-        stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
         evaluate_again(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
-    except InputError as error:
-        return _tell(2, f"error: {error}")
-    except RunError as error:
-        return _tell(1, f"error: {error}")
     except Interrupted as error:
-        name = signal.Signals(error.signum).name
-        return _tell(error.exit_code, f"stopped by {name}; nothing was recorded: the same command starts it anew")
-    except KeyboardInterrupt:
-        return _tell(130, "interrupted")
-    return 0
-
-
-def _tell(code: int, line: str) -> int:
-    print(f"vaerun-eval: {printable(line)}", file=sys.stderr)
-    return code
+        raise Interrupted(error.signum, "nothing was recorded: run the same command again to start over") from None
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaerun.cli.parser import Parser
-from vaerun.cli.show import show
-from vaerun.errors import InputError, RunError
-from vaerun.signals import exit_on_signal, handling_signals
-from vaerun.text import printable, printable_lines
+from vaerun.cli.console import Parser, reporting_errors, show
+from vaerun.errors import InputError
+from vaerun.text import printable_lines
 
 LISTED = ("md", "csv")
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
@@ -57,43 +55,49 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 1 for a file that cannot be written, 2 for unusable input."""
-    with handling_signals(exit_on_signal("vaerun-table")):
-        return _main(argv)
+    with reporting_errors("vaerun-table") as outcome:
+        try:
+            _run(_parse(argv))
+        except OSError as error:  # a name too long, a folder that cannot be read
+            raise InputError(f"{error.filename}: {error.strerror}: name another") from error
+    return outcome.exit_code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    given = [n for n in ("rows", "columns", "metric", "published", "where", "mix", "paired") if getattr(arguments, n)]
-    if arguments.list and "where" in given:
-        given.remove("where")
-    if arguments.list and (given or arguments.format not in LISTED):
-        parser.error(f"--list does not go with {f'--{given[0]}' if given else f'--format {arguments.format}'}")
+    options = _comparison_options(arguments)
+    if arguments.list and "where" in options:
+        options.remove("where")
+    if arguments.list and (options or arguments.format not in LISTED):
+        parser.error(f"--list does not go with {f'--{options[0]}' if options else f'--format {arguments.format}'}")
     if arguments.format == "png" and arguments.output is None:
         parser.error("--format png needs --output FILE")
     if arguments.format == "tensorboard" and arguments.output is not None:
         parser.error("--format tensorboard writes into DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
         parser.error("--paired is shown with --format md")
+    return arguments
+
+
+def _comparison_options(arguments: argparse.Namespace) -> list[str]:
+    names = ("rows", "columns", "metric", "published", "where", "mix", "paired")
+    return [name for name in names if getattr(arguments, name)]
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from vaerun.storage.paths import expand_user
 
-    try:
-        folder = expand_user(arguments.folder)
-        output = None if arguments.output is None else expand_user(arguments.output)
-        compared = given or arguments.format not in LISTED or (folder / "sweep.json").is_file()
-        content = (_compared if compared and not arguments.list else _listed)(folder, arguments)
-        if output is None:
-            assert isinstance(content, str)
-            show(printable_lines(content))
-        else:
-            show(printable_lines(_write(output, content)))
-    except OSError as error:  # a name too long, a folder that may not be looked into
-        print(f"{parser.prog}: error: {printable(error.filename)}: {error.strerror}: name another", file=sys.stderr)
-        return 2
-    except (InputError, RunError) as error:
-        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+    folder = expand_user(arguments.folder)
+    output = None if arguments.output is None else expand_user(arguments.output)
+    asked = _comparison_options(arguments) or arguments.format not in LISTED
+    compare = not arguments.list and (asked or (folder / "sweep.json").is_file())
+    content = (_compared if compare else _listed)(folder, arguments)
+    if output is None:
+        assert isinstance(content, str)
+        show(printable_lines(content))
+    else:
+        show(printable_lines(_write(output, content)))
 
 
 def _listed(folder: Path, arguments: argparse.Namespace) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vaerun import errors
 from vaerun.config.settings import Settings, check
-from vaerun.errors import EXIT_BUSY, EXIT_FAILED, InputError, Interrupted, RunError
+from vaerun.errors import EXIT_BUSY
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import RunDirLocked
 
@@ -89,11 +90,7 @@ def read_job(record: dict[str, Any]) -> Job:
 
 def exit_code(error: BaseException | None) -> int:
     """Exit code of a worker whose run ended with this error: those of `vaerun`, and EXIT_BUSY."""
-    if error is None:
-        return 0
-    if isinstance(error, RunDirLocked):
-        return EXIT_BUSY
-    return error.exit_code if isinstance(error, InputError | RunError | Interrupted) else EXIT_FAILED
+    return EXIT_BUSY if isinstance(error, RunDirLocked) else errors.exit_code(error)
 
 
 def describe_exit(code: int) -> str:

@@ -22,7 +22,7 @@ import torch
 
 from vaerun.config.settings import DataSettings
 from vaerun.data.dataset import ImageData
-from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.errors import InputError, Interrupted, RunError, error_line
 from vaerun.launch.job import Job
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.execute import Company, execute
@@ -143,10 +143,8 @@ def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, B
 
 def format_error(error: BaseException, prefix: str = "") -> str:
     """One line for an error with a known cause, a traceback for a bug."""
-    if isinstance(error, InputError | RunError):
-        return f"vaerun: error: {prefix}{' '.join(str(error).split())}"
-    if isinstance(error, Interrupted):
-        return f"vaerun: {prefix}{error}"
+    if isinstance(error, InputError | RunError | Interrupted):
+        return error_line(error, prefix=prefix)
     return "".join(traceback.format_exception(error)).rstrip()
 
 

@@ -22,13 +22,13 @@ from types import FrameType
 from typing import Any
 
 from vaerun.errors import (
-    EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_RESUMABLE,
     InputError,
     Interrupted,
     RunError,
+    error_line,
 )
 from vaerun.signals import install_handler
 
@@ -84,7 +84,10 @@ def main(path: str, is_rank: bool = False) -> int:
         job = read_job(record)
         execute(job.settings, job.folder, job.overrides, job.hydra, ShutdownSignal(outside=_exit_early))
     except (InputError, RunError, Interrupted) as error:
-        return _report(exit_code(error), error)
+        sys.stdout.flush()
+        if not error.reported:
+            print(error_line(error), file=sys.stderr)
+        return exit_code(error)
     except Exception:  # a bug: the traceback goes to the job's log
         traceback.print_exc()
         return EXIT_FAILED
@@ -119,16 +122,6 @@ def run_several(paths: Sequence[str]) -> int:
         run_jobs(jobs, stop, on_end)
     install_handler(signal.SIG_IGN)
     return 0
-
-
-def _report(code: int, error: InputError | RunError | Interrupted) -> int:
-    from vaerun.text import printable
-
-    sys.stdout.flush()
-    if not error.reported:
-        label = "error: " if code in (EXIT_FAILED, EXIT_BAD_INPUT) else ""
-        print(f"vaerun: {label}{printable(error)}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ class InterceptedLauncher:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """See Hydra's Launcher."""
-        return self.sweep.launch(self.inner, self.config, self.context, job_overrides, initial_job_idx)
+        try:
+            return self.sweep.launch(self.inner, self.config, self.context, job_overrides, initial_job_idx)
+        except Exception as error:
+            self.sweep.failure = error
+            raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from vaerun.config.composing import composing
 from vaerun.config.settings import check
 from vaerun.errors import InputError, RunError
 from vaerun.launch.job import JobOutcome, JobState
@@ -52,6 +53,7 @@ class Sweep:
         self.folder: Path | None = None
         self.checker: JobChecker | None = None
         self.started = self.launcher_failed = False
+        self.failure: Exception | None = None  # raised by `launch`, and passed through Hydra
         self.missing: list[Path] = []  # folders that did not exist before Hydra made the sweep's
         self.multirun: bytes | None = None  # what MULTIRUN contained before
 
@@ -70,12 +72,13 @@ class Sweep:
         composed: list[DictConfig] = []
         rejected = 0
         for number, overrides in enumerate(batch, first):
-            job_config = context.config_loader.load_sweep_config(config, list(overrides))
-            with open_dict(job_config):
-                job_config.hydra.job.id, job_config.hydra.job.num = str(number), number
-                hydra = OmegaConf.to_yaml(OmegaConf.create({"hydra": job_config.hydra}))
-                folder = self.folder / str(job_config.hydra.sweep.subdir)
-                del job_config["hydra"]
+            with composing():
+                job_config = context.config_loader.load_sweep_config(config, list(overrides))
+                with open_dict(job_config):
+                    job_config.hydra.job.id, job_config.hydra.job.num = str(number), number
+                    hydra = OmegaConf.to_yaml(OmegaConf.create({"hydra": job_config.hydra}))
+                    folder = self.folder / str(job_config.hydra.sweep.subdir)
+                    del job_config["hydra"]
             composed.append(job_config)
             try:
                 settings = check(job_config)

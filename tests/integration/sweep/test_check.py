@@ -108,10 +108,9 @@ def test_a_signal_while_jobs_are_checked(sweep: Sweeping, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(JobChecker, "check", interrupted)
     monkeypatch.setattr(sys, "argv", ["vaerun", *WORDS, "seed=0,1", "output_dir=new/sweep"])
-    monkeypatch.setattr(main, "_failure", None)
     launcher = Launcher(main.main, tmp_path / "out")
     assert launcher.wait() == 130
-    assert launcher.text() == "vaerun: stopped by SIGINT; run the same command again to go on\n"
+    assert launcher.text() == "vaerun: stopped by SIGINT; run the same command again to resume\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "out"]
 
 

@@ -169,7 +169,7 @@ def test_killed_again_and_again(tmp_path: Path, env: dict[str, str]) -> None:
         code, out, err = ended(process)
     assert code == 130
     assert status(zero) == "interrupted"
-    assert err.splitlines()[-1] == "vaerun: stopped by SIGINT; run the same command again to go on"
+    assert err.splitlines()[-1] == "vaerun: stopped by SIGINT; run the same command again to resume"
     assert "1 not finished: seed=0" in err
 
     has_advanced = trains(zero)

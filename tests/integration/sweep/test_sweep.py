@@ -178,7 +178,6 @@ def test_a_sweep_that_is_stopped(
     sweep.does({0: "ok", 1: "sleep:30"})
     words = [*WORDS, "seed=0,1,2", "output_dir=sweep"]
     monkeypatch.setattr(sys, "argv", ["vaerun", *words])
-    monkeypatch.setattr(main, "_failure", None)
     launcher = Launcher(main.main, tmp_path / "out")
     try:
         sweep.until("train", 1)
@@ -189,7 +188,7 @@ def test_a_sweep_that_is_stopped(
     assert sweep.status() == {0: "ok", 1: "interrupted"}
     assert [n["end"] for n in sweep.notes("end")] == [0, 75]  # a job is sent SIGTERM for either
     text = launcher.text()
-    assert text.splitlines()[-1] == f"vaerun: stopped by {name}; run the same command again to go on"
+    assert text.splitlines()[-1] == f"vaerun: stopped by {name}; run the same command again to resume"
     assert "2 not finished: seed=1, seed=2" in text
     assert "failed" not in text.replace("0 failed", "")
     assert printed_command(text) == words

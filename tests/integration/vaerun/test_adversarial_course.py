@@ -136,7 +136,7 @@ def test_resumed_is_uninterrupted(
         step = signalled(patch, where)
         code, _, err = here(*RESUMED[kind], f"output_dir={folder}")
     assert code == 75
-    assert err.splitlines()[-1] == "vaerun: stopped by SIGTERM; run the same command again to go on"
+    assert err.splitlines()[-1] == "vaerun: stopped by SIGTERM; run the same command again to resume"
     assert result(folder)["status"] == "interrupted"
     assert load(folder)["progress"]["step"] == step
     assert load(folder)["progress"]["validation_due"] == (where == "in a validation")

@@ -68,7 +68,7 @@ def test_stopped_in_its_first_second(program: str, name: str, seconds: float, tm
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (CODES[name], ""), err
-    assert err == f"{program.split()[0]}: stopped by {name}; run the same command again to go on\n"
+    assert err == f"{program.split()[0]}: stopped by {name}; run the same command again to resume\n"
     assert list(folder.iterdir()) == []
 
 
@@ -84,7 +84,7 @@ def test_nohup(words: list[str], tmp_path: Path, env: Any) -> None:
         process.wait(0.5)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (75, "vaerun: stopped by SIGTERM; run the same command again to go on\n")
+    assert (process.returncode, err) == (75, "vaerun: stopped by SIGTERM; run the same command again to resume\n")
 
 
 def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ with listening(raises("program", lambda: print("tidied", flush=True))):
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    pass\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    line = "program: stopped by SIGTERM; run the same command again to go on\n"
+    line = "program: stopped by SIGTERM; run the same command again to resume\n"
     assert (done.returncode, done.stdout, done.stderr) == (75, "tidied\n", line)
 
 
@@ -171,7 +171,7 @@ def test_stopped_while_data_is_prepared(
             return found[0], found[2]
         return data.main(["mnist", "--root", str(tmp_path)]), capsys.readouterr().err
 
-    assert command() == (code, f"{program}: stopped by {name}; run the same command again to go on\n")
+    assert command() == (code, f"{program}: stopped by {name}; run the same command again to resume\n")
     assert not (tmp_path / "out").exists()
     assert [p.name for p in (tmp_path / "cache" / "prepared").iterdir()] == ["mnist.lock"]
     code_again, err = command()

@@ -58,7 +58,7 @@ def test_stopped_by_signal_goes_on(
     assert out == ""
     killed = name == "SIGKILL"
     assert [line for line in err.splitlines() if not line.startswith("epoch ")] == (
-        [] if killed else [f"vaerun: stopped by {name}; run the same command again to go on"]
+        [] if killed else [f"vaerun: stopped by {name}; run the same command again to resume"]
     )
     record = json.loads((folder / "result.json").read_text())
     assert record["status"] == ("running" if killed else "interrupted")

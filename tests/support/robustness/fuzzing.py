@@ -96,7 +96,7 @@ def call(program: str, words: list[str]) -> int:
     from vaerun.cli import main
 
     before = sys.argv
-    sys.argv, main._failure = ["vaerun", *words], None
+    sys.argv = ["vaerun", *words]
     try:
         main.main()
     except SystemExit as left:

@@ -112,7 +112,7 @@ def work(seconds: float, deaf: bool = False) -> None:
         if received and not deaf:
             time.sleep(1.2 if actions == "slow:30" else 0)  # saving takes a while
             record("interrupted", "stopped")
-            tell("vaerun: stopped; run the same command again to go on")
+            tell("vaerun: stopped; run the same command again to resume")
             leave(130 if received[0] == signal.SIGINT else STOPPED)
         time.sleep(0.01)
 

@@ -1,0 +1,201 @@
+"""Hydra's errors in one line each: what was wrong with the user's words, and the closest valid ones."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import Path
+
+import hydra
+from hydra import errors as hydra_errors
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vaerun.cli.help import GROUPS, choices
+from vaerun.config.plugins import config_folders, no_choice, own_config_folder
+from vaerun.config.settings import keys, missing
+from vaerun.errors import InputError
+from vaerun.storage.yaml_files import read_yaml
+from vaerun.text import did_you_mean, printable
+
+MAX_LETTERS = 200  # of a word that is quoted
+QUOTING = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
+EXAMPLE = "model=vlae"
+_NOT_A_NAME = re.compile(r"[\[{]|([-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null)$", re.IGNORECASE)
+
+
+def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -> str:
+    """One line for an error of Hydra's.
+
+    Arguments:
+        error: what Hydra raised.
+        words: the command's flags and overrides.
+        run_dir: the folder of the run with all folders above it.
+    """
+    from vaerun.sweep.launcher_plugins import missing_extra
+
+    text = str(error)
+    if (extra := missing_extra(error)) is not None:
+        return extra
+    folders = [own_config_folder(), *config_folders()]
+    if isinstance(error, hydra_errors.OverrideParseException):
+        return _unreadable(str(error.override), text, words, folders)
+    if (line := _not_a_choice(words, folders)) is not None:
+        return line
+    if isinstance(error, hydra_errors.MissingConfigException):
+        return _unknown_choice(text, folders)
+    if isinstance(error, hydra_errors.HydraException):
+        return _unknown_key(text, words) or _cannot_merge(text) or _several_values(text) or " ".join(text.split())
+    if isinstance(error, OmegaConfBaseException):
+        return missing(text) if "issing mandatory value" in text else " ".join(text.split())
+    if isinstance(error, OSError) and error.filename and Path(error.filename).absolute() in run_dir:
+        return f"cannot create the run directory: {error.filename}: {error.strerror}; choose another output_dir"
+    why = f"{type(error).__name__}: {printable(text, 500)}"
+    return _unusable_file() or f"the configuration cannot be composed: {why}"
+
+
+def _unreadable(word: str, why: str, words: list[str], folders: list[Path]) -> str:
+    """Of a word that Hydra cannot parse, for the reason `why`."""
+    quoted = printable(word, MAX_LETTERS)
+    if "=" in word:
+        return f"cannot read the override '{quoted}': {printable(why.splitlines()[0], MAX_LETTERS)}; {QUOTING}"
+    index = words.index(word) if word in words else 0
+    before, after = (words[index - 1] if index else ""), words[index + 1 : index + 2]
+    options = {group: choices(group, folders) for group in GROUPS}
+    suggestions = [f"{group}={word}" for group in GROUPS if word in options[group]]
+    if word in options:
+        suggestions = [f"{word}={next((a for a in after if a in options[word]), next(iter(options[word])))}"]
+    elif not suggestions and word in _known_keys(words):
+        suggestions = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
+    hint = f"; {QUOTING}" if "=" in before and not suggestions else ""  # the second word of a value, maybe
+    return f"'{quoted}' is not an override: write KEY=VALUE, such as {' or '.join(suggestions) or EXAMPLE}{hint}"
+
+
+def _not_a_choice(words: list[str], folders: list[Path]) -> str | None:
+    """Of the first word GROUP=VALUE whose value is a number, a list or something else that cannot name a choice.
+
+    Hydra fails on each somewhere else within its own code.
+    """
+    for word in words:
+        group, equals, value = word.lstrip("+").partition("=")
+        for name in [value, *value.split(",")] if equals and group in GROUPS else []:  # several make a sweep
+            if _NOT_A_NAME.match(name):
+                return no_choice(group, printable(name, MAX_LETTERS), choices(group, folders))
+        if equals and group == "sweep":
+            return "sweep is a group of keys: write sweep.KEY=VALUE"
+    return None
+
+
+def _unknown_choice(text: str, folders: list[Path]) -> str:
+    match = re.search(r"Could not find '([^']+)'", text)
+    group, _, choice = (match.group(1) if match else "").rpartition("/")
+    options = choices(group, folders)
+    return no_choice(group, choice, options) if options else " ".join(text.split())
+
+
+def _unknown_key(text: str, words: list[str]) -> str | None:
+    match = re.search(r"Could not (?:override|append to|delete|find) '([^'=]+)", text)
+    if match is None:
+        return None
+    key = match.group(1)
+    if available := _choices_with(key):
+        return f"{key} is not a key of this {key.split('.')[0]} choice; available with {', '.join(available)}"
+    quoted, known = printable(key, MAX_LETTERS), [*GROUPS, *_known_keys(words)]
+    if key in known:  # of some jobs of a sweep, and not of all
+        return f"{quoted} is not a key of every job: sweep over choices that have it, or leave it out"
+    return f"unknown key '{quoted}'.{did_you_mean(key, known)} (vaerun --cfg job lists all keys)"
+
+
+def _cannot_merge(text: str) -> str | None:
+    match = re.match(r"Error merging override (.+)", text)
+    if match is None:
+        return None
+    return (
+        f"cannot set '{printable(match.group(1), MAX_LETTERS)}': a list, a group of keys and a single value cannot "
+        "replace each other (vaerun --cfg job shows which it is)"
+    )
+
+
+def _several_values(text: str) -> str | None:
+    """Of a word KEY=A,B, or another for sweeps, where there is no sweep."""
+    if "does not support sweep type" in text:
+        return "interval(A,B) is for searches (hydra/sweeper=optuna): give values, such as a,b or range(3)"
+    match = re.match(r"\s*Ambiguous value for argument '(.*)'\n", text)
+    if match is None:
+        return None
+    word = printable(match.group(1), MAX_LETTERS)
+    key, _, values = word.partition("=")
+    if key in GROUPS:
+        return f"'{word}': several values make a sweep: add -m"
+    quoted = "" if set(values) & set("'\"") else f""": '{key}="{values}"'"""
+    single = f"quote the value if it is one value with a comma{quoted}; a list is written [{values}]"
+    return f"'{word}': several values make a sweep: add -m (or {single})"
+
+
+def _unusable_file() -> str | None:
+    """Of the first file in a trusted package's config groups that is not yaml, or whose defaults Hydra cannot use."""
+    for folder in config_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                content = read_yaml(path)
+            except InputError as error:
+                return str(error)
+            defaults = content.get("defaults") or [] if isinstance(content, dict) else []
+            if not isinstance(defaults, list):
+                return f"{path}: defaults must be a list of GROUP: CHOICE"
+            for entry in defaults:
+                if not isinstance(entry, str | dict):
+                    return f"{path}: defaults must be a list of GROUP: CHOICE, and has {printable(entry, 60)}"
+    return None
+
+
+def _choices_with(key: str) -> list[str]:
+    """GROUP=CHOICE for those choices of the key's own group whose files have the key."""
+    group, _, rest = key.partition(".")
+    available = []
+    for folder in (own_config_folder(), *config_folders()):
+        for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
+            with suppress(InputError):  # reported once it is chosen
+                if rest in keys(read_yaml(path)):
+                    available.append(f"{group}={path.stem}")
+    return available
+
+
+def _known_keys(words: list[str]) -> list[str]:
+    """Keys of the configuration that the words' group choices alone would compose."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    chosen = [word for word in words if word.split("=")[0] in GROUPS and "," not in word]
+    for overrides in (chosen, []):
+        try:
+            GlobalHydra.instance().clear()
+            with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+                cfg = hydra.compose("config", overrides)
+            return list(keys(OmegaConf.to_container(cfg)))
+        except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here
+            continue
+    return []
+
+
+@contextmanager
+def missing_package(words: list[str]) -> Iterator[None]:
+    """Raise InputError where --package names nothing in the configuration: Hydra prints a line of its own and exits."""
+    flags = {word.split("=")[0] for word in words}
+    if not flags & {"--package", "-p"} or not flags & {"--cfg", "-c"}:
+        yield
+        return
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr):
+            yield
+    except SystemExit as error:
+        line = stderr.getvalue().strip()
+        if "not found in config" not in line:
+            raise
+        stderr = io.StringIO()  # its text is part of the error
+        raise InputError(f"--package: {line}: name a group or a key, such as --package=model") from error
+    finally:
+        sys.stderr.write(stderr.getvalue())
