@@ -24,7 +24,7 @@ from vaerun.config.settings import Settings, short_name
 from vaerun.errors import InputError
 from vaerun.incidental import is_incidental
 from vaerun.storage.yaml_files import read_yaml
-from vaerun.text import did_you_mean, printable
+from vaerun.text import did_you_mean
 
 if TYPE_CHECKING:
     from vaerun.launch.job import Job

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
-from vaerun.config.plugins import config_folders, no_choice, own_config_folder
+from vaerun.config.plugins import config_folders, unknown_choice, own_config_folder
 from vaerun.config.settings import keys, missing
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
@@ -46,13 +46,14 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
     if (line := _not_a_choice(words, folders)) is not None:
         return line
     if isinstance(error, hydra_errors.MissingConfigException):
-        return _unknown_choice(text, folders)
+        return _missing_config(text, folders)
     if isinstance(error, hydra_errors.HydraException):
         return _unknown_key(text, words) or _cannot_merge(text) or _several_values(text) or " ".join(text.split())
     if isinstance(error, OmegaConfBaseException):
         return missing(text) if "issing mandatory value" in text else " ".join(text.split())
     if isinstance(error, OSError) and error.filename and Path(error.filename).absolute() in run_dir:
-        return f"cannot create the run directory: {error.filename}: {error.strerror}; choose another output_dir"
+        path = printable(error.filename, MAX_LETTERS)
+        return f"cannot create the run directory {path}: {error.strerror}; choose another output_dir"
     why = f"{type(error).__name__}: {printable(text, 500)}"
     return _unusable_file() or f"the configuration cannot be composed: {why}"
 
@@ -83,17 +84,17 @@ def _not_a_choice(words: list[str], folders: list[Path]) -> str | None:
         group, equals, value = word.lstrip("+").partition("=")
         for name in [value, *value.split(",")] if equals and group in GROUPS else []:  # several make a sweep
             if _NOT_A_NAME.match(name):
-                return no_choice(group, printable(name, MAX_LETTERS), choices(group, folders))
+                return unknown_choice(group, printable(name, MAX_LETTERS), choices(group, folders))
         if equals and group == "sweep":
             return "sweep is a group of keys: write sweep.KEY=VALUE"
     return None
 
 
-def _unknown_choice(text: str, folders: list[Path]) -> str:
+def _missing_config(text: str, folders: list[Path]) -> str:
     match = re.search(r"Could not find '([^']+)'", text)
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     options = choices(group, folders)
-    return no_choice(group, choice, options) if options else " ".join(text.split())
+    return unknown_choice(group, choice, options) if options else " ".join(text.split())
 
 
 def _unknown_key(text: str, words: list[str]) -> str | None:

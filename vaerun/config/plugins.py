@@ -57,14 +57,14 @@ def group_file(group: str, name: str) -> Path:
         path = folder / group / f"{name}.yaml"
         if path.name == f"{name}.yaml" and path.is_file():
             return path
-    raise InputError(no_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")}))
+    raise InputError(unknown_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")}))
 
 
-def no_choice(group: str, name: str, known: Iterable[str]) -> str:
-    """What to say where a group has no such choice."""
+def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
+    """The line for a choice that a group does not have."""
     names = sorted(known)
-    choices = f"Choices: {', '.join(names)}; one of another package needs VAERUN_PLUGINS=PACKAGE"
-    return f"there is no {group}={name}.{did_you_mean(name, names)} {choices}"
+    choices = f"Choices: {', '.join(names)}; those of other packages need VAERUN_PLUGINS=PACKAGE"
+    return f"unknown choice {group}={name}.{did_you_mean(name, names)} {choices}"
 
 
 def config_folders() -> list[Path]:

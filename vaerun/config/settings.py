@@ -113,7 +113,7 @@ def check(cfg: DictConfig) -> Settings:
     return settings
 
 
-_GROUP = "{0} is a group of settings: give {0}.KEY=VALUE"
+_GROUP = "{0} is a group of keys: write {0}.KEY=VALUE"
 _KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",

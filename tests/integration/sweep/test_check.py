@@ -79,7 +79,7 @@ def test_one_that_cannot_work_stops_all(sweep: Sweeping, here: Here, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["model=vae,nonsense"], "there is no model=nonsense"),
+        (["model=vae,nonsense"], "unknown choice model=nonsense"),
         (["model=vae,vlae", "model.inference.steps=1"], "model.inference.steps"),
         (["data=digits,npz"], "data.path must be given"),
         (["seed=0,1", "hydra.launcher.n_jobs=2"], "n_jobs"),

@@ -193,7 +193,7 @@ TABLE: dict[str, list[str]] = {
     "data.validation=1": ["compared with 1 validation image", "raise data.validation, or set it to 0"],
     "data.validation=0 data.train_images=1 trainer.batch_size=1": ["compared with 1 train image"],
     # evaluation
-    "evaluation.gaps=true": ["evaluation.gaps is no setting of the evaluation chosen here"],
+    "evaluation.gaps=true": ["evaluation.gaps is not a key of this evaluation choice"],
     "evaluation=default evaluation.gaps=true": ["evaluation.gaps=true needs a posterior q(z|x)", "has none"],
     "evaluation=default evaluation.gradient_noise=true": ["evaluation.gradient_noise=true needs a posterior q(z|x)"],
     "model=cgan evaluation.probe=true": ["its discriminator is given the label"],

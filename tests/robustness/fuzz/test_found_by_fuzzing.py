@@ -46,9 +46,9 @@ def mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_environment
         (b"name: [x\n", "mutant.yaml as YAML"),
         (b"name: a\0b\n", "mutant.yaml as YAML"),
         (b"a: {b: {c: 1}\n", "mutant.yaml as YAML"),
-        (b"defaults:\n- true\n", "defaults has the entry True"),
-        (b"defaults:\n- [x]\n", "defaults has the entry"),
-        (b"defaults: 3\n", "defaults is a list"),
+        (b"defaults:\n- true\n", "defaults must be a list of GROUP: CHOICE, and has True"),
+        (b"defaults:\n- [x]\n", "defaults must be a list of GROUP: CHOICE, and has"),
+        (b"defaults: 3\n", "defaults must be a list"),
         (b"defaults:\n- a: {b: c}\n", "cannot be composed"),
     ],
 )

@@ -149,7 +149,7 @@ def test_names_and_list(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["vlea"], "there is no benchmark vlea: did you mean vlae?"),
+        (["vlea"], "unknown benchmark vlea. Did you mean vlae?"),
         (["vae", "--rounds", "4"], "--rounds must be at least 5, got 4"),
         (["vae", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["vae", "--device", "gpu"], "--device=gpu: choose cpu, cuda or cuda:N"),
