@@ -52,9 +52,9 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     resolvers = {"run_dir": _run_dir(output_dir), "job_dir": _job_dir, "sweep_dir": _sweep_dir(words, output_dir)}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vaerun.{name}", resolver, replace=True)
-    from vaerun.sweep.launcher_plugins import own_presets_first
+    from vaerun.sweep.launcher_plugins import prefer_own_presets
 
-    own_presets_first()
+    prefer_own_presets()
     folders = [f"file://{p}" for p in config_folders()]
     if folders and not any(word.startswith("hydra.searchpath") for word in words):
         words = [*words, f"hydra.searchpath=[{','.join(folders)}]"]

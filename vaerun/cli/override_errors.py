@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
-from vaerun.config.plugins import config_folders, unknown_choice, own_config_folder
+from vaerun.config.plugins import config_folders, own_config_folder, unknown_choice
 from vaerun.config.settings import keys, missing
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml

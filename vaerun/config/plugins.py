@@ -57,7 +57,9 @@ def group_file(group: str, name: str) -> Path:
         path = folder / group / f"{name}.yaml"
         if path.name == f"{name}.yaml" and path.is_file():
             return path
-    raise InputError(unknown_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")}))
+    raise InputError(
+        unknown_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    )
 
 
 def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
