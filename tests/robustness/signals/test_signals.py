@@ -100,8 +100,8 @@ def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(tmp_path)!r})
-from vaerun.signals import listening, raises
-with listening(raises("program", lambda: print("tidied", flush=True))):
+from vaerun.signals import handling_signals, interrupt_on_signal
+with handling_signals(interrupt_on_signal("program", lambda: print("tidied", flush=True))):
     import a_module_that_is_stopped
 """
     (tmp_path / "a_module_that_is_stopped.py").write_text(
