@@ -130,8 +130,8 @@ def test_a_second_interrupt_ends_at_once() -> None:
 def test_a_late_signal_changes_no_exit_code() -> None:
     code = """
 import os, signal
-from vaerun.signals import leaves, listening
-with listening(leaves("program")):
+from vaerun.signals import exit_on_signal, handling_signals
+with handling_signals(exit_on_signal("program")):
     pass
 for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
     os.kill(os.getpid(), getattr(signal, name))
