@@ -48,7 +48,7 @@ class LocalLauncher:
     stop: ShutdownSignal
     children: dict[int, JobProcess] = field(default_factory=dict)
     outcomes: dict[int, JobOutcome] = field(default_factory=dict)
-    no_more: threading.Event = field(default_factory=threading.Event)  # jobs are to be started
+    draining: threading.Event = field(default_factory=threading.Event)  # set once no more jobs may start
     failed_fast: bool = False
     forwarded: int = 0  # the last signal sent to the children
 
@@ -109,7 +109,7 @@ class LocalLauncher:
 
     def kill(self) -> None:
         """Kill all children at once."""
-        self.no_more.set()
+        self.draining.set()
         for child in list(self.children.values()):
             child.kill()
 
@@ -118,14 +118,14 @@ class LocalLauncher:
         self.progress.on_end(planned, outcome)
 
     def _stop_children(self, signum: int) -> None:
-        self.no_more.set()
+        self.draining.set()
         for child in list(self.children.values()):
             child.signal(signum)
 
     @property
     def stopping(self) -> bool:
         """Whether no more jobs may start: a signal came (which may have reached the jobs as well), or a job failed."""
-        return self.no_more.is_set() or self.stop.signum is not None
+        return self.draining.is_set() or self.stop.signum is not None
 
     def _run_in_slot(self, group: list[PlannedJob]) -> dict[int, JobOutcome]:
         slot, outcomes = self.free.get(), dict[int, JobOutcome]()
@@ -146,7 +146,7 @@ class LocalLauncher:
                 self.children.pop(planned.number, None)
             if self.settings.fail_fast and any(outcome.state == JobState.FAILED for outcome in outcomes.values()):
                 self.failed_fast = True
-                self.no_more.set()  # before the slot is free for the next job
+                self.draining.set()  # before the slot is free for the next job
             self.free.put(slot)
         return outcomes
 
