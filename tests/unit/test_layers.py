@@ -186,7 +186,7 @@ PLANTED = {
     "settings below config": ("models.latent", "from vaerun.config.settings import Settings"),
     "configuration": ("training.loop", "from omegaconf import DictConfig"),
     "else branch": ("nets.mlp", "if TYPE_CHECKING:\n    pass\nelse:\n    import vaerun.models"),
-    "command line": ("run.execute", "from vaerun.cli.main import main"),
+    "command line": ("run.experiment", "from vaerun.cli.main import main"),
 }
 
 
@@ -206,8 +206,8 @@ def test_the_checker_sees(case: str) -> None:
         ("nets.mlp", "from .init import linear"),
         ("evaluation.likelihood.importance", "from vaerun.signals import Stop"),
         ("training.loop", "from vaerun.objectives import Objective"),
-        ("run.execute", "from vaerun.config.settings import Settings"),
-        ("cli.main", "from vaerun.run.execute import execute"),
+        ("run.experiment", "from vaerun.config.settings import Settings"),
+        ("cli.main", "from vaerun.run.experiment import Experiment"),
         ("storage.atomic", "from vaerun.errors import RunError"),
     ],
 )

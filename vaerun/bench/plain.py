@@ -20,16 +20,14 @@ from vaerun.bench.case import Call, Case, Setting, Work
 from vaerun.bench.textbook import vae_loss
 from vaerun.data.arrays import Arrays
 from vaerun.data.dataset import Batch, ImageData
-from vaerun.distributed.collectives import Silent
 from vaerun.estimators import elbo
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
-from vaerun.signals import ShutdownSignal
-from vaerun.training import TrainSettings, train
+from vaerun.training import Trainer, TrainSettings, make_optimisers
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.optimisers import make_optimisers, update
+from vaerun.training.step import update
 
 WORKERS = 2  # of the DataLoader
 RATE = 1e-4
@@ -70,7 +68,7 @@ def own_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int,
 
     def step() -> None:
         loss, metrics = objective.loss("model", 0, data)
-        update(optimisers["model"], loss.mean(), metrics, 1.0, None, guard, 0)
+        update(optimisers["model"], loss.mean(), metrics, clip_norm=None, guard=guard, step=0)
 
     return step
 
@@ -132,18 +130,10 @@ def own_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, de
     data = ImageData("synthetic", arrays, validation=0, device=device)
     objective = Variational(vae(data.image_shape, hidden, latent).to(device), elbo, 1)
     settings = TrainSettings(0, 1, batch, RATE)
+    plan = settings.plan(len(data.train))
 
     def epoch() -> None:
-        train(
-            objective,
-            data.train,
-            settings,
-            validate=None,
-            selection=None,
-            log=Silent(),
-            store=Silent(),
-            stop=ShutdownSignal(),
-        )
+        Trainer(objective, data.train, settings, plan).train()
 
     return epoch
 

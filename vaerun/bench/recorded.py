@@ -76,14 +76,14 @@ def step_of(trained: Trained, device: torch.device, precision: str = "float32", 
 def recorded(step: Step) -> GraphedStep:
     """The step recorded for a whole batch."""
     pool = torch.cuda.graph_pool_handle()
-    return GraphedStep(step, [BATCH], 1, 0, lambda: CudaCapture(step.source, pool))
+    return GraphedStep(step, [BATCH], 1, 0, lambda: CudaCapture(step.generator, pool))
 
 
 def call(trained: Trained, device: torch.device, precision: str, record: bool) -> Call:
     """Some steps of a training; on a GPU in a stream of its own."""
     with side_stream(device):
         step = step_of(trained, device, precision)
-        make = recorded(step) if record else step
+        stepper = recorded(step) if record else step
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     rows = torch.arange(BATCH, device=device)
     number = 0
@@ -92,7 +92,8 @@ def call(trained: Trained, device: torch.device, precision: str, record: bool) -
         nonlocal number
         with torch.cuda.stream(stream):
             for _ in range(STEPS):
-                make(number, 1.0, [rows])
+                step.begin(number, 1.0)
+                stepper.run(number, [rows])
                 number += 1
 
     return steps
@@ -169,10 +170,11 @@ def crowd(trained: Trained, runs: int, device: torch.device) -> Call:
     rows = torch.arange(BATCH, device=device)
     number = 0
 
-    def some(make: GraphedStep, stream: torch.cuda.Stream, start: int) -> None:
+    def some(graphed: GraphedStep, stream: torch.cuda.Stream, start: int) -> None:
         with torch.cuda.stream(stream):
             for i in range(5 * STEPS):
-                make(start + i, 1.0, [rows])
+                graphed.step.begin(start + i, 1.0)
+                graphed.run(start + i, [rows])
             stream.synchronize()
 
     def steps() -> None:

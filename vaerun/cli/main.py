@@ -86,12 +86,12 @@ class Command:
 
                 run_replicas(replicas(cfg, settings, folder, overrides, hydra))
             else:
-                from vaerun.run.execute import execute
+                from vaerun.run.experiment import Experiment
                 from vaerun.signals import ShutdownSignal
 
                 # A signal ends the process until the run has begun.
                 stop = ShutdownSignal(outside=interrupt_on_signal("vaerun", self.output_dir.remove_empty))
-                execute(settings, folder, overrides, hydra, stop)
+                Experiment(settings, folder, overrides, hydra, stop).run()
         except Exception as error:
             self.failure = error
         finally:

@@ -76,13 +76,6 @@ def shard_of(images: int, rank: int, size: int) -> BatchShard:
     return BatchShard(start, stop, stop - start, images) if stop > start else BatchShard(0, 1, 0, images)
 
 
-class Silent:
-    """In the place of log and store where another process writes them."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **options: None
-
-
 class Ranks:
     """The processes of one run, as one of them sees them. Without arguments: a run of one, to which nothing is added.
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaerun.data.dataset import Split
 from vaerun.distributed.collectives import PeerLost, Ranks
-from vaerun.errors import InputError
+from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.objectives import Objective
 from vaerun.randomness import batch_slice
 
@@ -65,6 +65,8 @@ def process_group(device_type: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException as error:
+        if isinstance(error, InputError | RunError | Interrupted):  # whose line one process prints
+            error.reported = isinstance(error, PeerLost) or (ranks.rank > 0 and ranks.shared(error))
         if ranks.shared(error):
             with contextlib.suppress(PeerLost):
                 ranks.barrier()  # nobody is ended by the launcher while another still writes what has happened

@@ -25,7 +25,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, Interrupted, RunError, error_line
 from vaerun.launch.job import Job
 from vaerun.run.build import build_data, resolve_device
-from vaerun.run.execute import Company, execute
+from vaerun.run.experiment import Experiment, SharedProcess
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.progress import without_progress
 
@@ -109,8 +109,8 @@ def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, B
             barrier.wait()
 
         try:
-            company = Company(datasets, ready, job.prefix)
-            execute(job.settings, job.folder, job.overrides, job.hydra, ShutdownSignal(parent=stop), company)
+            shared, own = SharedProcess(datasets, ready, job.prefix), ShutdownSignal(parent=stop)
+            Experiment(job.settings, job.folder, job.overrides, job.hydra, own, shared).run()
         except BaseException as raised:
             error = raised
         finally:

@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vaerun.config.settings import Settings
+from vaerun.config.settings import Settings, fingerprint
 from vaerun.errors import EXIT_BAD_INPUT, InputError, Interrupted, RunError
 from vaerun.launch.job import Job, JobState
 from vaerun.launch.process import GRACE_SECONDS, JobProcess
@@ -77,12 +78,13 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
     if settings.trainer.resume == "never":
         folder = next_free_dir(folder)
     data = build_data(settings.data, torch.device("cpu"))
-    parts = prepare(settings, data)  # invalid settings are rejected once, here, rather than by every process
-    result = check_existing_run(folder, parts.identity)
+    prepare(settings, data)  # invalid settings are rejected once, here, rather than by every process
+    identity = fingerprint(asdict(settings), data.sha256)
+    result = check_existing_run(folder, identity)
     if result is not None and result["status"] == "ok":
         print(f"finished before: {folder}\n{table(result, folder)}")
         return result
-    return supervise(Job(settings, folder.absolute(), overrides, hydra, parts.identity), log=False)
+    return supervise(Job(settings, folder.absolute(), overrides, hydra, identity), log=False)
 
 
 def run_remote(job: Job) -> dict[str, Any]:

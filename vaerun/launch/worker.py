@@ -77,12 +77,13 @@ def main(path: str, is_rank: bool = False) -> int:
     from vaerun.launch.job import exit_code, read_job
 
     silence_torch_warnings()
-    from vaerun.run.execute import execute
+    from vaerun.run.experiment import Experiment
     from vaerun.signals import ShutdownSignal
 
     try:
         job = read_job(record)
-        execute(job.settings, job.folder, job.overrides, job.hydra, ShutdownSignal(outside=_exit_early))
+        stop = ShutdownSignal(outside=_exit_early)
+        Experiment(job.settings, job.folder, job.overrides, job.hydra, stop).run()
     except (InputError, RunError, Interrupted) as error:
         sys.stdout.flush()
         if not error.reported:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,29 +211,12 @@ def named_estimators(names: list[str]) -> dict[str, Any]:
 
 
 def train_settings(settings: Settings) -> TrainSettings:
-    """How to train."""
-    t = settings.trainer
-    return TrainSettings(
-        seed=settings.seed,
-        epochs=t.epochs,
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        max_steps=t.max_steps,
-        variance_learning_rate=t.variance_learning_rate,
-        discriminator_learning_rate=t.discriminator_learning_rate,
-        betas=(t.betas[0], t.betas[1]),
-        discriminator_betas=None
-        if t.discriminator_betas is None
-        else (t.discriminator_betas[0], t.discriminator_betas[1]),
-        schedule=t.schedule,
-        clip_norm=t.clip_norm,
-        early_stopping=t.early_stopping,
-        log_every=t.log_every,
-        validate_every=settings.evaluation.every,
-        checkpoint_seconds=t.checkpoint_seconds,
-        precision=t.precision,
-        compile=t.compile,
-    )
+    """What the trainer needs of the settings."""
+    trainer = asdict(settings.trainer)
+    shared = {f.name: trainer[f.name] for f in fields(TrainSettings) if f.name in trainer}
+    for key in ("betas", "discriminator_betas"):
+        shared[key] = shared[key] and tuple(shared[key])
+    return TrainSettings(seed=settings.seed, validate_every=settings.evaluation.every, **shared)
 
 
 def try_out(

@@ -1,302 +1,309 @@
-"""What happens in one run, in order: training, selection, evaluation, records."""
+"""One run, in order: prepare, lock, train, select, evaluate, write."""
 
 from __future__ import annotations
 
-import logging
 import math
-import sys
 import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vaerun.config.settings import Settings
-from vaerun.distributed.collectives import Ranks, Silent
-from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.config.settings import DataSettings, Settings, fingerprint
+from vaerun.data.dataset import ImageData
+from vaerun.distributed.collectives import Ranks
+from vaerun.distributed.process_group import check_noise, process_group
+from vaerun.errors import InputError, RunError
 from vaerun.evaluation.oom import not_in_parts, running_out
-from vaerun.evaluation.plots.pictures import save_png
-from vaerun.models import ppca
 from vaerun.objectives import Variational
-from vaerun.run import result as records
-from vaerun.run.build import train_settings
+from vaerun.run import result
+from vaerun.run.build import build_data, resolve_device
+from vaerun.run.closed_form import fit_closed_form
 from vaerun.run.evaluate.write import keep, named
-from vaerun.run.family import Validate, family_of
-from vaerun.run.prepare import Prepared
+from vaerun.run.family import Validate
+from vaerun.run.preflight import check_arithmetic
+from vaerun.run.prepare import prepare, training_memory
+from vaerun.run.recorder import Recorder, finished
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.atomic import write_atomically
 from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run
 from vaerun.storage.paths import expand_user
-from vaerun.text import printable
-from vaerun.tracking.logger import RunLogger, RunLogHandler
+from vaerun.storage.run_dir import lock_run_dir, next_free_dir
 from vaerun.tracking.monitor import Monitor
-from vaerun.training import TrainState, make_optimisers, restore, train
-from vaerun.training.determinism import named_operations
-from vaerun.training.step import side_stream
+from vaerun.training import Hooks, Trainer, TrainState, make_optimisers, restore
+from vaerun.training.determinism import choose_algorithms, named_operations
+from vaerun.training.step import process_lock, side_stream
 
 
-class Course:
-    """The parts of one run and what is done with them, in order."""
+@dataclass(frozen=True)
+class SharedProcess:
+    """What a run needs to know where other runs train in the same process, each in a thread of its own.
+
+    Attributes:
+        data: gives the data set of these settings on the device; equal settings share one.
+        ready: called once, when this run is ready to train; returns when all runs are.
+        label: prefix of this run's warnings.
+    """
+
+    data: Callable[[DataSettings, torch.device], ImageData]
+    ready: Callable[[], None]
+    label: str
+
+
+class Experiment:
+    """One run, from its settings to its result.json.
+
+    Arguments:
+        settings: checked.
+        folder: the run directory; may exist.
+        overrides: the command's words, for the record.
+        hydra: Hydra's own configuration as yaml, for the record.
+        stop: signals.
+        shared: where other runs train in this process; None: there are none.
+    """
 
     def __init__(
         self,
         settings: Settings,
         folder: Path,
-        stop: ShutdownSignal,
-        device: torch.device,
-        parts: Prepared,
-        ranks: Ranks,
+        overrides: list[str],
+        hydra: str | None = None,
+        stop: ShutdownSignal | None = None,
+        shared: SharedProcess | None = None,
     ) -> None:
-        self.settings, self.folder, self.stop, self.device, self.ranks = settings, folder, stop, device, ranks
-        self.data, self.model, self.objective, self.identity = parts.data, parts.model, parts.objective, parts.identity
-        self.source: torch.Generator | None = None
-        self.ready: Callable[[], None] | None = None
-        self.label = ""
-        self.family = family_of(self.model)
-        self.store = CheckpointManager(folder / "checkpoints", self.identity, self.warn)
-        self.train_settings, self.total_steps = train_settings(settings), parts.total_steps
-        # The last batch of an epoch may be smaller: what a step covers on average.
-        self.steps_per_epoch = math.ceil(len(self.data.train) / settings.trainer.batch_size)
-        self.images_per_step = len(self.data.train) / self.steps_per_epoch
-        self.logger = logging.Logger("vaerun.run", logging.INFO)  # this run's own: no other handler sees it
-        self.warnings: list[str] = []
-        self.record: dict[str, Any] = {}
-        self.texts: list[str] = []
-        self.named: dict[str, Any] | None = None
-        self.started_from: dict[str, str] | None = None
+        self.settings, self.folder, self.overrides, self.hydra = settings, folder, overrides, hydra
+        self.stop, self.shared = stop or ShutdownSignal(), shared
+        self.closed_form = settings.model.fit == "closed_form"
+        self.generator: torch.Generator | None = None  # of batch noise; None: torch's global one
+        self.initial: dict[str, Any] | None = None  # the checkpoint of trainer.resume=PATH,
+        self.started_from: dict[str, str] | None = None  # and what is recorded of it
 
-    def join(self, source: torch.Generator, ready: Callable[[], None], label: str) -> None:
-        """Other runs train in this process (execute.Company): noise comes from a generator of this one's own."""
-        self.source, self.ready, self.label = source, ready, label
+    def run(self) -> dict[str, Any]:
+        """Run the experiment and return the record of result.json: a finished run is shown, an unfinished one resumed.
 
-    def warn(self, line: str) -> None:
-        """One line on standard error and in run.log."""
-        if self.ranks.rank:
-            return
-        print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
-        if self.logger.handlers:
-            self.logger.warning(line)
-        else:
-            self.warnings.append(line)  # run.log is opened once the run can no longer be refused
+        Raises InputError, RunError, Interrupted (errors.py); once the run directory is locked, result.json says so too.
+        """
+        with self.stop, self.processes() as self.ranks:
+            previous = self.prepare()
+            if finished(previous):
+                return self.recorder.show(previous)
+            with self.lock() as previous:
+                if finished(previous):
+                    return self.recorder.show(previous)
+                with self.stop.deferred(), self.recording(previous), side_stream(self.device):
+                    with running_out(RunError, f"memory ran out in training with {training_memory(self.settings)}"):
+                        state = self.fit() if self.closed_form else self.make_trainer().train()
+                    self.ranks.on_rank_zero(lambda: self.select_and_evaluate(state))
+                    self.ranks.barrier()
+                    self.write()
+                return self.recorder.record
 
-    def follow(self) -> None:
-        """Train and wait as a process that is not the first, which records it all."""
-        state = self.store.load_last(self.device) or self.named
-        with self.stop.deferred():
-            if self.settings.model.fit != "closed_form":
-                train(
-                    self.objective,
-                    self.data.train,
-                    self.train_settings,
-                    validate=None,
-                    log=Silent(),
-                    store=Silent(),
-                    stop=self.stop,
-                    resume=state,
-                    ranks=self.ranks,
-                )
-            self.ranks.on_rank_zero(None)  # selection and evaluation
-            self.ranks.barrier()
+    def processes(self) -> AbstractContextManager[Ranks]:
+        """The processes of this run; trainer.processes says how many."""
+        trainer = self.settings.trainer
+        return nullcontext(Ranks()) if trainer.processes == 1 else process_group(resolve_device(trainer.device).type)
 
-    def recorded(self, before: dict[str, Any] | None, overrides: list[str], hydra: str | None) -> dict[str, Any]:
-        """Train and evaluate, with the status in result.json at every moment; `before`: what it said until now."""
-        with self.stop.deferred():  # whatever comes from now on is recorded
-            return self._recorded(before, overrides, hydra)
+    # -- prepare -----------------------------------------------------------------------------------------------------
 
-    def _recorded(self, before: dict[str, Any] | None, overrides: list[str], hydra: str | None) -> dict[str, Any]:
-        self.record = records.start(
-            self.settings, self.data, self.device, self.identity, overrides, self.started_from, self.model
-        )
-        own = self.store.load_last(self.device)
-        if own is not None and before is not None:
-            records.keep_provenance(self.record, before)
-        records.write_result(self.folder, self.record)
-        handler = RunLogHandler(self.folder / "run.log")
-        self.logger.addHandler(handler)
-        try:
-            records.write_config(self.folder, asdict(self.settings), overrides, hydra)
-            self.logger.info("start: %s", " ".join(["vaerun", *overrides]))
-            for line in self.warnings:
-                self.logger.warning(line)
-            self._train_and_evaluate(own or self.named)
-        except BaseException as error:
-            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
-            self.record["ended"] = records.now()
-            known = isinstance(error, InputError | RunError | Interrupted | KeyboardInterrupt)
-            with suppress(RunError):  # the disk that is full may be why the run failed: that is what is told
-                self.logger.error("%s", self.record["error"] if known else traceback.format_exc())
-            with suppress(RunError):
-                records.write_result(self.folder, self.record)
-            raise
-        finally:
-            self.logger.removeHandler(handler)
-            handler.close()
-        return self.record
+    def prepare(self) -> dict[str, Any] | None:
+        """Build and try all parts, and only read; return what result.json says of an earlier attempt.
 
-    def start_from_named(self) -> None:
-        """Read the checkpoint of trainer.resume=PATH. Raises InputError where it cannot be gone on from."""
-        if self.settings.trainer.resume in ("auto", "never"):
-            return
-        if self.store.has_checkpoint:
-            return  # this run has begun: it goes on from its own, and the other's may be gone
-        if self.settings.model.fit == "closed_form":
+        A finished run is not built again. Raises InputError for settings that cannot work.
+        """
+        trainer, shared = self.settings.trainer, self.shared
+        choose_algorithms(trainer.deterministic)
+        self.device = self.ranks.device or resolve_device(trainer.device)
+        check_arithmetic(trainer, self.device)
+        torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
+        if trainer.resume == "never":
+            self.folder = next_free_dir(self.folder)
+        self.recorder = Recorder(self.folder, "" if shared is None else shared.label, silent=self.ranks.rank > 0)
+        with process_lock:  # parameters are drawn from torch's global generator
+            self.data = (build_data if shared is None else shared.data)(self.settings.data, self.device)
+            self.fingerprint = fingerprint(asdict(self.settings), self.data.sha256)
+            previous = self.ranks.on_rank_zero(lambda: result.check_existing_run(self.folder, self.fingerprint))
+            if finished(previous):
+                return previous
+            parts = prepare(self.settings, self.data)
+            self.model, self.objective, self.family = parts.model, parts.objective, parts.family
+            self.train_settings, self.plan = parts.train_settings, parts.plan
+            self.checkpoints = CheckpointManager(self.folder / "checkpoints", self.fingerprint, self.recorder.warn)
+            self.load_initial_checkpoint()
+            if shared is not None:
+                check_noise(self.objective, self.data.train, "several runs in a process", "run them one by one")
+                self.generator = torch.Generator(self.device)
+        return previous
+
+    def load_initial_checkpoint(self) -> None:
+        """Read the checkpoint of trainer.resume=PATH. Raises InputError where training cannot continue from it."""
+        if self.settings.trainer.resume in ("auto", "never") or self.checkpoints.has_checkpoint:
+            return  # a run that has begun resumes from its own checkpoint, and the other's may be gone
+        if self.closed_form:
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = expand_user(self.settings.trainer.resume)
-        self.named, self.started_from = load_from_other_run(path, self.device)
+        self.initial, self.started_from = load_from_other_run(path, self.device)
         optimisers = make_optimisers(self.objective.phases, self.train_settings)
-        done = restore(self.objective, optimisers, self.named, self.device)[0]
-        if done.step >= self.total_steps:
+        state = restore(self.objective, optimisers, self.initial, self.device)[0]
+        if state.step >= self.plan.total_steps:
             raise InputError(
-                f"trainer.resume: {path} has done {done.step} steps and this run has {self.total_steps}: raise "
+                f"trainer.resume: {path} has done {state.step} steps and this run has {self.plan.total_steps}: raise "
                 "trainer.epochs (or trainer.max_steps)"
             )
 
-    def _train_and_evaluate(self, state: dict[str, Any] | None) -> None:
-        start = state["progress"].get("step", 0) if state is not None else 0  # one that is none is refused below
-        log = RunLogger(
-            self.folder,
-            position=state["log"] if state is not None else None,
-            start_step=start,
-            total_steps=self.total_steps,
-            images_per_step=self.images_per_step,
+    # -- lock --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lock(self) -> Iterator[dict[str, Any] | None]:
+        """Hold the run directory, and look again at what result.json says.
+
+        Only a run that can no longer be refused gets here: one that is refused leaves neither folder nor lock file.
+        """
+        with ExitStack() as stack:
+
+            def lock_and_look() -> dict[str, Any] | None:
+                stack.enter_context(lock_run_dir(self.folder))
+                return result.check_existing_run(self.folder, self.fingerprint)
+
+            yield self.ranks.on_rank_zero(lock_and_look)
+
+    @contextmanager
+    def recording(self, previous: dict[str, Any] | None) -> Iterator[None]:
+        """Open the run's records, and keep the status in result.json true, whatever happens inside."""
+        settings, overrides = self.settings, self.overrides
+        record = result.start(
+            settings, self.data, self.device, self.fingerprint, overrides, self.started_from, self.model
         )
-        try:
-            with named_operations(RunError), self.stop.deferred(), side_stream(self.device):
-                closed_form = self.settings.model.fit == "closed_form"
-                done = self._fit_closed_form(log) if closed_form else self._train(log, state)
-                self.ranks.on_rank_zero(lambda: self._select_and_evaluate(log, done))
-                self.ranks.barrier()
-                self._finish(log, done)
-        except OSError as error:  # the folder has gone, the disk is full: not to be met by any check beforehand
-            raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to go on") from error
-        finally:
-            log.close()
+        last = self.checkpoints.load_last(self.device)
+        if last is not None and previous is not None:
+            result.keep_provenance(record, previous)
+        self.checkpoint = last or self.initial
+        with (
+            self.recorder.recording(record, settings, overrides, self.hydra),
+            self.recorder.logging(self.plan, self.checkpoint),
+            named_operations(RunError),
+        ):
+            yield
 
-    # -- training -----------------------------------------------------------------------------------------------
+    # -- train -------------------------------------------------------------------------------------------------------
 
-    def _validator(self) -> Validate | None:
-        return self.family.validator(self.settings, self.objective, self.data, Monitor(self.stop, self.warn))
+    def make_trainer(self) -> Trainer:
+        """The trainer, restored from the checkpoint."""
+        return Trainer(
+            self.objective,
+            self.data.train,
+            self.train_settings,
+            self.plan,
+            hooks=self.hooks() if self.ranks.rank == 0 else None,
+            logger=self.recorder.logger,
+            checkpoints=self.checkpoints,
+            stop=self.stop,
+            ranks=self.ranks,
+            generator=self.generator,
+            checkpoint=self.checkpoint,
+        )
 
-    def _train(self, log: RunLogger, state: dict[str, Any] | None) -> TrainState:
+    def hooks(self) -> Hooks:
+        """What happens around the training steps."""
         every = self.settings.evaluation.pictures
-        steps_between = self.steps_per_epoch * self.settings.evaluation.every
+        steps_between = self.plan.steps_per_epoch * self.settings.evaluation.every
+        protocol = self.recorder.record["protocol"]
 
-        def after_validation(step: int) -> None:
+        def log_pictures(step: int) -> None:
             # The validation's number follows from the step, so that a resumed run has the same pictures.
             if every and (math.ceil(step / steps_between) - 1) % every == 0:
-                self._pictures(log, step)
+                self.log_pictures(step)
 
-        validate = self._validator()
+        validate = self.validator()
         if validate is not None and validate.selection is not None:
-            self.record["protocol"]["selection"] = f"best {validate.selection}"
-            records.keep_space(self.record, getattr(validate, "space", None))
-        tried = [f"trainer.batch_size={self.settings.trainer.batch_size}"]
-        if self.settings.estimator.samples > 1:
-            tried.append(f"estimator.samples={self.settings.estimator.samples}")
-        what = f"{' and '.join(tried)}: lower {'them' if len(tried) > 1 else 'it'}, or the model's size"
-        with running_out(RunError, f"memory ran out in training with {what}"):
-            return train(
-                self.objective,
-                self.data.train,
-                self.train_settings,
-                validate=validate,
-                selection=validate.selection if validate is not None else None,
-                warn=self.warn,
-                after_validation=after_validation,
-                log=log,
-                store=self.store,
-                stop=self.stop,
-                resume=state,
-                ranks=self.ranks,
-                source=self.source,
-                ready=self.ready,
-                compared=lambda found: self.record["protocol"].update(precision_difference=found),
-            )
+            protocol["selection"] = f"best {validate.selection}"
+            result.keep_space(self.recorder.record, getattr(validate, "space", None))
+        return Hooks(
+            validate=validate,
+            selection=None if validate is None else validate.selection,
+            warn=self.recorder.warn,
+            on_validation_end=log_pictures,
+            on_ready=(lambda: None) if self.shared is None else self.shared.ready,
+            on_precision_compared=lambda differences: protocol.update(precision_difference=differences),
+        )
 
-    def _fit_closed_form(self, log: RunLogger) -> TrainState:
-        started = time.perf_counter()
+    def validator(self) -> Validate | None:
+        """Metrics of the validation split; None where there is no such split."""
+        return self.family.validator(self.settings, self.objective, self.data, Monitor(self.stop, self.recorder.warn))
+
+    def fit(self) -> TrainState:
+        """Fit a model that has a closed form, in the place of training."""
+        if self.ranks.rank:
+            return TrainState(finished=True)  # the first process does it all
         assert isinstance(self.objective, Variational)
-        ppca.fit_closed_form(self.objective.model, (b.x for b in self.data.train.batches(4096)))
-        if ppca.variance_at_minimum(self.objective.model):
-            self.warn(
-                f"the training images fill no more than model.latent_dim={self.settings.model.latent_dim} dimensions: "
-                f"their likelihood has no upper bound, and is given at the variance {ppca.MINIMUM_VARIANCE:g}"
-            )
-        self.objective.train(False)
-        validate = self._validator()
-        seconds = time.perf_counter() - started
-        found = validate() if validate is not None else {}
-        if found:
-            log.record(0, 0.0, found)
-        selection = (validate.selection or "") if validate is not None else ""
-        self.store.save_best({"objective": self.objective.state_dict(), "epoch": 0.0, "selection": selection})
-        return TrainState(best=found.get(selection), finished=True, seconds=seconds)
+        return fit_closed_form(
+            self.objective,
+            self.data.train,
+            validate=self.validator(),
+            logger=self.recorder.logger,
+            checkpoints=self.checkpoints,
+            warn=self.recorder.warn,
+        )
 
-    def _select_and_evaluate(self, log: RunLogger, done: TrainState) -> None:
-        self._select(done)
-        self._evaluate(log, done)
+    # -- select, evaluate, write -------------------------------------------------------------------------------------
 
-    def _select(self, done: TrainState) -> None:
-        path = self.store.folder / "best.pt"
+    def select_and_evaluate(self, state: TrainState) -> None:
+        """Load the best parameters and evaluate them."""
+        self.select(state)
+        self.evaluate(state)
+
+    def select(self, state: TrainState) -> None:
+        """Load the best parameters."""
+        folder, record = self.checkpoints.folder, self.recorder.record
         try:
-            state = load(path, self.device)
+            best = load(folder / "best.pt", self.device)
         except CorruptCheckpoint as damage:
-            raise RunError(
-                f"cannot read {path}: {damage}; remove {self.store.folder} and run the same command to train again"
-            ) from damage
-        self.objective.load_state_dict(state["objective"])
+            remedy = f"remove {folder} and run the same command to train again"
+            raise RunError(f"cannot read {folder / 'best.pt'}: {damage}; {remedy}") from damage
+        self.objective.load_state_dict(best["objective"])
         self.objective.train(False)
-        self.record["protocol"]["selected_epoch"] = round(done.best_epoch, 6)
-        if done.best is not None:
-            selection = state.get("selection", "val/elbo")
-            self.record["metrics"][selection] = done.best
-            if selection in ("val/iwae", "val/renyi") and (validate := self._validator()) is not None:
-                self.record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the parameters that were selected
-        speed = done.timed_steps / done.timed_seconds if done.timed_seconds else None
-        self.record["timing"] = {
-            "train_seconds": round(done.seconds, 3),
-            "train_steps": done.step,
+        record["protocol"]["selected_epoch"] = round(state.best_epoch, 6)
+        if state.best is not None:
+            selection = best.get("selection", "val/elbo")
+            record["metrics"][selection] = state.best
+            if selection in ("val/iwae", "val/renyi") and (validate := self.validator()) is not None:
+                record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the selected parameters
+        speed = state.timed_steps / state.timed_seconds if state.timed_seconds else None
+        record["timing"] = {
+            "train_seconds": round(state.seconds, 3),
+            "train_steps": state.step,
             "steps_per_second": speed,
-            "images_per_second": speed * self.images_per_step if speed else None,
+            "images_per_second": speed * self.plan.images_per_step if speed else None,
         }
 
-    # -- evaluation ---------------------------------------------------------------------------------------------
-
-    def _evaluate(self, log: RunLogger, done: TrainState) -> None:
-        e, started = self.settings.evaluation, time.perf_counter()
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluate the selected parameters."""
+        settings, record, started = self.settings.evaluation, self.recorder.record, time.perf_counter()
         with not_in_parts():
-            found = self.family.evaluate(e, self.model, self.data, seed=self.settings.seed, stop=self.stop)
-        self.record["metrics"] |= named(found, e.split)
-        self.record["details"] = found.details
-        self.record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
-        for line in found.warnings:
-            self.warn(line)
-        if found.diverged:
-            raise RunError(f"{e.split}/{found.diverged} is not finite for some images: the parameters have diverged")
-        keep(self.folder, found, e.split, log, done.step, done.step / self.steps_per_epoch)
-        self._pictures(log, done.step)
-        self.texts = found.texts
+            evaluation = self.family.evaluate(settings, self.model, self.data, seed=self.settings.seed, stop=self.stop)
+        record["metrics"] |= named(evaluation, settings.split)
+        record["details"] = evaluation.details
+        record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
+        for line in evaluation.warnings:
+            self.recorder.warn(line)
+        if evaluation.diverged:
+            metric = f"{settings.split}/{evaluation.diverged}"
+            raise RunError(f"{metric} is not finite for some images: the parameters have diverged")
+        epoch = state.step / self.plan.steps_per_epoch
+        keep(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)
+        self.log_pictures(state.step)
+        self.texts = evaluation.texts
 
-    def _pictures(self, log: RunLogger, step: int) -> None:
+    def log_pictures(self, step: int) -> None:
+        """Pictures of the model as it is, for TensorBoard and figures/."""
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train
-        (self.folder / "figures").mkdir(exist_ok=True)
-        for name, picture in self.family.pictures(self.model, split).items():
-            log.image(f"images/{name}", picture, step)
-            write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
+        self.recorder.pictures(self.family.pictures(self.model, split), step)
         self.objective.train(training)
 
-    def _finish(self, log: RunLogger, done: TrainState) -> None:
-        columns = records.columns(self.record["metrics"], self.settings.evaluation.split)
-        log.hyperparameters(records.hyperparameters(self.settings), columns)
-        self.record |= {"status": "ok", "ended": records.now()}
-        text = "\n".join([*self.texts, records.table(self.record, self.folder)])
-        self.logger.info("done\n%s", text)
-        records.write_result(self.folder, self.record)
-        records.tell(text)
+    def write(self) -> None:
+        """Record and print the results."""
+        if self.ranks.rank == 0:
+            self.recorder.finish(self.settings, self.texts)

@@ -1,55 +1,67 @@
-"""A run's parts, built and tried out without a trace on the disk: by the run itself, and ahead of a sweep."""
+"""A run's parts, built and tried without a trace on the disk: by the run itself, and ahead of a sweep."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
-from vaerun.config.settings import Settings, fingerprint
+from vaerun.config.settings import Settings
 from vaerun.data.dataset import ImageData
-from vaerun.distributed import process_group as parallel
+from vaerun.distributed.process_group import check_splittable
 from vaerun.errors import InputError
 from vaerun.evaluation.oom import running_out
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
-from vaerun.run.family import family_of
+from vaerun.run.family import AdversarialFamily, Likelihood, family_of
+from vaerun.training import TrainPlan, TrainSettings
 from vaerun.training.determinism import named_operations
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Parts:
     """What a run is made of.
 
     Attributes:
-        data, model, objective: on the device.
-        identity: the run's fingerprint.
-        total_steps: of training; 0 where the model is fitted in closed form.
+        model, objective: on the data's device.
+        family: how models of this kind are validated, evaluated and shown.
+        train_settings, plan: for the trainer.
     """
 
-    data: ImageData
     model: Model
     objective: Variational | Adversarial
-    identity: str
-    total_steps: int
+    family: type[Likelihood] | type[AdversarialFamily]
+    train_settings: TrainSettings
+    plan: TrainPlan
 
 
-def prepare(settings: Settings, data: ImageData) -> Prepared:
-    """Model and objective for this data, initialised by the seed, after one loss on two images.
+def prepare(settings: Settings, data: ImageData) -> Parts:
+    """Build model and objective for this data, initialised by the seed, and try one loss on two images.
 
-    Raises InputError for whatever of these settings cannot work, before anything is written.
+    Raises InputError for whatever of these settings cannot work.
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
+    images = len(data.train)
     with running_out(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
         model = build_model(settings.model, data, bool(settings.trainer.average))
-        objective = build_objective(settings, model, len(data.train))
-    family_of(model).check_run(settings, model, data)
+        objective = build_objective(settings, model, images)
+    family = family_of(model)
+    family.check_run(settings, model, data)
     samples = settings.estimator.samples
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
     with named_operations(InputError), running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
-    parallel.check_splittable(objective, data.train, settings.trainer.processes)
+    check_splittable(objective, data.train, settings.trainer.processes)
+    how = train_settings(settings)
     closed_form = settings.model.fit == "closed_form"
-    steps = 0 if closed_form else train_settings(settings).total_steps(len(data.train))
-    return Prepared(data, model, objective, fingerprint(asdict(settings), data.sha256), steps)
+    plan = TrainPlan(images, how.batch_size, total_steps=0) if closed_form else how.plan(images)
+    return Parts(model, objective, family, how, plan)
+
+
+def training_memory(settings: Settings) -> str:
+    """The settings that the memory of training grows with, and what to do about them."""
+    sizes = [f"trainer.batch_size={settings.trainer.batch_size}"]
+    if settings.estimator.samples > 1:
+        sizes.append(f"estimator.samples={settings.estimator.samples}")
+    return f"{' and '.join(sizes)}: lower {'them' if len(sizes) > 1 else 'it'}, or the model's size"

@@ -139,6 +139,13 @@ class CheckpointManager:
         return state, ""
 
 
+class NullCheckpointManager:
+    """Takes what a CheckpointManager takes and writes nothing: another process of the run writes it."""
+
+    def save_last(self, state: dict[str, Any]) -> None: ...
+    def save_best(self, state: dict[str, Any]) -> None: ...
+
+
 def load_from_other_run(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
     """The checkpoint (or the last one of the run directory) named by `trainer.resume`, and its provenance.
 

@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 import torch
 
-from vaerun.config.settings import DataSettings, Settings
+from vaerun.config.settings import DataSettings, Settings, fingerprint
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental
@@ -76,14 +76,15 @@ class JobChecker:
         """The planned job. Raises InputError if it cannot work or its folder belongs to another run."""
         if self.local:
             resolve_device(settings.trainer.device)
-        parts = prepare(settings, self.data(settings.data))
+        data = self.data(settings.data)
+        parts, identity = prepare(settings, data), fingerprint(asdict(settings), data.sha256)
         if settings.trainer.resume == "never":
             folder = next_free_dir(folder)
-        result = check_existing_run(folder, parts.identity)
+        result = check_existing_run(folder, identity)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
             load_from_other_run(expand_user(settings.trainer.resume), "cpu")
-        job = Job(settings, folder, overrides, hydra, parts.identity)
-        return PlannedJob(job, number, parts.total_steps, job_state(job), previous_result=result)
+        job = Job(settings, folder, overrides, hydra, identity)
+        return PlannedJob(job, number, parts.plan.total_steps, job_state(job), previous_result=result)
 
 
 def job_state(job: Job) -> JobState:

@@ -1,8 +1,8 @@
-"""The training loop, checkpoints, logs and signals; they know objectives and batches only (layer L5)."""
+"""Training: the loop, its steps, and what both need; it knows objectives and batches only."""
 
-from vaerun.training.optimisers import make_optimisers
-from vaerun.training.settings import TrainSettings
-from vaerun.training.train_state import TrainState
-from vaerun.training.trainer import restore, train
+from vaerun.training.settings import TrainPlan, TrainSettings
+from vaerun.training.step import make_optimisers
+from vaerun.training.train_state import TrainState, restore
+from vaerun.training.trainer import Hooks, Trainer
 
-__all__ = ["TrainSettings", "TrainState", "make_optimisers", "restore", "train"]
+__all__ = ["Hooks", "TrainPlan", "TrainSettings", "TrainState", "Trainer", "make_optimisers", "restore"]

@@ -1,9 +1,9 @@
-"""Training steps recorded once and replayed (CUDA graphs).
+"""Training steps captured once as CUDA graphs and replayed.
 
-A small network's step is some hundred to some thousand small kernels, which a GPU finishes faster than Python can start
-them; a recording is started as one. What changes from step to step must then be on the device, at places that stay: the
-rows of the batch, the number of the step, the learning rates, the running sums. The generator's seed is set by position
-before each replay, so a replayed step draws what the step itself would have drawn.
+A small network's step is hundreds to thousands of small kernels, which a GPU finishes faster than Python can launch
+them; a graph is launched as one. Whatever changes from step to step must then be on the device, at fixed addresses: the
+rows of the batch, the number of the step, the learning rates, the running sums. The generator is seeded by position
+before each replay, so a replayed step draws what the eager step would have drawn.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import RunError
+from vaerun.training.settings import TrainPlan
 from vaerun.training.step import Step, process_lock
 
-WARM_UP = 2  # steps before a recording: libraries choose their kernels, optimisers make their moments
+WARM_UP = 2  # steps before a capture: libraries choose their kernels, optimisers allocate their moments
 
 
 class Capture(Protocol):
-    """The operations of a function on device memory, recorded without being made, and made by each `replay`."""
+    """The operations of a function on device memory, captured without running them, and run by each `replay`."""
 
     def record(self, function: Callable[[], None]) -> None: ...
     def replay(self) -> None: ...
@@ -31,14 +32,14 @@ class CudaCapture:
     """A CUDA graph on this thread's current stream, which must not be the default one.
 
     Arguments:
-        source: the generator that the function draws from; None: torch's global one.
-        pool: memory that recordings which are never replayed at the same time share.
+        generator: which the function draws from; None: torch's global one.
+        pool: memory shared by graphs that are never replayed at the same time.
     """
 
-    def __init__(self, source: torch.Generator | None, pool: Any) -> None:
+    def __init__(self, generator: torch.Generator | None, pool: Any) -> None:
         self.graph, self.pool = torch.cuda.CUDAGraph(), pool
-        if source is not None:
-            self.graph.register_generator_state(source)
+        if generator is not None:
+            self.graph.register_generator_state(generator)
 
     def record(self, function: Callable[[], None]) -> None:
         stream = torch.cuda.current_stream()
@@ -51,82 +52,87 @@ class CudaCapture:
 
 
 def capture_step(
-    step: Step, sizes: Sequence[int], repeats: int, number: int, warn: Callable[[str], None] | None
+    step: Step, plan: TrainPlan, repeats: int, number: int, warn: Callable[[str], None]
 ) -> Step | GraphedStep:
-    """The step recorded where settings.compile asks for it, else as it is.
+    """The step as a CUDA graph where settings.compile asks for one, else the step itself.
 
-    Raises RunError where it was asked for by name and cannot be; where `auto` finds that, `warn` is told.
+    Arguments:
+        step: to capture.
+        plan: for the sizes of batches.
+        repeats: batches of one step.
+        number: steps done so far.
+        warn: called with one line where compile=auto falls back to the eager step.
+
+    Raises RunError where settings.compile=graph, and the step cannot be captured.
     """
-    how = step.settings.compile
-    if how == "none" or (how == "auto" and (step.device.type != "cuda" or step.ranks.size > 1)):
+    compile = step.settings.compile
+    if compile == "none" or (compile == "auto" and (step.device.type != "cuda" or step.ranks.size > 1)):
         return step
     pool = torch.cuda.graph_pool_handle()
     try:
-        return GraphedStep(step, sizes, repeats, number, lambda: CudaCapture(step.source, pool))
+        return GraphedStep(step, plan.batch_sizes, repeats, number, lambda: CudaCapture(step.generator, pool))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        why = str(error).partition("\n")[0]
-        if how == "graph":
-            raise RunError(f"trainer.compile=graph: this step cannot be recorded ({why}): use none or auto") from error
-        if step.source is not None and step.settings.precision == "tf32":
+        reason = str(error).partition("\n")[0]
+        if compile == "graph":
+            problem = f"trainer.compile=graph: this step cannot be captured ({reason})"
+            raise RunError(f"{problem}: use none or auto") from error
+        if step.generator is not None and step.settings.precision == "tf32":
             raise RunError(
-                f"this step cannot be recorded ({why}), and other runs of this process multiply otherwise meanwhile: "
-                "run them one by one, or set trainer.precision=float32"
+                f"this step cannot be captured ({reason}), and the other runs of this process multiply in another "
+                "precision meanwhile: run them one by one, or set trainer.precision=float32"
             ) from error
-        if warn is not None:
-            warn(f"the training step cannot be recorded as a CUDA graph, and is made each time instead: {why}")
+        warn(f"the training step cannot be captured as a CUDA graph and runs eagerly: {reason}")
         return step
 
 
 class GraphedStep:
-    """A step recorded for every size that a batch of this run has; called like the step itself.
+    """A step captured for every size that a batch of this run has; run like the step itself.
 
-    Making it leaves the run's state as it was.
+    Capturing leaves the run's state as it was.
 
     Arguments:
-        step: to record.
+        step: to capture.
         sizes: numbers of images of a batch.
         repeats: batches of one step.
         number: steps done so far.
-        recording: makes an empty Recording.
+        capture: makes an empty Capture.
 
-    Raises whatever the device says of a step that cannot be recorded: one that looks at numbers on the host.
+    Raises whatever torch raises for a step that cannot be captured: one that reads numbers on the host.
     """
 
     def __init__(
-        self, step: Step, sizes: Sequence[int], repeats: int, number: int, recording: Callable[[], Capture]
+        self, step: Step, sizes: Sequence[int], repeats: int, number: int, capture: Callable[[], Capture]
     ) -> None:
         self.step = step
         self.number = torch.tensor(number, device=step.device)
         self.rows: dict[int, list[Tensor]] = {}
-        self.recordings: dict[int, Capture] = {}
-        kept = {place: memory.clone() for place, memory in step.mutable_tensors().items()}
-        step.set_rates(1.0)
+        self.captures: dict[int, Capture] = {}
+        before = {name: tensor.clone() for name, tensor in step.mutable_tensors().items()}
+        step.set_learning_rates(1.0)
         with process_lock:
             try:
                 for size in sizes:
                     row = torch.arange(size, device=step.device)
                     self.rows[size] = [row.clone() for _ in range(repeats)]
                     for _ in range(WARM_UP):
-                        self._make(size)
-                    self.recordings[size] = recording()
-                    self.recordings[size].record(lambda size=size: self._make(size))  # type: ignore[misc]
+                        self._run(size)
+                    self.captures[size] = capture()
+                    self.captures[size].record(lambda size=size: self._run(size))  # type: ignore[misc]
             finally:
                 self.number.fill_(number)
-                for place, memory in step.mutable_tensors().items():
+                for name, tensor in step.mutable_tensors().items():
                     # What was not there before was made by the first step: moments, counts and sums, all from zero.
-                    memory.copy_(kept[place]) if place in kept else memory.zero_()
+                    tensor.copy_(before[name]) if name in before else tensor.zero_()
 
-    def _make(self, size: int) -> None:
-        self.step.make(self.number, self.rows[size])
+    def _run(self, size: int) -> None:
+        self.step.run(self.number, self.rows[size])
         self.number += 1
 
-    def __call__(self, step: int, scale: float, rows: Sequence[Tensor]) -> None:
-        """As Step: make step number `step`, which must be the one after the last, on these rows [B]."""
+    def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
+        """As Step.run; `number` must be the one after the last."""
         size = len(rows[0])
-        for place, row in zip(self.rows[size], rows, strict=True):
-            place.copy_(row)
-        self.step.set_rates(scale)
-        self.step.seed(step)
-        self.recordings[size].replay()
+        for buffer, row in zip(self.rows[size], rows, strict=True):
+            buffer.copy_(row)
+        self.captures[size].replay()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from vaerun.errors import InputError
 
 COMPILE = ("auto", "none", "graph")
-"""graph: record the step as a CUDA graph; none: make each; auto: graph on a GPU, where the step can be recorded."""
+"""graph: capture the step as a CUDA graph; none: run it eagerly; auto: graph on a GPU, where it can be captured."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TrainSettings:
         discriminator_learning_rate: Adam's, for a discriminator; None: the same.
         betas: Adam's.
         discriminator_betas: Adam's, for a discriminator; None: the same.
-        schedule: see training/schedule.py.
+        schedule: see lr_multiplier.
         clip_norm: largest norm of a phase's whole gradient; None: no clipping.
         early_stopping: validations without improvement after which training ends; None: never.
         log_every: steps between records of training metrics.
@@ -52,12 +53,72 @@ class TrainSettings:
     precision: str = "float32"
     compile: str = "none"
 
-    def total_steps(self, images: int) -> int:
-        """Steps of the whole run on so many training images. Raises InputError for a batch larger than the data."""
+    def plan(self, images: int) -> TrainPlan:
+        """The steps of a run on so many training images. Raises InputError for a batch larger than the data."""
         if self.batch_size > images:
             raise InputError(
                 f"trainer.batch_size={self.batch_size} is larger than the training split ({images} images): "
                 f"set it to at most {images}"
             )
-        steps = self.epochs * -(-images // self.batch_size)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        steps = self.epochs * math.ceil(images / self.batch_size)
+        return TrainPlan(images, self.batch_size, steps if self.max_steps is None else min(steps, self.max_steps))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How a run's steps and epochs fit together.
+
+    Attributes:
+        images: of the training split.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        total_steps: of the whole run; 0 for a model that is fitted in closed form.
+    """
+
+    images: int
+    batch_size: int
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that cover the training split once."""
+        return math.ceil(self.images / self.batch_size)
+
+    @property
+    def images_per_step(self) -> float:
+        """Mean over an epoch, whose last batch may be smaller."""
+        return self.images / self.steps_per_epoch
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """All sizes that a batch of this run has, ascending."""
+        return sorted({min(self.batch_size, self.images), self.images % self.batch_size or self.batch_size})
+
+
+SCHEDULES = ("constant", "cosine", "step", "burda")
+
+
+def lr_multiplier(schedule: str, epoch: int, progress: float) -> float:
+    """What the learning rate is multiplied by.
+
+    constant: 1. cosine: from 1 to 0 over the run. step: 1, then 0.1 after half and 0.01 after three quarters of the
+    run. burda: 10^(-i/7) for 3^i epochs, i = 0..7 (Burda et al. 2016, section 5; 3280 epochs in all).
+
+    Arguments:
+        epoch: from 0.
+        progress: part of the run's steps that is done, in [0, 1].
+
+    Raises InputError for an unknown schedule.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "step":
+        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+    if schedule == "burda":
+        i, passed = 0, 1
+        while epoch >= passed and i < 7:
+            i += 1
+            passed += 3**i
+        return 10 ** (-i / 7)
+    raise InputError(f"unknown trainer.schedule '{schedule}': choose one of {', '.join(SCHEDULES)}")

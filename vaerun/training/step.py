@@ -5,26 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from vaerun.data.dataset import Split
 from vaerun.distributed.collectives import Ranks
-from vaerun.objectives import Objective
+from vaerun.objectives import Objective, Phase
 from vaerun.randomness import derive_seed, use_generator
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.optimisers import set_rates, update
 from vaerun.training.precision import autocast, compare, matmul_precision
 from vaerun.training.settings import TrainSettings
 
 process_lock = threading.Lock()
-"""Held by the one thread that records, which waits for all of the device, or changes how the process multiplies."""
+"""Held by the one thread that captures a graph, waits for the whole device or changes how the process multiplies."""
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Inside, a GPU's work of this thread is in a stream of its own: the default one cannot be recorded."""
+    """Run this thread's GPU work on a stream of its own: the default stream cannot be captured."""
     if device.type != "cuda":
         yield
         return
@@ -35,16 +36,83 @@ def side_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.default_stream(device).wait_stream(stream)
 
 
+def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, Optimizer]:
+    """One Adam per phase; each parameter group keeps its base learning rate and its betas.
+
+    On a GPU, learning rates and step counts are tensors, so that a captured step can be replayed under a schedule.
+    """
+    learning_rates = {
+        "variance": settings.variance_learning_rate,
+        "discriminator": settings.discriminator_learning_rate,
+    }
+    betas = {"discriminator": settings.discriminator_betas}
+
+    def options(group: str) -> dict[str, Any]:
+        rate = learning_rates.get(group)
+        rate = settings.learning_rate if rate is None else rate
+        return {"lr": rate, "base_lr": rate, "betas": betas.get(group) or settings.betas}
+
+    optimisers: dict[str, Optimizer] = {}
+    for name, phase in phases.items():
+        groups = [{"params": p, **options(g)} for g, p in phase.groups.items() if p]
+        on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+        optimisers[name] = torch.optim.Adam(groups, fused=True, capturable=on_gpu)
+        if on_gpu:
+            for group in optimisers[name].param_groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+    return optimisers
+
+
+def set_learning_rates(optimiser: Optimizer, multiplier: float) -> None:
+    """Set each group's learning rate to its base rate times the multiplier."""
+    for group in optimiser.param_groups:
+        rate = group["base_lr"] * multiplier
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # in place: captured steps know the address
+        else:
+            group["lr"] = rate
+
+
+def update(
+    optimiser: Optimizer,
+    loss: Tensor,
+    metrics: dict[str, Tensor],
+    *,
+    clip_norm: float | None,
+    guard: FiniteGuard,
+    step: int | Tensor,
+    ranks: Ranks | None = None,
+) -> Tensor:
+    """Take one optimiser step, unless loss or gradient is not finite; return the gradient's norm before clipping.
+
+    Loss and metrics are this process's share of the batch; the gradient and the decision are those of the whole batch.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if ranks is not None:
+        loss = ranks.reduce(parameters, loss)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    bad = guard.check_update(step, loss, norm, metrics)
+    if guard.on_device:
+        # The fused kernel skips parameters and moments where this is 1: no transfer to the host is needed.
+        optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
+    optimiser.step()
+    return norm
+
+
 class Step:
-    """A training step of an objective on a split, made when called.
+    """A training step of an objective on a split.
 
     Arguments:
-        objective, split, settings, optimisers, guard, ranks: the loop's.
-        source: where batch noise comes from; None: torch's global generator, which then must be this run's alone.
+        objective, split, settings, optimisers, guard, ranks: the trainer's.
+        generator: where batch noise comes from; None: torch's global generator, which must then be this run's alone.
 
     Attributes:
-        sums: of each metric over images since they were cleared, on the device.
-        scale: of the learning rates, as last set.
+        sums: of each metric over images since `clear`, on the device.
     """
 
     def __init__(
@@ -52,105 +120,115 @@ class Step:
         objective: Objective,
         split: Split,
         settings: TrainSettings,
-        optimisers: dict[str, torch.optim.Optimizer],
+        optimisers: dict[str, Optimizer],
         guard: FiniteGuard,
         ranks: Ranks,
-        source: torch.Generator | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.objective, self.split, self.settings, self.optimisers = objective, split, settings, optimisers
-        self.guard, self.ranks, self.source = guard, ranks, source
+        self.guard, self.ranks, self.generator = guard, ranks, generator
         self.device = split.images.device
         self.sums: dict[str, Tensor] = {}
-        self.scale: float | None = None
+        self._multiplier: float | None = None
 
-    def seed(self, step: int) -> None:
-        """The step's noise follows from here."""
-        # torch.manual_seed sees to all devices: without a GPU it formats a stack of calls, in case there ever is one.
-        everywhere = torch.default_generator if self.device.type == "cpu" else torch
-        (everywhere if self.source is None else self.source).manual_seed(derive_seed(self.settings.seed, "step", step))
+    def begin(self, number: int, lr_multiplier: float) -> None:
+        """Seed the noise and set the learning rates of step `number`, on the host."""
+        self.seed(number)
+        self.set_learning_rates(lr_multiplier)
 
-    def set_rates(self, scale: float) -> None:
-        """The schedule's part of the learning rates; nothing to do where it is what it was."""
-        if scale != self.scale:
+    def seed(self, number: int) -> None:
+        """Seed the noise of step `number`."""
+        # On a machine without a GPU torch.manual_seed formats a call stack, in case CUDA is ever initialised.
+        default = torch.default_generator if self.device.type == "cpu" else torch
+        generator = default if self.generator is None else self.generator
+        generator.manual_seed(derive_seed(self.settings.seed, "step", number))
+
+    def set_learning_rates(self, multiplier: float) -> None:
+        """Set the learning rates of all optimisers, where they change."""
+        if multiplier != self._multiplier:
             for optimiser in self.optimisers.values():
-                set_rates(optimiser, scale)
-            self.scale = scale
+                set_learning_rates(optimiser, multiplier)
+            self._multiplier = multiplier
 
-    def __call__(self, step: int, scale: float, rows: Sequence[Tensor]) -> None:
-        """Make step number `step` (from 0) on the images of these rows [B], one batch for each repeat of a phase."""
-        self.seed(step)
-        self.set_rates(scale)
-        self.make(step, rows)
+    def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
+        """Train on the images of these rows [B], one tensor of rows for each repeat of a phase.
 
-    def make(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """The step alone; its number may be a tensor [] on the device."""
+        `number`, the steps done before, is an int, or a tensor [] on the device in a captured step.
+        """
         precision = self.settings.precision
-        with self.ranks.shard(len(rows[0])) as share, use_generator(self.source), matmul_precision(precision):
-            batches = [self.split.training_batch(row[share.place]) for row in rows]
+        with self.ranks.shard(len(rows[0])) as shard, use_generator(self.generator), matmul_precision(precision):
+            batches = [self.split.training_batch(row[shard.place]) for row in rows]
             for name, phase in self.objective.phases.items():
                 for batch in batches[: phase.repeats]:
                     with autocast(precision, self.device):
-                        loss, metrics = self.objective.loss(name, step, batch)
-                    totals = {key: share.sum(value) for key, value in metrics.items()}
-                    how = None, self.settings.clip_norm, self.guard, step, self.ranks
-                    norm = update(self.optimisers[name], share.mean(loss), totals, *how)
-                    totals[f"gradient_norm/{name}"] = norm * share.own  # of the whole phase, before clipping
-                    self.add(totals, phase.repeats)
+                        loss, metrics = self.objective.loss(name, number, batch)
+                    totals = {key: shard.sum(value) for key, value in metrics.items()}
+                    norm = update(
+                        self.optimisers[name],
+                        shard.mean(loss),
+                        totals,
+                        clip_norm=self.settings.clip_norm,
+                        guard=self.guard,
+                        step=number,
+                        ranks=self.ranks,
+                    )
+                    totals[f"gradient_norm/{name}"] = norm * shard.own  # of the whole phase, before clipping
+                    self._accumulate(totals, phase.repeats)
         if self.ranks.size > 1:
             self.objective.sync_flags(self.ranks.all_true)
-        self.objective.after_step(step)
+        self.objective.after_step(number)
 
-    def add(self, totals: Mapping[str, Tensor], repeats: int) -> None:
-        """To the running sums, in place: the mean over a phase's repeats."""
+    def _accumulate(self, totals: Mapping[str, Tensor], repeats: int) -> None:
+        """Add to the running sums, in place, the mean over a phase's repeats."""
         values = [value if repeats == 1 else value / repeats for value in totals.values()]
         for key, value in zip(totals, values, strict=True):
             if key not in self.sums:
                 self.sums[key] = torch.zeros_like(value)
         torch._foreach_add_([self.sums[key] for key in totals], values)
 
-    def compare_precision(self) -> dict[str, dict[str, float]]:
-        """By phase, how loss and gradient of the first batch differ from float32's; see precision.compare."""
-        images = min(self.settings.batch_size, len(self.split))
-        rows, found = torch.arange(images, device=self.device), {}
-        training = bool(getattr(self.objective, "training", True))
-        self.objective.train(False)  # so that nothing of this is remembered
-        for name, phase in self.objective.phases.items():
-
-            def loss(name: str = name) -> Tensor:
-                self.seed(0)
-                with use_generator(self.source):
-                    return self.objective.loss(name, 0, self.split.training_batch(rows))[0].mean()
-
-            parameters = [p for group in phase.groups.values() for p in group]
-            with process_lock:
-                found[name] = compare(loss, parameters, self.settings.precision, self.device)
-        self.objective.train(training)
-        return found
-
     def reduce_metrics(self) -> dict[str, float]:
-        """The sums over all processes, by one transfer. Raises RunError where a step was bad (see FiniteGuard)."""
+        """The sums over all processes, in one transfer. Raises RunError where a step was bad (see FiniteGuard)."""
         sums = self.ranks.sum(self.sums)
         first = self.guard.first
-        every = [*sums.values()] if first is None else [*sums.values(), first]
-        kind = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        values = torch.stack([value.to(kind) for value in every]).tolist() if every else []
+        scalars = [*sums.values()] if first is None else [*sums.values(), first]
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        values = torch.stack([value.to(dtype) for value in scalars]).tolist() if scalars else []
         self.guard.check(None if first is None else int(values.pop()))
         return dict(zip(sums, values, strict=True))
 
     def clear(self) -> None:
-        """All sums are zero again."""
+        """Set all sums to zero."""
         for value in self.sums.values():
             value.zero_()
 
+    def compare_precision(self) -> dict[str, dict[str, float]]:
+        """By phase, how loss and gradient of the first batch differ from float32's; see precision.compare."""
+        images = min(self.settings.batch_size, len(self.split))
+        rows, differences = torch.arange(images, device=self.device), {}
+        training = bool(getattr(self.objective, "training", True))
+        self.objective.train(False)  # so that running statistics stay as they are
+        for name, phase in self.objective.phases.items():
+
+            def loss(name: str = name) -> Tensor:
+                self.seed(0)
+                with use_generator(self.generator):
+                    return self.objective.loss(name, 0, self.split.training_batch(rows))[0].mean()
+
+            parameters = [p for group in phase.groups.values() for p in group]
+            with process_lock:
+                differences[name] = compare(loss, parameters, self.settings.precision, self.device)
+        self.objective.train(training)
+        return differences
+
     def mutable_tensors(self) -> dict[tuple[str | int, ...], Tensor]:
-        """All that a step changes and remembers, where it is."""
-        found: dict[tuple[str | int, ...], Tensor] = {}
-        found |= {("objective", k): v for k, v in self.objective.state_dict().items() if isinstance(v, Tensor)}
-        found |= {("sum", k): v for k, v in self.sums.items()}
-        found |= {("guard", i): v for i, v in enumerate(self.guard.mutable_tensors)}
+        """All device tensors that a step mutates."""
+        tensors: dict[tuple[str | int, ...], Tensor] = {}
+        tensors |= {("objective", k): v for k, v in self.objective.state_dict().items() if isinstance(v, Tensor)}
+        tensors |= {("sum", k): v for k, v in self.sums.items()}
+        tensors |= {("guard", i): v for i, v in enumerate(self.guard.mutable_tensors)}
         for name, optimiser in self.optimisers.items():
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             for i, parameter in enumerate(parameters):
                 state = optimiser.state.get(parameter, {})
-                found |= {("optimiser", name, i, k): v for k, v in state.items() if isinstance(v, Tensor)}
-        return found
+                tensors |= {("optimiser", name, i, k): v for k, v in state.items() if isinstance(v, Tensor)}
+        return tensors

@@ -1,4 +1,4 @@
-"""Where a run stands, and how fast it is."""
+"""Where training stands, how it is restored from a checkpoint, and how fast it is."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vaerun.errors import InputError
+from vaerun.objectives import Objective
+from vaerun.storage.safe_pickle import number_type
 
 WARM_UP = 10  # steps left out of the measured speed: allocation and first-call costs
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
 @dataclass
 class TrainState:
-    """Where a run stands; part of every checkpoint.
+    """Where training stands; part of every checkpoint.
 
     Attributes:
         step: steps done.
-        best: best validation metric so far (ELBO, nats per image) and, in best_epoch, after how many epochs.
+        best: best validation metric so far (ELBO, nats per image); `best_epoch`: the epochs it was reached after.
         stale: validations since then.
-        validation_due: the validation that follows this step has not been made yet.
+        validation_due: the validation that follows this step has not been done yet.
         finished: nothing is left to train.
-        seconds: training time, validation and checkpoints left out.
+        seconds: training time without validation and checkpoints.
         timed_seconds, timed_steps: the same without the first steps of each process, and the steps it covers.
     """
 
@@ -38,11 +45,11 @@ class TrainState:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainState:
-        """That of a checkpoint. Raises ValueError or TypeError for what cannot be counted on from, or recorded."""
+        """The state in a checkpoint. Raises ValueError or TypeError where training cannot continue from it."""
         if "step" not in values:
             raise ValueError("its progress has no count as step")
         for name in ("step", "stale", "timed_steps"):
-            counted(name, values.get(name, 0))
+            check_count(name, values.get(name, 0))
         for name in ("best_epoch", "seconds", "timed_seconds"):
             value = values.get(name, 0.0)
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -52,38 +59,75 @@ class TrainState:
         return cls(**values)
 
 
-def counted(name: str, value: Any) -> int:
-    """A count. Raises ValueError for what is none."""
+def check_count(name: str, value: Any) -> int:
+    """The value, a count. Raises ValueError for anything else."""
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"its progress has no count as {name}")
     return value
 
 
+def restore(
+    objective: Objective, optimisers: dict[str, Optimizer], checkpoint: dict[str, Any], device: torch.device
+) -> tuple[TrainState, dict[str, Tensor], int]:
+    """Load a checkpoint into objective and optimisers; return the state, the sums of metrics and the images they cover.
+
+    Raises InputError for a checkpoint that does not fit.
+    """
+    try:
+        for name, value in objective.state_dict().items():
+            if name in checkpoint["objective"] and number_type(checkpoint["objective"][name]) != number_type(value):
+                raise ValueError(f"{name} holds numbers of another kind")
+        objective.load_state_dict(checkpoint["objective"])
+        for name, optimiser in optimisers.items():
+            _restore_optimiser(name, optimiser, checkpoint["optimisers"][name])
+        sums = {k: v.to(device) for k, v in checkpoint["metrics"]["sums"].items()}
+        images = check_count("count", checkpoint["metrics"]["count"])
+        return TrainState.of(checkpoint["progress"]), sums, images
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error
+
+
+def _restore_optimiser(name: str, optimiser: Optimizer, saved: dict[str, Any]) -> None:
+    values = [moments.get(key) for moments in saved["state"].values() for key in MOMENTS]
+    if not all(isinstance(value, Tensor) for value in values):
+        raise ValueError(f"{name}: an optimiser's moments are incomplete")
+    if not all(value.is_floating_point() for value in values):
+        raise ValueError(f"{name}: an optimiser's moments hold numbers of another kind")
+    options = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
+    optimiser.load_state_dict(saved)
+    for group, current in zip(optimiser.param_groups, options, strict=True):
+        group |= current  # this run's settings: a run that starts from another's checkpoint may differ
+    for parameter, moments in optimiser.state.items():
+        if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
+            raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
+
+
 class Clock:
-    """Training time: all of it, and that after the first steps of a process."""
+    """Training time: in all, and after the first steps of a process."""
 
     def __init__(self, device: torch.device, first_step: int) -> None:
         self.device, self.warm_step = device, first_step + WARM_UP
         self.since: float | None = None
         self.warm_since: tuple[float, int] | None = None
 
-    def begin(self, progress: TrainState) -> None:
-        """A step begins."""
+    def begin(self, state: TrainState) -> None:
+        """Start, or go on: a step begins."""
         now = time.perf_counter()
         if self.since is None:
             self.since = now
-        if self.warm_since is None and progress.step >= self.warm_step:
-            self.warm_since = now, progress.step
+        if self.warm_since is None and state.step >= self.warm_step:
+            self.warm_since = now, state.step
 
-    def pause(self, progress: TrainState) -> None:
-        """Add what has passed."""
+    def pause(self, state: TrainState) -> None:
+        """Add the time since `begin` to the state."""
         if self.since is None:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        progress.seconds += now - self.since
+        state.seconds += now - self.since
         if self.warm_since is not None:
-            progress.timed_seconds += now - self.warm_since[0]
-            progress.timed_steps += progress.step - self.warm_since[1]
+            state.timed_seconds += now - self.warm_since[0]
+            state.timed_steps += state.step - self.warm_since[1]
         self.since = self.warm_since = None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import check
-from vaerun.run.execute import execute
+from vaerun.run.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 # 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 14 steps end within the fourth epoch.
@@ -54,7 +54,7 @@ def run(folder: Path, family: str, *overrides: str) -> dict[str, Any]:
     words = [*SHORT.split(), *FAMILIES[family].split(), *overrides]
     with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         settings = check(hydra.compose("config", [f"model={family}", *words]))
-    return execute(settings, folder, list(overrides))
+    return Experiment(settings, folder, list(overrides)).run()
 
 
 @pytest.fixture(scope="module")

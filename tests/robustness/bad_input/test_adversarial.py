@@ -17,7 +17,7 @@ from support.runs.adversarial_runs import NETWORKS, QUICK, Command, environment,
 from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import check
 from vaerun.errors import InputError
-from vaerun.run.execute import execute
+from vaerun.run.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -139,7 +139,7 @@ def test_every_other_pair(work: Path) -> None:
     for model, estimator in sorted(pairs):
         settings = dataclasses.replace(models[model], estimator=estimators[estimator])
         with pytest.raises(InputError) as caught:
-            execute(settings, work / "run", [])
+            Experiment(settings, work / "run", []).run()
         (assert_no_likelihood if model in ADVERSARIAL else assert_not_adversarial)(str(caught.value), estimator, model)
     assert {p.name for p in work.iterdir()} == {"mine.txt"}
 

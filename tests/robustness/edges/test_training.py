@@ -27,7 +27,7 @@ from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
 from vaerun.training import TrainSettings
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.optimisers import make_optimisers, update
+from vaerun.training.step import make_optimisers, update
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 likelihoods = pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -104,7 +104,8 @@ def attempt(model: LatentModel, x: Tensor, estimator: Estimator, samples: int) -
     torch.manual_seed(0)
     loss, metrics = objective.loss("model", 6, Batch(x, None, 0, torch.zeros(len(x)), torch.arange(len(x))))
     try:
-        update(optimiser["model"], loss.mean(), metrics, 1.0, None, FiniteGuard(torch.device("cpu")), 6)
+        guard = FiniteGuard(torch.device("cpu"))
+        update(optimiser["model"], loss.mean(), metrics, clip_norm=None, guard=guard, step=6)
     except RunError as stopped:
         return str(stopped)
     return None

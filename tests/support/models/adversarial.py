@@ -22,7 +22,7 @@ from vaerun.objectives.base import Diagnostics
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import RunLogger
-from vaerun.training import TrainSettings, train
+from vaerun.training import Hooks, Trainer, TrainSettings
 
 LATENT = 3
 
@@ -149,11 +149,21 @@ def fit(
         show=False,
     )
     log._events = Mock()  # TensorBoard's is slow to open; metrics.jsonl is what is read
-    rest = {"validate": validate, "selection": selection, "warn": told.append, "log": log, "store": store}
+    hooks = Hooks(validate=validate, selection=selection, warn=told.append)
+    how = TrainSettings(**options)
+    trainer = Trainer(
+        objective,
+        split,
+        how,
+        how.plan(len(split)),
+        hooks=hooks,
+        logger=log,
+        checkpoints=store,
+        stop=stop,
+        checkpoint=state,
+    )
     try:
-        progress = train(
-            objective, split, TrainSettings(**options), stop=stop or ShutdownSignal(), resume=state, **rest
-        )
+        progress = trainer.train()
     finally:
         log.close()
     lines = (folder / "metrics.jsonl").read_text().splitlines()

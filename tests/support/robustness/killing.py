@@ -47,8 +47,7 @@ from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import Settings, check
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.plots import charts  # noqa: F401
-from vaerun.run.execute import execute
-from vaerun.run.experiment import Course
+from vaerun.run.experiment import Experiment
 from vaerun.signals import ShutdownSignal
 
 # 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 12 steps are 3 epochs. A checkpoint each step.
@@ -97,14 +96,14 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
                 os.dup2(log.fileno(), 2)
             places = Places(folder, kind, n, share)
             places.install()
-            recorded = Course.recorded
+            recording = Experiment.recording
 
             def first(*arguments: Any) -> Any:
                 os.write(told, b".")
-                return recorded(*arguments)
+                return recording(*arguments)
 
-            Course.recorded = first  # type: ignore[method-assign]
-            execute(settings, folder, ["tests"], None, ShutdownSignal())
+            Experiment.recording = first  # type: ignore[method-assign]
+            Experiment(settings, folder, ["tests"], None, ShutdownSignal()).run()
             places.on = False
             counts.write_text(json.dumps({"counts": places.counts, "modules": sorted(sys.modules.keys() - known)}))
             status = 0

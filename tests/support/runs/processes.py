@@ -33,7 +33,7 @@ from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import RunLogger
 from vaerun.tracking.monitor import Monitor
-from vaerun.training import TrainSettings, train
+from vaerun.training import Hooks, Trainer, TrainSettings
 
 IMAGES = 25  # batches of 8: the last one of an epoch has one image
 STEPS = 4  # an epoch
@@ -205,7 +205,7 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
     _stage(case, objective, ranks)
     state = None if resume is None else CheckpointManager(resume / "checkpoints", "f", print).load_last("cpu")
     outcome: dict[str, Any] = {"error": None}
-    given: dict[str, Any] = {"validate": None, "selection": None, "log": None, "store": None}
+    hooks, given = Hooks(), dict[str, Any]()
     with ShutdownSignal() as stop, stop.deferred(), contextlib.ExitStack() as opened:
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -214,11 +214,16 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
             position = None if state is None else state["log"]
             log = RunLogger(folder, position=position, start_step=0, total_steps=0, images_per_step=1, show=False)
             opened.callback(log.close)
-            given |= {"validate": _validate(case, objective, split, stop), "selection": "val/elbo", "log": log}
-            given |= {"store": CheckpointManager(folder / "checkpoints", "f", print)}
-            given |= {"after_validation": lambda step: outcome.setdefault("seen", []).append(step)}
+            given = {"logger": log, "checkpoints": CheckpointManager(folder / "checkpoints", "f", print)}
+            seen = outcome.setdefault
+            hooks = Hooks(
+                validate=_validate(case, objective, split, stop),
+                on_validation_end=lambda step: seen("seen", []).append(step),
+            )
         try:
-            progress = train(objective, split, TrainSettings(**options), stop=stop, resume=state, ranks=ranks, **given)
+            how = TrainSettings(**options)
+            given |= {"hooks": hooks, "stop": stop, "ranks": ranks, "checkpoint": state}
+            progress = Trainer(objective, split, how, how.plan(len(split)), **given).train()
             outcome |= {"step": progress.step, "best": progress.best}
         except (RunError, Interrupted) as error:
             outcome |= {"error": str(error), "kind": type(error).__name__, "shared": ranks.shared(error)}

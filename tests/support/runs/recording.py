@@ -13,7 +13,7 @@ from vaerun.randomness import permutation
 from vaerun.training import TrainSettings, make_optimisers
 from vaerun.training.cuda_graph import CudaCapture, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.schedule import lr_multiplier
+from vaerun.training.settings import lr_multiplier
 from vaerun.training.step import Step
 
 BATCH = 8
@@ -47,7 +47,7 @@ def recorded(step: Step, number: int = 0, tape: Any = None) -> GraphedStep:
     repeats = max(phase.repeats for phase in step.objective.phases.values())
     pool = None if tape is not None else torch.cuda.graph_pool_handle()
     sizes = sorted({BATCH, len(step.split) % BATCH or BATCH})
-    return GraphedStep(step, sizes, repeats, number, tape or (lambda: CudaCapture(step.source, pool)))
+    return GraphedStep(step, sizes, repeats, number, tape or (lambda: CudaCapture(step.generator, pool)))
 
 
 def steps(make: Step | GraphedStep, step: Step, start: int, stop: int) -> None:
@@ -60,7 +60,8 @@ def steps(make: Step | GraphedStep, step: Step, start: int, stop: int) -> None:
         places = [("epoch", epoch), *(("epoch", epoch, "repeat", r) for r in range(1, repeats))]
         rows = [permutation(len(step.split), step.settings.seed, *p)[i * BATCH : (i + 1) * BATCH] for p in places]
         scale = lr_multiplier(step.settings.schedule, epoch, number / (3 * per_epoch))
-        make(number, scale, [row.to(step.device) for row in rows])
+        step.begin(number, scale)
+        make.run(number, [row.to(step.device) for row in rows])
 
 
 def state(step: Step) -> dict[Any, Tensor]:

@@ -20,7 +20,7 @@ from vaerun.config.plugins import own_config_folder
 from vaerun.config.settings import Settings, check
 from vaerun.errors import InputError
 from vaerun.run.build import build_data, build_model, build_objective
-from vaerun.run.execute import execute
+from vaerun.run.experiment import Experiment
 
 ADVERSARIAL = {"gan", "dcgan", "cgan", "infogan"}  # models; their runs are in test_adversarial_runs.py
 WITH = {
@@ -172,7 +172,7 @@ def test_experiment_opens_with_commands_that_run(name: str, prepared: Path, tmp_
         if name in ADVERSARIAL_EXPERIMENTS:
             words.remove("evaluation.samples=20")  # importance samples
             words += ["evaluation.quality=false", "model.generator.width=2", "model.discriminator.width=2"]
-        result = execute(compose(*words), tmp_path / str(i), words)
+        result = Experiment(compose(*words), tmp_path / str(i), words).run()
         assert_ran(tmp_path / str(i), result)
         assert result["timing"]["train_steps"] == 2
         assert result["protocol"]["images"] == {"train": 100, "validation": 20, "test": 40}
@@ -204,11 +204,11 @@ def test_combination(model: str, network: str, likelihood: str, conditional: boo
     why = refused(model, network, likelihood, conditional)
     if why is not None:
         with pytest.raises(InputError, match=why) as refusal:
-            execute(settings, tmp_path, words)
+            Experiment(settings, tmp_path, words).run()
         assert "\n" not in str(refusal.value)
         assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == []  # refused before anything is written
         return
-    result = execute(settings, tmp_path, words)
+    result = Experiment(settings, tmp_path, words).run()
     assert_ran(tmp_path, result)
     assert result["model"] == model
     assert result["protocol"]["likelihood"] == likelihood
@@ -230,7 +230,7 @@ def test_estimator_and_prior(prior: str, estimator: str, tmp_path: Path) -> None
     words = [f"estimator={estimator}", *combination(model, "mlp", "gaussian", True)]
     words += [] if estimator == "reconstruction" else ["estimator.samples=2"]
     words.append(f"model.conditional_prior={str(prior == 'conditional').lower()}")
-    assert_ran(tmp_path, execute(compose(*words), tmp_path, words))
+    assert_ran(tmp_path, Experiment(compose(*words), tmp_path, words).run())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_estimator_and_prior(prior: str, estimator: str, tmp_path: Path) -> None
 )
 def test_transform(words: str, tmp_path: Path) -> None:
     overrides = [*words.split(), *combination("vlae", "mlp", "gaussian", False)]
-    result = execute(compose(*overrides), tmp_path, overrides)
+    result = Experiment(compose(*overrides), tmp_path, overrides).run()
     assert_ran(tmp_path, result)
     if "dequantize" in words:
         bits = 8 - result["metrics"]["test/log_likelihood"] / (64 * math.log(2))
@@ -249,7 +249,7 @@ def test_transform(words: str, tmp_path: Path) -> None:
 def test_ppca_is_exact(fit: str, tmp_path: Path) -> None:
     # Its posterior is exact, so every importance weight is log p(x) itself.
     words = ["estimator=elbo_mc", *combination("ppca", "mlp", "gaussian", False), f"model.fit={fit}"]
-    metrics = execute(compose(*words), tmp_path, words)["metrics"]
+    metrics = Experiment(compose(*words), tmp_path, words).run()["metrics"]
     exact = metrics["test/log_likelihood_exact"]
     assert metrics["test/log_likelihood"] == pytest.approx(exact, abs=1e-2)
     assert metrics["test/elbo"] == pytest.approx(exact, abs=1e-2)

@@ -20,7 +20,7 @@ from vaerun.launch import replicas
 from vaerun.launch.job import exit_code
 from vaerun.launch.process import JobProcess
 from vaerun.launch.replicas import Barrier, format_error
-from vaerun.run import execute as executing
+from vaerun.run.experiment import Experiment
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import RunDirLocked
 from vaerun.sweep import local, sweep
@@ -230,7 +230,7 @@ def test_a_bug_shows_its_traceback(here: Any, tmp_path: Path, monkeypatch: pytes
     def broken(*args: Any, **options: Any) -> None:
         raise ZeroDivisionError("of ours")
 
-    monkeypatch.setattr(executing, "_execute", broken)
+    monkeypatch.setattr(Experiment, "run", broken)
     code, _, err = here("model=vae", *SHORT, "trainer.replicas=2", f"output_dir={tmp_path}/a")
     assert code == 1
     assert err.count("ZeroDivisionError: of ours") == 2

@@ -19,7 +19,7 @@ from vaerun.objectives import Adversarial, InformationWeights
 from vaerun.objectives.adversarial import frozen_view
 from vaerun.training import TrainSettings, make_optimisers
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.optimisers import update
+from vaerun.training.step import update
 
 SETTINGS = TrainSettings(seed=0, epochs=1, batch_size=6, learning_rate=0.01)
 NO_BATCH_NORM = ["mlp", "mlp spectral conditional", "dcgan spectral without norm", "infogan of one kind"]
@@ -32,7 +32,7 @@ def make(member: str, **options: Any) -> Adversarial:
 def one_update(objective: Adversarial, phase: str, batch: Any) -> None:
     optimiser = make_optimisers(objective.phases, SETTINGS)[phase]
     loss, metrics = objective.loss(phase, 0, batch)
-    update(optimiser, loss.mean(), metrics, 1.0, None, FiniteGuard(torch.device("cpu")), 0)
+    update(optimiser, loss.mean(), metrics, clip_norm=None, guard=FiniteGuard(torch.device("cpu")), step=0)
 
 
 def part(objective: Adversarial, name: str) -> dict[str, Tensor]:

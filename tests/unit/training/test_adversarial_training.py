@@ -23,11 +23,11 @@ from vaerun.estimators import NonSaturating
 from vaerun.models import Codes
 from vaerun.objectives import Adversarial, Phase
 from vaerun.randomness import permutation
-from vaerun.run.execute import execute
+from vaerun.run.experiment import Experiment
 from vaerun.signals import ShutdownSignal
 from vaerun.training import TrainSettings, make_optimisers, restore
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.optimisers import update
+from vaerun.training.step import set_learning_rates, update
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -106,7 +106,7 @@ def test_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(folder: Path) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
             settings = check(hydra.compose("config", ["model=infogan", *TINY.split()]))
-        return execute(settings, folder, [])
+        return Experiment(settings, folder, []).run()
 
     whole = run(tmp_path / "whole")
     original = Adversarial.after_step
@@ -219,7 +219,8 @@ def test_each_network_has_rate_and_betas_of_its_own(own: bool) -> None:
         optimiser = make_optimisers({"phase": Phase({group: [p]})}, settings)["phase"]
         value = m = v = 0.0
         for t, g in enumerate((0.7, -0.2, 1.5), 1):
-            update(optimiser, g * p, {}, 0.5, None, FiniteGuard(torch.device("cpu")), t)  # half the rate, by a schedule
+            set_learning_rates(optimiser, 0.5)  # by a schedule
+            update(optimiser, g * p, {}, clip_norm=None, guard=FiniteGuard(torch.device("cpu")), step=t)
             m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
             value -= 0.5 * rate * (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + 1e-8)
             assert p.item() == pytest.approx(value, rel=1e-9)

@@ -15,7 +15,7 @@ from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Diagnostics, Phase
 from vaerun.run.preflight import check_arithmetic
-from vaerun.training.cuda_graph import capture_step as recorded_where_possible
+from vaerun.training.cuda_graph import capture_step
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -28,7 +28,7 @@ def test_replays_are_the_steps(name: str) -> None:
     steps(plain, plain, 0, 9)
     steps(make, other, 0, 9)
     assert_same_bits(state(other), state(plain))
-    assert sum(tape.replays for tape in make.recordings.values()) == 9  # type: ignore[attr-defined]
+    assert sum(tape.replays for tape in make.captures.values()) == 9  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["vae", "vae with warm-up", "gan", "infogan"])
@@ -95,7 +95,7 @@ def test_on_a_cpu_steps_are_made_each_time() -> None:
     assert step.settings.compile == "none"
     for how in ("none", "auto"):
         step.settings = settings_of(MODELS["vae"], compile=how)
-        assert recorded_where_possible(step, [8], 1, 0, None) is step
+        assert capture_step(step, step.settings.plan(len(step.split)), 1, 0, print) is step
     with pytest.raises(InputError, match=r"trainer\.compile=graph records CUDA graphs, and this run is on cpu"):
         check_arithmetic(TrainerSettings(compile="graph"), torch.device("cpu"))
     with pytest.raises(InputError, match=r"trainer\.precision=tf32 needs an NVIDIA GPU"):

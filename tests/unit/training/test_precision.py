@@ -40,7 +40,8 @@ def test_bf16_steps_train() -> None:
     layer = step.objective.model.decoder.stack.layers[0]  # type: ignore[attr-defined]
     layer.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
     before = layer.weight.clone()
-    step(0, 1.0, [torch.arange(8)])
+    step.begin(0, 1.0)
+    step.run(0, [torch.arange(8)])
     assert kinds == {torch.bfloat16}
     assert layer.weight.dtype == torch.float32
     assert not torch.equal(layer.weight, before)

@@ -19,11 +19,10 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Diagnostics, Phase
 from vaerun.randomness import permutation
-from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import RunLogger
-from vaerun.training import TrainSettings, TrainState, make_optimisers, restore, train
-from vaerun.training.schedule import lr_multiplier
+from vaerun.training import Hooks, Trainer, TrainSettings, TrainState, make_optimisers, restore
+from vaerun.training.settings import lr_multiplier
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
@@ -69,8 +68,9 @@ def toy(
     objective, store, given = Toy(), CheckpointManager(folder / "checkpoints", "f", print), iter(scores or [])
     validate = None if scores is None else lambda: {"val/elbo": next(given)}
     try:
-        rest = {"validate": validate, "log": log, "store": store, "stop": ShutdownSignal(), "resume": resume}
-        progress = train(objective, split, TrainSettings(**options), **rest)
+        how, hooks = TrainSettings(**options), Hooks(validate=validate)
+        rest = {"hooks": hooks, "logger": log, "checkpoints": store, "checkpoint": resume}
+        progress = Trainer(objective, split, how, how.plan(len(split)), **rest).train()
     finally:
         log.close()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -192,7 +192,7 @@ def test_moments_that_are_missing_are_refused(tmp_path: Path, key: str) -> None:
     state = load(tmp_path)
     del state["optimisers"]["toy"]["state"][0][key]
     optimisers = make_optimisers(made.objective.phases, TrainSettings(3, 2, 128, 0.01))
-    with pytest.raises(InputError, match="does not fit this run's model: toy: an optimiser's moments are not whole"):
+    with pytest.raises(InputError, match="does not fit this run's model: toy: an optimiser's moments are incomplete"):
         restore(made.objective, optimisers, state, torch.device("cpu"))
 
 

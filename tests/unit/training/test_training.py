@@ -26,7 +26,7 @@ from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import Validator
 from vaerun.objectives import Variational
-from vaerun.run.execute import execute
+from vaerun.run.experiment import Experiment
 
 # 250 images in batches of 64: epochs of 4 steps whose last batch has 58; 20 steps are 5 epochs.
 TINY = """data.train_images=250 trainer.batch_size=64 trainer.max_steps=20 trainer.log_every=3 trainer.device=cpu
@@ -40,7 +40,7 @@ def run(folder: Path, *overrides: str, model: str = "vae") -> dict[str, Any]:
     words = [w for w in TINY.split() if model not in ("vae", "cvae") or "inference" not in w]
     with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
         settings = check(hydra.compose("config", [f"model={model}", *words, *overrides]))
-    return execute(settings, folder, list(overrides))
+    return Experiment(settings, folder, list(overrides)).run()
 
 
 def assert_same_run(one: Path, other: Path) -> None:

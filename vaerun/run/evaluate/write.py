@@ -16,7 +16,7 @@ from vaerun.run.evaluate.descriptions import rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.npz import read_npz
 from vaerun.text import printable
-from vaerun.tracking.logger import RunLogger
+from vaerun.tracking.logger import NullLogger, RunLogger
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def keep(
-    folder: Path, found: Evaluation, prefix: str, log: RunLogger, step: int, epoch: float, label: str = ""
+    folder: Path, found: Evaluation, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
 ) -> None:
     """Write everything but result.json.
 

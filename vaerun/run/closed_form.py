@@ -1,0 +1,43 @@
+"""Fitting a model whose maximum-likelihood parameters have a closed form (probabilistic PCA)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vaerun.data.dataset import Split
+from vaerun.models import ppca
+from vaerun.objectives import Variational
+from vaerun.run.family import Validate
+from vaerun.storage.checkpoint import CheckpointManager
+from vaerun.tracking.logger import NullLogger, RunLogger
+from vaerun.training import TrainState
+
+BATCH = 4096  # images at a time; no result depends on it beyond rounding
+
+
+def fit_closed_form(
+    objective: Variational,
+    split: Split,
+    *,
+    validate: Validate | None,
+    logger: RunLogger | NullLogger,
+    checkpoints: CheckpointManager,
+    warn: Callable[[str], None],
+) -> TrainState:
+    """Set the parameters to their maximum-likelihood values on the split, validate, and save them as best.pt."""
+    started, model = time.perf_counter(), objective.model
+    ppca.fit_closed_form(model, (batch.x for batch in split.batches(BATCH)))
+    if ppca.variance_at_minimum(model):
+        warn(
+            f"the training images fill no more than model.latent_dim={model.latent_dim} dimensions: "
+            f"their likelihood has no upper bound, and is given at the variance {ppca.MINIMUM_VARIANCE:g}"
+        )
+    objective.train(False)
+    seconds = time.perf_counter() - started
+    metrics = {} if validate is None else validate()
+    if metrics:
+        logger.record(0, 0.0, metrics)
+    selection = "" if validate is None else validate.selection or ""
+    checkpoints.save_best({"objective": objective.state_dict(), "epoch": 0.0, "selection": selection})
+    return TrainState(best=metrics.get(selection), finished=True, seconds=seconds)

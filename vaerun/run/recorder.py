@@ -1,0 +1,145 @@
+"""What a run leaves in its directory: result.json, run.log, metrics.jsonl, figures and TensorBoard's files."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torch import Tensor
+
+from vaerun.config.settings import Settings
+from vaerun.errors import InputError, Interrupted, RunError
+from vaerun.evaluation.plots.pictures import save_png
+from vaerun.run import result
+from vaerun.storage.atomic import write_atomically
+from vaerun.text import printable
+from vaerun.tracking.logger import NullLogger, RunLogger, RunLogHandler
+from vaerun.training import TrainPlan
+
+
+def finished(record: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a record is that of a finished run."""
+    return record is not None and record["status"] == "ok"
+
+
+class Recorder:
+    """Records one run.
+
+    Arguments:
+        folder: the run directory; it is made by whoever locks it.
+        label: prefix of warnings on standard error, where several runs share it.
+        silent: another process of the run records it.
+
+    Attributes:
+        record: of result.json.
+        logger: metrics and pictures, while `logging`.
+    """
+
+    def __init__(self, folder: Path, label: str = "", silent: bool = False) -> None:
+        self.folder, self.label, self.silent = folder, label, silent
+        self.record: dict[str, Any] = {}
+        self.logger: RunLogger | NullLogger = NullLogger()
+        self.run_log = logging.Logger("vaerun.run", logging.INFO)  # of this run alone: no other handler sees it
+        self._early_warnings: list[str] = []  # run.log is opened once the run can no longer be refused
+
+    def warn(self, line: str) -> None:
+        """One line on standard error and in run.log."""
+        if self.silent:
+            return
+        print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
+        if self.run_log.handlers:
+            self.run_log.warning(line)
+        else:
+            self._early_warnings.append(line)
+
+    def show(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Print the record of a run that had finished before, and return it."""
+        if not self.silent:
+            result.tell(f"finished before: {self.folder}\n{result.table(record, self.folder)}")
+        return record
+
+    @contextmanager
+    def recording(
+        self, record: dict[str, Any], settings: Settings, overrides: list[str], hydra: str | None
+    ) -> Iterator[None]:
+        """Keep the status in result.json and in run.log: running, and whatever ends the block early.
+
+        Arguments:
+            record: of a run that begins.
+            settings, overrides, hydra: for .hydra/.
+        """
+        self.record = record
+        if self.silent:
+            yield
+            return
+        result.write_result(self.folder, record)
+        handler = RunLogHandler(self.folder / "run.log")
+        self.run_log.addHandler(handler)
+        try:
+            result.write_config(self.folder, asdict(settings), overrides, hydra)
+            self.run_log.info("start: %s", " ".join(["vaerun", *overrides]))
+            for line in self._early_warnings:
+                self.run_log.warning(line)
+            yield
+        except BaseException as error:
+            self._record_failure(error)
+            raise
+        finally:
+            self.run_log.removeHandler(handler)
+            handler.close()
+
+    def _record_failure(self, error: BaseException) -> None:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
+        self.record["ended"] = result.now()
+        expected = stopped or isinstance(error, InputError | RunError)
+        with suppress(RunError):  # a full disk may be why the run failed: that failure is the one to report
+            self.run_log.error("%s", self.record["error"] if expected else traceback.format_exc())
+        with suppress(RunError):
+            result.write_result(self.folder, self.record)
+
+    @contextmanager
+    def logging(self, plan: TrainPlan, checkpoint: dict[str, Any] | None) -> Iterator[None]:
+        """Open metrics.jsonl and TensorBoard's files where the checkpoint left them; None: they are begun anew.
+
+        Raises RunError where the folder cannot be written to, by whatever happens inside.
+        """
+        if self.silent:
+            yield
+            return
+        try:
+            self.logger = RunLogger(
+                self.folder,
+                position=None if checkpoint is None else checkpoint["log"],
+                start_step=0 if checkpoint is None else checkpoint["progress"].get("step", 0),
+                total_steps=plan.total_steps,
+                images_per_step=plan.images_per_step,
+            )
+            yield
+        except OSError as error:  # the folder is gone, the disk is full: no check beforehand could have told
+            raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to go on") from error
+        finally:
+            self.logger.close()
+
+    def pictures(self, pictures: dict[str, Tensor], step: int) -> None:
+        """Pictures [C, H, W] by name, for TensorBoard and figures/."""
+        (self.folder / "figures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            self.logger.image(f"images/{name}", picture, step)
+            write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
+
+    def finish(self, settings: Settings, texts: list[str]) -> None:
+        """Record the results and print them, after these lines."""
+        metrics = result.columns(self.record["metrics"], settings.evaluation.split)
+        self.logger.hyperparameters(result.hyperparameters(settings), metrics)
+        self.record |= {"status": "ok", "ended": result.now()}
+        text = "\n".join([*texts, result.table(self.record, self.folder)])
+        self.run_log.info("done\n%s", text)
+        result.write_result(self.folder, self.record)
+        result.tell(text)
