@@ -13,7 +13,7 @@ from vaerun.bench.case import Case, Setting, Work
 from vaerun.bench.laplace import BIG, QUICK, Size, images
 from vaerun.bench.textbook import decode_every_sample
 from vaerun.estimators import elbo
-from vaerun.evaluation.likelihood.importance import BLOCK, default_chunk, weigh
+from vaerun.evaluation.likelihood.importance import NOISE_BLOCK, default_chunk, importance_statistics
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
@@ -52,12 +52,12 @@ def calls(size: Size, samples: int, device: torch.device) -> dict[str, Callable[
     def own() -> Tensor:
         with torch.no_grad():
             joint = model.joint(x, noise=noise())
-            return weigh(joint, model.infer(joint), samples)["log_likelihood"]
+            return importance_statistics(joint, model.infer(joint), samples)["log_likelihood"]
 
     def textbook() -> Tensor:
         with torch.no_grad():
             joint, source = model.joint(x), noise()
-            blocks = [source(f"importance/{block}", BLOCK) for block in range(-(-samples // BLOCK))]
+            blocks = [source(f"importance/{block}", NOISE_BLOCK) for block in range(-(-samples // NOISE_BLOCK))]
             return decode_every_sample(joint, model.infer(joint), torch.cat(blocks)[:samples], chunk)
 
     return {"vaerun": own, "decoding every sample": textbook}

@@ -20,7 +20,7 @@ from vaerun.tracking.monitor import Monitor
 T = TypeVar("T")
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory has run out, the device's or the machine's."""
     # torch has a type of its own for devices only; on the CPU it is a RuntimeError of the allocator's, or of
     # what counts the bytes for it.
@@ -31,23 +31,23 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def running_out(kind: type[InputError] | type[RunError], line: str) -> Iterator[None]:
+def oom_raises(error_type: type[InputError] | type[RunError], message: str) -> Iterator[None]:
     """Memory that runs out inside is an error of this kind with this one line; other errors stay as they are."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise kind(line) from error
+        raise error_type(message) from error
 
 
-def not_in_parts() -> AbstractContextManager[None]:
+def evaluation_oom_raises() -> AbstractContextManager[None]:
     """What is evaluated inside cannot always be halved. Raises RunError where memory runs out."""
     what = "lower evaluation.images, or leave out what was added to the evaluation"
-    return running_out(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}")
+    return oom_raises(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}")
 
 
-def in_parts(
+def adaptive_batches(
     count: int,
     at_once: int,
     work: Callable[[int, int, int], T],
@@ -77,7 +77,7 @@ def in_parts(
         try:
             found = work(start, stop, at_once)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         else:
             yield found
@@ -93,7 +93,7 @@ def in_parts(
         at_once //= 2
 
 
-def joined(
+def map_batches(
     count: int,
     at_once: int,
     work: Callable[[int, int, int], dict[str, Tensor]],
@@ -103,14 +103,14 @@ def joined(
     setting: str,
     samples: int = 1,
 ) -> dict[str, Tensor]:
-    """Values per image [N] by name, on the CPU (floating ones float64), of the parts of in_parts.
+    """Values per image [N] by name, on the CPU (floating ones float64), of the parts of adaptive_batches.
 
     Arguments:
-        monitor: of in_parts; it is told of the images done, too.
-        others: see in_parts.
+        monitor: of adaptive_batches; it is told of the images done, too.
+        others: see adaptive_batches.
     """
     parts = []
-    for part in in_parts(count, at_once, work, monitor=monitor, what=what, setting=setting, samples=samples):
+    for part in adaptive_batches(count, at_once, work, monitor=monitor, what=what, setting=setting, samples=samples):
         parts.append({k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in part.items()})
         monitor.advance(len(next(iter(part.values()))))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Evaluation:
+class EvaluationResults:
     """What was found.
 
     Attributes:
@@ -33,7 +33,7 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)
     diverged: str | None = None
 
-    def mean(self, name: str, values: Tensor) -> None:
+    def add_mean(self, name: str, values: Tensor) -> None:
         """Keep values [N] per image, their mean and its standard error."""
         self.per_image[name] = values
         lost = int((~values.isfinite()).sum())

@@ -17,7 +17,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.oom import not_in_parts, running_out
+from vaerun.evaluation.oom import evaluation_oom_raises, oom_raises
 from vaerun.objectives import Variational
 from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
@@ -93,7 +93,7 @@ class Experiment:
                 if finished(previous):
                     return self.recorder.show(previous)
                 with self.stop.deferred(), self.recording(previous), side_stream(self.device):
-                    with running_out(RunError, f"memory ran out in training with {training_memory(self.settings)}"):
+                    with oom_raises(RunError, f"memory ran out in training with {training_memory(self.settings)}"):
                         state = self.fit() if self.closed_form else self.make_trainer().train()
                     self.ranks.on_rank_zero(lambda: self.select_and_evaluate(state))
                     self.ranks.barrier()
@@ -218,7 +218,7 @@ class Experiment:
         validate = self.validator()
         if validate is not None and validate.selection is not None:
             protocol["selection"] = f"best {validate.selection}"
-            result.keep_space(self.recorder.record, getattr(validate, "space", None))
+            result.keep_space(self.recorder.record, getattr(validate, "feature_space", None))
         return Hooks(
             validate=validate,
             selection=None if validate is None else validate.selection,
@@ -280,7 +280,7 @@ class Experiment:
     def evaluate(self, state: TrainState) -> None:
         """Evaluate the selected parameters."""
         settings, record, started = self.settings.evaluation, self.recorder.record, time.perf_counter()
-        with not_in_parts():
+        with evaluation_oom_raises():
             evaluation = self.family.evaluate(settings, self.model, self.data, seed=self.settings.seed, stop=self.stop)
         record["metrics"] |= named(evaluation, settings.split)
         record["details"] = evaluation.details

@@ -11,7 +11,7 @@ from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation import Validator
 from vaerun.evaluation.plots import pictures as likelihood_pictures
 from vaerun.evaluation.plots.adversarial_pictures import adversarial_pictures
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.evaluation.samples.sample_validation import SampleValidator
 from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
@@ -67,19 +67,19 @@ class Likelihood:
     @staticmethod
     def evaluate(
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
-    ) -> Evaluation:
+    ) -> EvaluationResults:
         """Everything that is asked for."""
         return evaluate(model, data, settings, seed=seed, stop=stop)
 
     @staticmethod
     def pictures(model: Any, split: Split) -> dict[str, Tensor]:
         """Grids by name, as training goes on."""
-        return likelihood_pictures.pictures(model, split)
+        return likelihood_pictures.likelihood_pictures(model, split)
 
     @staticmethod
     def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
         """Those of them that show a split's own images."""
-        return likelihood_pictures.reconstructions(model, split)
+        return likelihood_pictures.data_and_reconstructions(model, split)
 
 
 class AdversarialFamily:
@@ -113,7 +113,7 @@ class AdversarialFamily:
     @staticmethod
     def evaluate(
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
-    ) -> Evaluation:
+    ) -> EvaluationResults:
         return evaluate_adversarial(model, data, settings, seed=seed, stop=stop)
 
     @staticmethod

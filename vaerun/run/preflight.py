@@ -12,12 +12,12 @@ from vaerun.config.settings import EvaluationSettings, Settings, TrainerSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.estimators import estimate
-from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_stops
+from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_waypoints
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.gaps import Refinement
-from vaerun.evaluation.oom import running_out
+from vaerun.evaluation.oom import oom_raises
 from vaerun.evaluation.samples.inception import check_inception
-from vaerun.evaluation.samples.sample_validation import IMAGES, real
+from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, real_images
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate.samples import has_classifier
@@ -57,7 +57,7 @@ def check_evaluation(whole: Settings, model: LatentModel, data: ImageData) -> No
         joint = model.joint(batch.x, batch.c if model.classes else None)
         wanted = f"evaluation.noise.samples={settings.noise.samples}"
         for name, estimator in chosen.items():
-            room = running_out(InputError, f"{wanted}: memory ran out for {len(batch.x)} images: lower it")
+            room = oom_raises(InputError, f"{wanted}: memory ran out for {len(batch.x)} images: lower it")
             try:
                 with room, torch.no_grad(), torch.random.fork_rng(devices=[]):
                     estimate(estimator, model.infer, joint, settings.noise.samples)
@@ -129,7 +129,7 @@ def _check_compared(split: Split, count: int, remedy: str) -> None:
         raise InputError(
             f"generated images are compared with {count} {split.name} image, and that takes two or more: {remedy}"
         )
-    images = real(split, min(count, IMAGES))
+    images = real_images(split, min(count, DIVERSITY_IMAGES))
     if bool((images == images[:1]).all()):
         raise InputError(
             f"the first {len(images)} {split.name} images are all the same: no generated images are more or less "
@@ -163,7 +163,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         check_inception(expand_user(settings.inception_weights))
     sets = parse_sets(settings.sets)
     if settings.interpolation:
-        parse_stops(settings.interpolation, sets)
+        parse_waypoints(settings.interpolation, sets)
     for expression in settings.arithmetic:
         parse_expression(expression, sets)
     if model.classes and (settings.interpolation or settings.arithmetic) and settings.label >= model.classes:

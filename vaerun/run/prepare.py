@@ -10,7 +10,7 @@ from vaerun.config.settings import Settings
 from vaerun.data.dataset import ImageData
 from vaerun.distributed.process_group import check_splittable
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import running_out
+from vaerun.evaluation.oom import oom_raises
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
@@ -43,14 +43,14 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     images = len(data.train)
-    with running_out(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
+    with oom_raises(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
         model = build_model(settings.model, data, bool(settings.trainer.average))
         objective = build_objective(settings, model, images)
     family = family_of(model)
     family.check_run(settings, model, data)
     samples = settings.estimator.samples
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
-    with named_operations(InputError), running_out(InputError, f"memory ran out for two images at once: lower {lower}"):
+    with named_operations(InputError), oom_raises(InputError, f"memory ran out for two images at once: lower {lower}"):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
     check_splittable(objective, data.train, settings.trainer.processes)
     how = train_settings(settings)

@@ -21,8 +21,8 @@ from vaerun.config.plugins import group_file
 from vaerun.config.settings import Settings, check, check_groups, identity
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.oom import not_in_parts
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.oom import evaluation_oom_raises
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.evaluate.descriptions import lines
@@ -75,7 +75,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: ShutdownSignal | No
             read_arrays(per_image)  # a damaged one is told of before the work, not after it
             if not per_image.exists():
                 print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
-            with not_in_parts():
+            with evaluation_oom_raises():
                 found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
                 found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
             for line in found.warnings:
@@ -202,7 +202,7 @@ def _record(
     run: Run,
     settings: Settings,
     data: ImageData,
-    found: Evaluation,
+    found: EvaluationResults,
     overrides: list[str],
     facts: tuple[int, float],
     seconds: float,

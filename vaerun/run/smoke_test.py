@@ -16,7 +16,7 @@ from torch import Tensor
 from vaerun.config.plugins import told
 from vaerun.data.dataset import Batch, ImageData
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import out_of_memory
+from vaerun.evaluation.oom import is_out_of_memory
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.run.memory_limits import Computations, TooLarge
@@ -41,7 +41,7 @@ def of_configuration(folder: Path) -> Iterator[None]:
     except (InputError, TooLarge):
         raise
     except Exception as error:  # whoever chooses the parts can make them raise anything
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise InputError(f"memory ran out for the model of {folder}: it needs a machine with more") from error
         why = printable(error if isinstance(error, IncompatibleModel) else told(error), 300)
         raise InputError(

@@ -29,7 +29,7 @@ from support.runs.evaluating import result
 
 from vaerun.evaluation.samples import sample_validation
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
-from vaerun.evaluation.samples.sample_validation import SampleValidator, generated, real
+from vaerun.evaluation.samples.sample_validation import SampleValidator, generate_images, real_images
 from vaerun.objectives import Adversarial
 from vaerun.run.evaluate.samples import own_classifier
 
@@ -64,7 +64,10 @@ def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monke
     assert "Frechet distance" in row
     # The parameters are those of that epoch: the same noise gives the same numbers again.
     model, data = opened(tmp_path / "run")
-    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
+    images, truth = (
+        generate_images(model, data.validation, 80, seed=0, stream="validation")[0],
+        real_images(data.validation, 80),
+    )
     assert diversity(images, truth) == pytest.approx(best["val/diversity"], rel=1e-9)
     features = own_classifier(data).features
     distance = real_distance(features(truth), features(images))
@@ -83,7 +86,10 @@ def test_selection_without_a_helping_hand(here: Command, tmp_path: Path) -> None
     assert found["protocol"]["selected_epoch"] == best["epoch"]
     model, data = opened(tmp_path / "run")
     features = own_classifier(data).features
-    images, truth = generated(model, data.validation, 80, seed=0, stream="validation")[0], real(data.validation, 80)
+    images, truth = (
+        generate_images(model, data.validation, 80, seed=0, stream="validation")[0],
+        real_images(data.validation, 80),
+    )
     assert frechet_distance(features(truth), features(images)) == pytest.approx(best[name], rel=1e-6)
 
 

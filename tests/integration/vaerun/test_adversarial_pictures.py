@@ -31,7 +31,7 @@ from support.runs.adversarial_runs import (
 from support.runs.commands import assert_same_bits, load, tensorboard
 from support.runs.evaluating import Evaluate, result
 
-from vaerun.evaluation.latent.traversals import spherical
+from vaerun.evaluation.latent.traversals import slerp
 from vaerun.evaluation.plots.pictures import sample_noise
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -126,7 +126,7 @@ def test_walks(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     mean = torch.stack([z[1], z[2], z[3]]).mean(0)
     middle = mean / mean.norm() * torch.stack([z[i].norm() for i in (1, 2, 3)]).mean()
     steps = torch.linspace(0, 1, 8)
-    noise = torch.cat([spherical(z[3], middle, steps), spherical(middle, z[4], steps)])
+    noise = torch.cat([slerp(z[3], middle, steps), slerp(middle, z[4], steps)])
     assert_close(walk, model.generate(noise))
     # Operands in a row, then the result in the middle of three by three.
     for tile, number in zip(first[0], (4, 2, 17), strict=True):

@@ -32,7 +32,7 @@ from support.runs.evaluating import result
 from vaerun.evaluation.plots.pictures import sample_noise
 from vaerun.evaluation.samples import classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
-from vaerun.evaluation.samples.sample_validation import generated, real
+from vaerun.evaluation.samples.sample_validation import generate_images, real_images
 from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -132,11 +132,11 @@ def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., Finishe
     """Fifty generated images, with the labels of the test images, against the first fifty of these."""
     run = finished(*CGAN)
     model, data = opened(run.folder)
-    noise = generated(model, data.test, 50, seed=0)
+    noise = generate_images(model, data.test, 50, seed=0)
     assert noise[1] is not None
     assert noise[1].tolist() == data.test.labels[:50].tolist()
     images, truth = noise[0], data.test.images[:50].float() / 255
-    torch.testing.assert_close(real(data.test, 50), truth)
+    torch.testing.assert_close(real_images(data.test, 50), truth)
     metrics = result(run.folder)["metrics"]
     assert metrics["test/diversity"] == pytest.approx(diversity(images, truth), rel=1e-9)
     features = own_classifier(data).features

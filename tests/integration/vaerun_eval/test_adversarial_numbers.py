@@ -31,8 +31,8 @@ from vaerun.evaluation.latent.probe import linear_probe
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.parzen import VARIANCES
 from vaerun.evaluation.samples.feature_pooling import pooled_features
-from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
-from vaerun.evaluation.samples.sample_validation import generated
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
+from vaerun.evaluation.samples.sample_validation import generate_images
 from vaerun.run.evaluate.samples import own_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -57,12 +57,12 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     assert label.startswith("digits-validation-")
     metrics = {k.removeprefix("validation/"): v for k, v in found["metrics"].items()}
     model, data = opened(run)
-    images, truth = generated(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
+    images, truth = generate_images(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
     space = own_classifier(data)
     right = sum(int(space.predict(images[i : i + 1])) == int(data.validation.labels[i]) for i in range(40))  # type: ignore[index]
     assert metrics["label_agreement"] == pytest.approx(right / 40)
     a, b = space.features(truth), space.features(images)
-    near = manifold_metrics(a, b, neighbours=4)
+    near = prdc(a, b, neighbours=4)
     assert metrics["diversity"] == pytest.approx(diversity(images, truth), rel=1e-9)
     assert metrics["classifier_frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
     for name in QUALITY - {"classifier_frechet_distance"}:
@@ -118,11 +118,11 @@ def test_density_with_the_variance_that_was_chosen(copied: Callable[..., Path], 
 def test_a_variance_at_the_edge_is_told_of(
     copied: Callable[..., Path], evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vaerun.evaluation.likelihood.observation_variance import Choice
+    from vaerun.evaluation.likelihood.observation_variance import VarianceChoice
     from vaerun.run.evaluate.likelihood import adversarial as module
 
     run = copied(*GAN)
-    choice = Choice(0.5, {0.5: -3.0, 0.1: -math.inf}, 1, True)
+    choice = VarianceChoice(0.5, {0.5: -3.0, 0.1: -math.inf}, 1, True)
     monkeypatch.setattr(module, "choose_variance", lambda *arguments, **options: choice)
     code, _, err = evaluate(f"run={run}", "evaluation.ais=true", *CHEAP, *FAST)
     assert code == 0
@@ -144,7 +144,7 @@ def test_parzen(copied: Callable[..., Path], evaluate: Evaluate, tmp_path: Path)
     model = opened(run)[0]
     given = np.load(tmp_path / "x.npz")
     data = ImageData("npz", Arrays(given["train_images"], None, given["test_images"], None, ""), validation=25)
-    centres = generated(model, data.test, 50, seed=0)[0].double()
+    centres = generate_images(model, data.test, 50, seed=0)[0].double()
 
     def density(images: torch.Tensor, variance: float) -> torch.Tensor:
         each = torch.distributions.Normal(centres, variance**0.5).log_prob(images.double()[:, None])

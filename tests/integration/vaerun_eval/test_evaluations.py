@@ -165,7 +165,7 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
 def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     from vaerun.run import evaluate as module
 
-    monkeypatch.setattr(module, "unreliable", lambda tail: 0.06)
+    monkeypatch.setattr(module, "unreliable_share", lambda tail: 0.06)
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100")
     assert "not reliable for 6% of the images" in err
     assert "compare with more evaluation.samples or evaluation.ais=true" in err
@@ -173,7 +173,7 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100", *annealed)
     assert "compare with test/ais" in err
     assert "evaluation.ais=true" not in err
-    monkeypatch.setattr(module, "unreliable", lambda tail: 0.05)
+    monkeypatch.setattr(module, "unreliable_share", lambda tail: 0.05)
     assert "not reliable" not in evaluate(f"run={run}", "evaluation.samples=101")[2]
 
 

@@ -82,18 +82,18 @@ def test_stopped_while_its_beginning_is_recorded(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("where", ["evaluation", "second SIGINT"])
 def test_stopped_in_the_evaluation(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weigh = importance.weigh
+    compute = importance.importance_statistics
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         if where == "evaluation":
-            return weigh(*arguments, **options)  # which looks whether one has come
+            return compute(*arguments, **options)  # which looks whether one has come
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second one ends it at once")
 
     expected = run(tmp_path / "whole")["metrics"]
     with monkeypatch.context() as patch:
-        patch.setattr(importance, "weigh", signalled)
+        patch.setattr(importance, "importance_statistics", signalled)
         with pytest.raises(Interrupted) as stopped:
             run(tmp_path / "run")
     assert stopped.value.exit_code == 130

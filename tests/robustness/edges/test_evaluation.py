@@ -22,12 +22,12 @@ from vaerun.evaluation.likelihood.annealed import (
     annealed_importance_sampling,
     bidirectional,
     effective_chains,
-    tune,
+    tune_step_sizes,
 )
-from vaerun.evaluation.likelihood.importance import log_likelihood, unreliable, weigh
+from vaerun.evaluation.likelihood.importance import importance_statistics, log_likelihood, unreliable_share
 from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.evaluation.likelihood.parzen import choose_parzen_variance, parzen_log_likelihood
-from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
 from vaerun.models.ppca import exact_log_likelihood
@@ -50,7 +50,7 @@ def test_one_and_very_many_samples(samples, images):
     x, _ = make_data(model, images)
     with torch.no_grad():
         joint = model.joint(x)
-        found = weigh(joint, model.infer(joint), samples)
+        found = importance_statistics(joint, model.infer(joint), samples)
     torch.testing.assert_close(found["log_likelihood"], exact_log_likelihood(model, x), atol=1e-8, rtol=0)
     torch.testing.assert_close(found["elbo"], found["log_likelihood"], atol=1e-8, rtol=0)
     torch.testing.assert_close(found["effective_sample_size"], torch.full((images,), float(samples)), rtol=1e-8, atol=0)
@@ -75,7 +75,7 @@ def test_weights_that_are_infinite_or_missing(samples):
     some[1:, 1] = -math.inf
     some[0, 2], some[0, 3] = math.inf, math.nan
     joint = Prescribed(some)
-    found = weigh(joint, joint.infer(joint), samples)
+    found = importance_statistics(joint, joint.infer(joint), samples)
     value, size, tail = (found[k] for k in ("log_likelihood", "effective_sample_size", "pareto_k"))
     assert value[0] == -math.inf
     assert size[0].isnan()  # no weight at all
@@ -100,7 +100,7 @@ def test_tails_of_weights_that_are_infinite_or_no_numbers():
     k = pareto_k(log_weights, 100)
     assert k[:2].isnan().all()
     assert k[2].isfinite()
-    assert math.isnan(unreliable(k[:2]))
+    assert math.isnan(unreliable_share(k[:2]))
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -150,7 +150,7 @@ def test_annealing_where_no_sample_of_the_prior_has_a_likelihood(single_precisio
         model.decoder.affine.bias.add_(10.0)
     x, _ = make_data(model, 3)
     joint, noise = model.joint(x), noise_of(model, 3)
-    log_weight, acceptance = anneal(joint, noise, FEW, tune(joint, noise, FEW))
+    log_weight, acceptance = anneal(joint, noise, FEW, tune_step_sizes(joint, noise, FEW))
     assert (log_weight == -math.inf).all()
     assert acceptance.isfinite().all()
     assert effective_chains(log_weight).tolist() == [0.0] * 3
@@ -170,9 +170,9 @@ def test_frechet_distance_of_constant_features():
 
 def test_metrics_of_constant_features_and_images():
     constant, varied = torch.ones(10, 3), torch.randn(10, 3)
-    same = manifold_metrics(constant, constant, neighbours=3)
+    same = prdc(constant, constant, neighbours=3)
     assert (same.precision, same.recall, same.coverage) == (1, 1, 1)
-    apart = manifold_metrics(varied, constant + 100, neighbours=3)
+    apart = prdc(varied, constant + 100, neighbours=3)
     assert (apart.precision, apart.recall, apart.coverage) == (0, 0, 0)
     images = torch.rand(10, 1, 4, 4)
     assert diversity(torch.zeros(10, 1, 4, 4), images) == pytest.approx(0, abs=1e-12)

@@ -19,7 +19,7 @@ from vaerun.distributions import PrecisionNormal
 from vaerun.errors import InputError, RunError
 from vaerun.estimators import Estimator, elbo, elbo_mc, estimate, renyi
 from vaerun.estimators.multisample import NEAR_ONE, importance_weighted_bound
-from vaerun.evaluation.likelihood.importance import weigh
+from vaerun.evaluation.likelihood.importance import importance_statistics
 from vaerun.inference import Laplace
 from vaerun.inference.factor import cholesky, factor_and_inverse
 from vaerun.models import LatentModel
@@ -236,9 +236,9 @@ def test_one_image_without_a_factor_is_lost_alone():
     with torch.no_grad():
         q = model.infer(joint)
         precision = q.cholesky @ q.cholesky.mT
-        whole = weigh(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
+        whole = importance_statistics(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
         precision[2] = -torch.eye(30)
-        part = weigh(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
+        part = importance_statistics(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
     others = torch.arange(6) != 2
     for name, value in part.items():
         assert value[2].isnan(), name

@@ -25,7 +25,7 @@ from vaerun.evaluation.likelihood import importance
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps
 from vaerun.evaluation.likelihood.importance import importance_sampling
-from vaerun.evaluation.oom import in_parts, out_of_memory
+from vaerun.evaluation.oom import adaptive_batches, is_out_of_memory
 from vaerun.models import LatentModel
 from vaerun.objectives import Variational
 from vaerun.tracking.monitor import SILENT, Monitor
@@ -128,28 +128,28 @@ def test_no_room_for_a_single_image(
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
-    assert out_of_memory(MemoryError())
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert out_of_memory(RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 64]"))
-    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 64]"))
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
 
     def fail(start: int, stop: int, at_once: int) -> int:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(in_parts(4, 4, fail, monitor=SILENT, what="", setting=""))
+        list(adaptive_batches(4, 4, fail, monitor=SILENT, what="", setting=""))
 
 
 def test_a_chunk_is_halved_below_one_image(model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image's samples may be too many: they are weighed in smaller pieces."""
-    whole, weigh = importance_values(model, split), importance.weigh
+    whole, compute = importance_values(model, split), importance.importance_statistics
 
     def limited(joint: Any, q: Any, samples: int, *, chunk: int, monitor: Monitor) -> dict[str, Tensor]:
         if min(samples, chunk // len(joint.x)) * len(joint.x) > 7:
             raise MemoryError
-        return weigh(joint, q, samples, chunk=chunk, monitor=monitor)
+        return compute(joint, q, samples, chunk=chunk, monitor=monitor)
 
-    monkeypatch.setattr(importance, "weigh", limited)
+    monkeypatch.setattr(importance, "importance_statistics", limited)
     for name, value in importance_values(model, split).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-10, atol=1e-10)
 
@@ -161,14 +161,14 @@ def test_a_run_notes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["model=vae", *TINY, "trainer.max_steps=3", f"output_dir={tmp_path / 'run'}"]
-    weigh = importance.weigh
+    compute = importance.importance_statistics
 
     def limited(joint: Any, *rest: Any, **options: Any) -> dict[str, Tensor]:
         if len(joint.x) > 10:
             raise RuntimeError(CPU)
-        return weigh(joint, *rest, **options)
+        return compute(joint, *rest, **options)
 
-    monkeypatch.setattr(importance, "weigh", limited)
+    monkeypatch.setattr(importance, "importance_statistics", limited)
     code, _, err = here(*words, "evaluation.chunk=400")
     assert code == 0
     line = "log-likelihood of test: memory ran out with 400 at once, going on with 200 (see evaluation.chunk)"

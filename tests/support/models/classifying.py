@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vaerun.data.arrays import Arrays, digest
-from vaerun.evaluation.samples.classifier import Classifier, classifier
+from vaerun.evaluation.samples.classifier import Classifier, load_or_train_classifier
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor
 
@@ -34,7 +34,7 @@ def scaled(images: np.ndarray) -> torch.Tensor:
 def make(
     folder: Path, arrays: Arrays | None = None, name: str = "own", stop: ShutdownSignal | None = None
 ) -> Classifier:
-    return classifier(arrays or stripes(), name, folder=folder, device="cpu", monitor=Monitor(stop))
+    return load_or_train_classifier(arrays or stripes(), name, folder=folder, device="cpu", monitor=Monitor(stop))
 
 
 def files(folder: Path) -> list[str]:

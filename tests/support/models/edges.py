@@ -9,7 +9,7 @@ from support.models.draw import draw
 from support.models.members import make_model
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.importance import weigh
+from vaerun.evaluation.likelihood.importance import importance_statistics
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 
@@ -56,7 +56,7 @@ def drift(model: LatentModel, x: Tensor, samples: int = 100) -> dict[str, float]
     for one in (model, doubled(model)):
         with torch.no_grad():
             joint = joint_of(one, x)
-            found.append(weigh(joint, one.infer(joint), samples))
+            found.append(importance_statistics(joint, one.infer(joint), samples))
     single, double = found
     size = double["reconstruction"].abs() + double["kl"].abs() + x[0].numel()
     return {k: float(((single[k] - double[k]).abs() / size).max()) / EPS for k in ("log_likelihood", "elbo", "kl")}

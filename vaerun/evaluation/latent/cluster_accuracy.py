@@ -20,7 +20,7 @@ SHUFFLES = 100  # the baseline's standard error is a tenth of one shuffle's stan
 
 
 @dataclass(frozen=True)
-class Matching:
+class ClusterAccuracy:
     """A code's categories matched to classes.
 
     Attributes:
@@ -37,11 +37,11 @@ class Matching:
     accuracy: float
     baseline: float
     images: int
-    table: Tensor
+    contingency: Tensor
     assignment: dict[int, int]
 
 
-def matched_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> Matching:
+def cluster_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> ClusterAccuracy:
     """Match the categories of a code to classes.
 
     Arguments:
@@ -62,32 +62,32 @@ def matched_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int
             wrong = low if low < 0 else high
             raise InputError(f"matching codes to classes: a {what} is {wrong}, it must be from 0 to {size - 1}")
 
-    table = _table(predicted, labels, codes, classes)
-    assignment = _best(table)
+    table = _contingency(predicted, labels, codes, classes)
+    assignment = _best_assignment(table)
     chance = 0
     for shuffle in range(SHUFFLES):
-        shuffled = _table(predicted, labels[permutation(len(labels), "matching", shuffle)], codes, classes)
-        chance += _right(shuffled, _best(shuffled))
+        shuffled = _contingency(predicted, labels[permutation(len(labels), "matching", shuffle)], codes, classes)
+        chance += _correct(shuffled, _best_assignment(shuffled))
     images = len(labels)
-    return Matching(
-        accuracy=_right(table, assignment) / images,
+    return ClusterAccuracy(
+        accuracy=_correct(table, assignment) / images,
         baseline=max(chance / SHUFFLES, int(table.sum(0).max())) / images,
         images=images,
-        table=table,
+        contingency=table,
         assignment=assignment,
     )
 
 
-def _table(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> Tensor:
+def _contingency(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> Tensor:
     return torch.bincount(predicted * classes + labels, minlength=codes * classes).view(codes, classes)
 
 
-def _best(table: Tensor) -> dict[int, int]:
+def _best_assignment(table: Tensor) -> dict[int, int]:
     from scipy.optimize import linear_sum_assignment  # not needed before the first evaluation
 
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
     return dict(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
-def _right(table: Tensor, assignment: dict[int, int]) -> int:
+def _correct(table: Tensor, assignment: dict[int, int]) -> int:
     return sum(int(table[code, label]) for code, label in assignment.items())

@@ -38,7 +38,7 @@ class Probe:
     baseline: float
     train_images: int
     images: int
-    note: str | None
+    warning: str | None
 
 
 def linear_probe(
@@ -94,7 +94,7 @@ def linear_probe(
         baseline=float((truth == y.mode().values).double().mean()),
         train_images=len(y),
         images=len(truth),
-        note=note,
+        warning=note,
     )
 
 

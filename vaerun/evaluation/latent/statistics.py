@@ -22,14 +22,14 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.distributions import Delta, LatentDistribution
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import in_parts
+from vaerun.evaluation.oom import adaptive_batches
 from vaerun.evaluation.plots.charts import Ellipse, bar_chart, scatter
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-ACTIVE = 0.01  # Burda et al. 2016
-ROWS = 4_000  # latent samples that go through a flow at once
+ACTIVE_THRESHOLD = 0.01  # Burda et al. 2016
+LATENTS_PER_CALL = 4_000  # latent samples that go through a flow at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LatentStatistics:
     @property
     def active(self) -> Tensor:
         """Which units are active, bool [d]."""
-        return self.mean_variances > ACTIVE
+        return self.mean_variances > ACTIVE_THRESHOLD
 
     @property
     def active_units(self) -> int:
@@ -131,7 +131,7 @@ def latent_statistics(
 
     what = f"posterior moments of {split.name}"
     with torch.no_grad():
-        parts = list(in_parts(count, batch, work, monitor=monitor, what=what, setting="evaluation.images"))
+        parts = list(adaptive_batches(count, batch, work, monitor=monitor, what=what, setting="evaluation.images"))
     means, variances, draws, prior_means, prior_variances = (torch.cat(column) for column in zip(*parts, strict=True))
     return LatentStatistics(
         means,
@@ -152,7 +152,7 @@ def _moments(joint: Joint, q: LatentDistribution) -> tuple[Tensor, Tensor, Tenso
 def _sampled_moments(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, unbiased variance and the first of S samples of q, each [B, d]."""
     noise = joint.noise("latent", samples)
-    z = torch.cat([q.transform(some)[0] for some in noise.split(max(1, ROWS // noise.shape[1]))])
+    z = torch.cat([q.transform(some)[0] for some in noise.split(max(1, LATENTS_PER_CALL // noise.shape[1]))])
     return z.mean(0), z.var(0), z[0]
 
 
@@ -168,8 +168,8 @@ def latent_pictures(statistics: LatentStatistics, names: Sequence[str] | None = 
     """
     found = {"kl_by_dimension": kl_chart(statistics)}
     if statistics.means.shape[1] == 2:
-        found["posterior_means"] = plane(statistics, statistics.means, "posterior means", names)
-        found["aggregate_posterior"] = plane(
+        found["posterior_means"] = latent_scatter(statistics, statistics.means, "posterior means", names)
+        found["aggregate_posterior"] = latent_scatter(
             statistics, statistics.draws, "aggregate posterior, one sample an image", names
         )
     return found
@@ -194,7 +194,9 @@ def kl_chart(statistics: LatentStatistics) -> Tensor:
     )
 
 
-def plane(statistics: LatentStatistics, points: Tensor, title: str, names: Sequence[str] | None = None) -> Tensor:
+def latent_scatter(
+    statistics: LatentStatistics, points: Tensor, title: str, names: Sequence[str] | None = None
+) -> Tensor:
     """Points [N, 2] of a two-dimensional latent space by label, the prior's circles over them.
 
     The circles are at 1 and 2 standard deviations; with a conditional prior they are ellipses, one pair a class in its

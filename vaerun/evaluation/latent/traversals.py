@@ -32,18 +32,18 @@ Generate = Callable[[Tensor, Tensor | None], Tensor]
 GenerateWithCode = Callable[[Tensor, int, Tensor], Tensor]
 Sets = Mapping[str, Sequence[int]]
 
-NEIGHBOURS = 0.25  # half the width of the uniform noise around a result (Radford et al. 2016, figure 7)
-BLOCK = 3  # columns of that figure's block: the result in the middle of 3 x 3
-BLANK = 0.5  # what `grid` paints between tiles
-MOST_CATEGORIES = 20
-CONTINUOUS_VALUES, CONTINUOUS_REACH = 10, 2.0  # values from -2 to 2 (Chen et al. 2016, figure 2)
+NEIGHBOUR_DISTANCE = 0.25  # half the width of the uniform noise around a result (Radford et al. 2016, figure 7)
+BLOCK_SIDE = 3  # columns of that figure's block: the result in the middle of 3 x 3
+BLANK_GREY = 0.5  # what `grid` paints between tiles
+MAX_CATEGORIES = 20
+CONTINUOUS_VALUES, CONTINUOUS_LIMIT = 10, 2.0  # values from -2 to 2 (Chen et al. 2016, figure 2)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = re.compile(r"[0-9]{1,18}")  # below 2^63, as all numbers of settings
 _TOKEN = re.compile(r"[+-]|[^\s+-]+")
 
 
-def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation [T, n] from a [n] at t = 0 to b [n] at t = 1, at t [T] in [0, 1].
 
     The direction moves along the great circle at constant angular speed, cos(t w) u + sin(t w) e with u = a / |a|, e
@@ -84,13 +84,13 @@ def parse_sets(sets: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
         if not isinstance(members, Sequence) or isinstance(members, str) or not len(members):
             raise InputError(f"{where} must be a list of one or more sample numbers (such as [0, 4]), got {members!r}")
         for number in members:
-            if not _is_number(number):
+            if not _is_sample_number(number):
                 raise InputError(f"{where}: a sample number is a whole number of at least 0, got {number!r}")
         parsed[name] = tuple(members)
     return parsed
 
 
-def parse_stops(stops: Sequence[str | int], sets: Sets) -> list[str | int]:
+def parse_waypoints(stops: Sequence[str | int], sets: Sets) -> list[str | int]:
     """The stops of an interpolation, checked: sample numbers and names of sets.
 
     Raises InputError for fewer than two, a name that no set has, or a number that is not whole and at least 0.
@@ -148,12 +148,12 @@ def interpolation(
 
     Raises InputError as `parse_stops` does, and for fewer than two steps.
     """
-    found = parse_stops(stops, sets)
+    found = parse_waypoints(stops, sets)
     if steps < 2:
         raise InputError(f"evaluation.interpolation needs at least 2 steps, for its two ends, got {steps}")
     places = [_on_shell(sample_noise(_members(stop, sets), n, like)) for stop in found]
     t = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
-    noise = [spherical(a, b, t) for a, b in pairwise(places)]
+    noise = [slerp(a, b, t) for a, b in pairwise(places)]
     return grid(_images(generate, torch.cat(noise), c), steps)
 
 
@@ -180,16 +180,16 @@ def arithmetic(
     means = torch.stack([sample_noise(_members(operand, sets), n, like).mean(0) for _, operand in terms])
     result = torch.tensor([sign for sign, _ in terms]).to(means) @ means
     uniform = torch.rand(
-        BLOCK * BLOCK - 1, n, dtype=torch.float32, generator=seeded_generator("cpu", SEED, "neighbours")
+        BLOCK_SIDE * BLOCK_SIDE - 1, n, dtype=torch.float32, generator=seeded_generator("cpu", SEED, "neighbours")
     )
-    around = result + NEIGHBOURS * (2 * uniform.to(like) - 1)
+    around = result + NEIGHBOUR_DISTANCE * (2 * uniform.to(like) - 1)
     middle = len(around) // 2
     images = _images(generate, torch.cat([means, around[:middle], result[None], around[middle:]]), c)
     operands, block = images[: len(terms)], images[len(terms) :]
-    blank = torch.full_like(images[:1], BLANK).expand(-len(terms) % BLOCK, -1, -1, -1)
+    blank = torch.full_like(images[:1], BLANK_GREY).expand(-len(terms) % BLOCK_SIDE, -1, -1, -1)
     caption = "".join(f" {'-' if sign < 0 else '+'} {operand}" for sign, operand in terms)
     caption = f"-{caption[3:]}" if terms[0][0] < 0 else caption[3:]
-    return grid(torch.cat([operands, blank, block]), BLOCK), caption
+    return grid(torch.cat([operands, blank, block]), BLOCK_SIDE), caption
 
 
 def code_values(categories: int | None, like: Tensor) -> Tensor:
@@ -199,9 +199,9 @@ def code_values(categories: int | None, like: Tensor) -> Tensor:
     to 2 in the dtype of `like`: beyond its prior U(-1, 1), to show how it extrapolates (Chen et al. 2016, figure 2).
     """
     if categories is None:
-        reach = CONTINUOUS_REACH
+        reach = CONTINUOUS_LIMIT
         return torch.linspace(-reach, reach, CONTINUOUS_VALUES, dtype=like.dtype, device=like.device)
-    return torch.arange(min(categories, MOST_CATEGORIES), device=like.device)
+    return torch.arange(min(categories, MAX_CATEGORIES), device=like.device)
 
 
 def code_sweep(
@@ -239,7 +239,7 @@ def _on_shell(noise: Tensor) -> Tensor:
     return mean * (noise.norm(dim=1).mean() / mean.norm())
 
 
-def _is_number(value: object) -> bool:
+def _is_sample_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -255,6 +255,6 @@ def _operand(word: object, sets: Sets, where: str) -> str | int:
             hint = f"did you mean {close[0]}? " if close else ""
             known = f"there are: {', '.join(sets)}" if sets else "there are none: name them under evaluation.sets"
             raise InputError(f"{where}: no set is called {word!r}; {hint}{known}")
-    elif isinstance(word, int) and _is_number(word):
+    elif isinstance(word, int) and _is_sample_number(word):
         return word
     raise InputError(f"{where}: {word!r} is neither a set's name nor a sample number (a whole number of at least 0)")

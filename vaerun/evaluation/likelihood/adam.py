@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Adam:
+class PerImageAdam:
     """Adam (Kingma & Ba 2015, algorithm 1) that ascends, with a learning rate and a step count for each image.
 
     Arguments:
@@ -40,7 +40,7 @@ class Adam:
             for moment in moments:
                 moment[rows] = 0
 
-    def keep(self, rows: Tensor, leaves: list[Tensor]) -> None:
+    def select(self, rows: Tensor, leaves: list[Tensor]) -> None:
         """Go on with these rows (a mask [B]) alone; `leaves` are the tensors that take their place."""
         for new, old in zip(leaves, self.leaves, strict=True):
             new.copy_(old[rows])

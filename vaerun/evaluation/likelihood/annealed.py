@@ -34,7 +34,7 @@ from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.hmc import LOG_UNIFORM, Target, transition, transition_noise
 from vaerun.evaluation.likelihood.importance import default_chunk
-from vaerun.evaluation.oom import joined
+from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.nets.init import check_integer
 from vaerun.randomness import ImageNoise, derive_seed
@@ -48,7 +48,7 @@ PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
 PILOT_GRID = 0.1  # of log step size: on a grid, rounding errors are not fed back and grow into other step sizes
 
 
-def _number(key: str, value: Any, upper: float) -> None:
+def _check_range(key: str, value: Any, upper: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < upper:
         wanted = "a number above 0" if upper == math.inf else f"a number between 0 and {upper:g}"
         raise InputError(f"evaluation.annealing.{key} must be {wanted}, got {value}")
@@ -82,8 +82,8 @@ class Annealing:
     def __post_init__(self) -> None:
         for key in ("temperatures", "chains", "leapfrog_steps"):
             check_integer(f"evaluation.annealing.{key}", getattr(self, key), 1)
-        _number("step_size", self.step_size, math.inf)
-        _number("acceptance", self.acceptance, 1)
+        _check_range("step_size", self.step_size, math.inf)
+        _check_range("acceptance", self.acceptance, 1)
         if not isinstance(self.adapt, bool):
             raise InputError(f"evaluation.annealing.adapt must be true or false, got {self.adapt}")
 
@@ -94,12 +94,12 @@ class Annealing:
         return ((at - at[0]) / (at[-1] - at[0])).tolist()
 
 
-def prior_sample(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> Tensor:
+def sample_prior(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> Tensor:
     """z ~ p(z | c), [K, B, d]."""
     return joint.prior.transform(noise(f"{stream}/start", chains)[..., :-LOG_UNIFORM])[0]
 
 
-def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, monitor: Monitor = SILENT) -> Tensor:
+def tune_step_sizes(joint: Joint, noise: ImageNoise, annealing: Annealing, monitor: Monitor = SILENT) -> Tensor:
     """Step sizes [T - 1, B], one for each transition and image, by a pilot run from the prior.
 
     After each transition log step size += gain (acceptance - target), acceptance averaged over the pilot's chains.
@@ -113,7 +113,7 @@ def tune(joint: Joint, noise: ImageNoise, annealing: Annealing, monitor: Monitor
     each = math.ceil(PILOT_TRANSITIONS / len(temperatures))
     numbers = transition_noise(noise, "pilot", PILOT_CHAINS, PILOT_SEARCH + each * len(temperatures))
     target = Target(joint)
-    state = target(prior_sample(joint, noise, "pilot", PILOT_CHAINS))
+    state = target(sample_prior(joint, noise, "pilot", PILOT_CHAINS))
     for t, beta in enumerate(temperatures):
         used = []
         for _ in range(each if t else PILOT_SEARCH + each):
@@ -146,7 +146,7 @@ def anneal(
     chains, temperatures = annealing.chains, annealing.betas[1:-1]
     increments = [b - a for a, b in pairwise(annealing.betas)]
     if posterior is None:
-        stream, start = "forward", prior_sample(joint, noise, "forward", chains)
+        stream, start = "forward", sample_prior(joint, noise, "forward", chains)
     else:
         stream, start = "reverse", posterior.expand(chains, -1, -1)
         increments, temperatures, step_sizes = increments[::-1], temperatures[::-1], step_sizes.flip(0)
@@ -215,7 +215,7 @@ def annealed_importance_sampling(
         part = split.batch(start, end)
         joint = model.joint(part.x, part.c if model.classes else None)
         noise = annealing_noise(model, seed, part.rows.tolist())
-        step_sizes = tune(joint, noise, annealing, monitor)
+        step_sizes = tune_step_sizes(joint, noise, annealing, monitor)
         log_weight, acceptance = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
         ais = log_mean_exp(log_weight) + part.log_det
         return {"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance}
@@ -224,7 +224,7 @@ def annealed_importance_sampling(
     size = _batch_size(images, batch, annealing, split.images.device)
     what, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
     with torch.no_grad():
-        return joined(count, size, work, monitor=monitor, what=what, setting=setting)
+        return map_batches(count, size, work, monitor=monitor, what=what, setting=setting)
 
 
 def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -276,7 +276,7 @@ def bidirectional(
         numbers = list(range(start, end))
         x, z, c = simulate(model, numbers, seed)
         joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
-        step_sizes = tune(joint, noise, annealing, monitor)
+        step_sizes = tune_step_sizes(joint, noise, annealing, monitor)
         forward, accepted = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
         reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, monitor=monitor)
         return {
@@ -289,4 +289,4 @@ def bidirectional(
     size = _batch_size(images, batch, annealing, model.mean.device)
     what, setting = "bidirectional Monte Carlo", "evaluation.annealing.chains"
     with torch.no_grad():
-        return joined(images, size, work, monitor=monitor, what=what, setting=setting)
+        return map_batches(images, size, work, monitor=monitor, what=what, setting=setting)

@@ -29,14 +29,14 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.adam import Adam
-from vaerun.evaluation.likelihood.importance import default_chunk, weigh
-from vaerun.evaluation.oom import joined
+from vaerun.evaluation.likelihood.adam import PerImageAdam
+from vaerun.evaluation.likelihood.importance import default_chunk, importance_statistics
+from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-NAMES = (
+METRICS = (
     "elbo",
     "elbo_optimal",
     "log_likelihood",
@@ -45,9 +45,11 @@ NAMES = (
     "gap_inference",
     "gap_pareto_k",
 )
-CUTS = 2  # times that the learning rate falls to a tenth before a search may end
-LATENTS = 4_000  # samples of one step, over all images at a time: their graph is kept
-JUDGED = 200  # samples of the fixed noise: their error in a difference of close q is about the default tolerance
+LEARNING_RATE_CUTS = 2  # times that the learning rate falls to a tenth before a search may end
+LATENTS_PER_STEP = 4_000  # samples of one step, over all images at a time: their graph is kept
+VALIDATION_SAMPLES = (
+    200  # samples of the fixed noise: their error in a difference of close q is about the default tolerance
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,13 @@ def log_weights(joint: Joint, q: LatentDistribution, noise: Tensor, held: bool =
     return joint.log_likelihood(z).to(wide) + joint.prior.log_prob(z).to(wide) - log_q
 
 
-def pieces(noise: Tensor) -> tuple[Tensor, ...]:
+def split_noise(noise: Tensor) -> tuple[Tensor, ...]:
     """Noise [K, B, d] in pieces along K of a size that suits the device."""
     return noise.split(max(1, default_chunk(noise.device) // noise.shape[1]))
 
 
 @dataclass(frozen=True)
-class Optimum:
+class OptimalPosterior:
     """q* with batch shape [B], the steps that it took [B], and whether the search has converged, [B] bool."""
 
     q: LatentDistribution
@@ -107,7 +109,7 @@ class Optimum:
     converged: Tensor
 
 
-def optimise(
+def optimise_posterior(
     model: LatentModel,
     x: Tensor,
     c: Tensor | None,
@@ -116,7 +118,7 @@ def optimise(
     *,
     seed: int,
     monitor: Monitor = SILENT,
-) -> Optimum:
+) -> OptimalPosterior:
     """The member of q's own family with the largest ELBO, for each image.
 
     Arguments:
@@ -134,7 +136,7 @@ def optimise(
         return joint.detach(), model.infer(joint)
 
     def judged(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
-        return torch.cat([log_weights(joint, q, part) for part in pieces(noise)]).mean(0)
+        return torch.cat([log_weights(joint, q, part) for part in split_noise(noise)]).mean(0)
 
     window, samples = refinement.window, refinement.samples
     with torch.no_grad():
@@ -142,12 +144,12 @@ def optimise(
         joint, q = restricted(active)
         if not q.has_rsample:
             raise InputError(f"evaluation.gap needs z as a function of noise, which {type(q).__name__} does not give")
-        judging = joint.noise("gap/judging", JUDGED)
+        judging = joint.noise("gap/judging", VALIDATION_SAMPLES)
         value = judged(joint, q, judging)
         reached, mark = value.clone(), value.clone()  # the best so far; the same when progress was last seen
         kept, build_kept = q.local_parameters()
         leaves, build = q.local_parameters()
-        adam = Adam(leaves, torch.full_like(x[:, 0, 0, 0], refinement.learning_rate))
+        adam = PerImageAdam(leaves, torch.full_like(x[:, 0, 0, 0], refinement.learning_rate))
         stalled, cuts, steps = (torch.zeros_like(active) for _ in range(3))
         converged = torch.zeros_like(active, dtype=torch.bool)
         for start in range(0, refinement.max_steps, window):
@@ -169,7 +171,7 @@ def optimise(
             stalled[active] = torch.where(progress, 0, stalled[active] + 1)
             stuck = stalled[active] >= refinement.patience
             mark[active] = torch.where(progress | stuck, reached[active], mark[active])
-            done, cut = stuck & (cuts[active] == CUTS), stuck & (cuts[active] < CUTS)
+            done, cut = stuck & (cuts[active] == LEARNING_RATE_CUTS), stuck & (cuts[active] < LEARNING_RATE_CUTS)
             converged[active[done]] = value[done].isfinite()
             cuts[active[cut]] += 1
             stalled[active[cut]] = 0
@@ -180,8 +182,8 @@ def optimise(
                     break
                 joint, q = restricted(active)
                 leaves, build = q.local_parameters()
-                adam.keep(~done, leaves)
-        return Optimum(build_kept().detach(), steps, converged)
+                adam.select(~done, leaves)
+        return OptimalPosterior(build_kept().detach(), steps, converged)
 
 
 def _compare(
@@ -196,17 +198,19 @@ def _compare(
 
     `elbo`, `elbo_optimal`, `log_likelihood` (K = samples) in nats, `gap_pareto_k` (of q*).
     """
-    optimal = weigh(joint, optimum, samples, monitor=monitor)
-    of_optimum = optimal if elbo_samples == samples else weigh(joint, optimum, elbo_samples, monitor=monitor)
+    optimal = importance_statistics(joint, optimum, samples, monitor=monitor)
+    of_optimum = (
+        optimal if elbo_samples == samples else importance_statistics(joint, optimum, elbo_samples, monitor=monitor)
+    )
     return {
-        "elbo": weigh(joint, q, elbo_samples, monitor=monitor)["elbo"],
+        "elbo": importance_statistics(joint, q, elbo_samples, monitor=monitor)["elbo"],
         "elbo_optimal": of_optimum["elbo"],
         "log_likelihood": optimal["log_likelihood"],
         "gap_pareto_k": optimal["pareto_k"],
     }
 
 
-def unconverged(gap_converged: Tensor) -> float:
+def unconverged_share(gap_converged: Tensor) -> float:
     """Share of images [N] whose search has ended at max_steps, in [0, 1]."""
     return 1 - float(gap_converged.double().mean())
 
@@ -248,7 +252,7 @@ def inference_gaps(
     def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
         part = split.batch(start, end)
         c, noise = part.c if model.classes else None, ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
-        optimum = optimise(model, part.x, c, part.rows, refinement, seed=seed, monitor=monitor)
+        optimum = optimise_posterior(model, part.x, c, part.rows, refinement, seed=seed, monitor=monitor)
         with torch.no_grad():
             joint = model.joint(part.x, c, noise)
             values = _compare(joint, model.infer(joint), optimum.q, importance_samples, elbo_samples, monitor)
@@ -257,11 +261,11 @@ def inference_gaps(
         values["gap_inference"] = values["log_likelihood"] - values["elbo"]
         for name in ("elbo", "elbo_optimal", "log_likelihood"):
             values[name] += part.log_det
-        return {name: values[name] for name in NAMES} | {
+        return {name: values[name] for name in METRICS} | {
             "gap_steps": optimum.steps.double(),
             "gap_converged": optimum.converged,
         }
 
     count = len(split) if images is None else min(images, len(split))
-    size, what = batch or max(1, LATENTS // refinement.samples), f"inference gaps of {split.name}"
-    return joined(count, size, work, monitor=monitor, what=what, setting="evaluation.gap.samples")
+    size, what = batch or max(1, LATENTS_PER_STEP // refinement.samples), f"inference gaps of {split.name}"
+    return map_batches(count, size, work, monitor=monitor, what=what, setting="evaluation.gap.samples")

@@ -32,7 +32,7 @@ from vaerun.tracking.monitor import SILENT, Monitor
 
 
 @dataclass(frozen=True)
-class Noise:
+class GradientNoise:
     """What N draws of a gradient say about one group of parameters; in squared nats or nats per unit of parameter.
 
     Attributes:
@@ -53,7 +53,7 @@ class Noise:
     draws: int
 
 
-class Moments:
+class RunningMoments:
     """Running mean and sum of squares of vectors [P] (Welford 1962)."""
 
     def __init__(self, like: Tensor) -> None:
@@ -68,13 +68,13 @@ class Moments:
         self.squares += squares
         self.increments.append(float(squares.sum()))
 
-    def noise(self) -> Noise:
+    def noise(self) -> GradientNoise:
         """The summary of at least three vectors."""
         n, p = len(self.increments), len(self.mean)
         contrasts = torch.tensor(self.increments[1:], dtype=torch.float64) / p
         spread = (self.squares / (n - 1)).sqrt()
         used = (spread > 0) | (self.mean != 0)
-        return Noise(
+        return GradientNoise(
             float(contrasts.mean()),
             float(contrasts.std()) / math.sqrt(n - 1),
             float(self.mean.norm()),
@@ -84,7 +84,7 @@ class Moments:
         )
 
 
-def groups(model: LatentModel) -> dict[str, list[nn.Parameter]]:
+def parameter_groups(model: LatentModel) -> dict[str, list[nn.Parameter]]:
     """All parameters: `encoder` (those of the inference) and `decoder` (the rest); a group without any is left out."""
     own = {id(p) for p in model.inference.parameters()}
     split = {
@@ -95,7 +95,7 @@ def groups(model: LatentModel) -> dict[str, list[nn.Parameter]]:
 
 
 @contextmanager
-def _as_in_training(model: nn.Module) -> Iterator[None]:
+def _training_mode(model: nn.Module) -> Iterator[None]:
     """Gradients and training mode on for all of the model; flags, modes, buffers and torch's generators put back."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
@@ -125,13 +125,13 @@ def _measure(
     seed: int,
     warm_up: int,
     monitor: Monitor,
-) -> dict[str, Noise]:
+) -> dict[str, GradientNoise]:
     if isinstance(estimator, nn.Module):
         estimator = copy.deepcopy(estimator).train()  # the caller's keeps its state
-    parts = groups(model)
+    parts = parameter_groups(model)
     parameters = [p for group in parts.values() for p in group]
     sizes = [sum(p.numel() for p in group) for group in parts.values()]
-    moments: list[Moments] = []
+    moments: list[RunningMoments] = []
     for draw in range(-warm_up, draws):
         monitor.check()
         torch.manual_seed(derive_seed(seed, "gradient", draw))
@@ -141,7 +141,7 @@ def _measure(
         gradients = torch.autograd.grad(surrogate, parameters, allow_unused=True, materialize_grads=True)
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         flat = torch.cat([g.detach().flatten().to(wide) for g in gradients]).split(sizes)
-        moments = moments or [Moments(part) for part in flat]
+        moments = moments or [RunningMoments(part) for part in flat]
         for moment, part in zip(moments, flat, strict=True):
             moment.add(part)
     return {name: moment.noise() for name, moment in zip(parts, moments, strict=True)}
@@ -158,7 +158,7 @@ def gradient_noise(
     seed: int,
     warm_up: int = 20,
     monitor: Monitor = SILENT,
-) -> dict[str, dict[str, Noise] | str]:
+) -> dict[str, dict[str, GradientNoise] | str]:
     """Noise of estimators' gradients on one batch, the same noise for all of them at the same draw.
 
     Arguments:
@@ -179,8 +179,8 @@ def gradient_noise(
     for name, value, least in (("samples", samples, 1), ("draws", draws, 3), ("warm_up", warm_up, 0)):
         if value < least:
             raise InputError(f"evaluation.noise.{name} must be at least {least}, got {value}")
-    found: dict[str, dict[str, Noise] | str] = {}
-    with _as_in_training(model):
+    found: dict[str, dict[str, GradientNoise] | str] = {}
+    with _training_mode(model):
         for name, estimator in estimators.items():
             try:
                 found[name] = _measure(model, x, c, estimator, samples, draws, seed, warm_up, monitor)
@@ -190,7 +190,7 @@ def gradient_noise(
     return found
 
 
-def table(found: Mapping[str, Mapping[str, Noise] | str]) -> str:
+def format_table(found: Mapping[str, Mapping[str, GradientNoise] | str]) -> str:
     """One line for each estimator and group with every number named; a refusal is a line with its reason."""
     lines = []
     width = max((len(name) for name in found), default=0)

@@ -21,16 +21,16 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
-from vaerun.evaluation.oom import joined
+from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-BLOCK = 500  # samples per block of noise
-NAMES = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
-DENSITIES = ("log_likelihood", "elbo", "reconstruction")  # those that a transform's log|det| belongs to
-LIMIT = 0.7  # of k-hat (Vehtari et al. 2024, section 3.2.4)
-ROUNDING = 8  # in units of eps (|log p(x | z)| + D); log-weights of exact posteriors spread over up to 3 in float32
+NOISE_BLOCK = 500  # samples per block of noise
+METRICS = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
+DENSITY_METRICS = ("log_likelihood", "elbo", "reconstruction")  # those that a transform's log|det| belongs to
+PARETO_K_LIMIT = 0.7  # of k-hat (Vehtari et al. 2024, section 3.2.4)
+ROUNDING_EPS = 8  # in units of eps (|log p(x | z)| + D); log-weights of exact posteriors spread over up to 3 in float32
 
 
 def default_chunk(device: torch.device) -> int:
@@ -38,7 +38,7 @@ def default_chunk(device: torch.device) -> int:
     return 4_000 if device.type == "cpu" else 100_000
 
 
-def weigh(
+def importance_statistics(
     joint: Joint, q: LatentDistribution, samples: int, *, chunk: int | None = None, monitor: Monitor = SILENT
 ) -> dict[str, Tensor]:
     """Per image [B]: importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size, k-hat.
@@ -52,8 +52,8 @@ def weigh(
     log_squares, largest = log_sum, log_sum.new_empty(0, len(log_sum))
     kl, reconstruction = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     piece = max(1, (chunk or default_chunk(joint.x.device)) // len(joint.x))
-    for block, start in enumerate(range(0, samples, BLOCK)):
-        for noise in joint.noise(f"importance/{block}", BLOCK)[: min(BLOCK, samples - start)].split(piece):
+    for block, start in enumerate(range(0, samples, NOISE_BLOCK)):
+        for noise in joint.noise(f"importance/{block}", NOISE_BLOCK)[: min(NOISE_BLOCK, samples - start)].split(piece):
             monitor.check()
             z, log_q = q.transform(noise)
             log_likelihood, log_prior = joint.log_likelihood(z).to(accumulator), joint.prior.log_prob(z).to(accumulator)
@@ -65,7 +65,7 @@ def weigh(
             reconstruction += log_likelihood.sum(0)
     # About one nat a pixel is summed up, even where the sum comes out near zero.
     size = (reconstruction / samples).abs() + joint.x[0].numel()
-    rounding = ROUNDING * torch.finfo(joint.x.dtype).eps * size
+    rounding = ROUNDING_EPS * torch.finfo(joint.x.dtype).eps * size
     return {
         "log_likelihood": log_sum - math.log(samples),
         "elbo": (reconstruction - kl) / samples,
@@ -76,10 +76,10 @@ def weigh(
     }
 
 
-def unreliable(pareto_k: Tensor) -> float:
+def unreliable_share(pareto_k: Tensor) -> float:
     """Share of images whose k-hat [N] is above 0.7, in [0, 1], of those that have one; NaN where none has (K <= 20)."""
     judged = pareto_k[~pareto_k.isnan()]
-    return float((judged > LIMIT).double().mean()) if len(judged) else math.nan
+    return float((judged > PARETO_K_LIMIT).double().mean()) if len(judged) else math.nan
 
 
 def check_samples(samples: int) -> int:
@@ -113,11 +113,11 @@ def importance_sampling(
             there is none where that block is all there is to do.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
-    same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see weigh.
+    same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see importance_statistics.
     """
     check_samples(samples)
     count = len(split) if images is None else min(images, len(split))
-    few = min(BLOCK, samples)
+    few = min(NOISE_BLOCK, samples)
     forecast_due = monitor.wants_forecast
 
     def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
@@ -129,17 +129,19 @@ def importance_sampling(
         q = model.infer(joint)
         if forecast_due and (few < samples or len(batch.rows) < count):  # else it would be all of it, twice
             inferred = perf_counter()
-            float(weigh(joint, q, few, chunk=at_once, monitor=monitor)["elbo"][0])  # waits for the device
+            float(
+                importance_statistics(joint, q, few, chunk=at_once, monitor=monitor)["elbo"][0]
+            )  # waits for the device
             a_batch = (inferred - started) + (perf_counter() - inferred) * samples / few
             monitor.forecast(a_batch * count / len(batch.rows))
             forecast_due = False
-        values = weigh(joint, q, samples, chunk=at_once, monitor=monitor)
-        for name in DENSITIES:
+        values = importance_statistics(joint, q, samples, chunk=at_once, monitor=monitor)
+        for name in DENSITY_METRICS:
             values[name] += batch.log_det
-        return {name: values[name] for name in NAMES}
+        return {name: values[name] for name in METRICS}
 
     with torch.no_grad():
-        return joined(
+        return map_batches(
             count,
             chunk or default_chunk(split.images.device),
             work,
@@ -169,12 +171,12 @@ def log_likelihood(
             "importance sampling needs a posterior q(z|x), and an adversarial model has none: vaerun-eval run=DIR "
             "evaluation.ais=true gives its log-likelihood"
         )
-    size = max(1, default_chunk(x.device) // min(BLOCK, check_samples(samples)))
+    size = max(1, default_chunk(x.device) // min(NOISE_BLOCK, check_samples(samples)))
     found = []
     with torch.no_grad():
         for start in range(0, len(x), size):
             part = x[start : start + size]
             noise = ImageNoise(seed, range(start, start + len(part)), model.latent_dim, model.mean)
             joint = model.joint(part, None if c is None else c[start : start + size], noise)
-            found.append(weigh(joint, model.infer(joint), samples)["log_likelihood"])
+            found.append(importance_statistics(joint, model.infer(joint), samples)["log_likelihood"])
     return torch.cat(found)

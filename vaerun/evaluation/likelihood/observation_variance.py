@@ -37,7 +37,7 @@ EXTENSIONS = 2  # values beyond the grid
 
 
 @dataclass(frozen=True)
-class Choice:
+class VarianceChoice:
     """An observation variance and what it was chosen from.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choice:
     at_edge: bool = False
 
 
-def most_runs(variances: Sequence[float]) -> int:
+def max_runs(variances: Sequence[float]) -> int:
     """An upper limit of the runs that choose_variance makes."""
     return len(set(variances)) + EXTENSIONS + 3
 
@@ -87,7 +87,7 @@ def choose_variance(
     images: int,
     seed: int,
     monitor: Monitor = SILENT,
-) -> Choice:
+) -> VarianceChoice:
     """The observation variance with the largest mean AIS log-likelihood of validation images.
 
     Arguments:
@@ -142,4 +142,4 @@ def choose_variance(
     if 0 < at < len(ordered) - 1 and math.isfinite(min(values[v] for v in ordered[at - 1 : at + 2])):
         run(_vertex(ordered[at - 1 : at + 2], [values[v] for v in ordered[at - 1 : at + 2]]))
     chosen = best()
-    return Choice(chosen, values, beyond, chosen in (min(values), max(values)))
+    return VarianceChoice(chosen, values, beyond, chosen in (min(values), max(values)))

@@ -27,19 +27,19 @@ from torch import Tensor
 
 from vaerun.errors import InputError
 
-LEAST = 5  # exceedances that a fit needs
+MIN_TAIL = 5  # exceedances that a fit needs
 PRIOR, PRIOR_WEIGHT = 0.5, 10  # the prior's k, and how many exceedances it is worth
 
 
 def tail_length(samples: int) -> int:
     """M, the number of the K = `samples` largest weights that are fitted; 0 where they are fewer than 5 (K <= 20)."""
     tail = math.ceil(min(samples / 5, 3 * math.sqrt(samples)))
-    return tail if tail >= LEAST else 0
+    return tail if tail >= MIN_TAIL else 0
 
 
-def keep_largest(kept: Tensor, fresh: Tensor, count: int) -> Tensor:
+def keep_largest(largest: Tensor, new: Tensor, count: int) -> Tensor:
     """The `count` largest of two sets for each image, unordered: [m, B] and [n, B] -> [min(m + n, count), B]."""
-    both = torch.cat([kept, fresh])
+    both = torch.cat([largest, new])
     if len(both) <= count:
         return both
     rows = both.mT.contiguous()  # ten times as quick on a CPU as along the first dimension
@@ -93,7 +93,7 @@ def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> T
     weight = torch.softmax(n * (ratio.log() - k), 0)
 
     fitted = (torch.log(below_top + (weight * c[:, None]).sum(0) * y).sum(0) + taken_out.sum(0)) / n
-    steadied = torch.where(n < LEAST, math.inf, (n * fitted + PRIOR_WEIGHT * PRIOR) / (n + PRIOR_WEIGHT))
+    steadied = torch.where(n < MIN_TAIL, math.inf, (n * fitted + PRIOR_WEIGHT * PRIOR) / (n + PRIOR_WEIGHT))
     spread = weights[-1] - threshold
     equal = (spread <= rounding) & (spread < math.inf)  # where a log-likelihood is infinite, so is its rounding
     return torch.where(equal | (top == -math.inf), -math.inf, steadied)

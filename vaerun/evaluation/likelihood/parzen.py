@@ -29,8 +29,8 @@ WARNING = (
 VARIANCES = tuple(10 ** (0.2 * k - 6) for k in range(31))
 """Standard deviations from 0.001 to 1, ten in a decade; the code of Goodfellow et al. tries ten from 0.1 to 1. If log s
 is off by a, the value is lower by about D a^2 nats."""
-PAIRS = 2_000_000  # distances held at once, of 8 bytes, a few times over
-ROWS = 500  # images at a time
+CHUNK_PAIRS = 2_000_000  # distances held at once, of 8 bytes, a few times over
+IMAGE_BLOCK = 500  # images at a time
 
 
 def parzen_log_likelihood(samples: Tensor, images: Tensor, variance: float, *, chunk: int | None = None) -> Tensor:
@@ -70,7 +70,7 @@ def choose_parzen_variance(
     return max(values, key=values.__getitem__), values
 
 
-def at_edge(variance: float, values: dict[float, float]) -> bool:
+def is_at_edge(variance: float, values: dict[float, float]) -> bool:
     """Whether this is the smallest or the largest that was tried, so that a better one may lie beyond."""
     return variance in (min(values), max(values))
 
@@ -86,7 +86,7 @@ def _log_likelihoods(samples: Tensor, images: Tensor, variances: Sequence[float]
         raise InputError(
             f"samples and images must have one shape, got {tuple(samples.shape[1:])} and {tuple(images.shape[1:])}"
         )
-    pairs = PAIRS if chunk is None else chunk
+    pairs = CHUNK_PAIRS if chunk is None else chunk
     if pairs < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
     if samples.device.type == "mps":  # Apple's GPUs have no float64
@@ -95,7 +95,7 @@ def _log_likelihoods(samples: Tensor, images: Tensor, variances: Sequence[float]
     centre = y.mean(0, dtype=torch.float64)
     if not bool(centre.isfinite().all()):
         raise RunError("the Parzen window's samples are not finite: look at the generator's losses and pictures")
-    dims, rows = y.shape[1], min(ROWS, pairs)
+    dims, rows = y.shape[1], min(IMAGE_BLOCK, pairs)
     found = []
     for images_block in x.split(rows):
         log_sum = torch.full((len(variances), len(images_block)), -math.inf, dtype=torch.float64, device=y.device)

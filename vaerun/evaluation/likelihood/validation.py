@@ -6,12 +6,12 @@ import torch
 
 from vaerun.data.dataset import Batch, Split
 from vaerun.estimators import Estimate, Estimator, elbo_mc, estimate
-from vaerun.evaluation.oom import in_parts
+from vaerun.evaluation.oom import adaptive_batches
 from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-KEPT = 2**25  # noise numbers (128 MiB of float32) that are remembered from one validation to the next
+MAX_CACHED_NOISE = 2**25  # noise numbers (128 MiB of float32) that are remembered from one validation to the next
 
 
 class Validator:
@@ -66,7 +66,7 @@ class Validator:
         sums: dict[str, float] = {}
         what = f"validation on {self.split.name}"
         with torch.no_grad():
-            parts = in_parts(
+            parts = adaptive_batches(
                 len(self.split),
                 self.batch_size,
                 self._batch,
@@ -96,7 +96,7 @@ class Validator:
     def _noise_of(self, rows: torch.Tensor) -> ImageNoise:
         place = int(rows[0]), len(rows)
         if place not in self._noise:
-            keep = len(self.split) * self.model.latent_dim * self.samples <= KEPT
+            keep = len(self.split) * self.model.latent_dim * self.samples <= MAX_CACHED_NOISE
             noise = ImageNoise(self.seed, rows.tolist(), self.model.latent_dim, self.model.mean, keep)
             if not keep:
                 return noise

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.evaluation.latent.traversals import code_sweep, code_values
-from vaerun.evaluation.plots.pictures import COLUMNS, class_grid, data_picture, grid, samples
+from vaerun.evaluation.plots.pictures import COLUMNS, class_grid, data_picture, grid, sample_images
 from vaerun.models import AdversarialModel
 
 
 def adversarial_pictures(model: AdversarialModel, split: Split) -> dict[str, Tensor]:
     """Grids by name: data, samples, classes (conditional: one class a row), code_NAME (one code; rows: noise)."""
-    found = data_picture(split) | {"samples": grid(samples(model, split), COLUMNS)}
+    found = data_picture(split) | {"samples": grid(sample_images(model, split), COLUMNS)}
     n, like = model.noise_dim, model.zero
     if model.classes:
         found["classes"] = class_grid(model.generate, model.classes, n, like)

@@ -29,8 +29,8 @@ from vaerun.plotting import (
 )
 
 DPI = 110
-HEIGHT, NARROWEST, WIDEST = 3.8, 5.0, 10.0  # inches
-TICKS, LETTERS = 24, 32  # at most so many names along the axis, of so many letters
+HEIGHT, MIN_WIDTH, MAX_WIDTH = 3.8, 5.0, 10.0  # inches
+MAX_TICKS, MAX_LETTERS = 24, 32  # at most so many names along the axis, of so many letters
 
 Groups = Mapping[str, Mapping[str, float]]
 
@@ -44,7 +44,7 @@ class Ellipse:
     colour: int | None = None
 
 
-def _shown(name: str, most: int = LETTERS) -> str:
+def _shorten(name: str, most: int = MAX_LETTERS) -> str:
     """The name as it can be drawn: one line, at most so many letters (the middle left out), unknown ones as `?`."""
     known = drawable(" ".join(name.split()))
     half = (most - 1) // 2
@@ -65,7 +65,7 @@ def _picture(figure: Any) -> Tensor:
 
 def _legend(axes: Any, handles: Sequence[Any], names: Iterable[str]) -> None:
     # Beside the axes, where it hides nothing.
-    labels = [legend_label(_shown(name)) for name in names]
+    labels = [legend_label(_shorten(name)) for name in names]
     legend = axes.legend(
         handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL, borderaxespad=0.2
     )
@@ -102,7 +102,7 @@ def bar_chart(
     if log and (stacked or any(value < 0 for values in groups.values() for value in values.values())):
         raise InputError("bar_chart: a logarithmic axis takes neither stacks nor values below 0: use log=False")
     slots = 1 if stacked else len(series)
-    wide = min(WIDEST, max(NARROWEST, 1.5 + 0.1 * len(groups) * (slots + 1)))
+    wide = min(MAX_WIDTH, max(MIN_WIDTH, 1.5 + 0.1 * len(groups) * (slots + 1)))
     figure, axes = _figure(wide + (1.6 if len(series) > 1 else 0))
     if log:
         axes.set_yscale("log")
@@ -150,9 +150,9 @@ def bar_chart(
 
 def _names_along(axes: Any, names: Sequence[str], width: float) -> None:
     """Names below the bars: where there are many only every so many, where they are long slanted."""
-    every = -(-len(names) // TICKS)
+    every = -(-len(names) // MAX_TICKS)
     places = range(0, len(names), every)
-    shown = [_shown(names[i]) for i in places]
+    shown = [_shorten(names[i]) for i in places]
     letters = max(len(name) for name in shown) * len(shown)
     slanted = letters > 11 * width  # of font size 8, with gaps, eleven fit into an inch
     angle = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
@@ -162,9 +162,9 @@ def _names_along(axes: Any, names: Sequence[str], width: float) -> None:
 
 def _finish(figure: Any, axes: Any, title: str, xlabel: str, ylabel: str) -> Tensor:
     letters = int(11.5 * figure.get_figwidth())  # of font size 9, as many as the figure is wide
-    figure.suptitle(textwrap.fill(_shown(title, 200), letters), fontsize=MEDIUM, parse_math=False)
-    axes.set_xlabel(_shown(xlabel, 80), fontsize=SMALL, parse_math=False)
-    axes.set_ylabel(_shown(ylabel, 80), fontsize=SMALL, parse_math=False)
+    figure.suptitle(textwrap.fill(_shorten(title, 200), letters), fontsize=MEDIUM, parse_math=False)
+    axes.set_xlabel(_shorten(xlabel, 80), fontsize=SMALL, parse_math=False)
+    axes.set_ylabel(_shorten(ylabel, 80), fontsize=SMALL, parse_math=False)
     axes.tick_params(axis="y", labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
     return _picture(figure)
@@ -200,7 +200,7 @@ def scatter(
     finite = points.isfinite().all(1).cpu()
     shown = points.detach().cpu().double()[finite]
     missing = len(points) - len(shown)
-    figure, axes = _figure(NARROWEST + (0.9 if labels is not None else 0), NARROWEST)
+    figure, axes = _figure(MIN_WIDTH + (0.9 if labels is not None else 0), MIN_WIDTH)
     size = min(16.0, max(2.0, 20_000 / max(1, len(shown))))  # points squared: many points are small ones
     kinds = [] if labels is None else labels.unique().tolist()
     # tab10 and tab20 are told apart at a glance; more colours than that are not, whichever they are.

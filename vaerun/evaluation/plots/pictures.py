@@ -17,15 +17,15 @@ from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import ImageNoise
 
 COLUMNS, ROWS, SEED = 10, 10, 0
-MOST_CLASSES = 100
-LEAST = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
+MAX_CLASSES = 100
+MIN_SIDE = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
     """Images [N, C, H, W] in [0, 1], row by row."""
     from torchvision.utils import make_grid  # takes over a second to import: after the first steps, not before
 
-    scale = max(1, LEAST // max(images.shape[-2:]))
+    scale = max(1, MIN_SIDE // max(images.shape[-2:]))
     larger = images.clamp(0, 1).cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     return make_grid(larger, nrow=columns, padding=1, pad_value=0.5)
 
@@ -38,7 +38,7 @@ def sample_noise(numbers: Sequence[int], n: int, like: Tensor) -> Tensor:
     return ImageNoise(SEED, numbers, n, torch.zeros((), dtype=torch.float32))("samples", 1)[0].to(like)
 
 
-def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
+def likelihood_pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
 
     data, reconstructions (E[x | z] at the posterior's centre; same places as data), samples (E[x | z], z from the
@@ -46,11 +46,11 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     plain autoencoder, which has no prior, the first two.
     """
     to_unit = split.transform.to_unit
-    found = reconstructions(model, split)
+    found = data_and_reconstructions(model, split)
     if not model.has_density:  # no prior to draw from
         return found
     with torch.no_grad():
-        found["samples"] = grid(to_unit(samples(model, split)), COLUMNS)
+        found["samples"] = grid(to_unit(sample_images(model, split)), COLUMNS)
         if model.classes:
             found["classes"] = class_grid(
                 lambda noise, c: to_unit(model.generate(noise, c)), model.classes, model.noise_dim, model.mean
@@ -60,7 +60,7 @@ def pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
     return found
 
 
-def reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
+def data_and_reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
     """The two grids of `pictures` that show the split's own images: data, reconstructions."""
     to_unit = split.transform.to_unit
     with torch.no_grad():
@@ -80,7 +80,7 @@ def data_picture(split: Split) -> dict[str, Tensor]:
     return {"data": grid(split.transform.to_unit(batch.x), COLUMNS)}
 
 
-def samples(model: LatentModel | AdversarialModel, split: Split) -> Tensor:
+def sample_images(model: LatentModel | AdversarialModel, split: Split) -> Tensor:
     """Samples number 0 to COLUMNS * ROWS - 1 [COLUMNS * ROWS, C, H, W], of a likelihood model E[x | z].
 
     A conditional model's labels are mixed: neighbours in a row and in a column have different ones.
@@ -98,7 +98,7 @@ def sample_labels(classes: int) -> Tensor:
 
 def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int, n: int, like: Tensor) -> Tensor:
     """A picture of a conditional model: a class a row, the first 100 at most; down column i the noise of sample i."""
-    rows = min(classes, MOST_CLASSES)
+    rows = min(classes, MAX_CLASSES)
     labels = F.one_hot(torch.arange(rows, device=like.device), classes).to(like.dtype)
     noise = sample_noise(range(COLUMNS), n, like).repeat(rows, 1)
     with torch.no_grad():

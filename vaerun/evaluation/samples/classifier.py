@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
 }
 """So many epochs within these numbers of steps; the learning rate rises over a share `warm_up` of them."""
 BATCH = 500  # images at once, when features are asked for
-PATIENCE = 1.0  # seconds between looks at a lock that another process holds
+LOCK_POLL_SECONDS = 1.0  # seconds between looks at a lock that another process holds
 SAVE_SECONDS = 30.0  # of training that a killed process loses at most
 
 
@@ -82,7 +82,7 @@ class Classifier:
             return torch.cat([module(_prepare(part, device)).to(x.device) for part in x.split(BATCH)])
 
 
-def classifier(
+def load_or_train_classifier(
     arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, monitor: Monitor = SILENT
 ) -> Classifier:
     """The classifier of a data set: read from `folder`, or trained and written there.
@@ -117,7 +117,7 @@ def classifier(
             try:
                 return _read(path, arrays, name, device)
             except CorruptCheckpoint as damage:
-                _tell_damaged(path, damage)
+                _warn_damaged(path, damage)
         for left in folder.glob(f".{path.stem}.*.tmp"):
             left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
         unfinished = path.with_suffix(".unfinished.pt")
@@ -143,7 +143,7 @@ def _locked(path: Path, name: str, monitor: Monitor) -> Iterator[None]:
         monitor.check()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_POLL_SECONDS)
         except Timeout:
             if not told:
                 print(f"vaerun: another process trains the classifier of {name}: waiting for it", file=sys.stderr)
@@ -219,12 +219,12 @@ def _learning_rate(step: int, steps: int) -> float:
     return RECIPE["learning_rate"] * min(rise, fall)
 
 
-def _tell_damaged(path: Path, damage: Exception) -> None:
+def _warn_damaged(path: Path, damage: Exception) -> None:
     line = f"{path} is damaged ({damage}); training the classifier anew"
     print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
 
 
-def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
+def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
     """Bring both to where training was last saved: steps done then, or 0; None: both are spoiled, the file is gone."""
     if not unfinished.exists():
         return 0
@@ -235,7 +235,7 @@ def _go_on(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int 
         return int(state["step"])
     except (CorruptCheckpoint, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
         unfinished.unlink()
-        _tell_damaged(unfinished, damage)
+        _warn_damaged(unfinished, damage)
         return None
 
 
@@ -249,7 +249,7 @@ def _train(arrays: Arrays, name: str, device: torch.device, monitor: Monitor, un
     wanted = RECIPE["epochs"] * math.ceil(len(images) / size)
     steps = min(max(wanted, RECIPE["least_steps"]), RECIPE["most_steps"])
     adam = torch.optim.Adam(network.parameters())
-    done = _go_on(network, adam, unfinished)
+    done = _resume(network, adam, unfinished)
     if done is None:
         return _train(arrays, name, device, monitor, unfinished)
     saved = time.monotonic()

@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from vaerun.errors import InputError
 
-SIDE = 4
+GRID_SIDE = 4
 
 
 def pooled_features(maps: Sequence[Tensor]) -> Tensor:
@@ -36,4 +36,4 @@ def pooled_features(maps: Sequence[Tensor]) -> Tensor:
 
 def _pooled(features: Tensor) -> Tensor:
     h, w = features.shape[-2:]
-    return adaptive_max_pool2d(features, (min(h, SIDE), min(w, SIDE))).flatten(1)
+    return adaptive_max_pool2d(features, (min(h, GRID_SIDE), min(w, GRID_SIDE))).flatten(1)

@@ -21,8 +21,8 @@ from vaerun.errors import InputError, RunError
 from vaerun.storage.safe_pickle import read_tensors
 from vaerun.storage.untrusted import open_regular
 
-STANDARD = "6726825d"  # the released file is named after it: weights-inception-2015-12-05-6726825d.pth
-NAME = "inception-v3-compat"  # the package's own
+PUBLISHED_SHA256 = "6726825d"  # the released file is named after it: weights-inception-2015-12-05-6726825d.pth
+NETWORK_NAME = "inception-v3-compat"  # the package's own
 FEATURES, CLASSES = 2048, 1008
 BATCH = 32  # images at a time: resized to 299 x 299 they and what the network makes of them take some 20 MB each
 
@@ -73,7 +73,7 @@ def _read(weights: Path) -> dict[str, Tensor]:
         raise InputError(f"there is no file {weights}: FID needs Inception's weights, which vaerun does not download")
     try:
         with open_regular(weights) as file:
-            released = hashlib.file_digest(file, "sha256").hexdigest().startswith(STANDARD)
+            released = hashlib.file_digest(file, "sha256").hexdigest().startswith(PUBLISHED_SHA256)
         # The released file may be of a torch from before it wrote archives, which do say beforehand what they hold.
         values = torch.load(weights, map_location="cpu", weights_only=True) if released else read_tensors(weights)
     except OSError as error:
@@ -104,7 +104,7 @@ def _network(weights: Path) -> Any:
     safe.seek(0)
     with torch.random.fork_rng(devices=[]):  # layers draw the weights that are then overwritten
         try:
-            return FeatureExtractorInceptionV3(NAME, ["2048"], feature_extractor_weights_path=safe)
+            return FeatureExtractorInceptionV3(NETWORK_NAME, ["2048"], feature_extractor_weights_path=safe)
         except RuntimeError as error:
             wrong = " ".join(str(error).split())[:200]
             raise InputError(f"{weights} does not hold the weights of FID's network: {wrong}") from None

@@ -30,14 +30,14 @@ from torch import Tensor
 
 from vaerun.errors import InputError
 
-BLOCK = 2**20
+DISTANCE_BLOCK = 2**20
 """Distances at once: 8 MiB of float64, of which there are a few at a time."""
-SLACK = 1e-12
+TIE_TOLERANCE = 1e-12
 """Squared distances that differ by so much, relative to the squared norms, are equal: images may be copies."""
 
 
 @dataclass(frozen=True)
-class Manifold:
+class PRDC:
     """What a manifold of k-th nearest neighbours says of generated features.
 
     Attributes:
@@ -51,20 +51,20 @@ class Manifold:
     coverage: float
 
 
-def _require(count: int, what: str) -> None:
+def _check_count(count: int, what: str) -> None:
     if count < 2:
         raise InputError(f"{count} {what}: comparing samples with data needs 2 or more of each; use more")
 
 
-def _require_finite(values: Tensor, what: str) -> None:
+def _check_finite(values: Tensor, what: str) -> None:
     if not bool(values.isfinite().all()):
         raise InputError(f"the {what} are not all finite numbers, so samples cannot be compared with data")
 
 
-def _wide(features: Tensor, what: str) -> Tensor:
+def _to_float64(features: Tensor, what: str) -> Tensor:
     """Checked features in float64, on the CPU where their device has none."""
-    _require(len(features), what)
-    _require_finite(features, what)
+    _check_count(len(features), what)
+    _check_finite(features, what)
     return features.detach().to("cpu" if features.device.type == "mps" else features.device).double()
 
 
@@ -73,10 +73,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
     Covariances are the unbiased ones. Raises `InputError` for fewer than two features in a set, or any not finite.
     """
-    a, b = _wide(real, "real features"), _wide(fake, "generated features")
+    a, b = _to_float64(real, "real features"), _to_float64(fake, "generated features")
     shift = a.mean(0) - b.mean(0)
     first, second = _covariance(a), _covariance(b)
-    cross = torch.linalg.svdvals(_root(first) @ _root(second)).sum()
+    cross = torch.linalg.svdvals(_matrix_sqrt(first) @ _matrix_sqrt(second)).sum()
     # The distance is never negative; its rounding errors may be.
     return max(float(shift @ shift + first.trace() + second.trace() - 2 * cross), 0.0)
 
@@ -86,13 +86,13 @@ def _covariance(features: Tensor) -> Tensor:
     return centred.T @ centred / (len(features) - 1)
 
 
-def _root(covariance: Tensor) -> Tensor:
+def _matrix_sqrt(covariance: Tensor) -> Tensor:
     """The symmetric square root."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
-def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int = BLOCK) -> Manifold:
+def prdc(real: Tensor, fake: Tensor, *, neighbours: int, block: int = DISTANCE_BLOCK) -> PRDC:
     """Precision, recall, density and coverage of generated features.
 
     Arguments:
@@ -104,7 +104,7 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int 
     """
     if neighbours < 1:
         raise InputError(f"neighbours={neighbours}: the k-th nearest neighbour needs k of 1 or more")
-    a, b = _wide(real, "real features"), _wide(fake, "generated features")
+    a, b = _to_float64(real, "real features"), _to_float64(fake, "generated features")
     for features, what in ((a, "real"), (b, "generated")):
         if len(features) <= neighbours:
             raise InputError(
@@ -113,7 +113,7 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int 
             )
     centre = a.mean(0)  # a common offset would cost digits
     a, b = a - centre, b - centre
-    real_radius, fake_radius = (_radius(features, neighbours, block) for features in (a, b))
+    real_radius, fake_radius = (_knn_radius(features, neighbours, block) for features in (a, b))
     within = torch.zeros(len(b), dtype=torch.int64, device=b.device)
     covered, recalled = 0, 0
     for rows, squared in _squared_distances(a, b, block):
@@ -121,7 +121,7 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int 
         within += inside.sum(0)
         covered += int(inside.any(1).sum())
         recalled += int((squared <= fake_radius).any(1).sum())
-    return Manifold(
+    return PRDC(
         precision=float((within > 0).double().mean()),
         recall=recalled / len(a),
         density=int(within.sum()) / (neighbours * len(b)),
@@ -131,21 +131,21 @@ def manifold_metrics(real: Tensor, fake: Tensor, *, neighbours: int, block: int 
 
 def _squared_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
     """Squared distances [rows, M] of some rows of a [N, n] to all of b [M, n] at a time, short by SLACK."""
-    first, second = (features.square().sum(1).mul_(1 - SLACK) for features in (a, b))
+    first, second = (features.square().sum(1).mul_(1 - TIE_TOLERANCE) for features in (a, b))
     step = max(1, block // len(b))
     for start in range(0, len(a), step):
         rows = slice(start, start + step)
         yield rows, torch.addmm(second.expand(len(first[rows]), -1), a[rows], b.T, alpha=-2).add_(first[rows, None])
 
 
-def _radius(features: Tensor, neighbours: int, block: int) -> Tensor:
+def _knn_radius(features: Tensor, neighbours: int, block: int) -> Tensor:
     """The squared distance of each feature to its k-th nearest among the others, [N]."""
     norms, radius = features.square().sum(1), torch.empty_like(features[:, 0])
     for rows, squared in _squared_distances(features, features, block):
         squared.diagonal(rows.start).fill_(torch.inf)
         # kthvalue has no deterministic form on a GPU.
         nearest, which = (found[:, -1] for found in squared.topk(neighbours, dim=1, largest=False))
-        radius[rows] = nearest + SLACK * (norms[rows] + norms[which])
+        radius[rows] = nearest + TIE_TOLERANCE * (norms[rows] + norms[which])
     return radius
 
 
@@ -171,11 +171,11 @@ def _mean_distance(images: Tensor, what: str, rows: int) -> float:
     """The mean Euclidean distance over all pairs i < j."""
     if images.device.type == "mps":
         images = images.cpu()
-    _require(len(images), what)
+    _check_count(len(images), what)
     flat = images.detach().flatten(1)
     # Images may be too many for a copy of all in float64.
     centre = flat.mean(0, dtype=torch.float64)
-    _require_finite(centre, what)
+    _check_finite(centre, what)
     total, count = 0.0, len(flat)
     for i in range(0, count, rows):
         a = flat[i : i + rows].double() - centre

@@ -13,12 +13,12 @@ from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import seeded_generator
 from vaerun.tracking.monitor import SILENT, Monitor
 
-IMAGES = 500  # pairs among them: 124,750
+DIVERSITY_IMAGES = 500  # pairs among them: 124,750
 SELECTION_IMAGES = 5000  # of the Frechet distance, which is biased by about 1/N
 BATCH = 500
 
 
-def generated(
+def generate_images(
     model: AdversarialModel | LatentModel,
     split: Split,
     count: int,
@@ -57,7 +57,7 @@ def generated(
     return images, given
 
 
-def real(split: Split, count: int) -> Tensor:
+def real_images(split: Split, count: int) -> Tensor:
     """The first `count` images of a split [N, C, H, W] in [0, 1] on the CPU."""
     return torch.cat([split.transform.to_unit(b.x).cpu() for b in split.batches(BATCH, min(count, len(split)))])
 
@@ -90,21 +90,21 @@ class SampleValidator:
     ) -> None:
         self.model, self.split, self.threshold = model, split, threshold
         self.features = None if features is None else features.features
-        self.space = None if features is None else features.name
+        self.feature_space = None if features is None else features.name
         self.seed, self.monitor = seed, monitor
         self.prefix = "val" if split.name == "validation" else split.name
         self.selection = None if features is None else f"{self.prefix}/classifier_frechet_distance"
         self._collapsed = False
-        count = IMAGES if features is None else max(IMAGES, SELECTION_IMAGES)
-        self._real = real(split, count)
+        count = DIVERSITY_IMAGES if features is None else max(DIVERSITY_IMAGES, SELECTION_IMAGES)
+        self._real = real_images(split, count)
         self._real_features = None if self.features is None else self.features(self._real)
 
     def __call__(self) -> dict[str, float]:
         """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1) and what selects."""
-        images = generated(
+        images = generate_images(
             self.model, self.split, len(self._real), seed=self.seed, monitor=self.monitor, stream="validation"
         )[0]
-        found = diversity(images[:IMAGES], self._real[:IMAGES])
+        found = diversity(images[:DIVERSITY_IMAGES], self._real[:DIVERSITY_IMAGES])
         collapsed = not found >= self.threshold
         if collapsed and not self._collapsed:
             self.monitor.warn(

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
-from vaerun.evaluation.latent.cluster_accuracy import matched_accuracy
+from vaerun.evaluation.latent.cluster_accuracy import cluster_accuracy
 from vaerun.evaluation.latent.probe import TRAIN_IMAGES, linear_probe
-from vaerun.evaluation.likelihood.observation_variance import choose_variance, most_runs
-from vaerun.evaluation.likelihood.parzen import WARNING, at_edge, choose_parzen_variance, parzen_log_likelihood
-from vaerun.evaluation.plots.pictures import sample_labels, samples
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.likelihood.observation_variance import choose_variance, max_runs
+from vaerun.evaluation.likelihood.parzen import WARNING, choose_parzen_variance, is_at_edge, parzen_log_likelihood
+from vaerun.evaluation.plots.pictures import sample_images, sample_labels
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.evaluation.samples.feature_pooling import pooled_features
-from vaerun.evaluation.samples.sample_validation import generated, real
+from vaerun.evaluation.samples.sample_validation import generate_images, real_images
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
 from vaerun.run.build import MOST_CLASSES
@@ -30,7 +30,7 @@ BATCH = 500
 
 def evaluate_adversarial(
     model: AdversarialModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
-) -> Evaluation:
+) -> EvaluationResults:
     """Evaluate the model against the first `settings.images` images of `settings.split`.
 
     Arguments:
@@ -46,7 +46,7 @@ def evaluate_adversarial(
 class _Evaluator(Evaluator[AdversarialModel]):
     """One evaluation of an adversarial model."""
 
-    def run(self) -> Evaluation:
+    def run(self) -> EvaluationResults:
         s, found = self.settings, self.found
         sample_quality(self.model, self.data, s, found, seed=self.seed, monitor=self.monitor)
         collapsed = not (found.metrics["diversity"] or 0.0) >= s.diversity
@@ -69,7 +69,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         if s.ais or s.bdmc:
             self.density()
         if s.arrays:
-            found.arrays["samples"] = samples(self.model, self.split).float().cpu().numpy()
+            found.arrays["samples"] = sample_images(self.model, self.split).float().cpu().numpy()
             if self.model.classes:
                 found.arrays["sample_labels"] = sample_labels(self.model.classes).numpy()
         traversals(self.model, self.data, s, found)
@@ -88,7 +88,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
                 predicted.append([p.cpu() for p in codes.predict(q)])
         labels = self.split.labels[: self.images].cpu()
         for i, (categories, values) in enumerate(zip(codes.categorical, zip(*predicted, strict=True), strict=True), 1):
-            one = matched_accuracy(torch.cat(values), labels, categories, self.data.classes)
+            one = cluster_accuracy(torch.cat(values), labels, categories, self.data.classes)
             name = f"categorical_{i}"
             self.found.metrics |= {f"{name}_accuracy": one.accuracy, f"{name}_baseline": one.baseline}
             self.found.details[f"{name}_matching"] = {str(k): v for k, v in one.assignment.items()}
@@ -113,18 +113,20 @@ class _Evaluator(Evaluator[AdversarialModel]):
         fitted, fresh = self.features(some), self.features(test, self.images)
         probe = linear_probe(fitted, some.labels, fresh, test.labels[: self.images], seed=self.seed)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
-        if probe.note:
-            self.found.warnings.append(f"linear probe: {probe.note}")
+        if probe.warning:
+            self.found.warnings.append(f"linear probe: {probe.warning}")
 
     def parzen(self) -> None:
         found, s = self.found, self.settings
-        validation = real(self.data.validation, len(self.data.validation))
-        centres = generated(self.model, self.split, s.generated.samples, seed=self.seed, monitor=self.monitor)[0]
+        validation = real_images(self.data.validation, len(self.data.validation))
+        centres = generate_images(self.model, self.split, s.generated.samples, seed=self.seed, monitor=self.monitor)[0]
         variance, tried = choose_parzen_variance(centres, validation)
-        found.mean("parzen_log_likelihood", parzen_log_likelihood(centres, real(self.split, self.images), variance))
+        found.add_mean(
+            "parzen_log_likelihood", parzen_log_likelihood(centres, real_images(self.split, self.images), variance)
+        )
         found.metrics["parzen_variance"] = variance
         found.warnings.append(WARNING)
-        if at_edge(variance, tried):
+        if is_at_edge(variance, tried):
             found.warnings.append(f"the Parzen window's variance {variance:.3g} is at the edge of what was tried")
 
     def density(self) -> None:
@@ -143,7 +145,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
         """s2 chosen on validation images."""
         o, found = self.settings.observation, self.found
         n = min(o.images, len(self.data.validation))
-        runs = most_runs(o.variances)
+        runs = max_runs(o.variances)
         with self.monitor.without_warnings().task("choosing the observation variance", n * runs) as task:
             choice = choose_variance(
                 self.model.observation_model,

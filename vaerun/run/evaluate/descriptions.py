@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vaerun.evaluation.samples.sample_validation import IMAGES
+from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES
 from vaerun.text import fixed
 
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
@@ -79,7 +79,7 @@ def _generated(protocol: dict[str, Any]) -> dict[str, str]:
     made = "generated" if protocol.get("family") == "adversarial" else "decoded (E[x|z], z from the prior)"
     return {
         "diversity": f"mean distance between two {made} images over that between two real ones (pixels), "
-        f"{min(n, IMAGES)} of each",
+        f"{min(n, DIVERSITY_IMAGES)} of each",
         "classifier_frechet_distance": f"Frechet distance, {n} {made} and real images, in features of vaerun's own "
         "classifier of this data set: not the Inception FID",
         "inception_frechet_distance": f"Inception FID, {n} {made} and real images (only with the published weights: "

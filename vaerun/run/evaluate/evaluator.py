@@ -9,7 +9,7 @@ from torch import Tensor
 from vaerun.config.settings import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.preflight import annealing_of
 from vaerun.signals import ShutdownSignal
@@ -28,7 +28,7 @@ class Evaluator(Generic[M]):
         self.data, self.settings, self.seed = data, settings, seed
         self.split: Split = getattr(data, settings.split)
         self.images = min(settings.images or len(self.split), len(self.split))
-        self.found = Evaluation()
+        self.found = EvaluationResults()
         self.monitor = Monitor(stop, warn=self.found.warnings.append)
 
     @property
@@ -49,7 +49,7 @@ class Evaluator(Generic[M]):
                 monitor=task,
             )
         for name, value in values.items():
-            self.found.mean(name, value)
+            self.found.add_mean(name, value)
         return values["ais"]
 
     def bracket(self, model: LatentModel) -> None:
@@ -64,5 +64,5 @@ class Evaluator(Generic[M]):
                 monitor=task,
             )
         for name, value in values.items():
-            self.found.mean(name, value)
-        self.found.mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+            self.found.add_mean(name, value)
+        self.found.add_mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])

@@ -12,12 +12,12 @@ from vaerun.data.dataset import ImageData
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.latent.probe import probe_latents
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
-from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged
-from vaerun.evaluation.likelihood.gradient_noise import gradient_noise, table
-from vaerun.evaluation.likelihood.importance import DENSITIES, LIMIT, unreliable
+from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
+from vaerun.evaluation.likelihood.gradient_noise import format_table, gradient_noise
+from vaerun.evaluation.likelihood.importance import DENSITY_METRICS, PARETO_K_LIMIT, unreliable_share
 from vaerun.evaluation.plots.charts import bar_chart
-from vaerun.evaluation.plots.pictures import samples
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.plots.pictures import sample_images
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate.evaluator import Evaluator
@@ -32,7 +32,7 @@ TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it
 
 def evaluate(
     model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
-) -> Evaluation:
+) -> EvaluationResults:
     """Evaluate the first `settings.images` images of `settings.split`, in nats per image.
 
     Arguments:
@@ -48,13 +48,13 @@ def evaluate(
 class _Evaluator(Evaluator[LatentModel]):
     """One evaluation of a model with a likelihood (or of a plain autoencoder)."""
 
-    def run(self) -> Evaluation:
+    def run(self) -> EvaluationResults:
         s = self.settings
         if self.model.has_density:
             self.importance()
         else:
             errors = self.reconstruction_error()
-            self.found.mean("reconstruction_error", errors)
+            self.found.add_mean("reconstruction_error", errors)
             self.found.diverged = None if bool(errors.isfinite().all()) else "reconstruction_error"
         for wanted, piece in ((s.ais, self.annealed), (s.bdmc, self.bidirectional), (s.gaps, self.gaps)):
             if wanted:
@@ -95,24 +95,24 @@ class _Evaluator(Evaluator[LatentModel]):
             )
         tail = values.pop("pareto_k")
         for name, value in values.items():
-            found.mean(name, value)
+            found.add_mean(name, value)
         found.per_image["pareto_k"] = tail
         if ppca.is_linear_gaussian(self.model):
             batches = self.split.batches(BATCH, self.images)
             exact = [ppca.exact_log_likelihood(self.model, b.x) + b.log_det.cpu() for b in batches]
-            found.mean("log_likelihood_exact", torch.cat(exact))
+            found.add_mean("log_likelihood_exact", torch.cat(exact))
         if self.data.transform.dequantize:
-            found.mean("bits_per_dimension", 8 - values["log_likelihood"] / (self.data.dimensions * math.log(2)))
-        share = unreliable(tail)
+            found.add_mean("bits_per_dimension", 8 - values["log_likelihood"] / (self.data.dimensions * math.log(2)))
+        share = unreliable_share(tail)
         if not math.isnan(share):  # else too few samples to say
             found.metrics["pareto_k_unreliable"] = share
         if share > TOLERATED:
             other = f"{self.split.name}/ais" if s.ais else "more evaluation.samples or evaluation.ais=true"
             found.warnings.append(
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
-                f"{LIMIT}: q misses part of the posterior); compare with {other}"
+                f"{PARETO_K_LIMIT}: q misses part of the posterior); compare with {other}"
             )
-        found.diverged = next((n for n in DENSITIES if not bool(torch.isfinite(values[n]).all())), None)
+        found.diverged = next((n for n in DENSITY_METRICS if not bool(torch.isfinite(values[n]).all())), None)
 
     def reconstruction_error(self) -> Tensor:
         """|x - E[x | z]|^2 at the encoder's z, [N]: a plain autoencoder's only number."""
@@ -127,7 +127,7 @@ class _Evaluator(Evaluator[LatentModel]):
     def annealed(self) -> None:
         ais = self.anneal(self.model)
         # On the same images, so that the two can be compared.
-        self.found.mean("ais_minus_is", ais - self.found.per_image["log_likelihood"][: len(ais)])
+        self.found.add_mean("ais_minus_is", ais - self.found.per_image["log_likelihood"][: len(ais)])
 
     def bidirectional(self) -> None:
         self.bracket(self.model)
@@ -148,11 +148,11 @@ class _Evaluator(Evaluator[LatentModel]):
             )
         tail = values.pop("gap_pareto_k")
         found.per_image["gap_pareto_k"] = tail
-        if not math.isnan(share := unreliable(tail)):
+        if not math.isnan(share := unreliable_share(tail)):
             found.metrics["gap_pareto_k_unreliable"] = share
         for name, value in values.items():
-            found.mean(name if name.startswith("gap_") else f"gap_{name}", value.double())
-        unfinished = unconverged(values["gap_converged"])
+            found.add_mean(name if name.startswith("gap_") else f"gap_{name}", value.double())
+        unfinished = unconverged_share(values["gap_converged"])
         if unfinished:
             found.warnings.append(
                 f"{unfinished:.0%} of the images were still gaining at evaluation.gap.max_steps={s.gap.max_steps}: "
@@ -188,8 +188,8 @@ class _Evaluator(Evaluator[LatentModel]):
         monitor = self.monitor.without_warnings()
         probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, monitor=monitor)
         self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
-        if probe.note:
-            self.found.warnings.append(f"linear probe: {probe.note}")
+        if probe.warning:
+            self.found.warnings.append(f"linear probe: {probe.warning}")
 
     def arrays(self, statistics: LatentStatistics) -> None:
         n, split, model = len(statistics.means), self.split, self.model
@@ -201,7 +201,7 @@ class _Evaluator(Evaluator[LatentModel]):
                 z = statistics.means[batch.rows[0] : batch.rows[-1] + 1].to(model.mean)
                 reconstructions.append(to_unit(model.decode_mean(z, c)).float().cpu())
             if model.has_density:
-                self.found.arrays["samples"] = to_unit(samples(model, split)).float().cpu().numpy()
+                self.found.arrays["samples"] = to_unit(sample_images(model, split)).float().cpu().numpy()
         self.found.arrays |= {
             "posterior_mean": statistics.means.numpy(),
             "posterior_variance": statistics.variances.numpy(),
@@ -228,7 +228,7 @@ class _Evaluator(Evaluator[LatentModel]):
         title = (
             f"Gradient of the mean over {len(batch.x)} {self.split.name} images, K={noise.samples}, {noise.draws} draws"
         )
-        self.found.texts.append(f"{title}\n{table(found)}")
+        self.found.texts.append(f"{title}\n{format_table(found)}")
         measured = {name: groups for name, groups in found.items() if not isinstance(groups, str)}
         for name, groups in measured.items():
             for group, one in groups.items():

@@ -12,11 +12,11 @@ from vaerun.data.cache import cache_dir
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
-from vaerun.evaluation.results import Evaluation
-from vaerun.evaluation.samples.classifier import Classifier, classifier
-from vaerun.evaluation.samples.inception import STANDARD, check_inception, inception_features
-from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, manifold_metrics
-from vaerun.evaluation.samples.sample_validation import IMAGES, generated, real
+from vaerun.evaluation.results import EvaluationResults
+from vaerun.evaluation.samples.classifier import Classifier, load_or_train_classifier
+from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inception, inception_features
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
+from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, generate_images, real_images
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MOST_CLASSES
 from vaerun.storage.paths import expand_user
@@ -44,14 +44,16 @@ def check_cache() -> None:
 def own_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
     """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
     folder = cache_dir() / "classifiers"
-    return classifier(data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor)
+    return load_or_train_classifier(
+        data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor
+    )
 
 
 def sample_quality(
     model: AdversarialModel | LatentModel,
     data: ImageData,
     settings: EvaluationSettings,
-    found: Evaluation,
+    found: EvaluationResults,
     *,
     seed: int,
     monitor: Monitor,
@@ -66,11 +68,11 @@ def sample_quality(
     count = min(settings.generated.samples, available)
     wanted = settings.quality or settings.inception_weights is not None
     if not wanted:
-        count = min(count, IMAGES)
+        count = min(count, DIVERSITY_IMAGES)
     with monitor.task("generating images", count) as task:
-        fake, given = generated(model, split, count, seed=seed, monitor=task)
-        truth = real(split, count)
-        found.metrics["diversity"] = diversity(fake[:IMAGES], truth[:IMAGES])
+        fake, given = generate_images(model, split, count, seed=seed, monitor=task)
+        truth = real_images(split, count)
+        found.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], truth[:DIVERSITY_IMAGES])
         if settings.quality and not has_classifier(data):
             found.warnings.append(
                 f"data set {data.name} has no labels of two to {MOST_CLASSES} classes, so there is no classifier whose "
@@ -81,7 +83,7 @@ def sample_quality(
             task.check()
             a, b = space.features(truth), space.features(fake)
             found.metrics["classifier_frechet_distance"] = frechet_distance(a, b)
-            near = manifold_metrics(a, b, neighbours=settings.generated.neighbours)
+            near = prdc(a, b, neighbours=settings.generated.neighbours)
             found.metrics |= {k: float(v) for k, v in asdict(near).items()}
             found.details["classifier"] = {"name": space.name, "accuracy": space.accuracy}
             if given is not None:
@@ -91,16 +93,16 @@ def sample_quality(
             digest = check_inception(weights)
             features = inception_features(weights, device=split.images.device)
             found.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))
-            found.details["inception"] = {"sha256": digest, "standard": digest.startswith(STANDARD)}
-            if not digest.startswith(STANDARD):
+            found.details["inception"] = {"sha256": digest, "standard": digest.startswith(PUBLISHED_SHA256)}
+            if not digest.startswith(PUBLISHED_SHA256):
                 found.warnings.append(
-                    f"{weights} are not the weights of published Inception FIDs (sha256 {STANDARD}...): "
+                    f"{weights} are not the weights of published Inception FIDs (sha256 {PUBLISHED_SHA256}...): "
                     "the distance compares with itself only"
                 )
 
 
 def traversals(
-    model: AdversarialModel | LatentModel, data: ImageData, settings: EvaluationSettings, found: Evaluation
+    model: AdversarialModel | LatentModel, data: ImageData, settings: EvaluationSettings, found: EvaluationResults
 ) -> None:
     """The pictures `interpolation` and `arithmetic_N` from named sets of samples."""
     if not settings.interpolation and not settings.arithmetic:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import save_png
-from vaerun.evaluation.results import Evaluation
+from vaerun.evaluation.results import EvaluationResults
 from vaerun.run.evaluate.descriptions import rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.npz import read_npz
@@ -42,7 +42,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def keep(
-    folder: Path, found: Evaluation, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
+    folder: Path, found: EvaluationResults, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
 ) -> None:
     """Write everything but result.json.
 
@@ -68,11 +68,11 @@ def keep(
         write_atomically(figures / f"{name}.png", save_png(picture))
 
 
-def named(found: Evaluation, prefix: str) -> dict[str, float | None]:
+def named(found: EvaluationResults, prefix: str) -> dict[str, float | None]:
     """The metrics as result.json names them."""
     return {f"{prefix}/{name}": value for name, value in found.metrics.items()}
 
 
-def described(found: Evaluation, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
+def described(found: EvaluationResults, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
     """(name, number, words) of what was found."""
     return rows(named(found, prefix), protocol, prefix)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError
-from vaerun.evaluation.latent.cluster_accuracy import matched_accuracy
+from vaerun.evaluation.latent.cluster_accuracy import cluster_accuracy
 
 
 def _brute_force(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> int:
@@ -30,7 +30,7 @@ def _draw(n: int, codes: int, classes: int) -> tuple[Tensor, Tensor]:
 def test_no_matching_is_better(codes: int, classes: int) -> None:
     for n in (1, 3, 10, 40):
         predicted, labels = _draw(n, codes, classes)
-        found = matched_accuracy(predicted, labels, codes, classes)
+        found = cluster_accuracy(predicted, labels, codes, classes)
         assert found.accuracy == _brute_force(predicted, labels, codes, classes) / n
         right = sum(found.assignment.get(int(k)) == int(y) for k, y in zip(predicted, labels, strict=True))
         assert found.accuracy == right / n
@@ -42,15 +42,15 @@ def test_not_greedy() -> None:
     """The largest cell is not in the best matching: 10 + 0 against 9 + 9."""
     predicted = torch.tensor([0] * 10 + [0] * 9 + [1] * 9)
     labels = torch.tensor([0] * 10 + [1] * 9 + [0] * 9)
-    found = matched_accuracy(predicted, labels, 2, 2)
+    found = cluster_accuracy(predicted, labels, 2, 2)
     assert found.assignment == {0: 1, 1: 0}
     assert found.accuracy == 18 / 28
 
 
 def test_the_table() -> None:
-    found = matched_accuracy(torch.tensor([0, 2, 2, 2, 1]), torch.tensor([1, 0, 0, 1, 1]), 4, 2)
-    assert found.table.tolist() == [[0, 1], [0, 1], [2, 1], [0, 0]]
-    assert found.table.dtype == torch.int64
+    found = cluster_accuracy(torch.tensor([0, 2, 2, 2, 1]), torch.tensor([1, 0, 0, 1, 1]), 4, 2)
+    assert found.contingency.tolist() == [[0, 1], [0, 1], [2, 1], [0, 0]]
+    assert found.contingency.dtype == torch.int64
     assert found.accuracy == 3 / 5
     assert found.assignment[2] == 0
 
@@ -58,15 +58,15 @@ def test_the_table() -> None:
 def test_a_renamed_code_is_the_same() -> None:
     predicted, labels = _draw(200, 6, 6)
     names = torch.randperm(6)
-    before, after = matched_accuracy(predicted, labels, 6, 6), matched_accuracy(names[predicted], labels, 6, 6)
+    before, after = cluster_accuracy(predicted, labels, 6, 6), cluster_accuracy(names[predicted], labels, 6, 6)
     assert before.accuracy == after.accuracy
     assert before.baseline == after.baseline
-    assert torch.equal(after.table[names], before.table)
+    assert torch.equal(after.contingency[names], before.contingency)
 
 
 def test_a_perfect_code() -> None:
     labels = torch.arange(300) % 10
-    found = matched_accuracy((3 * labels + 2) % 10, labels, 10, 10)
+    found = cluster_accuracy((3 * labels + 2) % 10, labels, 10, 10)
     assert found.accuracy == 1
     assert found.assignment == {(3 * k + 2) % 10: k for k in range(10)}
     assert found.baseline < 0.25
@@ -75,7 +75,7 @@ def test_a_perfect_code() -> None:
 def test_more_codes_than_classes_are_errors() -> None:
     """Each class split in halves between two codes, of which one can be matched."""
     labels = torch.arange(40) % 2
-    assert matched_accuracy(torch.arange(40) % 4, labels, 4, 2).accuracy == 0.5
+    assert cluster_accuracy(torch.arange(40) % 4, labels, 4, 2).accuracy == 0.5
 
 
 # --------------------------------------------------------------------------------------------------------- baseline
@@ -84,7 +84,7 @@ def test_more_codes_than_classes_are_errors() -> None:
 def test_baseline_of_independent_codes() -> None:
     """The mean accuracy of fresh codes that know nothing; well above 1 / 10, for the matching is the best one."""
     labels = torch.arange(500) % 10
-    found = [matched_accuracy(labels[torch.randperm(500)], labels, 10, 10) for _ in range(30)]
+    found = [cluster_accuracy(labels[torch.randperm(500)], labels, 10, 10) for _ in range(30)]
     accuracy = torch.tensor([m.accuracy for m in found])
     error = float(accuracy.std()) * (1 / 30 + 1 / 100) ** 0.5
     assert abs(float(accuracy.mean()) - found[0].baseline) < 4 * error
@@ -97,26 +97,26 @@ def test_baseline_of_every_arrangement() -> None:
 
     The mean over 100 shuffles has a standard error of sqrt(2) / 3 / 2 / 10, about 0.024.
     """
-    found = matched_accuracy(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), 2, 2)
+    found = cluster_accuracy(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), 2, 2)
     assert abs(found.baseline - 2 / 3) < 0.08
     # Codes 0, 0, 1 and three labels: whatever the arrangement, each code is right once.
-    assert matched_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]), 2, 3).baseline == pytest.approx(2 / 3)
+    assert cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]), 2, 3).baseline == pytest.approx(2 / 3)
 
 
 def test_baseline_is_no_less_than_always_the_same_answer() -> None:
     """One class in four fifths of the images, codes used evenly: shuffled they reach about 0.3, always one 0.8."""
     labels = (torch.arange(1000) % 5 == 0).long()
-    found = matched_accuracy(torch.arange(1000) % 4, labels, 4, 2)
+    found = cluster_accuracy(torch.arange(1000) % 4, labels, 4, 2)
     assert found.baseline == 0.8
-    constant = matched_accuracy(torch.zeros(1000, dtype=torch.long), labels, 4, 2)
+    constant = cluster_accuracy(torch.zeros(1000, dtype=torch.long), labels, 4, 2)
     assert constant.accuracy == constant.baseline == 0.8
 
 
 def test_baseline_needs_no_luck() -> None:
     predicted, labels = _draw(100, 5, 5)
-    first = matched_accuracy(predicted, labels, 5, 5)
+    first = cluster_accuracy(predicted, labels, 5, 5)
     torch.manual_seed(99)
-    assert matched_accuracy(predicted, labels, 5, 5).baseline == first.baseline
+    assert cluster_accuracy(predicted, labels, 5, 5).baseline == first.baseline
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -136,4 +136,4 @@ def test_baseline_needs_no_luck() -> None:
 )
 def test_refused(predicted: list[int], labels: list[int], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        matched_accuracy(torch.tensor(predicted), torch.tensor(labels), 3, 2)
+        cluster_accuracy(torch.tensor(predicted), torch.tensor(labels), 3, 2)

@@ -17,7 +17,7 @@ def test_great_circle_in_closed_form() -> None:
     a, b = torch.tensor([2.0, 0, 0]), 4 * torch.tensor([math.cos(angle), math.sin(angle), 0])
     t = torch.linspace(0, 1, 13)
     wanted = (2 + 2 * t).unsqueeze(1) * torch.stack([torch.cos(angle * t), torch.sin(angle * t), 0 * t], 1)
-    close(traversals.spherical(a, b, t), wanted)
+    close(traversals.slerp(a, b, t), wanted)
 
 
 def test_is_shoemakes_formula_where_the_norms_agree() -> None:
@@ -25,12 +25,12 @@ def test_is_shoemakes_formula_where_the_norms_agree() -> None:
     t = torch.linspace(0, 1, 9).unsqueeze(1)
     angle = torch.acos(a @ b / 9)
     wanted = (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
-    close(traversals.spherical(a, b, t.squeeze(1)), wanted)
+    close(traversals.slerp(a, b, t.squeeze(1)), wanted)
 
 
 def test_constant_angular_speed_and_linear_norm() -> None:
     a, b = torch.randn(2, 50)
-    path = traversals.spherical(a, 3 * b, torch.linspace(0, 1, 11))
+    path = traversals.slerp(a, 3 * b, torch.linspace(0, 1, 11))
     norms = path.norm(dim=1)
     close(norms, torch.linspace(float(a.norm()), float(3 * b.norm()), 11))
     cosines = torch.linalg.vecdot(path[1:], path[:-1]) / (norms[1:] * norms[:-1])
@@ -42,7 +42,7 @@ def test_constant_angular_speed_and_linear_norm() -> None:
 def test_ends_to_the_last_bit(dtype: torch.dtype) -> None:
     for steps in (2, 3, 8, 31):
         a, b = torch.randn(2, 64, dtype=dtype)
-        path = traversals.spherical(a, b, torch.linspace(0, 1, steps, dtype=dtype))
+        path = traversals.slerp(a, b, torch.linspace(0, 1, steps, dtype=dtype))
         assert path.dtype == dtype
         assert torch.equal(path[0], a)
         assert torch.equal(path[-1], b)
@@ -57,7 +57,7 @@ def test_a_straight_line_where_there_is_no_plane(a: list[float], b: list[float])
     start, end = torch.tensor(a).to(LIKE), torch.tensor(b).to(LIKE)
     for first, last in (start, end), (end, start):
         wanted = torch.stack([first, (3 * first + last) / 4, (first + last) / 2, last])
-        close(traversals.spherical(first, last, torch.tensor([0, 0.25, 0.5, 1])), wanted)
+        close(traversals.slerp(first, last, torch.tensor([0, 0.25, 0.5, 1])), wanted)
 
 
 @pytest.mark.parametrize("angle", [1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 1.0, 3.0, math.pi - 1e-3])
@@ -66,4 +66,4 @@ def test_small_and_large_angles(angle: float) -> None:
     a, b = torch.tensor([5.0, 0]), torch.tensor([5 * math.cos(angle), 5 * math.sin(angle)])
     t = torch.linspace(0, 1, 7)
     wanted = 5 * torch.stack([torch.cos(angle * t), torch.sin(angle * t)], 1)
-    torch.testing.assert_close(traversals.spherical(a, b, t), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(traversals.slerp(a, b, t), wanted, rtol=0, atol=1e-12)

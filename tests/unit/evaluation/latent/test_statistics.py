@@ -196,7 +196,7 @@ def clusters(n: int, distance: float, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_a_probe_tells_separable_classes_apart_and_noise_not():
     separable = linear_probe(*clusters(300, 30.0), *clusters(200, 30.0, 1))
     assert (separable.accuracy, separable.train_images, separable.images) == (1.0, 300, 200)
-    assert separable.note is None
+    assert separable.warning is None
     noise = linear_probe(*clusters(3000, 0.0), *clusters(2000, 0.0, 1))
     assert noise.accuracy == pytest.approx(1 / 3, abs=5 * (2 / 9 / 2000) ** 0.5)
     # Two centres at distance a, noise N(0, I): the best linear rule is right with probability Phi(a / sqrt(2)) at 1.
@@ -214,7 +214,7 @@ def test_the_baseline_is_the_class_most_frequent_in_training():
 
 def test_a_probe_that_has_not_converged_says_so():
     short = linear_probe(*clusters(300, 1.0), *clusters(200, 1.0, 1), iterations=1)
-    assert "1 iterations" in short.note
+    assert "1 iterations" in short.warning
 
 
 def test_a_probe_without_classes_is_refused():

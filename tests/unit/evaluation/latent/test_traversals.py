@@ -71,7 +71,7 @@ def test_interpolation_row_by_row() -> None:
     assert found.shape[:2] == (3, 6)
     places = [noise_of(12), _stop(0, 4, 17), noise_of(7), noise_of(3)]
     for row, (a, b) in enumerate(pairwise(places)):
-        close(found[row, :, 0], traversals.spherical(a, b, torch.linspace(0, 1, 6)))
+        close(found[row, :, 0], traversals.slerp(a, b, torch.linspace(0, 1, 6)))
         close(found[row, 0, 0], a)
         close(found[row, -1, 0], b)
     assert bool((found[:, :, 1:] == 0).all())  # no label
@@ -124,16 +124,16 @@ def test_fewer_than_two_stops(stops: list[str | int]) -> None:
 @pytest.mark.parametrize("stop", [-1, 1.5, True, None, "1.5", "-1", "a b", ""])
 def test_stops_that_are_neither(stop: object) -> None:
     with pytest.raises(InputError, match=r"^evaluation\.interpolation: .* is neither a set's name nor a sample number"):
-        traversals.parse_stops([0, stop], SETS)  # type: ignore[list-item]
+        traversals.parse_waypoints([0, stop], SETS)  # type: ignore[list-item]
 
 
 def test_unknown_sets_come_with_the_closest() -> None:
     with pytest.raises(InputError, match=r"'smilling'; did you mean smiling\? there are: smiling, neutral, woman, one"):
-        traversals.parse_stops(["smilling", 0], SETS)
+        traversals.parse_waypoints(["smilling", 0], SETS)
     with pytest.raises(InputError, match=r"no set is called 'zzz'; there are: smiling"):
-        traversals.parse_stops(["zzz", 0], SETS)
+        traversals.parse_waypoints(["zzz", 0], SETS)
     with pytest.raises(InputError, match=r"no set is called 'woman'; there are none: name them under evaluation\.sets"):
-        traversals.parse_stops(["woman", 0], {})
+        traversals.parse_waypoints(["woman", 0], {})
 
 
 @pytest.mark.parametrize("steps", [1, 0, -3])

@@ -29,8 +29,8 @@ from vaerun.evaluation.likelihood.annealed import (
     bidirectional,
     effective_chains,
     log_mean_exp,
-    prior_sample,
-    tune,
+    sample_prior,
+    tune_step_sizes,
 )
 from vaerun.evaluation.likelihood.hmc import Target, transition, transition_noise
 
@@ -55,7 +55,7 @@ def test_one_step_is_importance_sampling_from_the_prior():
         x, c = make_data(model, 4)
         joint, noise = model.joint(x, c), noise_of(model, 4)
         annealing = Annealing(temperatures=1, chains=6)
-        log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing))
+        log_weight, acceptance = anneal(joint, noise, annealing, tune_step_sizes(joint, noise, annealing))
         z, log_prior = joint.prior.transform(noise("forward/start", 6)[..., :3])
         expected = joint.log_prob(z) - log_prior
         torch.testing.assert_close(log_weight, expected.detach(), atol=1e-10, rtol=0)
@@ -70,11 +70,11 @@ def test_the_weight_is_spelled_out():
     model = make_model(context="label_prior")
     x, c = make_data(model, 3)
     joint, noise, annealing = model.joint(x, c), noise_of(model, 3), replace(QUICK, temperatures=4)
-    steps = tune(joint, noise, annealing)
+    steps = tune_step_sizes(joint, noise, annealing)
     assert steps.shape == (3, 3)
     betas, chains = annealing.betas, annealing.chains
     z_exact, target = torch.randn(3, 3), Target(joint)
-    state, log_weight = target(prior_sample(joint, noise, "forward", chains)), torch.zeros(chains, 3)
+    state, log_weight = target(sample_prior(joint, noise, "forward", chains)), torch.zeros(chains, 3)
     for t, numbers in zip((1, 2, 3), transition_noise(noise, "forward", chains, 3), strict=True):
         log_weight += (betas[t] - betas[t - 1]) * state.log_likelihood
         state, _ = transition(target, state, numbers, betas[t], steps[t - 1], 4)
@@ -133,7 +133,7 @@ def test_the_mean_weight_is_the_likelihood_however_few_the_temperatures(temperat
     annealing = Annealing(
         temperatures=temperatures, chains=20_000, leapfrog_steps=3, step_size=0.8, acceptance=0.65, adapt=adapt
     )
-    log_weight, acceptance = anneal(joint, noise, annealing, tune(joint, noise, annealing))
+    log_weight, acceptance = anneal(joint, noise, annealing, tune_step_sizes(joint, noise, annealing))
     weight = torch.exp(log_weight - exact)
     error = weight.std(0) / 20_000**0.5
     assert (error < 0.02).all()
@@ -149,7 +149,7 @@ def test_a_bernoulli_model_reaches_quadrature(context):
     exact = grid_log_likelihood(model, x, c)
     joint, noise = model.joint(x, c), noise_of(model, 5)
     annealing = Annealing(temperatures=40, chains=400, leapfrog_steps=3, acceptance=0.65)
-    log_weight, _ = anneal(joint, noise, annealing, tune(joint, noise, annealing))
+    log_weight, _ = anneal(joint, noise, annealing, tune_step_sizes(joint, noise, annealing))
     weight = torch.exp(log_weight - exact)
     error = weight.std(0) / 20
     assert (error < 0.05).all()
@@ -163,13 +163,13 @@ def test_the_pilot_reaches_the_target_acceptance_and_touches_no_other_noise():
     for target in (0.5, 0.8):
         for temperatures in (3, 210):
             annealing = Annealing(temperatures=temperatures, chains=64, leapfrog_steps=3, acceptance=target)
-            steps = tune(joint, noise, annealing)
+            steps = tune_step_sizes(joint, noise, annealing)
             assert steps.shape == (temperatures - 1, 4)
             _, acceptance = anneal(joint, noise, annealing, steps)
             assert ((acceptance - target).abs() < 0.15).all()
-            elsewhere = tune(joint, noise, replace(annealing, step_size=3.0))
+            elsewhere = tune_step_sizes(joint, noise, replace(annealing, step_size=3.0))
             assert (elsewhere[-1] / steps[-1] - 1).abs().max() < 0.5  # the search forgets where it began
-    fixed = tune(joint, noise, replace(QUICK, adapt=False, step_size=0.37))
+    fixed = tune_step_sizes(joint, noise, replace(QUICK, adapt=False, step_size=0.37))
     torch.testing.assert_close(fixed, torch.full((39, 4), 0.37))
     seen: set[str] = set()
 
@@ -178,7 +178,7 @@ def test_the_pilot_reaches_the_target_acceptance_and_touches_no_other_noise():
         return noise(stream, k)
 
     spy.dtype, spy.device = noise.dtype, noise.device
-    tune(joint, spy, QUICK)
+    tune_step_sizes(joint, spy, QUICK)
     pilot, seen = seen, set()
     anneal(joint, spy, QUICK, torch.full((39, 4), 0.1))
     forward, seen = seen, set()

@@ -27,7 +27,7 @@ from vaerun.evaluation.likelihood.annealed import (
     annealing_noise,
     bidirectional,
     simulate,
-    tune,
+    tune_step_sizes,
 )
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
@@ -99,7 +99,7 @@ def test_the_mean_inverse_weight_is_the_inverse_likelihood(temperatures):
     z = tempered(model, x, c, 1.0).sample((n,)).flatten(0, 1)
     annealing = Annealing(temperatures=temperatures, chains=1, leapfrog_steps=3, acceptance=0.65)
     joint, few = model.joint(many, labels), model.joint(x, c)
-    steps = tune(few, noise_of(model, 4), annealing).repeat(1, n)  # of x alone: not of the posterior samples
+    steps = tune_step_sizes(few, noise_of(model, 4), annealing).repeat(1, n)  # of x alone: not of the posterior samples
     log_weight, _ = anneal(joint, noise_of(model, 4 * n), annealing, steps, posterior=z)
     inverse = torch.exp(exact - log_weight.view(n, 4))
     error = inverse.std(0) / n**0.5
@@ -120,7 +120,7 @@ def test_the_upper_bound_averages_inverse_weights():
     torch.testing.assert_close(values[8], found["bdmc_upper"])
     assert (values[1] != values[8]).all()
     noise = annealing_noise(model, 1, list(range(5)))
-    log_weight, _ = anneal(joint, noise, annealing, tune(joint, noise, annealing), posterior=z)
+    log_weight, _ = anneal(joint, noise, annealing, tune_step_sizes(joint, noise, annealing), posterior=z)
     upper = -torch.log(torch.exp(-log_weight).mean(0))
     torch.testing.assert_close(found["bdmc_upper"], upper, atol=1e-9, rtol=0)
     assert (upper < log_weight.mean(0)).all()  # tighter than the mean of log w

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError, Interrupted
 from vaerun.estimators import Estimate, ScoreFunction, dreg, elbo, elbo_mc, iwae, stl, wake_sleep
-from vaerun.evaluation.likelihood.gradient_noise import Moments, Noise, gradient_noise, table
+from vaerun.evaluation.likelihood.gradient_noise import GradientNoise, RunningMoments, format_table, gradient_noise
 from vaerun.inference import Laplace
 from vaerun.models import Joint, LatentModel
 from vaerun.signals import ShutdownSignal
@@ -73,7 +73,7 @@ def test_a_gradient_without_noise_has_an_infinite_ratio():
     found = measure(make_model("amortised"), {"constant": Series(torch.ones(9))}, draws=5, warm_up=4)["constant"]
     assert found["decoder"].variance == 0
     assert found["decoder"].snr == math.inf
-    assert "signal-to-noise inf" in table({"constant": found})
+    assert "signal-to-noise inf" in format_table({"constant": found})
 
 
 def test_the_variance_and_its_error_are_right_in_the_mean():
@@ -82,7 +82,7 @@ def test_the_variance_and_its_error_are_right_in_the_mean():
     truth = float(scale.square().sum()) / 2
     found = []
     for _ in range(400):
-        moments = Moments(torch.zeros(2))
+        moments = RunningMoments(torch.zeros(2))
         for value in 3 + torch.randn(draws, 2) @ scale.mT:
             moments.add(value)
         found.append(moments.noise())
@@ -238,8 +238,8 @@ def test_a_refusal_is_told_with_its_reason():
     found = measure(model, estimators, samples=1, draws=5)
     assert "closed form" in found["elbo"]
     assert "leave_one_out" in found["leave_one_out"]
-    assert isinstance(found["mc"]["encoder"], Noise)
-    lines = table(found).splitlines()
+    assert isinstance(found["mc"]["encoder"], GradientNoise)
+    lines = format_table(found).splitlines()
     assert len(lines) == 4
     assert lines[0] == f"elbo           refused: {found['elbo']}"
     noise = found["mc"]["decoder"]
@@ -250,7 +250,7 @@ def test_a_refusal_is_told_with_its_reason():
         f"{noise.parameters} parameters",
     ):
         assert part in lines[1]
-    assert table({}) == ""
+    assert format_table({}) == ""
 
 
 def test_input_is_checked_and_stopping_works():

@@ -183,14 +183,14 @@ def test_the_time_is_foretold(monkeypatch, samples, images, batches, told):
     """A clock that counts latent samples: what a block of the first images says of all is then exact."""
     model = make_model("amortised")
     split = make_split(model, 20)
-    clock, weigh, monitor = [0.0], importance.weigh, RecordingMonitor()  # seconds
+    clock, compute, monitor = [0.0], importance.importance_statistics, RecordingMonitor()  # seconds
 
     def counted(joint, q, samples, **options):
         clock[0] += samples * len(joint.x)
-        return weigh(joint, q, samples, **options)
+        return compute(joint, q, samples, **options)
 
     monkeypatch.setattr(importance, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(importance, "weigh", counted)
+    monkeypatch.setattr(importance, "importance_statistics", counted)
     options = {"samples": samples, "seed": 0, "images": images, "chunk": 2000}
     found = importance_sampling(model, split, **options, monitor=monitor)
     assert len(monitor.advanced) == batches

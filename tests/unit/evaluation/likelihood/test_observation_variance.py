@@ -18,7 +18,7 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.likelihood import observation_variance as observation
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional, simulate
-from vaerun.evaluation.likelihood.observation_variance import VARIANCES, Choice, choose_variance, most_runs
+from vaerun.evaluation.likelihood.observation_variance import VARIANCES, VarianceChoice, choose_variance, max_runs
 from vaerun.inference import Amortised
 from vaerun.models import Gaussian, LatentModel
 from vaerun.models.ppca import exact_log_likelihood
@@ -88,7 +88,7 @@ def test_the_choice_is_that_of_the_exact_likelihood(validation):
     assert abs(math.log(choice.variance / TRUTH)) < 0.2  # well within a step of the refined grid, 0.56
     assert not choice.at_edge
     assert choice.beyond == 0
-    assert sum(monitor.advanced) == 8 * IMAGES <= most_runs(GRID) * IMAGES
+    assert sum(monitor.advanced) == 8 * IMAGES <= max_runs(GRID) * IMAGES
 
 
 def test_it_reads_the_given_images_and_seed_alone(validation):
@@ -101,7 +101,7 @@ def test_it_reads_the_given_images_and_seed_alone(validation):
     assert run != choose_variance(observed, validation, few, variances=(0.01, 0.03), images=3, seed=5)
 
 
-def search(curve: Callable[[float], float], monkeypatch: pytest.MonkeyPatch, *variances: float) -> Choice:
+def search(curve: Callable[[float], float], monkeypatch: pytest.MonkeyPatch, *variances: float) -> VarianceChoice:
     """The search on a curve that is known: the value at each variance, without any annealing."""
 
     def known(variance: float, *_: object, **__: object) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def test_the_grid_is_carried_on_beyond_its_ends(at, extra, nearest, at_edge, mon
     if at_edge:  # the only neighbour is the inner one
         expected = expected[:1] if at > 1 else expected[1:]
     assert midpoints == pytest.approx(expected)
-    assert len(tried) <= most_runs((3.0, 1.0, 1 / 3))
+    assert len(tried) <= max_runs((3.0, 1.0, 1 / 3))
 
 
 def test_values_that_are_not_finite_are_passed_over(monkeypatch):

@@ -16,7 +16,7 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import StandardNormal
 from vaerun.errors import InputError
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.likelihood.importance import unreliable, weigh
+from vaerun.evaluation.likelihood.importance import importance_statistics, unreliable_share
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
 from vaerun.inference import Laplace
 from vaerun.models import LatentModel
@@ -91,8 +91,8 @@ def test_gaussian_proposals_have_the_tail_that_theory_says(s2, k):
 def test_a_narrow_proposal_is_told_from_a_wide_one():
     # In 10 dimensions, K = 2000: of the narrow one nearly all images are above the limit, of the wide one none.
     narrow, wide = (k_of(gaussian_weights(s2, 10, 2000)) for s2 in (0.1, 2.0))
-    assert unreliable(narrow) > 0.95
-    assert unreliable(wide) == 0.0
+    assert unreliable_share(narrow) > 0.95
+    assert unreliable_share(wide) == 0.0
     assert wide.max() < 0.5
 
 
@@ -167,9 +167,9 @@ def test_the_largest_are_kept_over_blocks():
 
 
 def test_the_share_of_unreliable_images():
-    assert unreliable(torch.tensor([0.7, 0.71, -math.inf, 2.0])) == 0.5
-    assert unreliable(torch.tensor([math.nan, 0.71, 0.1, 0.2, 0.3])) == 0.25
-    assert math.isnan(unreliable(torch.tensor([math.nan])))
+    assert unreliable_share(torch.tensor([0.7, 0.71, -math.inf, 2.0])) == 0.5
+    assert unreliable_share(torch.tensor([math.nan, 0.71, 0.1, 0.2, 0.3])) == 0.25
+    assert math.isnan(unreliable_share(torch.tensor([math.nan])))
 
 
 # -- within importance sampling ---------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_weights_are_counted_and_their_tail_is_known(samples):
     one[samples // 2], some[: samples // 10] = -2e3, 5e3
     tail = 0.9 * torch.distributions.Exponential(torch.tensor(1.0)).sample((samples,)) - 800
     joint = Prescribed(torch.stack([equal, one, some, tail], 1))
-    found = weigh(joint, joint.infer(joint), samples)
+    found = importance_statistics(joint, joint.infer(joint), samples)
     expected = torch.tensor([samples, 1.0, samples // 10, torch.softmax(tail, 0).square().sum().reciprocal()])
     torch.testing.assert_close(found["effective_sample_size"], expected, atol=0, rtol=1e-9)
     mass = torch.tensor([-3e3, -2e3 - math.log(samples), 5e3 - math.log(10), torch.logsumexp(tail, 0)])
@@ -246,10 +246,10 @@ def test_a_posterior_too_narrow_is_found_out(samples):
     results = {s2: run(isotropic(s2)) for s2 in (0.1, 1.0, 2.0)}
     narrow, exact, wide = (found["pareto_k"] for found in results.values())
     assert abs(narrow.mean() - 0.9) < 5 * narrow.std() / 40**0.5 + 0.02
-    assert unreliable(narrow) > 0.8
+    assert unreliable_share(narrow) > 0.8
     assert (wide < 0.5).all()
     assert (exact == -math.inf).all()
-    assert unreliable(wide) == unreliable(exact) == 0.0
+    assert unreliable_share(wide) == unreliable_share(exact) == 0.0
     size = results[2.0]["effective_sample_size"] / samples
     # E[w]^2 / E[w^2] = (2 s2 - 1) / s2^2 for two dimensions: 3/4 at s2 = 2.
     assert abs(size.mean() - 0.75) < 5 * size.std() / 40**0.5 + 1e-3
@@ -272,4 +272,4 @@ def test_rounding_grows_with_the_pixels_even_where_the_density_is_near_one():
     noise = torch.linspace(-1, 1, 100)[torch.randperm(100)]
     joint = Prescribed(torch.stack([1e-5 * noise, 1e-3 * noise], 1))
     joint.x = torch.zeros(2, 1, 8, 8, dtype=torch.float32)
-    assert weigh(joint, joint.infer(joint), 100)["pareto_k"].isinf().tolist() == [True, False]
+    assert importance_statistics(joint, joint.infer(joint), 100)["pareto_k"].isinf().tolist() == [True, False]

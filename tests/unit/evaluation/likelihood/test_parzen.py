@@ -14,8 +14,8 @@ from vaerun.evaluation.likelihood import parzen
 from vaerun.evaluation.likelihood.parzen import (
     VARIANCES,
     WARNING,
-    at_edge,
     choose_parzen_variance,
+    is_at_edge,
     parzen_log_likelihood,
 )
 
@@ -48,11 +48,11 @@ def test_one_sample_is_one_normal():
     assert float(peak) == pytest.approx(-6 * math.log(2 * math.pi * 0.09))
 
 
-@pytest.mark.parametrize("rows", [2, parzen.ROWS])
+@pytest.mark.parametrize("rows", [2, parzen.IMAGE_BLOCK])
 def test_the_chunk_changes_rounding_alone(rows, monkeypatch):
     samples, images = pictures(11, 4), pictures(7, 5)
     whole = parzen_log_likelihood(samples, images, 0.02)
-    monkeypatch.setattr(parzen, "ROWS", rows)
+    monkeypatch.setattr(parzen, "IMAGE_BLOCK", rows)
     for chunk in (1, 3, 13, 20, 10_000):
         torch.testing.assert_close(parzen_log_likelihood(samples, images, 0.02, chunk=chunk), whole, rtol=1e-13, atol=0)
 
@@ -66,7 +66,7 @@ def test_memory_is_bounded_by_the_chunk(monkeypatch):
         return product(x, y)
 
     monkeypatch.setattr(parzen, "_squared_distances", spy)
-    monkeypatch.setattr(parzen, "ROWS", 4)
+    monkeypatch.setattr(parzen, "IMAGE_BLOCK", 4)
     parzen_log_likelihood(pictures(50, 6), pictures(9, 7), 0.1, chunk=21)
     assert max(seen) <= 21
     assert sum(seen) == 50 * 9
@@ -91,16 +91,16 @@ def test_the_variance_that_made_the_images_is_found():
     best, values = choose_parzen_variance(centres, images)
     assert best == truth
     assert list(values) == list(VARIANCES)
-    assert not at_edge(best, values)
+    assert not is_at_edge(best, values)
     for variance in VARIANCES[15:22]:
         expected = float(mixture(centres, variance).log_prob(images).mean())
         assert values[variance] == pytest.approx(expected, rel=1e-12)
     cut = [v for v in VARIANCES if v > truth]
     best, values = choose_parzen_variance(centres, images, cut)
     assert best == min(cut)
-    assert at_edge(best, values)
+    assert is_at_edge(best, values)
     best, values = choose_parzen_variance(centres, images, [v for v in VARIANCES if v < truth])
-    assert at_edge(best, values)
+    assert is_at_edge(best, values)
 
 
 def test_the_grid_is_even_in_the_logarithm():

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from vaerun.errors import InputError
-from vaerun.evaluation.latent.statistics import LatentStatistics, kl_chart, latent_pictures, plane
+from vaerun.evaluation.latent.statistics import LatentStatistics, kl_chart, latent_pictures, latent_scatter
 from vaerun.evaluation.plots.charts import COLOURS, Ellipse, bar_chart, scatter
 from vaerun.evaluation.plots.pictures import save_png
 
@@ -197,16 +197,16 @@ def test_pictures_of_the_latent_space():
     assert len(bars) >= 4  # the fifth's mean does not move; the legend adds to them
     assert bars[:4] == sorted(bars[:4], reverse=True)
     with pytest.raises(InputError, match="latent_dim=2"):
-        plane(statistics(3), torch.zeros(300, 2), "t")
+        latent_scatter(statistics(3), torch.zeros(300, 2), "t")
 
 
 def test_the_priors_circles_are_those_of_the_prior():
     plain, conditional = statistics(2), statistics(2, conditional=True)
-    ring = where(plane(plain, plain.means, "t"), GREY)[40:500, 60:590]  # without the letters' blurred edges
+    ring = where(latent_scatter(plain, plain.means, "t"), GREY)[40:500, 60:590]  # without the letters' blurred edges
     assert ring.sum() > 200
     found = ring.nonzero().double()
     span = found.max(0).values - found.min(0).values
     assert float(span[0] / span[1]) == pytest.approx(1, abs=0.02)
     assert (
-        where(plane(conditional, conditional.means, "t"), GREY)[40:500, 60:590].sum() < 20
+        where(latent_scatter(conditional, conditional.means, "t"), GREY)[40:500, 60:590].sum() < 20
     )  # in the classes' colours instead

@@ -154,7 +154,7 @@ def test_the_second_process_waits_and_reads(
     tmp_path: Path, trainings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another process holds the lock, and writes the file before it lets go."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "LOCK_POLL_SECONDS", 0.05)
     arrays = stripes()
     name = make(tmp_path, arrays).name
     (file,) = tmp_path.glob("*.pt")
@@ -181,7 +181,7 @@ def test_the_second_process_waits_and_reads(
 
 
 def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "LOCK_POLL_SECONDS", 0.05)
     make(tmp_path)
     (file,) = tmp_path.glob("*.pt")
     file.unlink()

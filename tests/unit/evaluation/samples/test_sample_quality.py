@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError
-from vaerun.evaluation.samples.sample_quality import Manifold, diversity, frechet_distance, manifold_metrics
+from vaerun.evaluation.samples.sample_quality import PRDC, diversity, frechet_distance, prdc
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -83,7 +83,7 @@ def test_frechet_distance_grows_quadratically_and_ignores_rotations() -> None:
 # --- precision, recall, density, coverage ---
 
 
-def by_loops(real: Tensor, fake: Tensor, k: int) -> Manifold:
+def by_loops(real: Tensor, fake: Tensor, k: int) -> PRDC:
     """The definitions, written out."""
 
     def distance(a: Tensor, b: Tensor) -> float:
@@ -94,7 +94,7 @@ def by_loops(real: Tensor, fake: Tensor, k: int) -> Manifold:
 
     real_radii, fake_radii = radii(real), radii(fake)
     balls = [[distance(f, r) <= radius for r, radius in zip(real, real_radii, strict=True)] for f in fake]
-    return Manifold(
+    return PRDC(
         precision=sum(any(row) for row in balls) / len(fake),
         recall=sum(any(distance(r, f) <= q for f, q in zip(fake, fake_radii, strict=True)) for r in real) / len(real),
         density=sum(sum(row) for row in balls) / (k * len(fake)),
@@ -102,7 +102,7 @@ def by_loops(real: Tensor, fake: Tensor, k: int) -> Manifold:
     )
 
 
-def close(a: Manifold, b: Manifold) -> None:
+def close(a: PRDC, b: PRDC) -> None:
     for name in ("precision", "recall", "density", "coverage"):
         assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-12), name
 
@@ -115,51 +115,51 @@ def test_manifold_metrics_equal_the_loops(neighbours: int, n: int, m: int) -> No
     values = [expected.precision, expected.recall, expected.density, expected.coverage]
     assert len(set(values)) == 4  # so that none can stand for another
     assert all(0 < value < 1 for value in (expected.precision, expected.recall, expected.coverage))
-    close(manifold_metrics(real, fake, neighbours=neighbours), expected)
+    close(prdc(real, fake, neighbours=neighbours), expected)
     for block in (1, 57, 200):
-        close(manifold_metrics(real, fake, neighbours=neighbours, block=block), expected)
+        close(prdc(real, fake, neighbours=neighbours, block=block), expected)
 
 
 def test_manifold_metrics_ignore_rotation_scale_and_offset() -> None:
     real, fake = normal(60, 6, seed=1), 0.3 + normal(50, 6, seed=2)
-    expected = manifold_metrics(real, fake, neighbours=3)
+    expected = prdc(real, fake, neighbours=3)
     turn = rotation(6)
-    close(manifold_metrics(1e4 + 5 * real @ turn, 1e4 + 5 * fake @ turn, neighbours=3), expected)
+    close(prdc(1e4 + 5 * real @ turn, 1e4 + 5 * fake @ turn, neighbours=3), expected)
 
 
 def test_copies_of_the_data() -> None:
     """Every image lies in its own ball and on the rim of the k that its nearest neighbours' distances made."""
     real = normal(50, 7)
     for turn in (torch.eye(7), rotation(7)):  # rotated, equal distances are no longer equal to the last digit
-        found = manifold_metrics(real @ turn, real.flip(0) @ turn, neighbours=4)
-        close(found, Manifold(precision=1.0, recall=1.0, density=(4 + 1) / 4, coverage=1.0))
+        found = prdc(real @ turn, real.flip(0) @ turn, neighbours=4)
+        close(found, PRDC(precision=1.0, recall=1.0, density=(4 + 1) / 4, coverage=1.0))
 
 
 def test_disjoint_clusters_share_nothing() -> None:
-    close(manifold_metrics(normal(30, 4), 100 + normal(20, 4, seed=1), neighbours=3), Manifold(0.0, 0.0, 0.0, 0.0))
+    close(prdc(normal(30, 4), 100 + normal(20, 4, seed=1), neighbours=3), PRDC(0.0, 0.0, 0.0, 0.0))
 
 
 def test_one_of_two_modes() -> None:
     """Samples of one cluster only are all precise; they recall and cover that cluster's half, and crowd there."""
     left, right = normal(40, 2, seed=1), 100 + normal(40, 2, seed=2)
-    found = manifold_metrics(torch.cat([left, right]), left, neighbours=3)
-    close(found, Manifold(precision=1.0, recall=0.5, density=4 / 3, coverage=0.5))
+    found = prdc(torch.cat([left, right]), left, neighbours=3)
+    close(found, PRDC(precision=1.0, recall=0.5, density=4 / 3, coverage=0.5))
 
 
 def test_collapse_to_one_image() -> None:
     """Every sample is the same real image: balls of radius 0 recall nothing but it."""
     real = normal(40, 5)
     fake = real[7].expand(20, 5)
-    found = manifold_metrics(real, fake, neighbours=3)
+    found = prdc(real, fake, neighbours=3)
     distances = torch.cdist(real, real)
     holding = (distances[7] <= distances.sort(1).values[:, 3] * (1 + 1e-12)).double()  # column 0 is the image itself
-    close(found, Manifold(1.0, 1 / 40, float(holding.sum()) / 3, float(holding.mean())))
+    close(found, PRDC(1.0, 1 / 40, float(holding.sum()) / 3, float(holding.mean())))
 
 
 def test_noise_around_the_data_is_recalled_but_not_precise() -> None:
     real, fake = 0.01 * normal(30, 2, seed=1), normal(30, 2, seed=2) + torch.tensor([5.0, 0.0])
     fake[0] = -20.0  # one outlier: its ball is large
-    found = manifold_metrics(real, fake, neighbours=3)
+    found = prdc(real, fake, neighbours=3)
     assert found.precision == 0
     assert found.recall == 1
     assert found.coverage == 0
@@ -170,7 +170,7 @@ def test_density_is_one_in_expectation_for_equal_distributions() -> None:
     k, n, repeats = 5, 100, 20
     density, coverage = [], []
     for i in range(repeats):
-        found = manifold_metrics(normal(n, 3, seed=2 * i), normal(n, 3, seed=2 * i + 1), neighbours=k)
+        found = prdc(normal(n, 3, seed=2 * i), normal(n, 3, seed=2 * i + 1), neighbours=k)
         density.append(found.density)
         coverage.append(found.coverage)
     # The k nearest of the 2N - 1 others are all real with that probability.
@@ -224,11 +224,11 @@ def test_refusals() -> None:
     refused(lambda: frechet_distance(x[:1], x), "1 real features", "2 or more")
     refused(lambda: frechet_distance(x, x[:1]), "1 generated features")
     refused(lambda: frechet_distance(x, bad), "generated features", "finite")
-    refused(lambda: manifold_metrics(bad, x, neighbours=3), "real features", "finite")
-    refused(lambda: manifold_metrics(x, x, neighbours=0), "neighbours=0")
-    refused(lambda: manifold_metrics(x, x[:4], neighbours=4), "neighbours=4", "4 generated images", "3 others")
-    refused(lambda: manifold_metrics(x[:4], x, neighbours=4), "4 real images")
-    manifold_metrics(x[:5], x[:5], neighbours=4)
+    refused(lambda: prdc(bad, x, neighbours=3), "real features", "finite")
+    refused(lambda: prdc(x, x, neighbours=0), "neighbours=0")
+    refused(lambda: prdc(x, x[:4], neighbours=4), "neighbours=4", "4 generated images", "3 others")
+    refused(lambda: prdc(x[:4], x, neighbours=4), "4 real images")
+    prdc(x[:5], x[:5], neighbours=4)
     images = torch.rand(5, 1, 2, 2)
     infinite = images.clone()
     infinite[2, 0, 0, 1] = float("inf")
@@ -242,7 +242,7 @@ def test_arguments_are_left_as_they_were() -> None:
     real, fake = normal(12, 3), normal(11, 3, seed=1)
     before = real.clone(), fake.clone()
     frechet_distance(real, fake)
-    manifold_metrics(real, fake, neighbours=2)
+    prdc(real, fake, neighbours=2)
     diversity(fake[:, :, None, None], real[:, :, None, None])
     assert torch.equal(real, before[0])
     assert torch.equal(fake, before[1])
