@@ -113,7 +113,8 @@ def importance_sampling(
             there is none where that block is all there is to do.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
-    same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see importance_statistics.
+    same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see
+    importance_statistics.
     """
     check_samples(samples)
     count = len(split) if images is None else min(images, len(split))
