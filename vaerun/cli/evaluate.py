@@ -62,13 +62,13 @@ def _run(words: list[str]) -> None:
     from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
-    from vaerun.run.reevaluate import evaluate_again
+    from vaerun.run.reevaluate import reevaluate
     from vaerun.signals import ShutdownSignal
     from vaerun.storage.paths import expand_user
 
     stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
     try:
-        evaluate_again(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
+        reevaluate(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
     except Interrupted as error:
         raise Interrupted(error.signum, "nothing was recorded: run the same command again to start over") from None
 

@@ -22,9 +22,9 @@ from vaerun.objectives import Variational
 from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.closed_form import fit_closed_form
-from vaerun.run.evaluate.write import keep, named
+from vaerun.run.evaluate.write import prefixed_metrics, write_evaluation
 from vaerun.run.family import Validate
-from vaerun.run.preflight import check_arithmetic
+from vaerun.run.preflight import check_step_options
 from vaerun.run.prepare import prepare, training_memory
 from vaerun.run.recorder import Recorder, finished
 from vaerun.signals import ShutdownSignal
@@ -115,7 +115,7 @@ class Experiment:
         trainer, shared = self.settings.trainer, self.shared
         choose_algorithms(trainer.deterministic)
         self.device = self.ranks.device or resolve_device(trainer.device)
-        check_arithmetic(trainer, self.device)
+        check_step_options(trainer, self.device)
         torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
         if trainer.resume == "never":
             self.folder = next_free_dir(self.folder)
@@ -282,7 +282,7 @@ class Experiment:
         settings, record, started = self.settings.evaluation, self.recorder.record, time.perf_counter()
         with evaluation_oom_raises():
             evaluation = self.family.evaluate(settings, self.model, self.data, seed=self.settings.seed, stop=self.stop)
-        record["metrics"] |= named(evaluation, settings.split)
+        record["metrics"] |= prefixed_metrics(evaluation, settings.split)
         record["details"] = evaluation.details
         record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
         for line in evaluation.warnings:
@@ -291,7 +291,7 @@ class Experiment:
             metric = f"{settings.split}/{evaluation.diverged}"
             raise RunError(f"{metric} is not finite for some images: the parameters have diverged")
         epoch = state.step / self.plan.steps_per_epoch
-        keep(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)
+        write_evaluation(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)
         self.log_pictures(state.step)
         self.texts = evaluation.texts
 

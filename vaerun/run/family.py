@@ -17,8 +17,8 @@ from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
 from vaerun.run.build import Model
 from vaerun.run.evaluate.adversarial import evaluate_adversarial
-from vaerun.run.evaluate.likelihood import evaluate
-from vaerun.run.evaluate.samples import check_cache, has_classifier, own_classifier
+from vaerun.run.evaluate.likelihood import evaluate_likelihood
+from vaerun.run.evaluate.samples import check_classifier_cache, dataset_classifier, has_classifier
 from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor
@@ -35,7 +35,7 @@ class Validate(Protocol):
     def __call__(self) -> dict[str, float]: ...
 
 
-class Likelihood:
+class LikelihoodFamily:
     """Models with a likelihood (and the plain autoencoder)."""
 
     @staticmethod
@@ -69,7 +69,7 @@ class Likelihood:
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
     ) -> EvaluationResults:
         """Everything that is asked for."""
-        return evaluate(model, data, settings, seed=seed, stop=stop)
+        return evaluate_likelihood(model, data, settings, seed=seed, stop=stop)
 
     @staticmethod
     def pictures(model: Any, split: Split) -> dict[str, Tensor]:
@@ -94,13 +94,13 @@ class AdversarialFamily:
         check_adversarial(settings, model, data)
         check_adversarial_training(settings, data)
         if (settings.evaluation.quality or settings.evaluation.selection is not None) and has_classifier(data):
-            check_cache()
+            check_classifier_cache()
 
     @staticmethod
     def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
         features = None
         if settings.evaluation.selection is not None:
-            features = own_classifier(data, monitor)
+            features = dataset_classifier(data, monitor)
         return SampleValidator(
             objective.model,
             data.validation if len(data.validation) else data.train,
@@ -125,6 +125,6 @@ class AdversarialFamily:
         return likelihood_pictures.data_picture(split)
 
 
-def family_of(model: Model) -> type[Likelihood] | type[AdversarialFamily]:
+def family_of(model: Model) -> type[LikelihoodFamily] | type[AdversarialFamily]:
     """The model's."""
-    return AdversarialFamily if isinstance(model, AdversarialModel) else Likelihood
+    return AdversarialFamily if isinstance(model, AdversarialModel) else LikelihoodFamily

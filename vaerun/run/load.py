@@ -16,9 +16,9 @@ from vaerun.config.settings import Settings, check, fingerprint
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device
-from vaerun.run.memory_limits import Allocations, TooLarge
+from vaerun.run.memory_limits import AllocationLimit, MemoryLimitExceeded
 from vaerun.run.result import read_result
-from vaerun.run.smoke_test import check_it_runs, of_configuration
+from vaerun.run.smoke_test import blame_configuration, smoke_test
 from vaerun.storage.checkpoint import CorruptCheckpoint, load, to_plain_dict
 from vaerun.storage.paths import expand_user, find_escaping_link
 from vaerun.storage.safe_pickle import number_type
@@ -71,10 +71,10 @@ class Run:
         except (CorruptCheckpoint, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
-            with of_configuration(self.folder), Allocations(room):
+            with blame_configuration(self.folder), AllocationLimit(room):
                 model = build_model(self.config.model, data, bool(self.config.trainer.average))
                 objective = build_objective(self.config, model, len(data.train))
-        except TooLarge as error:
+        except MemoryLimitExceeded as error:
             raise InputError(
                 f"{self.folder} names a model far larger than the parameters in {path}: they are not of one run"
             ) from error
@@ -86,7 +86,7 @@ class Run:
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         model.eval().requires_grad_(False)
-        check_it_runs(model, data, self.folder)
+        smoke_test(model, data, self.folder)
         return model
 
 

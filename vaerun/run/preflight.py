@@ -49,7 +49,7 @@ def check_evaluation(whole: Settings, model: LatentModel, data: ImageData) -> No
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     _check_shared(settings, model, data)
-    refinement_of(settings)
+    make_refinement(settings)
     if settings.noise.estimators or settings.gradient_noise:
         chosen = named_estimators(settings.noise.estimators)
     if settings.gradient_noise:
@@ -118,12 +118,12 @@ def check_adversarial_training(whole: Settings, data: ImageData) -> None:
             "trainer.early_stopping=null"
         )
     if len(data.validation):
-        _check_compared(data.validation, len(data.validation), "raise data.validation, or set it to 0")
+        _check_comparable(data.validation, len(data.validation), "raise data.validation, or set it to 0")
     else:
-        _check_compared(data.train, len(data.train), "raise data.train_images")
+        _check_comparable(data.train, len(data.train), "raise data.train_images")
 
 
-def _check_compared(split: Split, count: int, remedy: str) -> None:
+def _check_comparable(split: Split, count: int, remedy: str) -> None:
     """Raises InputError for images that generated ones cannot be compared with."""
     if count < 2:
         raise InputError(
@@ -145,11 +145,11 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
     images = len(getattr(data, settings.split))
     if not images:
         raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
-    annealing_of(settings)
+    make_annealing(settings)
     count = min(settings.generated.samples, settings.images or images, images)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
         few = settings.images is not None and settings.images < min(images, 2)
-        _check_compared(
+        _check_comparable(
             getattr(data, settings.split),
             count,
             "raise evaluation.images" if few else "choose another evaluation.split",
@@ -170,7 +170,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         raise InputError(f"evaluation.label={settings.label}: the model has classes 0 to {model.classes - 1}")
 
 
-def check_arithmetic(settings: TrainerSettings, device: torch.device) -> None:
+def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
     """Raises InputError for a way to make the steps that this device or the number of processes does not allow."""
     check_precision(settings.precision, device)
     if settings.compile == "graph" and device.type != "cuda":
@@ -188,11 +188,11 @@ def _options(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in asdict(settings).items() if k != "images"}
 
 
-def annealing_of(settings: EvaluationSettings) -> Annealing:
+def make_annealing(settings: EvaluationSettings) -> Annealing:
     """`evaluation.annealing` as its function takes it."""
     return Annealing(**_options(settings.annealing))
 
 
-def refinement_of(settings: EvaluationSettings) -> Refinement:
+def make_refinement(settings: EvaluationSettings) -> Refinement:
     """`evaluation.gap` as its function takes it."""
     return Refinement(**_options(settings.gap))

@@ -14,7 +14,7 @@ from vaerun.evaluation.oom import oom_raises
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
-from vaerun.run.family import AdversarialFamily, Likelihood, family_of
+from vaerun.run.family import AdversarialFamily, LikelihoodFamily, family_of
 from vaerun.training import TrainPlan, TrainSettings
 from vaerun.training.determinism import named_operations
 
@@ -31,7 +31,7 @@ class Parts:
 
     model: Model
     objective: Variational | Adversarial
-    family: type[Likelihood] | type[AdversarialFamily]
+    family: type[LikelihoodFamily] | type[AdversarialFamily]
     train_settings: TrainSettings
     plan: TrainPlan
 

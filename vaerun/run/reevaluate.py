@@ -25,8 +25,8 @@ from vaerun.evaluation.oom import evaluation_oom_raises
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.run import result as records
 from vaerun.run.build import build_data, resolve_device
-from vaerun.run.evaluate.descriptions import lines
-from vaerun.run.evaluate.write import described, keep, named, read_arrays
+from vaerun.run.evaluate.descriptions import align_rows
+from vaerun.run.evaluate.write import described_metrics, prefixed_metrics, read_arrays, write_evaluation
 from vaerun.run.family import family_of
 from vaerun.run.load import Run, load_run
 from vaerun.signals import ShutdownSignal
@@ -37,10 +37,10 @@ from vaerun.text import printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
 PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
-MOST_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
+MAX_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
 
 
-def evaluate_again(folder: Path, overrides: list[str], stop: ShutdownSignal | None = None) -> dict[str, Any]:
+def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None = None) -> dict[str, Any]:
     """Evaluate the run in this folder and return the record that was added to its result.json.
 
     Arguments:
@@ -59,16 +59,16 @@ def evaluate_again(folder: Path, overrides: list[str], stop: ShutdownSignal | No
             given.get("trainer", {}).get("device", "auto"),
             data_root=where.get("root") if isinstance(where, dict) else None,
         )
-        _check_folder(folder)
+        _check_links(folder)
         if run.result["status"] != "ok":
             raise InputError(
                 f"{folder} is not finished (status: {run.result['status']}): give its command again to finish it first"
             )
-        settings = _settings(run, given)
-        data, facts = _data(run, settings), _facts(run)
+        settings = _merge_settings(run, given)
+        data, facts = _load_data(run, settings), _trained_steps(run)
         family = family_of(run.model)
         family.check(settings, run.model, data)
-        _check_places(run.folder, _label(settings, data))
+        _check_output_paths(run.folder, _label(settings, data))
         with lock_run_dir(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
@@ -83,7 +83,7 @@ def evaluate_again(folder: Path, overrides: list[str], stop: ShutdownSignal | No
             return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_links(folder: Path) -> None:
     """Raises InputError where what is appended to is a file elsewhere too: load_run has seen to links that lead out."""
     for path in (folder / name for name in (".lock", "metrics.jsonl")):
         try:
@@ -94,7 +94,7 @@ def _check_folder(folder: Path) -> None:
             raise InputError(f"{path} is a link or no file: put a file of its own in its place to evaluate this run")
 
 
-def _check_places(folder: Path, label: str) -> None:
+def _check_output_paths(folder: Path, label: str) -> None:
     """Raises InputError where this evaluation's files cannot be put: found after the work it would have been lost."""
     own = folder / "figures" / label
     check_paths((folder / "figures", own), (folder / f"arrays-{label}.npz", *sorted(own.glob("*.png"))))
@@ -107,14 +107,14 @@ def _label(settings: Settings, data: ImageData) -> str:
     return f"{data.name}-{settings.evaluation.split}-{digest}"
 
 
-def _facts(run: Run) -> tuple[int, float]:
+def _trained_steps(run: Run) -> tuple[int, float]:
     """Steps and epochs of the parameters. Raises InputError for a record that does not hold what it should."""
     try:
         steps, epoch = int(run.result["timing"]["train_steps"]), float(run.result["protocol"]["selected_epoch"])
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
         if not isinstance(run.result.get("evaluations", {}), dict):
             raise TypeError("evaluations is no mapping")
-        if not (0 <= steps < MOST_STEPS and 0 <= epoch < MOST_STEPS):
+        if not (0 <= steps < MAX_STEPS and 0 <= epoch < MAX_STEPS):
             raise ValueError(f"after {steps:.4g} steps and {epoch:.4g} epochs")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         why = printable(f"{type(error).__name__}: {error}", 200)
@@ -122,10 +122,10 @@ def _facts(run: Run) -> tuple[int, float]:
     return steps, epoch
 
 
-def _settings(run: Run, given: dict[str, Any]) -> Settings:
+def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
     """The run's settings with these changed. Raises InputError for what does not fit."""
     plain: dict[str, Any] = asdict(run.config)
-    data = given.get("data", {})
+    data = overrides.get("data", {})
     before = plain["data"]
     name = data.get("name", before["name"])
     if not isinstance(name, str):
@@ -139,35 +139,35 @@ def _settings(run: Run, given: dict[str, Any]) -> Settings:
         data = {k: v for k, v in data.items() if k not in PIXELS or v != known[k]}
     if any(data.get(k, before[k]) != before[k] for k in PIXELS):
         raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
-    _check_evaluation_keys(run, given.get("evaluation", {}))
-    changed = {**given, "data": data}
+    _check_evaluation_keys(run, overrides.get("evaluation", {}))
+    changed = {**overrides, "data": data}
     check_groups(changed)
     try:
         merged = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed))
     except OmegaConfBaseException as error:
         # Where a list and keys meet OmegaConf does not say which setting it is.
-        key = error.full_key or _unlike(plain, changed)
+        key = error.full_key or _mismatched_key(plain, changed)
         raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
     return check(merged)  # type: ignore[arg-type]
 
 
-def _unlike(before: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str:
+def _mismatched_key(before: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str:
     """The first setting that is given keys where it has none, or the other way about."""
     for name, value in given.items():
         was = before.get(name)
         if isinstance(value, dict) and isinstance(was, dict):
-            if found := _unlike(was, value, f"{prefix}{name}."):
+            if found := _mismatched_key(was, value, f"{prefix}{name}."):
                 return found
         elif isinstance(value, dict | list) and isinstance(was, dict | list) and type(value) is not type(was):
             return f"{prefix}{name}"
     return ""
 
 
-def _check_evaluation_keys(run: Run, given: dict[str, Any]) -> None:
+def _check_evaluation_keys(run: Run, overrides: dict[str, Any]) -> None:
     """Raises InputError for keys of `evaluation` that mean nothing for the run's family of models."""
     file = "adversarial" if run.config.model.family == "adversarial" else "default"
     known = read_yaml(group_file("evaluation", file))
-    for key, value in given.items():
+    for key, value in overrides.items():
         if key in ("gaps", "gradient_noise", "parzen"):  # of which there is more to say
             continue
         inner = [f"{key}.{k}" for k in value if k not in known[key]] if _is_group(known.get(key), value) else []
@@ -180,7 +180,7 @@ def _is_group(known: Any, value: Any) -> bool:
     return isinstance(known, dict) and bool(known) and isinstance(value, dict)
 
 
-def _data(run: Run, settings: Settings) -> ImageData:
+def _load_data(run: Run, settings: Settings) -> ImageData:
     """What is evaluated. Raises InputError where the model cannot take its images."""
     before, after = asdict(run.config.data) | {"root": None}, asdict(settings.data) | {"root": None}
     if before == after:
@@ -211,7 +211,7 @@ def _record(
     label = _label(settings, data)
     record: dict[str, Any] = {
         "command": ["vaerun-eval", f"run={run.folder}", *overrides],
-        "metrics": named(found, e.split),
+        "metrics": prefixed_metrics(found, e.split),
         "details": found.details,
         "protocol": {
             "data": data.name,
@@ -233,7 +233,7 @@ def _record(
     path = run.folder / "per_example.npz"
     old = path.read_bytes() if path.exists() else None
     try:
-        keep(run.folder, found, f"{label}/{e.split}", log, step, epoch, label)
+        write_evaluation(run.folder, found, f"{label}/{e.split}", log, step, epoch, label)
         # Read anew under the lock: another evaluation may have ended since this one began.
         whole = records.read_result(run.folder) or run.result
         records.write_result(run.folder, whole | {"evaluations": whole.get("evaluations", {}) | {label: record}})
@@ -251,7 +251,7 @@ def _record(
         f"{run.result['model']} trained on {run.result['data']}, evaluated on {data.name}: mean over "
         f"{protocol['evaluated_images']} {e.split} images (± standard error over them), {protocol['units']}"
     )
-    rows = described(found, protocol, e.split)
-    text = "\n".join([*found.texts, head, *lines(rows), f"recorded in {run.folder} as {label}"])
+    rows = described_metrics(found, protocol, e.split)
+    text = "\n".join([*found.texts, head, *align_rows(rows), f"recorded in {run.folder} as {label}"])
     print(printable_lines(text))  # a stranger's record may hold control codes
     return record

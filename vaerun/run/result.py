@@ -21,7 +21,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model
-from vaerun.run.evaluate.descriptions import lines, rows
+from vaerun.run.evaluate.descriptions import align_rows, metric_rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.run_dir import check_run_paths
@@ -285,4 +285,4 @@ def _table(record: dict[str, Any], folder: Path) -> str:
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
     own = [(name, fixed(metrics[name], 2), text) for name, text in selected.items() if metrics.get(name) is not None]
-    return "\n".join([head, *lines(own + rows(metrics, protocol, split)), f"recorded in {folder}"])
+    return "\n".join([head, *align_rows(own + metric_rows(metrics, protocol, split)), f"recorded in {folder}"])

@@ -19,10 +19,10 @@ from vaerun.errors import InputError
 from vaerun.evaluation.oom import is_out_of_memory
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import ImageNoise
-from vaerun.run.memory_limits import Computations, TooLarge
+from vaerun.run.memory_limits import ComputationLimit, MemoryLimitExceeded
 from vaerun.text import printable
 
-_COMPUTED = 2 << 30  # bytes that one tensor of the trial may take beyond four times the parameters
+_EXTRA_BYTES = 2 << 30  # bytes that one tensor of the trial may take beyond four times the parameters
 _SAMPLES = 3  # other than the number of images: axes in one another's place are not of one length
 
 
@@ -31,14 +31,14 @@ class IncompatibleModel(Exception):
 
 
 @contextmanager
-def of_configuration(folder: Path) -> Iterator[None]:
+def blame_configuration(folder: Path) -> Iterator[None]:
     """Whatever is raised inside is the fault of the configuration in this directory, or of too little memory.
 
     Raises InputError in one line, which names the directory; InputError and TooLarge are let through.
     """
     try:
         yield
-    except (InputError, TooLarge):
+    except (InputError, MemoryLimitExceeded):
         raise
     except Exception as error:  # whoever chooses the parts can make them raise anything
         if is_out_of_memory(error):
@@ -49,7 +49,7 @@ def of_configuration(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_it_runs(model: LatentModel | AdversarialModel, data: ImageData, folder: Path) -> None:
+def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: Path) -> None:
     """Put two training images through a model in evaluation mode, without a gradient and without any trace.
 
     Neither parameters, running statistics nor torch's generators are changed.
@@ -62,8 +62,8 @@ def check_it_runs(model: LatentModel | AdversarialModel, data: ImageData, folder
     held = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     try:
         with (
-            of_configuration(folder),
-            Computations(4 * held + _COMPUTED),
+            blame_configuration(folder),
+            ComputationLimit(4 * held + _EXTRA_BYTES),
             torch.no_grad(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
@@ -71,7 +71,7 @@ def check_it_runs(model: LatentModel | AdversarialModel, data: ImageData, folder
                 _generate(model, batch) if isinstance(model, AdversarialModel) else _infer(model, batch)
             except InputError as error:
                 raise IncompatibleModel(error) from error
-    except TooLarge as error:
+    except MemoryLimitExceeded as error:
         raise InputError(
             f"the model of {folder} takes far more memory for {len(batch.x)} images than its parameters do ({error}): "
             "vaerun opens none such"

@@ -31,7 +31,7 @@ from vaerun.evaluation.samples import sample_validation
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import SampleValidator, generate_images, real_images
 from vaerun.objectives import Adversarial
-from vaerun.run.evaluate.samples import own_classifier
+from vaerun.run.evaluate.samples import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -69,7 +69,7 @@ def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monke
         real_images(data.validation, 80),
     )
     assert diversity(images, truth) == pytest.approx(best["val/diversity"], rel=1e-9)
-    features = own_classifier(data).features
+    features = dataset_classifier(data).features
     distance = real_distance(features(truth), features(images))
     assert 0.01 * distance == pytest.approx(best[name], rel=1e-6)
     assert len({x["val/diversity"] for x in validations}) == 4
@@ -85,7 +85,7 @@ def test_selection_without_a_helping_hand(here: Command, tmp_path: Path) -> None
     assert found["metrics"][name] == best[name]
     assert found["protocol"]["selected_epoch"] == best["epoch"]
     model, data = opened(tmp_path / "run")
-    features = own_classifier(data).features
+    features = dataset_classifier(data).features
     images, truth = (
         generate_images(model, data.validation, 80, seed=0, stream="validation")[0],
         real_images(data.validation, 80),

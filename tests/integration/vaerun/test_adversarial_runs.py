@@ -33,7 +33,7 @@ from vaerun.evaluation.plots.pictures import sample_noise
 from vaerun.evaluation.samples import classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
-from vaerun.run.evaluate.samples import own_classifier
+from vaerun.run.evaluate.samples import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 MODELS = ("gan", "dcgan", "cgan", "infogan")
@@ -139,7 +139,7 @@ def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., Finishe
     torch.testing.assert_close(real_images(data.test, 50), truth)
     metrics = result(run.folder)["metrics"]
     assert metrics["test/diversity"] == pytest.approx(diversity(images, truth), rel=1e-9)
-    features = own_classifier(data).features
+    features = dataset_classifier(data).features
     distance = frechet_distance(features(truth), features(images))
     assert metrics["test/classifier_frechet_distance"] == pytest.approx(distance, rel=1e-6)
 

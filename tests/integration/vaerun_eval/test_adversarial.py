@@ -33,7 +33,7 @@ from support.runs.evaluating import SMALL, Evaluate, result
 import vaerun
 from vaerun.evaluation.samples.sample_quality import frechet_distance
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
-from vaerun.run.evaluate.samples import own_classifier
+from vaerun.run.evaluate.samples import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -191,7 +191,7 @@ def test_samples_of_a_likelihood_model(model: str, copied: Callable[..., Path], 
     data = trained.data
     images, given = generate_images(trained.model, data.test, 12, seed=0)  # type: ignore[arg-type]
     assert (given is None) == (model == "vae")
-    features = own_classifier(data).features
+    features = dataset_classifier(data).features
     distance = frechet_distance(features(real_images(data.test, 12)), features(images))
     assert metrics["classifier_frechet_distance"] == pytest.approx(distance, rel=1e-6)
     # The walks' ends are samples: those of the run's own figures.

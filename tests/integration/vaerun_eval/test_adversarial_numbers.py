@@ -33,7 +33,7 @@ from vaerun.evaluation.likelihood.parzen import VARIANCES
 from vaerun.evaluation.samples.feature_pooling import pooled_features
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
 from vaerun.evaluation.samples.sample_validation import generate_images
-from vaerun.run.evaluate.samples import own_classifier
+from vaerun.run.evaluate.samples import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 SETTINGS = Annealing(temperatures=4, chains=3, adapt=False)
@@ -58,7 +58,7 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     metrics = {k.removeprefix("validation/"): v for k, v in found["metrics"].items()}
     model, data = opened(run)
     images, truth = generate_images(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
-    space = own_classifier(data)
+    space = dataset_classifier(data)
     right = sum(int(space.predict(images[i : i + 1])) == int(data.validation.labels[i]) for i in range(40))  # type: ignore[index]
     assert metrics["label_agreement"] == pytest.approx(right / 40)
     a, b = space.features(truth), space.features(images)

@@ -15,7 +15,7 @@ from support.robustness.untrusted import innocent, open_all, refused, with_confi
 from vaerun.cli import table
 from vaerun.run import preflight as checks
 from vaerun.run.evaluate.write import write_arrays
-from vaerun.run.family import Likelihood
+from vaerun.run.family import LikelihoodFamily
 from vaerun.storage.npz import read_npz
 
 
@@ -69,7 +69,7 @@ def test_memory_that_runs_out_in_what_cannot_be_halved(
     def evaluate(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    monkeypatch.setattr(Likelihood, "evaluate", staticmethod(evaluate))
+    monkeypatch.setattr(LikelihoodFamily, "evaluate", staticmethod(evaluate))
     opened = open_all(stranger, capsys, ("eval",))
     assert opened.codes == {"eval": 1}
     assert opened.text.count("\n") == 1

@@ -73,7 +73,7 @@ def test_a_model_whose_numbers_are_no_matter_of_its_parameters(
     stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     """Laplace inference has a matrix d x d, and DRAW's decoder as many steps as it is told, of few parameters each."""
-    monkeypatch.setattr(trial, "_COMPUTED", 1 << 26)  # so that what is refused would fit, should it not be
+    monkeypatch.setattr(trial, "_EXTRA_BYTES", 1 << 26)  # so that what is refused would fit, should it not be
 
     def change(plain: dict[str, Any]) -> None:
         model = plain["model"]
@@ -119,7 +119,7 @@ def test_pictures_of_another_shape(stranger: Path, shape: tuple[int, ...]) -> No
     run = vaerun.load_run(stranger)
     run.model.decoder = Wrong(*shape)
     with pytest.raises(InputError, match=r"does not run .*is of shape"):
-        trial.check_it_runs(run.model, run.data, stranger)
+        trial.smoke_test(run.model, run.data, stranger)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_trial_leaves_no_trace(
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
     capsys.readouterr()
-    trial.check_it_runs(run.model, run.data, run.folder)
+    trial.smoke_test(run.model, run.data, run.folder)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert not run.model.training

@@ -14,7 +14,7 @@ from vaerun.config.settings import TrainerSettings
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Diagnostics, Phase
-from vaerun.run.preflight import check_arithmetic
+from vaerun.run.preflight import check_step_options
 from vaerun.training.cuda_graph import capture_step
 
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -97,6 +97,6 @@ def test_on_a_cpu_steps_are_made_each_time() -> None:
         step.settings = settings_of(MODELS["vae"], compile=how)
         assert capture_step(step, step.settings.plan(len(step.split)), 1, 0, print) is step
     with pytest.raises(InputError, match=r"trainer\.compile=graph records CUDA graphs, and this run is on cpu"):
-        check_arithmetic(TrainerSettings(compile="graph"), torch.device("cpu"))
+        check_step_options(TrainerSettings(compile="graph"), torch.device("cpu"))
     with pytest.raises(InputError, match=r"trainer\.precision=tf32 needs an NVIDIA GPU"):
-        check_arithmetic(TrainerSettings(precision="tf32"), torch.device("cpu"))
+        check_step_options(TrainerSettings(precision="tf32"), torch.device("cpu"))

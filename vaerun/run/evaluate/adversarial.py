@@ -21,8 +21,8 @@ from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
 from vaerun.run.build import MOST_CLASSES
 from vaerun.run.evaluate.evaluator import Evaluator
-from vaerun.run.evaluate.samples import sample_quality, traversals
-from vaerun.run.preflight import annealing_of
+from vaerun.run.evaluate.samples import sample_quality, traversal_pictures
+from vaerun.run.preflight import make_annealing
 from vaerun.signals import ShutdownSignal
 
 BATCH = 500
@@ -40,14 +40,14 @@ def evaluate_adversarial(
         seed: of all noise.
         stop: looked at between pieces of work.
     """
-    return _Evaluator(model, data, settings, seed, stop).run()
+    return AdversarialEvaluator(model, data, settings, seed, stop).run()
 
 
-class _Evaluator(Evaluator[AdversarialModel]):
+class AdversarialEvaluator(Evaluator[AdversarialModel]):
     """One evaluation of an adversarial model."""
 
     def run(self) -> EvaluationResults:
-        s, found = self.settings, self.found
+        s, found = self.settings, self.results
         sample_quality(self.model, self.data, s, found, seed=self.seed, monitor=self.monitor)
         collapsed = not (found.metrics["diversity"] or 0.0) >= s.diversity
         found.metrics["mode_collapse"] = float(collapsed)
@@ -59,7 +59,7 @@ class _Evaluator(Evaluator[AdversarialModel]):
             )
         if self.model.codes is not None and self.model.codes.categorical and self.split.labels is not None:
             if self.data.classes <= MOST_CLASSES:
-                self.matching()
+                self.code_accuracy()
             else:
                 found.warnings.append(f"the labels of {self.data.name} are no classes: no code was matched to them")
         if s.probe:
@@ -72,10 +72,10 @@ class _Evaluator(Evaluator[AdversarialModel]):
             found.arrays["samples"] = sample_images(self.model, self.split).float().cpu().numpy()
             if self.model.classes:
                 found.arrays["sample_labels"] = sample_labels(self.model.classes).numpy()
-        traversals(self.model, self.data, s, found)
+        traversal_pictures(self.model, self.data, s, found)
         return found
 
-    def matching(self) -> None:
+    def code_accuracy(self) -> None:
         """Accuracy of each categorical code against the labels under the best matching."""
         codes = self.model.codes
         assert codes is not None
@@ -90,8 +90,8 @@ class _Evaluator(Evaluator[AdversarialModel]):
         for i, (categories, values) in enumerate(zip(codes.categorical, zip(*predicted, strict=True), strict=True), 1):
             one = cluster_accuracy(torch.cat(values), labels, categories, self.data.classes)
             name = f"categorical_{i}"
-            self.found.metrics |= {f"{name}_accuracy": one.accuracy, f"{name}_baseline": one.baseline}
-            self.found.details[f"{name}_matching"] = {str(k): v for k, v in one.assignment.items()}
+            self.results.metrics |= {f"{name}_accuracy": one.accuracy, f"{name}_baseline": one.baseline}
+            self.results.details[f"{name}_matching"] = {str(k): v for k, v in one.assignment.items()}
 
     def features(self, split: Split, images: int | None = None) -> Tensor:
         """The discriminator's features of the split's first images, pooled: [N, F] on the CPU."""
@@ -112,12 +112,12 @@ class _Evaluator(Evaluator[AdversarialModel]):
         )
         fitted, fresh = self.features(some), self.features(test, self.images)
         probe = linear_probe(fitted, some.labels, fresh, test.labels[: self.images], seed=self.seed)
-        self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
+        self.results.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
         if probe.warning:
-            self.found.warnings.append(f"linear probe: {probe.warning}")
+            self.results.warnings.append(f"linear probe: {probe.warning}")
 
     def parzen(self) -> None:
-        found, s = self.found, self.settings
+        found, s = self.results, self.settings
         validation = real_images(self.data.validation, len(self.data.validation))
         centres = generate_images(self.model, self.split, s.generated.samples, seed=self.seed, monitor=self.monitor)[0]
         variance, tried = choose_parzen_variance(centres, validation)
@@ -134,23 +134,23 @@ class _Evaluator(Evaluator[AdversarialModel]):
         variance = self.model.variance
         if variance is None:
             variance = self.observation_variance()
-        self.found.metrics["observation_variance"] = variance
+        self.results.metrics["observation_variance"] = variance
         observed = self.model.observation_model(variance)
         if self.settings.ais:
-            self.anneal(observed)
+            self.annealed_importance_sampling(observed)
         if self.settings.bdmc:
-            self.bracket(observed)
+            self.bidirectional_monte_carlo(observed)
 
     def observation_variance(self) -> float:
         """s2 chosen on validation images."""
-        o, found = self.settings.observation, self.found
+        o, found = self.settings.observation, self.results
         n = min(o.images, len(self.data.validation))
         runs = max_runs(o.variances)
         with self.monitor.without_warnings().task("choosing the observation variance", n * runs) as task:
             choice = choose_variance(
                 self.model.observation_model,
                 self.data.validation,
-                annealing_of(self.settings),
+                make_annealing(self.settings),
                 variances=o.variances,
                 images=n,
                 seed=self.seed,

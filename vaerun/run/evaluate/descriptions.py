@@ -14,7 +14,7 @@ DIGITS |= {"observation_variance": 5, "parzen_variance": 5}
 DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
 
 
-def words(protocol: dict[str, Any]) -> dict[str, str]:
+def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
     """Metric (without its split) -> what it is, for a record's or an evaluation's protocol."""
     if protocol.get("family") == "adversarial":
         return _adversarial(protocol)
@@ -39,7 +39,7 @@ def words(protocol: dict[str, Any]) -> dict[str, str]:
     annealing, gap = protocol.get("annealing"), protocol.get("gap")
     found |= _generated(protocol)
     if annealing is not None:
-        found |= _annealed(annealing, px)
+        found |= _annealing(annealing, px)
         found["ais_minus_is"] = "the same images: annealed minus plain importance sampling"
     if gap is not None:
         found |= {
@@ -56,7 +56,7 @@ def words(protocol: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _annealed(annealing: dict[str, Any], px: str) -> dict[str, str]:
+def _annealing(annealing: dict[str, Any], px: str) -> dict[str, str]:
     how = f"{annealing['temperatures']} temperatures, {annealing['chains']} chains, {annealing['images']} images"
     return {
         "ais": f"annealed importance sampling of {px}, {how}: a lower bound in expectation",
@@ -107,7 +107,7 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
         found["observation_variance"] = "s2 of the observation model N(G(z), s2 I), pixels in [0, 1], as given"
     if protocol.get("annealing") is not None:
         px = "log p(x|label)" if protocol.get("conditional") else "log p(x)"
-        found |= _annealed(protocol["annealing"], f"{px} under N(G(z), s2 I) (nats)")
+        found |= _annealing(protocol["annealing"], f"{px} under N(G(z), s2 I) (nats)")
     found |= {
         "parzen_log_likelihood": f"Parzen window on {protocol.get('parzen_samples')} generated images, nats: KNOWN TO "
         "MISLEAD, see the warning",
@@ -116,11 +116,11 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def rows(metrics: dict[str, float | None], protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
+def metric_rows(values: dict[str, float | None], protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
     """(name, number, words) of the metrics PREFIX/NAME, in the order of the words."""
     found = []
-    for name, text in words(protocol).items():
-        value, error = metrics.get(f"{prefix}/{name}"), metrics.get(f"{prefix}/{name}_se")
+    for name, text in metric_descriptions(protocol).items():
+        value, error = values.get(f"{prefix}/{name}"), values.get(f"{prefix}/{name}_se")
         if value is None:
             continue
         digits = DIGITS.get(name, 4 if name.startswith("categorical_") else 2)
@@ -129,7 +129,7 @@ def rows(metrics: dict[str, float | None], protocol: dict[str, Any], prefix: str
     return found
 
 
-def lines(found: list[tuple[str, str, str]]) -> list[str]:
+def align_rows(rows: list[tuple[str, str, str]]) -> list[str]:
     """Rows in columns."""
-    first, second = (max((len(row[i]) for row in found), default=0) for i in (0, 1))
-    return [f"{name:<{max(first, 26)}} {number:>{second}}  {text}" for name, number, text in found]
+    first, second = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    return [f"{name:<{max(first, 26)}} {number:>{second}}  {text}" for name, number, text in rows]

@@ -21,16 +21,16 @@ from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import named_estimators
 from vaerun.run.evaluate.evaluator import Evaluator
-from vaerun.run.evaluate.samples import sample_quality, traversals
-from vaerun.run.preflight import refinement_of
+from vaerun.run.evaluate.samples import sample_quality, traversal_pictures
+from vaerun.run.preflight import make_refinement
 from vaerun.signals import ShutdownSignal
 
 BATCH = 500  # images at a time where no samples multiply them
-COLLAPSED = 0.1  # nats of KL(q || p)
-TOLERATED = 0.05  # share of images whose k-hat may be above its limit before it is told
+COLLAPSE_KL = 0.1  # nats of KL(q || p)
+MAX_UNRELIABLE_SHARE = 0.05  # share of images whose k-hat may be above its limit before it is told
 
 
-def evaluate(
+def evaluate_likelihood(
     model: LatentModel, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
 ) -> EvaluationResults:
     """Evaluate the first `settings.images` images of `settings.split`, in nats per image.
@@ -42,10 +42,10 @@ def evaluate(
         seed: of all noise.
         stop: looked at between pieces of work.
     """
-    return _Evaluator(model, data, settings, seed, stop).run()
+    return LikelihoodEvaluator(model, data, settings, seed, stop).run()
 
 
-class _Evaluator(Evaluator[LatentModel]):
+class LikelihoodEvaluator(Evaluator[LatentModel]):
     """One evaluation of a model with a likelihood (or of a plain autoencoder)."""
 
     def run(self) -> EvaluationResults:
@@ -54,8 +54,8 @@ class _Evaluator(Evaluator[LatentModel]):
             self.importance()
         else:
             errors = self.reconstruction_error()
-            self.found.add_mean("reconstruction_error", errors)
-            self.found.diverged = None if bool(errors.isfinite().all()) else "reconstruction_error"
+            self.results.add_mean("reconstruction_error", errors)
+            self.results.diverged = None if bool(errors.isfinite().all()) else "reconstruction_error"
         for wanted, piece in ((s.ais, self.annealed), (s.bdmc, self.bidirectional), (s.gaps, self.gaps)):
             if wanted:
                 piece()
@@ -77,12 +77,12 @@ class _Evaluator(Evaluator[LatentModel]):
         if s.gradient_noise:
             self.gradient_noise()
         if s.quality or s.inception_weights is not None:
-            sample_quality(self.model, self.data, s, self.found, seed=self.seed, monitor=self.monitor)
-        traversals(self.model, self.data, s, self.found)
-        return self.found
+            sample_quality(self.model, self.data, s, self.results, seed=self.seed, monitor=self.monitor)
+        traversal_pictures(self.model, self.data, s, self.results)
+        return self.results
 
     def importance(self) -> None:
-        found, s = self.found, self.settings
+        found, s = self.results, self.settings
         with self.monitor.task(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as task:
             values = importance_sampling(
                 self.model,
@@ -106,7 +106,7 @@ class _Evaluator(Evaluator[LatentModel]):
         share = unreliable_share(tail)
         if not math.isnan(share):  # else too few samples to say
             found.metrics["pareto_k_unreliable"] = share
-        if share > TOLERATED:
+        if share > MAX_UNRELIABLE_SHARE:
             other = f"{self.split.name}/ais" if s.ais else "more evaluation.samples or evaluation.ais=true"
             found.warnings.append(
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
@@ -125,21 +125,21 @@ class _Evaluator(Evaluator[LatentModel]):
         return torch.cat(errors)
 
     def annealed(self) -> None:
-        ais = self.anneal(self.model)
+        ais = self.annealed_importance_sampling(self.model)
         # On the same images, so that the two can be compared.
-        self.found.add_mean("ais_minus_is", ais - self.found.per_image["log_likelihood"][: len(ais)])
+        self.results.add_mean("ais_minus_is", ais - self.results.per_image["log_likelihood"][: len(ais)])
 
     def bidirectional(self) -> None:
-        self.bracket(self.model)
+        self.bidirectional_monte_carlo(self.model)
 
     def gaps(self) -> None:
-        s, found = self.settings, self.found
+        s, found = self.settings, self.results
         n = min(self.images, s.gap.images)
         with self.monitor.task(f"inference gaps of {self.split.name}", n) as task:
             values = inference_gaps(
                 self.model,
                 self.split,
-                refinement_of(s),
+                make_refinement(s),
                 importance_samples=s.samples,
                 elbo_samples=s.samples,
                 seed=self.seed,
@@ -165,7 +165,7 @@ class _Evaluator(Evaluator[LatentModel]):
         )
 
     def latent(self, statistics: LatentStatistics) -> None:
-        found = self.found
+        found = self.results
         found.details["kl_by_dimension"] = statistics.kl.tolist()
         found.pictures |= latent_pictures(statistics)
         lost = int((~statistics.kl.isfinite()).sum())
@@ -178,18 +178,18 @@ class _Evaluator(Evaluator[LatentModel]):
             return  # a single image varies in nothing
         found.metrics["active_units"] = float(statistics.active_units)
         kl = found.metrics["kl"]  # None: not finite
-        if not statistics.active_units and kl is not None and kl < COLLAPSED:
+        if not statistics.active_units and kl is not None and kl < COLLAPSE_KL:
             found.warnings.append(
                 f"posterior collapse: q hardly differs from the prior on {self.split.name} (no active unit, KL below "
-                f"{COLLAPSED} nats): the decoder ignores z"
+                f"{COLLAPSE_KL} nats): the decoder ignores z"
             )
 
     def probe(self, statistics: LatentStatistics) -> None:
         monitor = self.monitor.without_warnings()
         probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, monitor=monitor)
-        self.found.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
+        self.results.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
         if probe.warning:
-            self.found.warnings.append(f"linear probe: {probe.warning}")
+            self.results.warnings.append(f"linear probe: {probe.warning}")
 
     def arrays(self, statistics: LatentStatistics) -> None:
         n, split, model = len(statistics.means), self.split, self.model
@@ -201,14 +201,14 @@ class _Evaluator(Evaluator[LatentModel]):
                 z = statistics.means[batch.rows[0] : batch.rows[-1] + 1].to(model.mean)
                 reconstructions.append(to_unit(model.decode_mean(z, c)).float().cpu())
             if model.has_density:
-                self.found.arrays["samples"] = to_unit(sample_images(model, split)).float().cpu().numpy()
-        self.found.arrays |= {
+                self.results.arrays["samples"] = to_unit(sample_images(model, split)).float().cpu().numpy()
+        self.results.arrays |= {
             "posterior_mean": statistics.means.numpy(),
             "posterior_variance": statistics.variances.numpy(),
             "reconstructions": torch.cat(reconstructions).numpy(),
         }
         if split.labels is not None:
-            self.found.arrays["labels"] = split.labels[:n].cpu().numpy()
+            self.results.arrays["labels"] = split.labels[:n].cpu().numpy()
 
     def gradient_noise(self) -> None:
         noise = self.settings.noise
@@ -228,13 +228,13 @@ class _Evaluator(Evaluator[LatentModel]):
         title = (
             f"Gradient of the mean over {len(batch.x)} {self.split.name} images, K={noise.samples}, {noise.draws} draws"
         )
-        self.found.texts.append(f"{title}\n{format_table(found)}")
+        self.results.texts.append(f"{title}\n{format_table(found)}")
         measured = {name: groups for name, groups in found.items() if not isinstance(groups, str)}
         for name, groups in measured.items():
             for group, one in groups.items():
                 for what in ("variance", "variance_error", "norm", "snr"):
                     value = getattr(one, what)
-                    self.found.metrics[f"gradient_noise/{name}/{group}/{what}"] = (
+                    self.results.metrics[f"gradient_noise/{name}/{group}/{what}"] = (
                         value if math.isfinite(value) else None
                     )
         for what, ylabel in (("variance", "variance, mean over parameters"), ("snr", "signal-to-noise ratio")):
@@ -247,6 +247,6 @@ class _Evaluator(Evaluator[LatentModel]):
                     errors = {
                         name: {g: one.variance_error for g, one in groups.items()} for name, groups in measured.items()
                     }
-                self.found.pictures[f"gradient_{what}"] = bar_chart(
+                self.results.pictures[f"gradient_{what}"] = bar_chart(
                     bars, ylabel=ylabel, title=title, log=True, errors=errors
                 )

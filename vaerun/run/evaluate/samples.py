@@ -29,7 +29,7 @@ def has_classifier(data: ImageData) -> bool:
     return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
 
 
-def check_cache() -> None:
+def check_classifier_cache() -> None:
     """Raises InputError, before any work, where a classifier could not be kept."""
     folder = cache_dir() / "classifiers"
     try:
@@ -41,7 +41,7 @@ def check_cache() -> None:
         ) from error
 
 
-def own_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
+def dataset_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
     """The classifier of this data set whose features are compared; trained on the first use, then kept in the cache."""
     folder = cache_dir() / "classifiers"
     return load_or_train_classifier(
@@ -53,7 +53,7 @@ def sample_quality(
     model: AdversarialModel | LatentModel,
     data: ImageData,
     settings: EvaluationSettings,
-    found: EvaluationResults,
+    results: EvaluationResults,
     *,
     seed: int,
     monitor: Monitor,
@@ -72,37 +72,37 @@ def sample_quality(
     with monitor.task("generating images", count) as task:
         fake, given = generate_images(model, split, count, seed=seed, monitor=task)
         truth = real_images(split, count)
-        found.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], truth[:DIVERSITY_IMAGES])
+        results.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], truth[:DIVERSITY_IMAGES])
         if settings.quality and not has_classifier(data):
-            found.warnings.append(
+            results.warnings.append(
                 f"data set {data.name} has no labels of two to {MOST_CLASSES} classes, so there is no classifier whose "
                 "features could be compared: no Frechet distance, precision, recall, density and coverage"
             )
         elif settings.quality:
-            space = own_classifier(data, task)
+            space = dataset_classifier(data, task)
             task.check()
             a, b = space.features(truth), space.features(fake)
-            found.metrics["classifier_frechet_distance"] = frechet_distance(a, b)
+            results.metrics["classifier_frechet_distance"] = frechet_distance(a, b)
             near = prdc(a, b, neighbours=settings.generated.neighbours)
-            found.metrics |= {k: float(v) for k, v in asdict(near).items()}
-            found.details["classifier"] = {"name": space.name, "accuracy": space.accuracy}
+            results.metrics |= {k: float(v) for k, v in asdict(near).items()}
+            results.details["classifier"] = {"name": space.name, "accuracy": space.accuracy}
             if given is not None:
-                found.metrics["label_agreement"] = float((space.predict(fake) == given.cpu()).double().mean())
+                results.metrics["label_agreement"] = float((space.predict(fake) == given.cpu()).double().mean())
         if settings.inception_weights is not None:
             weights = expand_user(settings.inception_weights)
             digest = check_inception(weights)
             features = inception_features(weights, device=split.images.device)
-            found.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))
-            found.details["inception"] = {"sha256": digest, "standard": digest.startswith(PUBLISHED_SHA256)}
+            results.metrics["inception_frechet_distance"] = frechet_distance(features(truth), features(fake))
+            results.details["inception"] = {"sha256": digest, "standard": digest.startswith(PUBLISHED_SHA256)}
             if not digest.startswith(PUBLISHED_SHA256):
-                found.warnings.append(
+                results.warnings.append(
                     f"{weights} are not the weights of published Inception FIDs (sha256 {PUBLISHED_SHA256}...): "
                     "the distance compares with itself only"
                 )
 
 
-def traversals(
-    model: AdversarialModel | LatentModel, data: ImageData, settings: EvaluationSettings, found: EvaluationResults
+def traversal_pictures(
+    model: AdversarialModel | LatentModel, data: ImageData, settings: EvaluationSettings, results: EvaluationResults
 ) -> None:
     """The pictures `interpolation` and `arithmetic_N` from named sets of samples."""
     if not settings.interpolation and not settings.arithmetic:
@@ -117,12 +117,12 @@ def traversals(
 
     if settings.interpolation:
         stops = settings.interpolation
-        found.pictures["interpolation"] = interpolation(generate, stops, sets, model.noise_dim, like, c=c)
-        found.texts.append(
+        results.pictures["interpolation"] = interpolation(generate, stops, sets, model.noise_dim, like, c=c)
+        results.texts.append(
             f"figure interpolation: {' -> '.join(map(str, stops))}, a row for each pair, on great circles"
         )
     for number, expression in enumerate(settings.arithmetic, 1):
         name = f"arithmetic_{number}"
         picture, words = arithmetic(generate, expression, sets, model.noise_dim, like, c=c)
-        found.pictures[name] = picture
-        found.texts.append(f"figure {name}: {words}; first the operands, then the result amid eight neighbours")
+        results.pictures[name] = picture
+        results.texts.append(f"figure {name}: {words}; first the operands, then the result amid eight neighbours")

@@ -12,7 +12,7 @@ import numpy as np
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.evaluation.results import EvaluationResults
-from vaerun.run.evaluate.descriptions import rows
+from vaerun.run.evaluate.descriptions import metric_rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.npz import read_npz
 from vaerun.text import printable
@@ -41,8 +41,8 @@ def read_arrays(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({why}): move it away to evaluate again") from error
 
 
-def keep(
-    folder: Path, found: EvaluationResults, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
+def write_evaluation(
+    folder: Path, results: EvaluationResults, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
 ) -> None:
     """Write everything but result.json.
 
@@ -56,23 +56,23 @@ def keep(
     """
     within = f"{label}/" if label else ""
     others = read_arrays(folder / "per_example.npz") if label else {}
-    own = {f"{within}{name}": value.numpy() for name, value in found.per_image.items()}
+    own = {f"{within}{name}": value.numpy() for name, value in results.per_image.items()}
     write_arrays(folder / "per_example.npz", others | own)
-    if found.arrays:
-        write_arrays(folder / (f"arrays-{label}.npz" if label else "arrays.npz"), found.arrays)
-    log.record(step, epoch, {f"{prefix}/{name}": v for name, v in found.metrics.items() if v is not None})
+    if results.arrays:
+        write_arrays(folder / (f"arrays-{label}.npz" if label else "arrays.npz"), results.arrays)
+    log.record(step, epoch, {f"{prefix}/{name}": v for name, v in results.metrics.items() if v is not None})
     figures = folder / "figures" / label
     figures.mkdir(parents=True, exist_ok=True)
-    for name, picture in found.pictures.items():
+    for name, picture in results.pictures.items():
         log.image(f"images/{within}{name}", picture, step)
         write_atomically(figures / f"{name}.png", save_png(picture))
 
 
-def named(found: EvaluationResults, prefix: str) -> dict[str, float | None]:
+def prefixed_metrics(results: EvaluationResults, prefix: str) -> dict[str, float | None]:
     """The metrics as result.json names them."""
-    return {f"{prefix}/{name}": value for name, value in found.metrics.items()}
+    return {f"{prefix}/{name}": value for name, value in results.metrics.items()}
 
 
-def described(found: EvaluationResults, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
+def described_metrics(results: EvaluationResults, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
     """(name, number, words) of what was found."""
-    return rows(named(found, prefix), protocol, prefix)
+    return metric_rows(prefixed_metrics(results, prefix), protocol, prefix)
