@@ -1,7 +1,7 @@
-"""Work on many images in parts, which are made smaller where memory runs out.
+"""Batched evaluation that halves its batches when memory runs out.
 
-What is computed for an image does not depend on the others (randomness.ImageNoise), so a part that is done again in
-two halves gives the same numbers up to the rounding of sums over other shapes.
+What is computed for an image does not depend on the others (randomness.ImageNoise), so repeating a batch in two halves
+gives the same numbers, up to the rounding of sums over other shapes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, the device's or the machine's."""
-    # torch has a type of its own for devices only; on the CPU it is a RuntimeError of the allocator's, or of
-    # what counts the bytes for it.
+    """Whether an error says that the device or the host has run out of memory."""
+    # torch has an exception type for devices only: the CPU allocator, and the code that counts the bytes for it, raise
+    # plain RuntimeErrors.
     texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def oom_raises(error_type: type[InputError] | type[RunError], message: str) -> Iterator[None]:
-    """Memory that runs out inside is an error of this kind with this one line; other errors stay as they are."""
+    """Turn an out-of-memory error inside into `error_type(message)`; other errors pass unchanged."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -42,75 +42,76 @@ def oom_raises(error_type: type[InputError] | type[RunError], message: str) -> I
 
 
 def evaluation_oom_raises() -> AbstractContextManager[None]:
-    """What is evaluated inside cannot always be halved. Raises RunError where memory runs out."""
-    what = "lower evaluation.images, or leave out what was added to the evaluation"
-    return oom_raises(RunError, f"memory ran out in evaluation, at what cannot be done in smaller parts: {what}")
+    """Raise RunError where an evaluation runs out of memory in a step that cannot be split into smaller batches."""
+    remedy = "lower evaluation.images, or drop what was added to the evaluation"
+    return oom_raises(RunError, f"memory ran out in a step of the evaluation that cannot be split: {remedy}")
 
 
 def adaptive_batches(
     count: int,
-    at_once: int,
-    work: Callable[[int, int, int], T],
+    batch_size: int,
+    compute: Callable[[int, int, int], T],
     *,
     monitor: Monitor,
-    what: str,
+    task: str,
     setting: str,
     samples: int = 1,
 ) -> Iterator[T]:
-    """What `work(start, stop, at_once)` gives for parts of 0..count in order.
+    """Yield `compute(start, end, batch_size)` for consecutive batches of `count` images.
 
     Arguments:
-        count: images.
-        at_once: how much is computed at once to begin with, in images times `samples`; halved each time that memory
-            runs out, and not raised again.
-        work: computes images start..stop-1, with at most so much at once.
-        monitor: warned each time that memory runs out.
-        what: is computed, for that line.
-        setting: that the user can lower.
-        samples: that an image's work computes at once where it can.
+        count: number of images.
+        batch_size: work per call, in images times `samples`. It is halved whenever memory runs out, and never raised.
+        compute: processes images start..end-1, at most `batch_size` at once.
+        monitor: warned each time memory runs out.
+        task: what is computed, for that warning.
+        setting: the setting that a user can lower.
+        samples: how many samples `compute` draws per image at once, if memory allows.
 
-    Raises RunError where memory runs out for the least that there is.
+    Raises RunError where memory does not even suffice for a batch size of 1.
     """
     start = 0
     while start < count:
-        stop = min(start + max(1, at_once // samples), count)
+        end = min(start + max(1, batch_size // samples), count)
         try:
-            found = work(start, stop, at_once)
+            result = compute(start, end, batch_size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
-            yield found
-            start = stop
+            yield result
+            start = end
             continue
-        # Here, where the error is gone and with it the frames that hold what was computed.
+        # Outside the except block: the traceback is gone, and with it the frames that keep the tensors alive.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if at_once == 1:
-            raise RunError(f"{what}: memory ran out for a single one at once: lower {setting}, or the model's size")
-        monitor.warn(f"{what}: memory ran out with {at_once} at once, going on with {at_once // 2} (see {setting})")
-        at_once //= 2
+        if batch_size == 1:
+            raise RunError(f"{task}: memory ran out at a batch size of 1: lower {setting}, or the size of the model")
+        monitor.warn(
+            f"{task}: memory ran out with {batch_size} at once, continuing with {batch_size // 2} (see {setting})"
+        )
+        batch_size //= 2
 
 
 def map_batches(
     count: int,
-    at_once: int,
-    work: Callable[[int, int, int], dict[str, Tensor]],
+    batch_size: int,
+    compute: Callable[[int, int, int], dict[str, Tensor]],
     *,
     monitor: Monitor,
-    what: str,
+    task: str,
     setting: str,
     samples: int = 1,
 ) -> dict[str, Tensor]:
-    """Values per image [N] by name, on the CPU (floating ones float64), of the parts of adaptive_batches.
+    """Concatenate the values per image, by name, of adaptive_batches: [N] on the CPU, floating-point ones as float64.
 
-    Arguments:
-        monitor: of adaptive_batches; it is told of the images done, too.
-        others: see adaptive_batches.
+    The arguments are those of adaptive_batches; `monitor` is also advanced by the images of each batch.
     """
     parts = []
-    for part in adaptive_batches(count, at_once, work, monitor=monitor, what=what, setting=setting, samples=samples):
+    for part in adaptive_batches(
+        count, batch_size, compute, monitor=monitor, task=task, setting=setting, samples=samples
+    ):
         parts.append({k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in part.items()})
         monitor.advance(len(next(iter(part.values()))))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""What an evaluation has found, as a value: filled in evaluate.py, written by keep.py."""
+"""The results of an evaluation as a value: filled by run/evaluate, written by run/evaluate/write.py."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 @dataclass
 class EvaluationResults:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
-        metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None: a single image).
-        per_image: [N] by name.
-        arrays: larger arrays for an npz of their own.
-        details: what is no single number, for the record.
+        metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None for a single image), and
+            a value is None where it is not finite.
+        per_image: values [N] by name.
+        arrays: larger arrays by name, for a separate npz file.
+        details: other results for result.json.
         pictures: [3, H, W] in [0, 1] by name.
         texts: tables to print.
-        warnings: a line each.
-        diverged: a density that is not finite for some images, or None.
+        warnings: one line each.
+        diverged: name of a density that is not finite for some images, or None.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -34,12 +35,12 @@ class EvaluationResults:
     diverged: str | None = None
 
     def add_mean(self, name: str, values: Tensor) -> None:
-        """Keep values [N] per image, their mean and its standard error."""
+        """Add values [N] per image, their mean and its standard error."""
         self.per_image[name] = values
-        lost = int((~values.isfinite()).sum())
-        if lost:
+        infinite = int((~values.isfinite()).sum())
+        if infinite:
             self.metrics[name] = self.metrics[f"{name}_se"] = None
-            self.warnings.append(f"{name} is not finite for {lost} of {len(values)} images: there is no mean")
+            self.warnings.append(f"{name} is not finite for {infinite} of {len(values)} images: its mean is omitted")
             return
         self.metrics[name] = float(values.mean())
         self.metrics[f"{name}_se"] = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None

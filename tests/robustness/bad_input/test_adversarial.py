@@ -215,7 +215,7 @@ TABLE: dict[str, list[str]] = {
     f"{NPZ}/grey.npz evaluation.split=train": ["the first 50 train images are all the same"],
     f"{NPZ}/grey_test.npz": ["the first 20 test images are all the same"],
     # walks
-    "evaluation.interpolation=[1,b]": ["no set is called 'b'", "name them under evaluation.sets"],
+    "evaluation.interpolation=[1,b]": ["unknown set 'b'", "define sets under evaluation.sets"],
     "evaluation.interpolation=[1]": ["evaluation.interpolation needs a list of two or more"],
     "+evaluation.sets.smiling=[1] evaluation.interpolation=[1,smilin]": ["did you mean smiling?"],
     "+evaluation.sets.a=[]": ["evaluation.sets.a must be a list of one or more sample numbers"],
@@ -275,7 +275,7 @@ LIKELIHOOD: dict[str, list[str]] = {
     "model=ae evaluation.quality=true": ["evaluation.quality needs a likelihood", "model=ae"],
     "model=ae evaluation.interpolation=[1,2]": ["evaluation.interpolation needs a likelihood"],
     "model=ae evaluation.arithmetic=[1+2]": ["evaluation.arithmetic needs a likelihood"],
-    "evaluation.interpolation=[1,b]": ["no set is called 'b'"],
+    "evaluation.interpolation=[1,b]": ["unknown set 'b'"],
     "evaluation.noise.estimators=[gan_minimax]": ["gan_minimax: it is for adversarial models"],
 }
 

@@ -187,7 +187,7 @@ def test_a_generator_that_diverges_at_the_last_step_fails_the_run(words: list[st
     rates = ["trainer.learning_rate=1e38", "trainer.discriminator_learning_rate=1e-4", "trainer.max_steps=1"]
     code, _, err = at_edge("binary", "gan", *NETWORKS["gan_mlp"], *rates, *words)
     assert code == 1
-    assert "generated images are not finite numbers: the parameters have diverged" in err
+    assert "some generated images are not finite: the parameters have diverged" in err
 
 
 @pytest.mark.parametrize("model", ["vae", "ae"])

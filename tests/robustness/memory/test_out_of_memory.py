@@ -109,7 +109,7 @@ def test_evaluation_goes_on_in_halves(
     lines = monitor.warnings
     assert max(tried) > 3
     assert len(lines) >= 2
-    assert all("memory ran out with" in line and "going on with" in line for line in lines)
+    assert all("memory ran out with" in line and "continuing with" in line for line in lines)
     assert parts.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-10, atol=1e-10, equal_nan=True)
@@ -123,7 +123,7 @@ def test_no_room_for_a_single_image(
     if evaluation is validation:  # building it looks at one image
         evaluation(model, split)
         return
-    with pytest.raises(RunError, match="memory ran out for a single one at once: lower evaluation"):
+    with pytest.raises(RunError, match="memory ran out at a batch size of 1: lower evaluation"):
         evaluation(model, split)
 
 
@@ -137,7 +137,7 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(adaptive_batches(4, 4, fail, monitor=SILENT, what="", setting=""))
+        list(adaptive_batches(4, 4, fail, monitor=SILENT, task="", setting=""))
 
 
 def test_a_chunk_is_halved_below_one_image(model: LatentModel, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_run_notes_it(
     monkeypatch.setattr(importance, "importance_statistics", limited)
     code, _, err = here(*words, "evaluation.chunk=400")
     assert code == 0
-    line = "log-likelihood of test: memory ran out with 400 at once, going on with 200 (see evaluation.chunk)"
+    line = "log-likelihood of test: memory ran out with 400 at once, continuing with 200 (see evaluation.chunk)"
     assert f"vaerun: warning: {line}" in err.splitlines()
     assert line in (tmp_path / "run" / "run.log").read_text()
 

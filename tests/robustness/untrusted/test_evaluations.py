@@ -73,7 +73,7 @@ def test_memory_that_runs_out_in_what_cannot_be_halved(
     opened = open_all(stranger, capsys, ("eval",))
     assert opened.codes == {"eval": 1}
     assert opened.text.count("\n") == 1
-    assert "memory ran out in evaluation" in opened.text
+    assert "memory ran out in a step of the evaluation" in opened.text
 
 
 @pytest.mark.parametrize("value", [2.0**70, 2**63 - 1, 2**62 + 2**10, 1e300])

@@ -1,9 +1,8 @@
-"""How well a code that was learned without labels tells the classes apart (Chen et al. 2016, section 7.2).
+"""Clustering accuracy of a categorical code learned without labels (Chen et al. 2016, section 7.2).
 
-Which category of a code stands for which class is arbitrary, so categories are matched to classes one to one, in the
-way that makes most images right (the assignment problem; Kuhn 1955). Because the matching is the best one on the very
-images that it is judged by, a code that knows nothing of the labels does better than by luck: ten categories and ten
-equal classes give about 0.14 on 1,000 images, not 0.1. The baseline takes that into account.
+Categories are matched to classes one to one so that the accuracy is largest (the assignment problem; Kuhn 1955). As the
+matching is optimised on the images that it is evaluated on, an uninformative code does better than chance: ten
+categories and ten equal classes give about 0.14 on 1,000 images, not 0.1. The baseline takes that into account.
 """
 
 from __future__ import annotations
@@ -21,17 +20,16 @@ SHUFFLES = 100  # the baseline's standard error is a tenth of one shuffle's stan
 
 @dataclass(frozen=True)
 class ClusterAccuracy:
-    """A code's categories matched to classes.
+    """Accuracy of a code under the best matching of its categories to classes.
 
     Attributes:
         accuracy: share of images whose category is matched to their class, in [0, 1].
-        baseline: what a code that is independent of the label reaches, the better of two: the mean accuracy over 100
-            shuffles of the labels, each under its own best matching (same use of the categories, same classes, same
-            number of images); and the largest class's share, which is the accuracy of a code that is always the same.
-        images: how many.
-        table: counts int64 [codes, classes], on the CPU.
-        assignment: category -> class, min(codes, classes) pairs. Images of a category or a class that is left over are
-            errors. A pair that no image supports is only what remained.
+        baseline: accuracy of a code independent of the label, the larger of two: the mean over 100 shuffles of the
+            labels, each under its own best matching, and the share of the largest class, which a constant code reaches.
+        images: number of images.
+        contingency: counts int64 [codes, classes], on the CPU.
+        assignment: category -> class, min(codes, classes) pairs. Images of an unmatched category or class are errors.
+            A pair may have no images at all, if it is what remained.
     """
 
     accuracy: float
@@ -42,13 +40,13 @@ class ClusterAccuracy:
 
 
 def cluster_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int) -> ClusterAccuracy:
-    """Match the categories of a code to classes.
+    """Match the categories of a code to classes and measure the accuracy.
 
     Arguments:
-        predicted: int [N], each image's most probable category, 0 to codes - 1.
+        predicted: int [N], the most probable category of each image, 0 to codes - 1.
         labels: int [N], 0 to classes - 1.
 
-    Raises InputError where there are no images, not one label per image, or a number is out of range.
+    Raises InputError for no images, another number of labels than images, or values out of range.
     """
     predicted, labels = predicted.detach().cpu().long(), labels.detach().cpu().long()
     if not predicted.numel():
@@ -59,19 +57,19 @@ def cluster_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int
     for what, values, size in ("code", predicted, codes), ("label", labels, classes):
         low, high = int(values.min()), int(values.max())
         if low < 0 or high >= size:
-            wrong = low if low < 0 else high
-            raise InputError(f"matching codes to classes: a {what} is {wrong}, it must be from 0 to {size - 1}")
+            invalid = low if low < 0 else high
+            raise InputError(f"matching codes to classes: a {what} must be from 0 to {size - 1}, got {invalid}")
 
     table = _contingency(predicted, labels, codes, classes)
     assignment = _best_assignment(table)
-    chance = 0
+    shuffled_correct = 0
     for shuffle in range(SHUFFLES):
         shuffled = _contingency(predicted, labels[permutation(len(labels), "matching", shuffle)], codes, classes)
-        chance += _correct(shuffled, _best_assignment(shuffled))
+        shuffled_correct += _correct(shuffled, _best_assignment(shuffled))
     images = len(labels)
     return ClusterAccuracy(
         accuracy=_correct(table, assignment) / images,
-        baseline=max(chance / SHUFFLES, int(table.sum(0).max())) / images,
+        baseline=max(shuffled_correct / SHUFFLES, int(table.sum(0).max())) / images,
         images=images,
         contingency=table,
         assignment=assignment,

@@ -1,7 +1,7 @@
-"""Linear probe: how well a linear classifier tells the classes apart on features that were learned without labels.
+"""Linear probe: accuracy of a linear classifier on features that were learned without labels.
 
-Multinomial logistic regression with the usual ridge penalty (C = 1) on features scaled to mean 0 and variance 1 over
-the training images. Beside its accuracy stands that of answering always the class that is most frequent in training.
+The classifier is multinomial logistic regression with an L2 penalty (C = 1) on features standardised over the training
+images. The baseline is the accuracy of always predicting the most frequent class of the training images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ ITERATIONS = 2_000
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear classifier reaches.
+    """Result of a linear probe.
 
     Attributes:
-        accuracy: share of test images classified rightly, in [0, 1].
-        baseline: the same for answering always the training images' most frequent class.
-        train_images, images: how many it was fitted to and tested on.
-        note: what to know of the fit (that it did not converge), or None.
+        accuracy: share of test images classified correctly, in [0, 1].
+        baseline: accuracy of always predicting the most frequent training class.
+        train_images, images: number of training and test images.
+        warning: that the fit did not converge, or None.
     """
 
     accuracy: float
@@ -55,22 +55,22 @@ def linear_probe(
     Arguments:
         train_features, test_features: [N, n] and [M, n].
         train_labels, test_labels: int64 [N] and [M].
-        seed: where there are more than 10,000 training images, of which 10,000 are drawn.
-        iterations: at most so many; if they do not suffice the result's `note` says so.
+        seed: of the 10,000 training images drawn where there are more.
+        iterations: maximum number of iterations; if the fit does not converge, the result has a warning.
 
-    Raises InputError where there are no labels, fewer than two classes in training, no test images, or a feature that
-    is not finite.
+    Raises InputError for missing labels, fewer than two training classes, no test images, or features that are not
+    finite.
     """
     if train_labels is None or test_labels is None:
-        raise InputError("a linear probe needs labels, and this data has none: leave the probe out")
+        raise InputError("a linear probe needs labels, and this data set has none: omit the probe")
     if not len(test_features):
         raise InputError("a linear probe needs test images, and there are none")
     rows = permutation(len(train_features), seed, "probe")[:TRAIN_IMAGES]
     x, y = (value.detach().cpu()[rows] for value in (train_features.double(), train_labels))
-    fresh, truth = test_features.detach().cpu().double(), test_labels.cpu()
+    x_test, y_test = test_features.detach().cpu().double(), test_labels.cpu()
     if len(y.unique()) < 2:
         raise InputError(f"a linear probe needs two classes or more, and the {len(y)} training images have fewer")
-    if not bool(x.isfinite().all() and fresh.isfinite().all()):
+    if not bool(x.isfinite().all() and x_test.isfinite().all()):
         raise InputError("a linear probe needs finite features, and some are not")
 
     from sklearn.exceptions import ConvergenceWarning  # takes a second to import
@@ -82,41 +82,41 @@ def linear_probe(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier.fit(x.numpy(), y.numpy())
-    note = None
+    unconverged = None
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            note = f"the fit had not converged after {iterations} iterations: the accuracy may be too low"
+            unconverged = f"the fit did not converge in {iterations} iterations: the accuracy may be too low"
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    predicted = torch.from_numpy(classifier.predict(fresh.numpy()))
+    predicted = torch.from_numpy(classifier.predict(x_test.numpy()))
     return Probe(
-        accuracy=float((predicted == truth).double().mean()),
-        baseline=float((truth == y.mode().values).double().mean()),
+        accuracy=float((predicted == y_test).double().mean()),
+        baseline=float((y_test == y.mode().values).double().mean()),
         train_images=len(y),
-        images=len(truth),
-        warning=note,
+        images=len(y_test),
+        warning=unconverged,
     )
 
 
 def probe_latents(
     model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, monitor: Monitor = SILENT
 ) -> Probe:
-    """Linear probe of the posterior means: fitted on the training split, tested on images looked at before.
+    """Linear probe of the posterior means, fitted to the training split and tested on the images of `statistics`.
 
     Arguments:
         model: in evaluation mode.
-        train: the training split; of more than 10,000 images 10,000 are drawn by the seed.
-        statistics: of the images to test on.
-        seed: of that choice, and of the posterior's noise where it needs any.
+        train: the training split; where it has more than 10,000 images, 10,000 are drawn.
+        statistics: posterior moments of the test images.
+        seed: of that draw, and of the posterior's noise where it needs any.
         monitor: checked between batches.
 
-    Raises InputError as linear_probe does; for a conditional model too: its encoder is given the label.
+    Raises InputError as linear_probe does, and for a conditional model, whose encoder is given the label.
     """
     if model.classes:
-        raise InputError("a linear probe of a conditional model says nothing: its encoder is given the label")
+        raise InputError("a linear probe of a conditional model is meaningless: its encoder is given the label")
     if train.labels is None or statistics.labels is None:
-        raise InputError("a linear probe needs labels, and this data has none: leave the probe out")
+        raise InputError("a linear probe needs labels, and this data set has none: omit the probe")
     rows = permutation(len(train), seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
-    some = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
-    fitted = latent_statistics(model, some, seed=seed, monitor=monitor)
+    subset = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
+    fitted = latent_statistics(model, subset, seed=seed, monitor=monitor)
     return linear_probe(fitted.means, fitted.labels, statistics.means, statistics.labels, seed=seed)

@@ -1,14 +1,14 @@
-"""What a model's latent space holds: posterior moments of every image, active units, KL by dimension, pictures of them.
+"""Statistics of the latent space: posterior moments of every image, active units, KL by dimension, and their pictures.
 
-A unit i is active where its posterior mean depends on the image, Var_x(E_q[z_i | x]) > 0.01 (Burda et al. 2016, section
-5.2). KL by dimension is the mean over images of KL(N(m_i, v_i) || p_i) with m_i, v_i the posterior's mean and variance
-of z_i: exact where the posterior is Gaussian, else that of the normal with the same moments. With a prior that
-factorises, their sum is KL(q || p) less the dependence between dimensions within a Gaussian q (its total correlation),
-and equals it where q is diagonal.
+Unit i is active if its posterior mean depends on the image, Var_x(E_q[z_i | x]) > 0.01 (Burda et al. 2016, section
+5.2). KL by dimension is the mean over images of KL(N(m_i, v_i) || p_i), with m_i, v_i the posterior mean and variance
+of z_i: exact for a Gaussian posterior, otherwise that of the normal distribution with the same moments. With a
+factorised prior, the sum over dimensions is KL(q || p) minus the total correlation of a Gaussian q, and equal to it
+where q is diagonal.
 
-Where moments are known from S samples only, the mean's own noise v / S is taken out of Var_x and of (m - prior mean)^2,
-so that a unit that sleeps does not seem active; and the bias of log v, which for normal z is digamma((S - 1) / 2) -
-log((S - 1) / 2), out of the KL.
+Where moments are estimated from S samples, the variance v / S of the mean is subtracted from Var_x and from
+(m - prior mean)^2, so that an inactive unit does not appear active, and the bias of log v, which for normal z is
+digamma((S - 1) / 2) - log((S - 1) / 2), from the KL.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
 ACTIVE_THRESHOLD = 0.01  # Burda et al. 2016
-LATENTS_PER_CALL = 4_000  # latent samples that go through a flow at once
+LATENTS_PER_CALL = 4_000  # latent samples passed through a flow at once
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Posterior moments by image, all on the CPU in float64.
+    """Posterior moments per image, on the CPU in float64.
 
     Attributes:
         means, variances: of q(z | x), [N, d].
         draws: one sample of q(z | x), [N, d].
         prior_means, prior_variances: of p(z | c), [N, d].
-        labels: int64 [N], or None where the data has none.
-        samples: from how many samples moments were estimated; 0: they are exact.
+        labels: int64 [N], or None without labels.
+        samples: number of samples that moments were estimated from; 0: they are exact.
     """
 
     means: Tensor
@@ -59,19 +59,19 @@ class LatentStatistics:
 
     @property
     def mean_variances(self) -> Tensor:
-        """Var_x(E_q[z_i | x]) [d], divided by N; estimated from samples it can come out slightly below 0."""
+        """Var_x(E_q[z_i | x]) [d], normalised by N; slightly negative values are possible where it is estimated."""
         noise = self._noise
-        found = self.means.var(0, correction=0)
-        return found - noise.mean(0) if isinstance(noise, Tensor) else found
+        variances = self.means.var(0, correction=0)
+        return variances - noise.mean(0) if isinstance(noise, Tensor) else variances
 
     @property
     def active(self) -> Tensor:
-        """Which units are active, bool [d]."""
+        """Whether each unit is active, bool [d]."""
         return self.mean_variances > ACTIVE_THRESHOLD
 
     @property
     def active_units(self) -> int:
-        """How many units are active."""
+        """Number of active units."""
         return int(self.active.sum())
 
     @property
@@ -80,7 +80,9 @@ class LatentStatistics:
         distance = (self.means - self.prior_means).square() - self._noise
         ratio = self.variances / self.prior_variances
         log_ratio = ratio.log()
-        if self.samples:  # E[log of a sample variance] of normal z; DRAW's KL of thousandths of a nat would be all bias
+        if (
+            self.samples
+        ):  # bias of the log of a sample variance of normal z; it would dominate DRAW's KLs of about 0.001 nats
             half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64)
             log_ratio = log_ratio - (torch.digamma(half) - half.log())
         return 0.5 * (ratio + distance / self.prior_variances - 1 - log_ratio).mean(0)
@@ -100,23 +102,23 @@ def latent_statistics(
 
     Arguments:
         model: in evaluation mode.
-        split: which images.
-        seed: of the noise; an image's noise is its own, so neither `batch` nor other images change a number.
-        images: only the first so many; None: all.
-        batch: images at a time.
-        samples: from how many samples to estimate moments that q does not know in closed form.
+        split: the images.
+        seed: of the noise, which is keyed by image: neither `batch` nor other images change a result.
+        images: use the first so many; None: all.
+        batch: images per batch.
+        samples: number of samples to estimate moments from that q does not have in closed form.
         monitor: checked between batches, warned where memory ran out and `batch` was halved.
 
     Raises InputError for fewer than 2 samples.
     """
     if samples < 2:
-        raise InputError(f"latent_statistics: samples must be at least 2, to have a variance, got {samples}")
+        raise InputError(f"latent_statistics: samples must be at least 2 to estimate a variance, got {samples}")
     count = len(split) if images is None else min(images, len(split))
     if not count:
-        raise InputError(f"latent_statistics: {split.name} has no images to look at")
+        raise InputError(f"latent_statistics: the {split.name} split has no images")
     estimated = False
 
-    def work(start: int, end: int, at_once: int) -> tuple[Tensor, ...]:
+    def compute(start: int, end: int, batch_size: int) -> tuple[Tensor, ...]:
         nonlocal estimated
         monitor.check()
         part = split.batch(start, end)
@@ -126,12 +128,12 @@ def latent_statistics(
         estimated = not q.exact_moments
         mean, variance, draw = _sampled_moments(joint, q, samples) if estimated else _moments(joint, q)
         prior = joint.prior
-        found = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
-        return tuple(value.cpu().double() for value in found)
+        values = (mean, variance, draw, prior.mean, torch.exp(prior.log_variance))  # type: ignore[attr-defined]
+        return tuple(value.cpu().double() for value in values)
 
-    what = f"posterior moments of {split.name}"
+    task = f"posterior moments of {split.name}"
     with torch.no_grad():
-        parts = list(adaptive_batches(count, batch, work, monitor=monitor, what=what, setting="evaluation.images"))
+        parts = list(adaptive_batches(count, batch, compute, monitor=monitor, task=task, setting="evaluation.images"))
     means, variances, draws, prior_means, prior_variances = (torch.cat(column) for column in zip(*parts, strict=True))
     return LatentStatistics(
         means,
@@ -150,9 +152,9 @@ def _moments(joint: Joint, q: LatentDistribution) -> tuple[Tensor, Tensor, Tenso
 
 
 def _sampled_moments(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, unbiased variance and the first of S samples of q, each [B, d]."""
+    """Mean, unbiased variance and the first of `samples` samples of q, each [B, d]."""
     noise = joint.noise("latent", samples)
-    z = torch.cat([q.transform(some)[0] for some in noise.split(max(1, LATENTS_PER_CALL // noise.shape[1]))])
+    z = torch.cat([q.transform(chunk)[0] for chunk in noise.split(max(1, LATENTS_PER_CALL // noise.shape[1]))])
     return z.mean(0), z.var(0), z[0]
 
 
@@ -160,36 +162,36 @@ def _sampled_moments(joint: Joint, q: LatentDistribution, samples: int) -> tuple
 
 
 def latent_pictures(statistics: LatentStatistics, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Pictures [3, H, W] in [0, 1] by name: kl_by_dimension; where d = 2 also posterior_means and aggregate_posterior.
+    """Pictures [3, H, W] in [0, 1] by name: kl_by_dimension, and for d = 2 posterior_means and aggregate_posterior.
 
     Arguments:
-        statistics: what to show.
+        statistics: the moments to show.
         names: of the classes; None: their numbers.
     """
-    found = {"kl_by_dimension": kl_chart(statistics)}
+    pictures = {"kl_by_dimension": kl_chart(statistics)}
     if statistics.means.shape[1] == 2:
-        found["posterior_means"] = latent_scatter(statistics, statistics.means, "posterior means", names)
-        found["aggregate_posterior"] = latent_scatter(
-            statistics, statistics.draws, "aggregate posterior, one sample an image", names
+        pictures["posterior_means"] = latent_scatter(statistics, statistics.means, "posterior means", names)
+        pictures["aggregate_posterior"] = latent_scatter(
+            statistics, statistics.draws, "aggregate posterior, one sample per image", names
         )
-    return found
+    return pictures
 
 
 def kl_chart(statistics: LatentStatistics) -> Tensor:
-    """KL of each dimension, the largest first, active units apart from the others: [3, H, W].
+    """Bar chart of the KL of each dimension, the largest first, active and inactive units in two colours: [3, H, W].
 
-    Of the marginals, as normal ones: where q's dimensions depend on each other their sum is less than the KL of q.
+    It shows the KL of normal marginals: where q's dimensions are dependent, their sum is less than the KL of q.
     """
     kl, active = statistics.kl, statistics.active.tolist()
     order = torch.argsort(kl, descending=True).tolist()
     bars = {str(i): {"active" if active[i] else "inactive": float(kl[i])} for i in order}
-    of = f"{statistics.active_units} of {len(order)} units active, sum {float(kl.sum()):.2f} nats"
-    how = f", moments from {statistics.samples} samples" if statistics.samples else ""
+    summary = f"{statistics.active_units} of {len(order)} units active, sum {float(kl.sum()):.2f} nats"
+    estimate = f", moments from {statistics.samples} samples" if statistics.samples else ""
     return bar_chart(
         bars,
         xlabel="latent dimension, sorted by KL",
         ylabel="nats",
-        title=f"KL of q's marginals by dimension, mean over {len(statistics.means)} images{how}: {of}",
+        title=f"KL of q's marginals by dimension, mean over {len(statistics.means)} images{estimate}: {summary}",
         stacked=True,
     )
 
@@ -197,21 +199,21 @@ def kl_chart(statistics: LatentStatistics) -> Tensor:
 def latent_scatter(
     statistics: LatentStatistics, points: Tensor, title: str, names: Sequence[str] | None = None
 ) -> Tensor:
-    """Points [N, 2] of a two-dimensional latent space by label, the prior's circles over them.
+    """Scatter plot of points [N, 2] in a two-dimensional latent space, coloured by label, with contours of the prior.
 
-    The circles are at 1 and 2 standard deviations; with a conditional prior they are ellipses, one pair a class in its
+    The contours are at 1 and 2 standard deviations; a conditional prior has a pair of ellipses per class, in its
     colour. Raises InputError unless d = 2.
     """
     if statistics.means.shape[1] != 2:
-        raise InputError(f"a picture of the plane needs model.latent_dim=2, this model has {statistics.means.shape[1]}")
+        raise InputError(f"a latent scatter plot needs model.latent_dim=2, got {statistics.means.shape[1]}")
     priors = torch.cat([statistics.prior_means, statistics.prior_variances.sqrt()], 1)
-    distinct, where = priors.unique(dim=0, return_inverse=True)
+    distinct, prior_of_image = priors.unique(dim=0, return_inverse=True)
     ellipses = []
-    for number, (x, y, wide, high) in enumerate(distinct.tolist()):
+    for number, (x, y, width, height) in enumerate(distinct.tolist()):
         colour = None
         if len(distinct) > 1 and statistics.labels is not None:
-            colour = int(statistics.labels[where == number][0])
-        ellipses += [Ellipse((x, y), (r * wide, r * high), colour) for r in (1.0, 2.0)]
+            colour = int(statistics.labels[prior_of_image == number][0])
+        ellipses += [Ellipse((x, y), (r * width, r * height), colour) for r in (1.0, 2.0)]
     return scatter(
         points,
         title=f"{title}, {len(points)} images; lines: the prior at 1 and 2 standard deviations",

@@ -1,13 +1,13 @@
-"""Walks through a generator's noise: interpolation, vector arithmetic, sweeps of a code, a grid of classes.
+"""Latent traversals of a generator: interpolation, vector arithmetic and sweeps of a code.
 
-A generative model is seen as `generate(noise [N, n], c [N, classes] or None) -> images [N, C, H, W] in [0, 1]` with
-standard normal noise. Sample number i has noise that depends on i and n only (`sample_noise`); numbers 0 to 99 are the
-tiles of the picture `samples`, row by row, so that what is seen there can be named here.
+A generative model is a function `generate(noise [N, n], c [N, classes] or None) -> images [N, C, H, W] in [0, 1]` of
+standard normal noise. The noise of sample i depends on i and n only (`sample_noise`); samples 0 to 99 are the tiles of
+the picture `samples`, row by row, so that users can refer to what they see there.
 
 In n dimensions standard normal noise lies near a sphere of radius sqrt(n). A straight line between two samples leaves
-it: its middle has a norm of about sqrt(n / 2), where the generator has hardly been trained (White 2016, section 2.1).
+it: its midpoint has a norm of about sqrt(n / 2), where the generator has hardly been trained (White 2016, section 2.1).
 Interpolation therefore follows great circles (Shoemake 1985), and the mean noise of a set of m samples, which is about
-sqrt(m) times too short, is put back on the shell. Vector arithmetic takes means as they are (Radford et al. 2016,
+sqrt(m) times too short, is rescaled to the sphere. Vector arithmetic uses the means as they are (Radford et al. 2016,
 section 6.3.2): the signed sum of three means of three samples each is as long as one sample.
 
 Pictures are grids [channels, height, width] in [0, 1].
@@ -33,13 +33,13 @@ GenerateWithCode = Callable[[Tensor, int, Tensor], Tensor]
 Sets = Mapping[str, Sequence[int]]
 
 NEIGHBOUR_DISTANCE = 0.25  # half the width of the uniform noise around a result (Radford et al. 2016, figure 7)
-BLOCK_SIDE = 3  # columns of that figure's block: the result in the middle of 3 x 3
-BLANK_GREY = 0.5  # what `grid` paints between tiles
+BLOCK_SIDE = 3  # side of that figure's block: the result in the middle of 3 x 3
+BLANK_GREY = 0.5  # the grey that `grid` paints between tiles
 MAX_CATEGORIES = 20
 CONTINUOUS_VALUES, CONTINUOUS_LIMIT = 10, 2.0  # values from -2 to 2 (Chen et al. 2016, figure 2)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_NUMBER = re.compile(r"[0-9]{1,18}")  # below 2^63, as all numbers of settings
+_NUMBER = re.compile(r"[0-9]{1,18}")  # below 2^63, like all numbers in settings
 _TOKEN = re.compile(r"[+-]|[^\s+-]+")
 
 
@@ -47,40 +47,42 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Spherical interpolation [T, n] from a [n] at t = 0 to b [n] at t = 1, at t [T] in [0, 1].
 
     The direction moves along the great circle at constant angular speed, cos(t w) u + sin(t w) e with u = a / |a|, e
-    the unit vector at right angles to u in the plane of a and b, and w their angle; the norm moves linearly from |a| to
-    |b|. (With Shoemake's weights sin((1 - t) w) / sin w and sin(t w) / sin w on a and b themselves, as White 2016 has
-    it, the norm would not be linear unless |a| = |b|; there the two agree.) End points are a and b to the last bit.
+    the unit vector orthogonal to u in the plane of a and b, and w their angle; the norm changes linearly from |a| to
+    |b|. (Shoemake's weights sin((1 - t) w) / sin w and sin(t w) / sin w on a and b themselves, as in White 2016, give a
+    linear norm only for |a| = |b|, where the two agree.) The end points are a and b to the last bit.
 
-    Where a and b span no plane, being parallel, opposite, or zero, it is the straight line: for parallel ones that is
-    the limit, while opposite ones (all there can be at n = 1, besides parallel ones) have no great circle of their own.
+    Where a and b do not span a plane (parallel, opposite or zero), the path is the straight line. For parallel vectors
+    that is the limit; opposite ones have no unique great circle.
     """
-    at = t.to(a).unsqueeze(-1)
+    t = t.to(a).unsqueeze(-1)
     start, end = a.norm(), b.norm()
-    path = a + at * (b - a)
+    path = a + t * (b - a)
     u, v = a / start, b / end
     cosine = u @ v
-    across = v - cosine * u
-    sine = across.norm()
-    # Below it line and circle agree to rounding, and e is mostly noise; of a zero vector the sine is NaN, which is not
-    # above it either.
+    orthogonal = v - cosine * u
+    sine = orthogonal.norm()
+    # Below the threshold line and circle agree to rounding, and e is mostly noise. The sine of a zero vector is NaN,
+    # which is not above the threshold either.
     if sine > torch.finfo(a.dtype).eps ** 0.5:
         angle = torch.atan2(sine, cosine)
-        direction = torch.cos(at * angle) * u + torch.sin(at * angle) * (across / sine)
-        path = (start + at * (end - start)) * direction
-    return torch.where(at == 0, a, torch.where(at == 1, b, path))
+        direction = torch.cos(t * angle) * u + torch.sin(t * angle) * (orthogonal / sine)
+        path = (start + t * (end - start)) * direction
+    return torch.where(t == 0, a, torch.where(t == 1, b, path))
 
 
 def parse_sets(sets: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
-    """Named sets of sample numbers, checked.
+    """Validate named sets of sample numbers.
 
-    Raises InputError for a name that is not letters, digits and _ (a digit not first: that would be a sample number),
-    and for anything but a list of one or more whole numbers of at least 0.
+    Raises InputError for names that are not identifiers (a leading digit would be a sample number), and for anything
+    but a list of one or more non-negative integers.
     """
     parsed = {}
     for name, members in sets.items():
         where = f"evaluation.sets.{' '.join(str(name).split())}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(f"{where}: a set's name is made of letters, digits and _, and does not begin with a digit")
+            raise InputError(
+                f"{where}: a set's name consists of letters, digits and _, and does not start with a digit"
+            )
         if not isinstance(members, Sequence) or isinstance(members, str) or not len(members):
             raise InputError(f"{where} must be a list of one or more sample numbers (such as [0, 4]), got {members!r}")
         for number in members:
@@ -90,27 +92,29 @@ def parse_sets(sets: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
     return parsed
 
 
-def parse_waypoints(stops: Sequence[str | int], sets: Sets) -> list[str | int]:
-    """The stops of an interpolation, checked: sample numbers and names of sets.
+def parse_waypoints(waypoints: Sequence[str | int], sets: Sets) -> list[str | int]:
+    """Validate the waypoints of an interpolation: sample numbers and names of sets.
 
-    Raises InputError for fewer than two, a name that no set has, or a number that is not whole and at least 0.
+    Raises InputError for fewer than two, the name of an unknown set, or a number that is not a non-negative integer.
     """
-    if isinstance(stops, str) or len(stops) < 2:
-        raise InputError(f"evaluation.interpolation needs a list of two or more sets or sample numbers, got {stops!r}")
-    return [_operand(stop, sets, "evaluation.interpolation") for stop in stops]
+    if isinstance(waypoints, str) or len(waypoints) < 2:
+        raise InputError(
+            f"evaluation.interpolation needs a list of two or more sets or sample numbers, got {waypoints!r}"
+        )
+    return [_operand(waypoint, sets, "evaluation.interpolation") for waypoint in waypoints]
 
 
 def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]:
-    """The terms (sign, set's name or sample number) of names and numbers joined by + and -; a sign may come first.
+    """Parse names and numbers joined by + and - (a leading sign is allowed) into (sign, name or sample number) terms.
 
-    Raises InputError, naming the token, for anything else, and for a name that no set has.
+    Raises InputError, quoting the token, for anything else and for the name of an unknown set.
     """
     where, terms, sign = "evaluation.arithmetic", list[tuple[int, str | int]](), 0
-    if not isinstance(expression, str):  # OmegaConf lets a list stand where its list has texts
+    if not isinstance(expression, str):  # OmegaConf accepts a list as an element of a list of texts
         raise InputError(f"{where} is a list of texts such as smiling - neutral + 7, got {expression!r} in it")
     tokens = _TOKEN.findall(expression)
     if not tokens:
-        raise InputError(f"{where} is empty: join sets and sample numbers by + and -, such as smiling - neutral + 7")
+        raise InputError(f"{where} is empty: join sets and sample numbers with + and -, such as smiling - neutral + 7")
     for token in tokens:
         if token in ("+", "-"):
             if sign:
@@ -129,31 +133,31 @@ def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]
 
 def interpolation(
     generate: Generate,
-    stops: Sequence[str | int],
+    waypoints: Sequence[str | int],
     sets: Sets,
     n: int,
     like: Tensor,
     steps: int = 8,
     c: Tensor | None = None,
 ) -> Tensor:
-    """A picture of the way from stop to stop: a row for each pair of neighbours, `steps` columns with both ends.
+    """Picture of the path from waypoint to waypoint: a row per pair of neighbours, `steps` columns with both ends.
 
     Arguments:
-        stops: sample numbers and names of sets. A set stands for the mean noise of its members, rescaled to the mean of
-            their norms, so that it lies on the shell where samples lie; a set of one is that sample.
-        sets: as from `parse_sets`.
-        n: latent numbers of a sample.
-        like: a tensor whose dtype and device are used.
-        c: the label [classes] of all tiles, of a conditional model.
+        waypoints: sample numbers and names of sets. A set stands for the mean noise of its members, rescaled to the
+            mean of their norms, so that it lies on the sphere of the samples; a set of one is that sample.
+        sets: from `parse_sets`.
+        n: dimensions of the noise.
+        like: a tensor with the dtype and device to use.
+        c: the label [classes] of all tiles, for a conditional model.
 
     Raises InputError as `parse_stops` does, and for fewer than two steps.
     """
-    found = parse_waypoints(stops, sets)
+    waypoints = parse_waypoints(waypoints, sets)
     if steps < 2:
         raise InputError(f"evaluation.interpolation needs at least 2 steps, for its two ends, got {steps}")
-    places = [_on_shell(sample_noise(_members(stop, sets), n, like)) for stop in found]
+    points = [_on_sphere(sample_noise(_members(waypoint, sets), n, like)) for waypoint in waypoints]
     t = torch.linspace(0, 1, steps, dtype=like.dtype, device=like.device)
-    noise = [slerp(a, b, t) for a, b in pairwise(places)]
+    noise = [slerp(a, b, t) for a, b in pairwise(points)]
     return grid(_images(generate, torch.cat(noise), c), steps)
 
 
@@ -162,19 +166,19 @@ def arithmetic(
 ) -> tuple[Tensor, str]:
     """Vector arithmetic on mean noise (Radford et al. 2016, section 6.3.2 and figure 7), such as smiling - neutral + 7.
 
-    The result is the signed sum of the operands' mean noises, as they are. Three tiles a row:
+    The result is the signed sum of the operands' mean noises, not rescaled. The picture has three tiles per row:
 
-    * first the operands in the expression's order, each the image of its mean noise (without the sign), the last row
-      filled up with blank tiles in the colour between tiles;
-    * then three rows: the result in the middle, and around it the images of the result plus noise from U(-0.25, 0.25)
-      in every dimension, the same eight for every expression. (In the paper the prior is U(-1, 1); against standard
-      normal noise the same numbers are a smaller step.)
+    * first the operands in the order of the expression, each the image of its mean noise (without the sign), padded
+      with blank tiles to a full row;
+    * then three rows with the result in the middle, surrounded by images of the result plus noise from U(-0.25, 0.25)
+      in every dimension, the same eight for every expression. (The paper's prior is U(-1, 1); relative to standard
+      normal noise the same perturbation is smaller.)
 
     Arguments:
-        expression, sets: as for `parse_expression`, and as from `parse_sets`.
-        n, like, c: as for `interpolation`.
+        expression, sets: see `parse_expression` and `parse_sets`.
+        n, like, c: see `interpolation`.
 
-    Returns the picture, and the expression in even spacing. Raises InputError as `parse_expression` does.
+    Returns the picture and the normalised expression. Raises InputError as `parse_expression` does.
     """
     terms = parse_expression(expression, sets)
     means = torch.stack([sample_noise(_members(operand, sets), n, like).mean(0) for _, operand in terms])
@@ -195,27 +199,27 @@ def arithmetic(
 def code_values(categories: int | None, like: Tensor) -> Tensor:
     """The values of a code to show, on the device of `like`.
 
-    Of a categorical code its categories as int64, the first 20 at most; of a continuous one (None) ten values from -2
-    to 2 in the dtype of `like`: beyond its prior U(-1, 1), to show how it extrapolates (Chen et al. 2016, figure 2).
+    For a categorical code its categories as int64, at most the first 20; for a continuous one (None) ten values from -2
+    to 2 in the dtype of `like`, beyond its prior U(-1, 1) to show how it extrapolates (Chen et al. 2016, figure 2).
     """
     if categories is None:
-        reach = CONTINUOUS_LIMIT
-        return torch.linspace(-reach, reach, CONTINUOUS_VALUES, dtype=like.dtype, device=like.device)
+        limit = CONTINUOUS_LIMIT
+        return torch.linspace(-limit, limit, CONTINUOUS_VALUES, dtype=like.dtype, device=like.device)
     return torch.arange(min(categories, MAX_CATEGORIES), device=like.device)
 
 
 def code_sweep(
     generate_with_code: GenerateWithCode, index: int, values: Tensor, n: int, like: Tensor, rows: int = 10
 ) -> Tensor:
-    """A picture of one code (Chen et al. 2016, figure 2): left to right its values, row by row different noise.
+    """Picture of one code (Chen et al. 2016, figure 2): a column per value, a row per noise vector.
 
-    Along a row all else is fixed, so what changes is the code's doing; row i is sample number i but for the code.
+    Within a row only the code changes; row i is sample i but for the code.
 
     Arguments:
-        generate_with_code: noise [N, n], the code's index, its values [N] -> images [N, C, H, W] in [0, 1].
-        index: which code.
-        values: [V], as from `code_values`: the columns.
-        n, like: as for `interpolation`.
+        generate_with_code: noise [N, n], index of the code, its values [N] -> images [N, C, H, W] in [0, 1].
+        index: of the code.
+        values: [V], from `code_values`.
+        n, like: see `interpolation`.
     """
     noise = sample_noise(range(rows), n, like).repeat_interleave(len(values), 0)
     with torch.no_grad():
@@ -231,8 +235,8 @@ def _members(operand: str | int, sets: Sets) -> Sequence[int]:
     return sets[operand] if isinstance(operand, str) else [operand]
 
 
-def _on_shell(noise: Tensor) -> Tensor:
-    """The mean [n] of noise [m, n] with its norm replaced by the mean of the m norms; of m = 1 the same numbers."""
+def _on_sphere(noise: Tensor) -> Tensor:
+    """The mean [n] of noise [m, n], rescaled to the mean of the m norms; for m = 1 the very same numbers."""
     if len(noise) == 1:
         return noise[0]
     mean = noise.mean(0)
@@ -244,7 +248,7 @@ def _is_sample_number(value: object) -> bool:
 
 
 def _operand(word: object, sets: Sets, where: str) -> str | int:
-    """A sample number, or a name that a set has."""
+    """Parse a sample number or the name of a set."""
     if isinstance(word, str):
         if _NUMBER.fullmatch(word):
             return int(word)
@@ -253,8 +257,8 @@ def _operand(word: object, sets: Sets, where: str) -> str | int:
         if _NAME.fullmatch(word):
             close = difflib.get_close_matches(word, list(sets), n=1, cutoff=0.6)
             hint = f"did you mean {close[0]}? " if close else ""
-            known = f"there are: {', '.join(sets)}" if sets else "there are none: name them under evaluation.sets"
-            raise InputError(f"{where}: no set is called {word!r}; {hint}{known}")
+            known = f"known sets: {', '.join(sets)}" if sets else "define sets under evaluation.sets"
+            raise InputError(f"{where}: unknown set {word!r}; {hint}{known}")
     elif isinstance(word, int) and _is_sample_number(word):
         return word
-    raise InputError(f"{where}: {word!r} is neither a set's name nor a sample number (a whole number of at least 0)")
+    raise InputError(f"{where}: {word!r} is neither the name of a set nor a sample number (0, 1, 2, ...)")

@@ -1,4 +1,4 @@
-"""Adam with a learning rate and a step count for each image: torch's own has one of each for a whole tensor."""
+"""Adam with a learning rate and a step count per image, where torch's has one of each per tensor."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class PerImageAdam:
-    """Adam (Kingma & Ba 2015, algorithm 1) that ascends, with a learning rate and a step count for each image.
+    """Gradient ascent by Adam (Kingma & Ba 2015, algorithm 1) with a learning rate and a step count per image.
 
     Arguments:
-        leaves: parameters [B, ...], changed in place.
-        rate: learning rate [B].
+        leaves: parameters [B, ...], updated in place.
+        rate: learning rates [B].
     """
 
     DECAYS = (0.9, 0.999)
@@ -22,7 +22,7 @@ class PerImageAdam:
         self.first, self.second = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
 
     def step(self, gradients: tuple[Tensor, ...]) -> None:
-        """One step along the gradients of the leaves."""
+        """Update the leaves along their gradients."""
         self.count += 1
         a, b = self.DECAYS
         for leaf, gradient, first, second in zip(self.leaves, gradients, self.first, self.second, strict=True):
@@ -32,7 +32,7 @@ class PerImageAdam:
             leaf += rate * (first / (1 - a**count)) / ((second / (1 - b**count)).sqrt() + self.EPSILON)
 
     def restart(self, rows: Tensor, values: list[Tensor]) -> None:
-        """Put these rows (a mask [B]) to `values` [rows, ...] with a tenth of the learning rate and no memory."""
+        """Set these rows (a mask [B]) to `values`, with a tenth of the learning rate and new moments."""
         self.rate[rows] /= 10
         self.count[rows] = 0
         for leaf, value, *moments in zip(self.leaves, values, self.first, self.second, strict=True):
@@ -41,7 +41,7 @@ class PerImageAdam:
                 moment[rows] = 0
 
     def select(self, rows: Tensor, leaves: list[Tensor]) -> None:
-        """Go on with these rows (a mask [B]) alone; `leaves` are the tensors that take their place."""
+        """Drop all rows but these (a mask [B]); `leaves` are the smaller tensors to continue with."""
         for new, old in zip(leaves, self.leaves, strict=True):
             new.copy_(old[rows])
         self.leaves, self.rate, self.count = leaves, self.rate[rows], self.count[rows]

@@ -1,21 +1,23 @@
 """Annealed importance sampling (Neal 2001; Wu et al. 2017) and bidirectional Monte Carlo (Grosse et al. 2015).
 
-Between the prior f_0 = p(z | c) and f_T = p(z | c) p(x | z, c) stand f_t = p(z | c) p(x | z, c)^beta_t. A chain starts
-at an exact sample z_0 of the prior; z_t comes from z_{t-1} by a kernel that leaves f_t invariant, t = 1 ... T-1. With
+The path from the prior f_0 = p(z | c) to f_T = p(z | c) p(x | z, c) is f_t = p(z | c) p(x | z, c)^beta_t. A chain
+starts at an exact sample z_0 of the prior; z_t is drawn from z_{t-1} by a kernel that leaves f_t invariant, t = 1 ...
+T-1. With
 
     log w = sum_{t=1}^T (beta_t - beta_{t-1}) log p(x | z_{t-1}, c),    E[w] = p(x | c)    (Neal 2001, section 2),
 
-so by Jensen the log of the mean of w over chains is in expectation a lower bound of log p(x | c), for any T and chains.
+so by Jensen's inequality the log of the mean of w over chains is a lower bound of log p(x | c) in expectation, for any
+T and any number of chains.
 
-The same path backwards: z_{T-1} an exact sample of the posterior, z_{t-1} from z_t by the reversal of kernel t (for HMC
-the kernel itself), and the same log w. Then E[1/w] = 1/p(x | c), and minus the log of the mean of 1/w is in expectation
-an upper bound (Grosse et al. 2015, "Sandwiching the marginal likelihood"). The mean over chains may be taken although
-all chains of an image start at one posterior sample: E[1/w] is right for each of them, and Jensen's inequality asks for
-no independence. Of a real image no exact posterior sample is known; of one drawn from the model, z ~ p(z | c) and then
-x ~ p(x | z, c), z is one.
+The reverse run starts at an exact sample z_{T-1} of the posterior and draws z_{t-1} from z_t by the reversal of kernel
+t (for HMC the kernel itself), with the same log w. Then E[1/w] = 1/p(x | c), and minus the log of the mean of 1/w is an
+upper bound in expectation (Grosse et al. 2015, "Sandwiching the marginal likelihood"). Averaging over chains is valid
+although all chains of an image start at one posterior sample: E[1/w] holds for each of them, and Jensen's inequality
+does not require independence. No exact posterior sample of a real image is known; for an image drawn from the model, z
+~ p(z | c) and then x ~ p(x | z, c), z is one.
 
-Both need kernels fixed beforehand: a step size that follows its own chain's acceptance leaves nothing invariant. So
-step sizes come from a pilot run with noise of its own, which sees x and no more, and stay fixed in the reported runs.
+Both directions need kernels fixed beforehand: a step size adapted to its own chain's acceptance leaves no density
+invariant. Step sizes therefore come from a pilot run with separate noise, which sees x only, and stay fixed afterwards.
 """
 
 from __future__ import annotations
@@ -41,33 +43,33 @@ from vaerun.randomness import ImageNoise, derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
 
 SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
-PILOT_CHAINS = 4  # an acceptance averaged over 4 chains is known to about 0.15, which moves the step size by as much
-PILOT_SEARCH = 30  # transitions at the first temperature: enough to change the step size by a factor of 10^4
-PILOT_TRANSITIONS = 200  # at least, over all temperatures: where these are few, several at each
+PILOT_CHAINS = 4  # an acceptance averaged over 4 chains has a standard error of about 0.15, and the log step size too
+PILOT_SEARCH = 30  # extra transitions at the first temperature: enough to change the step size by a factor of 10^4
+PILOT_TRANSITIONS = 200  # minimum over all temperatures: where these are few, several transitions at each
 PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
-PILOT_GRID = 0.1  # of log step size: on a grid, rounding errors are not fed back and grow into other step sizes
+PILOT_GRID = 0.1  # of log step size: snapping to a grid keeps rounding errors from being fed back and growing
 
 
 def _check_range(key: str, value: Any, upper: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < upper:
-        wanted = "a number above 0" if upper == math.inf else f"a number between 0 and {upper:g}"
-        raise InputError(f"evaluation.annealing.{key} must be {wanted}, got {value}")
+        range_ = "a number above 0" if upper == math.inf else f"a number between 0 and {upper:g}"
+        raise InputError(f"evaluation.annealing.{key} must be {range_}, got {value}")
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How to anneal.
+    """Settings of annealed importance sampling.
 
     For the same number of gradients, many temperatures with short trajectories beat few with long ones: on pPCA (MNIST,
     d = 16) the mean absolute error was 0.12 nats with 2500 x 2 leapfrog steps and 0.53 with 500 x 10.
 
     Attributes:
-        temperatures: T, the steps from beta = 0 to beta = 1; T - 1 transitions lie between them.
+        temperatures: T, the number of increments from beta = 0 to beta = 1, with T - 1 transitions between them.
         chains: K per image.
         leapfrog_steps: per transition.
-        step_size: of the leapfrog; where the pilot run's search starts if `adapt`.
-        acceptance: the mean acceptance that the pilot run aims at.
-        adapt: fit the step size to each image and temperature; else it is `step_size` throughout.
+        step_size: of the leapfrog integrator; the pilot run's initial value if `adapt`.
+        acceptance: the pilot run's target acceptance.
+        adapt: tune the step size to each image and temperature; otherwise it is `step_size` throughout.
 
     Raises InputError, naming the key, for a value out of range.
     """
@@ -90,39 +92,42 @@ class Annealing:
     @property
     def betas(self) -> list[float]:
         """beta_0 = 0 < ... < beta_T = 1, sigmoidal: dense at both ends (Wu et al. 2017)."""
-        at = torch.linspace(-SHARPNESS, SHARPNESS, self.temperatures + 1, dtype=torch.float64).sigmoid()
-        return ((at - at[0]) / (at[-1] - at[0])).tolist()
+        s = torch.linspace(-SHARPNESS, SHARPNESS, self.temperatures + 1, dtype=torch.float64).sigmoid()
+        return ((s - s[0]) / (s[-1] - s[0])).tolist()
 
 
 def sample_prior(joint: Joint, noise: ImageNoise, stream: str, chains: int) -> Tensor:
-    """z ~ p(z | c), [K, B, d]."""
+    """Exact samples z ~ p(z | c), [K, B, d]."""
     return joint.prior.transform(noise(f"{stream}/start", chains)[..., :-LOG_UNIFORM])[0]
 
 
 def tune_step_sizes(joint: Joint, noise: ImageNoise, annealing: Annealing, monitor: Monitor = SILENT) -> Tensor:
-    """Step sizes [T - 1, B], one for each transition and image, by a pilot run from the prior.
+    """Step sizes [T - 1, B] for each transition and image, from a pilot run that starts at the prior.
 
-    After each transition log step size += gain (acceptance - target), acceptance averaged over the pilot's chains.
-    The result depends on x and the pilot's noise, on nothing that the reported runs draw.
+    After each transition, log step size += gain (acceptance - target), with the acceptance averaged over the pilot's
+    chains. The result depends on x and the pilot's noise only, not on anything that the reported runs draw.
     """
     temperatures = annealing.betas[1:-1]
     log_step = torch.full((len(joint.x),), math.log(annealing.step_size), dtype=noise.dtype, device=noise.device)
-    found = log_step.repeat(len(temperatures), 1)
+    log_steps = log_step.repeat(len(temperatures), 1)
     if not annealing.adapt or not temperatures:
-        return found.exp()
-    each = math.ceil(PILOT_TRANSITIONS / len(temperatures))
-    numbers = transition_noise(noise, "pilot", PILOT_CHAINS, PILOT_SEARCH + each * len(temperatures))
+        return log_steps.exp()
+    repeats = math.ceil(PILOT_TRANSITIONS / len(temperatures))
+    transition_noises = transition_noise(noise, "pilot", PILOT_CHAINS, PILOT_SEARCH + repeats * len(temperatures))
     target = Target(joint)
     state = target(sample_prior(joint, noise, "pilot", PILOT_CHAINS))
     for t, beta in enumerate(temperatures):
-        used = []
-        for _ in range(each if t else PILOT_SEARCH + each):
+        tried = []
+        for _ in range(repeats if t else PILOT_SEARCH + repeats):
             monitor.check()
-            used.append((log_step / PILOT_GRID).round() * PILOT_GRID)
-            state, accepted = transition(target, state, next(numbers), beta, used[-1].exp(), annealing.leapfrog_steps)
-            log_step = log_step + PILOT_GAIN * (accepted.mean(0) - annealing.acceptance)
-        found[t] = torch.stack(used[-math.ceil(each / 2) :]).mean(0)  # the first half still comes from elsewhere
-    return found.exp()
+            tried.append((log_step / PILOT_GRID).round() * PILOT_GRID)
+            step_size = tried[-1].exp()
+            state, acceptance = transition(
+                target, state, next(transition_noises), beta, step_size, annealing.leapfrog_steps
+            )
+            log_step = log_step + PILOT_GAIN * (acceptance.mean(0) - annealing.acceptance)
+        log_steps[t] = torch.stack(tried[-math.ceil(repeats / 2) :]).mean(0)  # the first half is burn-in
+    return log_steps.exp()
 
 
 def anneal(
@@ -133,14 +138,14 @@ def anneal(
     posterior: Tensor | None = None,
     monitor: Monitor = SILENT,
 ) -> tuple[Tensor, Tensor]:
-    """log w [K, B] (nats, float64) and the mean acceptance [B] of one run, forwards or backwards.
+    """log w [K, B] (nats, float64) and the mean acceptance [B] of one run, forward or reverse.
 
     Arguments:
         joint: log p(x, z | c) of a batch.
         noise: of these images, d + LOG_UNIFORM numbers each.
-        annealing: how.
-        step_sizes: [T - 1, B], of `tune`.
-        posterior: None: forwards from the prior. An exact posterior sample [B, d]: backwards from it.
+        annealing: the settings.
+        step_sizes: [T - 1, B], from tune_step_sizes.
+        posterior: None for a forward run from the prior; an exact posterior sample [B, d] for a reverse run from it.
         monitor: checked before each transition.
     """
     chains, temperatures = annealing.chains, annealing.betas[1:-1]
@@ -155,22 +160,22 @@ def anneal(
     state = target(start)
     log_weight = increments[0] * state.log_likelihood.to(accumulator)
     acceptance = torch.zeros(len(joint.x), dtype=accumulator, device=start.device)
-    numbers = transition_noise(noise, stream, chains, len(temperatures))
-    for increment, beta, step_size, drawn in zip(increments[1:], temperatures, step_sizes, numbers, strict=True):
+    noises = transition_noise(noise, stream, chains, len(temperatures))
+    for increment, beta, step_size, step_noise in zip(increments[1:], temperatures, step_sizes, noises, strict=True):
         monitor.check()
-        state, accepted = transition(target, state, drawn, beta, step_size, annealing.leapfrog_steps)
+        state, accepted = transition(target, state, step_noise, beta, step_size, annealing.leapfrog_steps)
         log_weight += increment * state.log_likelihood.to(accumulator)
         acceptance += accepted.mean(0)
     return log_weight, acceptance / len(temperatures) if temperatures else torch.ones_like(acceptance)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """[K, B] -> [B]."""
+    """log of the mean of exp over the first dimension: [K, B] -> [B]."""
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
 def effective_chains(log_weight: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 over chains, between 1 and K, or 0 where all weights are 0: [K, B] -> [B]."""
+    """Effective number of chains (sum w)^2 / sum w^2, from 1 to K, or 0 where all weights are 0: [K, B] -> [B]."""
     return torch.exp(2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).nan_to_num(nan=0)
 
 
@@ -182,6 +187,7 @@ def _batch_size(images: int | None, batch: int | None, annealing: Annealing, dev
 
 
 def annealing_noise(model: LatentModel, seed: int, images: list[int]) -> ImageNoise:
+    """The noise of these images' chains: d + LOG_UNIFORM numbers per draw."""
     return ImageNoise(derive_seed(seed, "annealing"), images, model.latent_dim + LOG_UNIFORM, model.mean)
 
 
@@ -195,23 +201,23 @@ def annealed_importance_sampling(
     batch: int | None = None,
     monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
-    """A lower bound of log p(x | c), in expectation, that needs no inference network.
+    """A lower bound of log p(x | c) in expectation that needs no inference network.
 
     Arguments:
         model: in evaluation mode.
-        split: on which images; densities include the transform's log|det|.
-        annealing: how.
-        seed: of the noise; an image's noise depends on (seed, image) alone.
-        images: only the first so many; None: all.
-        batch: images at a time (memory grows with it times the chains); None: by device. It changes rounding alone,
-            which many long trajectories may amplify into another draw of the same estimate.
+        split: images to evaluate; densities include the transform's log|det|.
+        annealing: the settings.
+        seed: of the noise; an image's noise depends on (seed, image) only.
+        images: evaluate the first so many; None: all.
+        batch: images per batch (memory grows with it times the chains); None: by device. It changes rounding only,
+            though many long trajectories may amplify that into another draw of the same estimate.
         monitor: checked between transitions, advanced by images, warned where memory ran out and `batch` was halved.
 
     Returns per image [N] (float64, CPU): ais (nats: log of the mean of w over chains), ais_ess (effective number of
     chains, 1 to K), ais_acceptance (mean over chains and transitions; 1 where T = 1 leaves nothing to accept).
     """
 
-    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+    def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         part = split.batch(start, end)
         joint = model.joint(part.x, part.c if model.classes else None)
         noise = annealing_noise(model, seed, part.rows.tolist())
@@ -222,15 +228,15 @@ def annealed_importance_sampling(
 
     count = len(split) if images is None else min(images, len(split))
     size = _batch_size(images, batch, annealing, split.images.device)
-    what, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
+    task, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
     with torch.no_grad():
-        return map_batches(count, size, work, monitor=monitor, what=what, setting=setting)
+        return map_batches(count, size, compute, monitor=monitor, task=task, setting=setting)
 
 
 def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Draws of the model: x [B, C, H, W], z [B, d], c [B, classes] or None; image i's depends on (seed, i) alone.
+    """Draw images from the model: x [B, C, H, W], z [B, d], c [B, classes] or None.
 
-    The label of image i is i modulo the number of classes.
+    Image i depends on (seed, i) only; its label is i modulo the number of classes.
     """
     with torch.no_grad():
         labels = torch.tensor(images, device=model.mean.device)
@@ -238,14 +244,14 @@ def simulate(model: LatentModel, images: list[int], seed: int) -> tuple[Tensor, 
         joint = model.joint(model.mean.expand(len(images), *model.image_shape), c)
         noise = ImageNoise(derive_seed(seed, "simulated"), images, model.latent_dim, model.mean)
         z = joint.prior.transform(noise("latent", 1)[0])[0]
-        # torch.distributions draw from the global generator alone: the CPU's is seeded, then put back.
+        # torch.distributions can only draw from the global generator: seed the CPU's and restore it.
         likelihood, eta = cast(Any, copy.deepcopy(model.likelihood).cpu()), joint.decode(z).cpu()
-        drawn = []
+        pixels = []
         with torch.random.fork_rng(devices=[]):
             for row, image in enumerate(images):
                 torch.random.default_generator.manual_seed(derive_seed(seed, "simulated", "pixels", image))
-                drawn.append(likelihood.distribution(eta[row]).sample())
-    return torch.stack(drawn).to(z.device), z, c
+                pixels.append(likelihood.distribution(eta[row]).sample())
+    return torch.stack(pixels).to(z.device), z, c
 
 
 def bidirectional(
@@ -257,36 +263,36 @@ def bidirectional(
     batch: int | None = None,
     monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
-    """Bounds of log p(x | c) from both sides on images drawn from the model (Grosse et al. 2015; Wu et al. 2017).
+    """Lower and upper bounds of log p(x | c) on images drawn from the model (Grosse et al. 2015; Wu et al. 2017).
 
-    The gap bounds the mean error of the lower bound on such images; for real images it is evidence, no proof.
+    The gap bounds the mean error of the lower bound on simulated images; for real images it is evidence, not proof.
 
     Arguments:
         model: in evaluation mode.
-        annealing: how; both directions use the same step sizes.
-        images: how many to draw; labels of a conditional model go round the classes.
-        seed, batch, monitor: as in annealed_importance_sampling.
+        annealing: the settings; both directions use the same step sizes.
+        images: number of images to draw; the labels of a conditional model cycle through the classes.
+        seed, batch, monitor: see annealed_importance_sampling.
 
-    Returns per image [N] (float64, CPU): bdmc_lower, bdmc_upper (nats, in the model's own units of x), and the mean
-    acceptance of either direction, bdmc_acceptance_forward and bdmc_acceptance_reverse. Means over images satisfy
+    Returns per image [N] (float64, CPU): bdmc_lower and bdmc_upper (nats, of x as the model sees it), and the mean
+    acceptance of each direction, bdmc_acceptance_forward and bdmc_acceptance_reverse. Means over images satisfy
     lower <= log p(x | c) <= upper in expectation.
     """
 
-    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
-        numbers = list(range(start, end))
-        x, z, c = simulate(model, numbers, seed)
-        joint, noise = model.joint(x, c), annealing_noise(model, seed, numbers)
+    def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
+        indices = list(range(start, end))
+        x, z, c = simulate(model, indices, seed)
+        joint, noise = model.joint(x, c), annealing_noise(model, seed, indices)
         step_sizes = tune_step_sizes(joint, noise, annealing, monitor)
-        forward, accepted = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
-        reverse, accepted_back = anneal(joint, noise, annealing, step_sizes, posterior=z, monitor=monitor)
+        forward, forward_acceptance = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
+        reverse, reverse_acceptance = anneal(joint, noise, annealing, step_sizes, posterior=z, monitor=monitor)
         return {
             "bdmc_lower": log_mean_exp(forward),
             "bdmc_upper": -log_mean_exp(-reverse),
-            "bdmc_acceptance_forward": accepted,
-            "bdmc_acceptance_reverse": accepted_back,
+            "bdmc_acceptance_forward": forward_acceptance,
+            "bdmc_acceptance_reverse": reverse_acceptance,
         }
 
     size = _batch_size(images, batch, annealing, model.mean.device)
-    what, setting = "bidirectional Monte Carlo", "evaluation.annealing.chains"
+    task, setting = "bidirectional Monte Carlo", "evaluation.annealing.chains"
     with torch.no_grad():
-        return map_batches(images, size, work, monitor=monitor, what=what, setting=setting)
+        return map_batches(images, size, compute, monitor=monitor, task=task, setting=setting)

@@ -1,21 +1,21 @@
-"""Inference gaps: what is lost between log p(x) and the ELBO, and to what (Cremer, Li & Duvenaud 2018, eq. 2 and 3).
+"""Inference gaps: the difference between log p(x) and the ELBO, and its causes (Cremer et al. 2018, eqs. 2 and 3).
 
     log p(x) - ELBO[q] = (log p(x) - ELBO[q*]) + (ELBO[q*] - ELBO[q]),
 
-the approximation gap (the family cannot hold the posterior) and the amortisation gap (the inference does not find the
-family's best member). q* is the same family with local parameters for each image (`local_parameters()`; networks
-inside a distribution stay shared and count as the family), found by Adam on that image's ELBO from q on, the model held
-fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* nears the posterior.
+the approximation gap (the family does not contain the posterior) and the amortisation gap (the inference network misses
+the family's best member). q* is the same family with local parameters for each image (`local_parameters()`; networks
+inside a distribution stay shared and count as part of the family), optimised by Adam on that image's ELBO from q on,
+with the model fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* approaches the posterior.
 
-Every `window` steps an image's ELBO is judged on noise of its own, the same at each judging. Kept are the last
-parameters within `tolerance` of the best value: the very best have fitted that noise. Where `patience` windows together
-gain no more than `tolerance` the search goes back to those kept with a tenth of the learning rate; where that happens
-at the smallest rate, the image has converged and leaves the batch. No decision looks at another image.
+Every `window` steps an image's ELBO is validated on fixed noise that the search does not see. The search retains the
+latest parameters within `tolerance` of the best value, as the very best have overfitted that noise. Where `patience`
+windows together gain no more than `tolerance`, it returns to the retained parameters with a tenth of the learning rate;
+where that happens at the smallest rate, the image has converged and leaves the batch. Images do not affect each other.
 
-log p(x) is the importance-weighted estimate with q* as the proposal, which is nearer to the posterior than q (its own
-k-hat says how far to trust it). It and both ELBOs come from the same noise, which neither search nor judging has seen,
-so the noise in their differences is small. K samples bound log p(x) from below: too few make the approximation gap too
-small; a search that has not converged makes it too large.
+log p(x) is the importance-weighted estimate with q* as the proposal, which is closer to the posterior than q (its own
+k-hat says how far to trust it). It and both ELBOs use the same noise, which neither the search nor its validation has
+seen, so their differences have little noise. The estimate from K samples is a lower bound: too few samples make the
+approximation gap too small, and a search that has not converged makes it too large.
 """
 
 from __future__ import annotations
@@ -45,25 +45,23 @@ METRICS = (
     "gap_inference",
     "gap_pareto_k",
 )
-LEARNING_RATE_CUTS = 2  # times that the learning rate falls to a tenth before a search may end
-LATENTS_PER_STEP = 4_000  # samples of one step, over all images at a time: their graph is kept
-VALIDATION_SAMPLES = (
-    200  # samples of the fixed noise: their error in a difference of close q is about the default tolerance
-)
+LEARNING_RATE_CUTS = 2  # reductions of the learning rate, to a tenth each, before a search may end
+LATENTS_PER_STEP = 4_000  # latent samples per step over all images of a batch, whose autograd graph is in memory
+VALIDATION_SAMPLES = 200  # their error in a difference of similar q is about the default tolerance
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """How q is optimised for each image.
+    """Settings of the search for q*.
 
     Attributes:
-        samples: Monte Carlo samples a step.
-        learning_rate: Adam's at the start; 1/10 and 1/100 of it follow.
-        window: steps between two judgements.
-        tolerance: nats; what counts as progress. A Gaussian q* comes about as near to its best; for a flow a longer
-            search was seen to gain some 0.05 nats more.
-        patience: windows without progress before the learning rate falls, or the search ends.
-        max_steps: end of the search for an image that has not converged.
+        samples: Monte Carlo samples per step.
+        learning_rate: Adam's initial learning rate, followed by 1/10 and 1/100 of it.
+        window: steps between two validations.
+        tolerance: nats; the smallest gain that counts as progress. A Gaussian q* comes about as close to its optimum;
+            with flows, longer searches gained some 0.05 nats more.
+        patience: windows without progress before the learning rate falls or the search ends.
+        max_steps: steps after which the search ends for an image that has not converged.
 
     Raises InputError for a value that cannot be used.
     """
@@ -86,23 +84,26 @@ class Refinement:
                 raise InputError(f"evaluation.gap.{name} must be a number above 0, got {value}")
 
 
-def log_weights(joint: Joint, q: LatentDistribution, noise: Tensor, held: bool = False) -> Tensor:
-    """log w = log p(x, z) - log q(z | x) at noise [K, B, d]: [K, B] nats; `held`: log q with its parameters held."""
+def log_weights(joint: Joint, q: LatentDistribution, noise: Tensor, detached: bool = False) -> Tensor:
+    """log w = log p(x, z) - log q(z | x) at noise [K, B, d]: [K, B] nats.
+
+    With `detached`, the parameters of q are constants in log q.
+    """
     z, log_q = q.transform(noise)
-    if held:
+    if detached:
         log_q = q.detach().log_prob(z)
     wide = torch.float32 if z.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     return joint.log_likelihood(z).to(wide) + joint.prior.log_prob(z).to(wide) - log_q
 
 
 def split_noise(noise: Tensor) -> tuple[Tensor, ...]:
-    """Noise [K, B, d] in pieces along K of a size that suits the device."""
+    """Split noise [K, B, d] along K into chunks that suit the device."""
     return noise.split(max(1, default_chunk(noise.device) // noise.shape[1]))
 
 
 @dataclass(frozen=True)
 class OptimalPosterior:
-    """q* with batch shape [B], the steps that it took [B], and whether the search has converged, [B] bool."""
+    """q* with batch shape [B], the optimisation steps taken [B], and whether the search has converged, [B] bool."""
 
     q: LatentDistribution
     steps: Tensor
@@ -119,13 +120,13 @@ def optimise_posterior(
     seed: int,
     monitor: Monitor = SILENT,
 ) -> OptimalPosterior:
-    """The member of q's own family with the largest ELBO, for each image.
+    """The member of q's family with the largest ELBO, for each image.
 
     Arguments:
         model: in evaluation mode.
         x, c: images [B, C, H, W] and one-hot labels [B, classes] or None.
-        rows: numbers of the images within their split, [B]: their noise depends on nothing else.
-        refinement: how.
+        rows: indices of the images within their split, [B], which key their noise.
+        refinement: settings of the search.
         seed: of the noise.
         monitor: checked before every step.
     """
@@ -135,7 +136,7 @@ def optimise_posterior(
         joint = model.joint(x[active], None if c is None else c[active], noise)
         return joint.detach(), model.infer(joint)
 
-    def judged(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
+    def elbo(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
         return torch.cat([log_weights(joint, q, part) for part in split_noise(noise)]).mean(0)
 
     window, samples = refinement.window, refinement.samples
@@ -143,11 +144,11 @@ def optimise_posterior(
         active = torch.arange(len(x), device=x.device)
         joint, q = restricted(active)
         if not q.has_rsample:
-            raise InputError(f"evaluation.gap needs z as a function of noise, which {type(q).__name__} does not give")
-        judging = joint.noise("gap/judging", VALIDATION_SAMPLES)
-        value = judged(joint, q, judging)
-        reached, mark = value.clone(), value.clone()  # the best so far; the same when progress was last seen
-        kept, build_kept = q.local_parameters()
+            raise InputError(f"evaluation.gap needs a reparameterised posterior, and {type(q).__name__} is none")
+        validation_noise = joint.noise("gap/judging", VALIDATION_SAMPLES)
+        value = elbo(joint, q, validation_noise)
+        best, reference = value.clone(), value.clone()  # the best so far; its value when progress was last seen
+        retained, build_retained = q.local_parameters()
         leaves, build = q.local_parameters()
         adam = PerImageAdam(leaves, torch.full_like(x[:, 0, 0, 0], refinement.learning_rate))
         stalled, cuts, steps = (torch.zeros_like(active) for _ in range(3))
@@ -157,25 +158,26 @@ def optimise_posterior(
             for noise in block[: refinement.max_steps - start]:
                 monitor.check()
                 with torch.enable_grad():
-                    log_w = log_weights(joint, build(), noise, held=q.exact_moments)
-                    gradients = torch.autograd.grad(log_w.mean(0).sum(), leaves)  # a sum: each image's is its own
+                    log_w = log_weights(joint, build(), noise, detached=q.exact_moments)
+                    # The gradient of a sum over images: each image affects its own leaves only.
+                    gradients = torch.autograd.grad(log_w.mean(0).sum(), leaves)
                 adam.step(gradients)
             steps[active] = min(start + window, refinement.max_steps)
 
-            value = judged(joint, build(), judging[:, active])
-            good = value > reached[active] - refinement.tolerance
-            reached[active[good]] = torch.maximum(reached[active[good]], value[good])
-            for row, leaf in zip(kept, leaves, strict=True):
-                row[active[good]] = leaf[good]
-            progress = reached[active] > mark[active] + refinement.tolerance
-            stalled[active] = torch.where(progress, 0, stalled[active] + 1)
+            value = elbo(joint, build(), validation_noise[:, active])
+            good = value > best[active] - refinement.tolerance
+            best[active[good]] = torch.maximum(best[active[good]], value[good])
+            for retained_leaf, leaf in zip(retained, leaves, strict=True):
+                retained_leaf[active[good]] = leaf[good]
+            improved = best[active] > reference[active] + refinement.tolerance
+            stalled[active] = torch.where(improved, 0, stalled[active] + 1)
             stuck = stalled[active] >= refinement.patience
-            mark[active] = torch.where(progress | stuck, reached[active], mark[active])
+            reference[active] = torch.where(improved | stuck, best[active], reference[active])
             done, cut = stuck & (cuts[active] == LEARNING_RATE_CUTS), stuck & (cuts[active] < LEARNING_RATE_CUTS)
             converged[active[done]] = value[done].isfinite()
             cuts[active[cut]] += 1
             stalled[active[cut]] = 0
-            adam.restart(cut, [row[active[cut]] for row in kept])
+            adam.restart(cut, [leaf[active[cut]] for leaf in retained])
             if done.any():
                 active = active[~done]
                 if not len(active):
@@ -183,7 +185,7 @@ def optimise_posterior(
                 joint, q = restricted(active)
                 leaves, build = q.local_parameters()
                 adam.select(~done, leaves)
-        return OptimalPosterior(build_kept().detach(), steps, converged)
+        return OptimalPosterior(build_retained().detach(), steps, converged)
 
 
 def _compare(
@@ -194,24 +196,24 @@ def _compare(
     elbo_samples: int,
     monitor: Monitor,
 ) -> dict[str, Tensor]:
-    """Per image [B], all from one noise, which is what importance_sampling uses.
+    """`elbo`, `elbo_optimal`, `log_likelihood` (K = samples), in nats, and `gap_pareto_k` (of q*) per image [B].
 
-    `elbo`, `elbo_optimal`, `log_likelihood` (K = samples) in nats, `gap_pareto_k` (of q*).
+    All use the noise of importance_sampling.
     """
     optimal = importance_statistics(joint, optimum, samples, monitor=monitor)
-    of_optimum = (
-        optimal if elbo_samples == samples else importance_statistics(joint, optimum, elbo_samples, monitor=monitor)
-    )
+    optimal_elbo = optimal["elbo"]
+    if elbo_samples != samples:
+        optimal_elbo = importance_statistics(joint, optimum, elbo_samples, monitor=monitor)["elbo"]
     return {
         "elbo": importance_statistics(joint, q, elbo_samples, monitor=monitor)["elbo"],
-        "elbo_optimal": of_optimum["elbo"],
+        "elbo_optimal": optimal_elbo,
         "log_likelihood": optimal["log_likelihood"],
         "gap_pareto_k": optimal["pareto_k"],
     }
 
 
 def unconverged_share(gap_converged: Tensor) -> float:
-    """Share of images [N] whose search has ended at max_steps, in [0, 1]."""
+    """Share of images [N] whose search ended at max_steps, in [0, 1]."""
     return 1 - float(gap_converged.double().mean())
 
 
@@ -231,25 +233,25 @@ def inference_gaps(
 
     Arguments:
         model: in evaluation mode.
-        split: on which images; densities include the transform's log|det|.
-        refinement: how q* is found.
+        split: images to evaluate; densities include the transform's log|det|.
+        refinement: settings of the search for q*.
         importance_samples: K of log p(x), with q* as the proposal.
-        elbo_samples: of both ELBOs.
+        elbo_samples: samples of each ELBO.
         seed: of the noise.
-        images: only the first so many; None: all.
-        batch: images at a time (memory grows with it), which changes no result beyond rounding; None: by samples.
+        images: evaluate the first so many; None: all.
+        batch: images per batch (memory grows with it), which changes no result beyond rounding; None: by samples.
         monitor: checked before every step, advanced by images, warned where memory ran out and `batch` was halved.
 
     Returns per image [N] (CPU; float64, nats): elbo (of q), elbo_optimal (of q*), log_likelihood, gap_approximation,
-    gap_amortisation, gap_inference (their sum); gap_steps (a number); gap_converged (bool).
+    gap_amortisation, gap_inference (their sum); gap_steps; gap_converged (bool).
 
-    Raises InputError for numbers of samples below 1, and for a model without a posterior.
+    Raises InputError for fewer than one sample, and for a posterior that cannot be reparameterised.
     """
     for name, value in (("importance_samples", importance_samples), ("elbo_samples", elbo_samples)):
         if value < 1:
             raise InputError(f"evaluation.gap.{name} must be at least 1, got {value}")
 
-    def work(start: int, end: int, at_once: int) -> dict[str, Tensor]:
+    def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         part = split.batch(start, end)
         c, noise = part.c if model.classes else None, ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
         optimum = optimise_posterior(model, part.x, c, part.rows, refinement, seed=seed, monitor=monitor)
@@ -267,5 +269,5 @@ def inference_gaps(
         }
 
     count = len(split) if images is None else min(images, len(split))
-    size, what = batch or max(1, LATENTS_PER_STEP // refinement.samples), f"inference gaps of {split.name}"
-    return map_batches(count, size, work, monitor=monitor, what=what, setting="evaluation.gap.samples")
+    size, task = batch or max(1, LATENTS_PER_STEP // refinement.samples), f"inference gaps of {split.name}"
+    return map_batches(count, size, compute, monitor=monitor, task=task, setting="evaluation.gap.samples")

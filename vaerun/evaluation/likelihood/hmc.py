@@ -1,9 +1,9 @@
 """Hamiltonian Monte Carlo on p(z | c) p(x | z, c)^beta (Neal 2011, "MCMC using Hamiltonian dynamics", section 5.3).
 
-With momentum m ~ N(0, I), a position z of density f moves along the Hamiltonian H(z, m) = -log f(z) + |m|^2 / 2.
-Leapfrog steps keep volume and are undone by flipping the momentum, whatever the force, so accepting their end with
-probability min(1, exp(H - H')) leaves f invariant, and the kernel is its own reversal: what bidirectional Monte Carlo
-rests on. The unit mass suits a prior of unit scale.
+With momentum m ~ N(0, I), a position z of density f follows the Hamiltonian H(z, m) = -log f(z) + |m|^2 / 2. Leapfrog
+steps preserve volume and are reversed by flipping the momentum, whatever the force. Accepting their end point with
+probability min(1, exp(H - H')) therefore leaves f invariant, and the kernel is its own reversal, which bidirectional
+Monte Carlo relies on. The unit mass suits a prior of unit scale.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from vaerun.models import Joint
 from vaerun.randomness import ImageNoise
 
-DEPTH = 1e5  # nats (|z| of about 450 under N(0, I)): beyond it float32 decoders overflow, and no mass is lost
-BLOCK = 32  # transitions whose noise is drawn at once: few generators to seed, little to keep
-LOG_UNIFORM = 2  # normal numbers that make one log-uniform: -1/2 (a^2 + b^2) is minus a standard exponential
+DEPTH = 1e5  # nats (|z| of about 450 under N(0, I)): beyond it float32 decoders overflow, and there is no mass to lose
+BLOCK = 32  # transitions whose noise is drawn at once: few generators to seed, little memory
+LOG_UNIFORM = 2  # normal numbers per log-uniform one: -1/2 (a^2 + b^2) is minus a standard exponential
 
 
 @dataclass(frozen=True)
 class State:
-    """Positions with everything that any beta needs there, so that a change of beta costs no evaluation.
+    """Positions of the chains with all that any beta needs there, so that changing beta costs no evaluation.
 
     Attributes:
         z: [K, B, d].
@@ -48,7 +48,7 @@ class State:
         return self.prior_score + beta * self.likelihood_score
 
     def where(self, accepted: Tensor, other: State) -> State:
-        """This state where `accepted` [K, B], elsewhere the other."""
+        """This state where `accepted` [K, B], the other one elsewhere."""
         row = accepted.unsqueeze(-1)
         return State(
             torch.where(row, self.z, other.z),
@@ -60,11 +60,11 @@ class State:
 
 
 class Target:
-    """z [K, B, d] -> State; gradients reach z alone.
+    """The target density: z [K, B, d] -> State, with gradients with respect to z only.
 
-    Where the prior's density is more than DEPTH nats below that at its mean, and where the log-likelihood is not
-    finite, the likelihood counts as zero: such a place is never moved to, and a sample of the prior there weighs
-    nothing. The decoder sees no position beyond DEPTH: a chain that diverges cannot spoil what an image's chains share.
+    Where the prior's density is more than DEPTH nats below that at its mean, or the log-likelihood is not finite, the
+    likelihood counts as zero: proposals there are rejected, and a prior sample there has no weight. The decoder is
+    never evaluated beyond DEPTH, so a diverging chain cannot corrupt the other chains of its batch.
     """
 
     def __init__(self, joint: Joint) -> None:
@@ -90,7 +90,7 @@ class Target:
 def leapfrog(
     target: Target, state: State, momentum: Tensor, beta: float, step_size: Tensor, steps: int
 ) -> tuple[State, Tensor]:
-    """State and momentum [K, B, d] after so many leapfrog steps of size [B]; one evaluation a step."""
+    """State and momentum [K, B, d] after `steps` leapfrog steps of size [B], with one evaluation per step."""
     step = step_size.unsqueeze(-1)
     for _ in range(steps):
         momentum = momentum + 0.5 * step * state.score(beta)
@@ -102,28 +102,28 @@ def leapfrog(
 def transition(
     target: Target, state: State, noise: Tensor, beta: float, step_size: Tensor, steps: int
 ) -> tuple[State, Tensor]:
-    """One transition that leaves p(z | c) p(x | z, c)^beta invariant.
+    """One HMC transition, which leaves p(z | c) p(x | z, c)^beta invariant.
 
     Arguments:
-        target: of one batch.
-        state: where the chains are.
-        noise: standard normal, [K, B, d + LOG_UNIFORM]: the momentum and the number that decides on acceptance.
+        target: the target density of a batch.
+        state: of the chains.
+        noise: standard normal [K, B, d + LOG_UNIFORM], for the momentum and the acceptance test.
         beta: inverse temperature.
-        step_size: [B]; it may depend on anything but the chains' own past.
-        steps: leapfrog steps.
+        step_size: [B]; it must not depend on the chains' own past.
+        steps: number of leapfrog steps.
 
-    Returns the new state and the probability of acceptance [K, B]; a proposal that is not finite has probability 0.
+    Returns the new state and the acceptance probability [K, B], which is 0 for proposals that are not finite.
     """
-    momentum, log_uniform = noise[..., :-LOG_UNIFORM], -0.5 * noise[..., -LOG_UNIFORM:].square().sum(-1)
-    proposal, end = leapfrog(target, state, momentum, beta, step_size, steps)
-    before = state.log_density(beta) - 0.5 * momentum.square().sum(-1)
-    change = proposal.log_density(beta) - 0.5 * end.square().sum(-1) - before
+    momentum, log_u = noise[..., :-LOG_UNIFORM], -0.5 * noise[..., -LOG_UNIFORM:].square().sum(-1)
+    proposal, proposal_momentum = leapfrog(target, state, momentum, beta, step_size, steps)
+    initial = state.log_density(beta) - 0.5 * momentum.square().sum(-1)
+    change = proposal.log_density(beta) - 0.5 * proposal_momentum.square().sum(-1) - initial
     probability = change.clamp(max=0).exp().nan_to_num(nan=0)
-    return proposal.where(log_uniform < change, state), probability  # no comparison with NaN is true
+    return proposal.where(log_u < change, state), probability  # comparisons with NaN are false
 
 
 def transition_noise(noise: ImageNoise, stream: str, chains: int, count: int) -> Iterator[Tensor]:
-    """Standard normal numbers [K, B, n] for each of so many transitions; n is that of the source."""
+    """Standard normal noise [K, B, n] for each of `count` transitions; n is that of `noise`."""
     for start in range(0, count, BLOCK):
-        table = noise(f"{stream}/{start // BLOCK}", BLOCK * chains).unflatten(0, (BLOCK, chains))
-        yield from table[: count - start]
+        block = noise(f"{stream}/{start // BLOCK}", BLOCK * chains).unflatten(0, (BLOCK, chains))
+        yield from block[: count - start]

@@ -1,23 +1,23 @@
-"""How good samples are where no likelihood says so: distances between sets of images, or of features of images.
+"""Sample quality without a likelihood: distances between sets of images, or between sets of their features.
 
 **Frechet distance** (Heusel et al. 2017, eq. 6) of the Gaussians with the moments of two sets of features,
 
     |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
 With symmetric roots R = C^(1/2), C1 C2 is similar to R1 C2 R1 = (R1 R2)(R1 R2)', so Tr (C1 C2)^(1/2) is the sum of the
-singular values of R1 R2: no root of a matrix that is not symmetric, and half the digits are not lost where a covariance
-is singular.
+singular values of R1 R2. This avoids the root of a nonsymmetric matrix, and the loss of half the digits where a
+covariance is singular.
 
-**Precision and recall** (Kynkaanniemi et al. 2019, eqs. 1-2) replace a distribution's support by the union of closed
-balls around its features, each as large as the distance to the k-th nearest other feature of the same set. Precision is
-the share of generated features within the real support, recall that of real features within the generated one.
-**Density and coverage** (Naeem et al. 2020, eqs. 3-4) use the real balls alone. Density counts, for each generated
-feature, the balls that hold it, over k: 1 in expectation where both distributions are the same, more where samples
-crowd about modes. Coverage is the share of real balls that hold a generated feature. One outlier among the generated
-features makes a large ball, and recall too high; coverage does not see it.
+**Precision and recall** (Kynkaanniemi et al. 2019, eqs. 1-2) estimate a distribution's support by the union of closed
+balls around its features, with the distance to the k-th nearest other feature of the same set as radius. Precision is
+the share of generated features within the real support, recall that of real features within the generated support.
+**Density and coverage** (Naeem et al. 2020, eqs. 3-4) use the real balls only. Density is the number of balls that
+contain a generated feature, divided by k: 1 in expectation where both distributions are the same, more where samples
+concentrate at modes. Coverage is the share of real balls that contain a generated feature. An outlier among the
+generated features has a large ball and inflates recall, but not coverage.
 
-None of these numbers compares across feature spaces, data sets, numbers of images or k. The Frechet distance of few
-images is biased upwards.
+None of these metrics is comparable across feature spaces, data sets, numbers of images or k. The Frechet distance of
+few images is biased upwards.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from torch import Tensor
 from vaerun.errors import InputError
 
 DISTANCE_BLOCK = 2**20
-"""Distances at once: 8 MiB of float64, of which there are a few at a time."""
+"""Distances computed at once: 8 MiB of float64, a few times over."""
 TIE_TOLERANCE = 1e-12
-"""Squared distances that differ by so much, relative to the squared norms, are equal: images may be copies."""
+"""Squared distances within this tolerance, relative to the squared norms, count as equal: images may be copies."""
 
 
 @dataclass(frozen=True)
 class PRDC:
-    """What a manifold of k-th nearest neighbours says of generated features.
+    """Precision, recall, density and coverage of generated features.
 
     Attributes:
         precision, recall, coverage: shares in [0, 1].
@@ -53,31 +53,31 @@ class PRDC:
 
 def _check_count(count: int, what: str) -> None:
     if count < 2:
-        raise InputError(f"{count} {what}: comparing samples with data needs 2 or more of each; use more")
+        raise InputError(f"comparing samples with data needs 2 or more of each, got {count} {what}: use more")
 
 
 def _check_finite(values: Tensor, what: str) -> None:
     if not bool(values.isfinite().all()):
-        raise InputError(f"the {what} are not all finite numbers, so samples cannot be compared with data")
+        raise InputError(f"some of the {what} are not finite: samples cannot be compared with data")
 
 
 def _to_float64(features: Tensor, what: str) -> Tensor:
-    """Checked features in float64, on the CPU where their device has none."""
+    """Check features and convert them to float64, on the CPU where their device lacks it."""
     _check_count(len(features), what)
     _check_finite(features, what)
     return features.detach().to("cpu" if features.device.type == "mps" else features.device).double()
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """The squared Frechet distance of the Gaussians with the moments of two sets of features [N, n] and [M, n].
+    """Squared Frechet distance between the Gaussians with the moments of two sets of features [N, n] and [M, n].
 
-    Covariances are the unbiased ones. Raises `InputError` for fewer than two features in a set, or any not finite.
+    Covariances are unbiased. Raises InputError for fewer than two features in a set, or features that are not finite.
     """
     a, b = _to_float64(real, "real features"), _to_float64(fake, "generated features")
     shift = a.mean(0) - b.mean(0)
     first, second = _covariance(a), _covariance(b)
     cross = torch.linalg.svdvals(_matrix_sqrt(first) @ _matrix_sqrt(second)).sum()
-    # The distance is never negative; its rounding errors may be.
+    # Rounding may make it slightly negative.
     return max(float(shift @ shift + first.trace() + second.trace() - 2 * cross), 0.0)
 
 
@@ -97,21 +97,21 @@ def prdc(real: Tensor, fake: Tensor, *, neighbours: int, block: int = DISTANCE_B
 
     Arguments:
         real, fake: features [N, n] and [M, n].
-        neighbours: k; 3 is usual for precision and recall, 5 for density and coverage.
+        neighbours: k; commonly 3 for precision and recall, 5 for density and coverage.
         block: distances computed at once (memory grows with it); it does not change the result.
 
-    Raises `InputError` for k < 1, for k or fewer features in a set (none has k others), and any that is not finite.
+    Raises InputError for k < 1, for k or fewer features in a set, and for features that are not finite.
     """
     if neighbours < 1:
-        raise InputError(f"neighbours={neighbours}: the k-th nearest neighbour needs k of 1 or more")
+        raise InputError(f"neighbours must be at least 1, got {neighbours}")
     a, b = _to_float64(real, "real features"), _to_float64(fake, "generated features")
     for features, what in ((a, "real"), (b, "generated")):
         if len(features) <= neighbours:
             raise InputError(
-                f"neighbours={neighbours}, but {len(features)} {what} images have {len(features) - 1} others each: "
-                "use more images or fewer neighbours"
+                f"neighbours={neighbours} needs more than {neighbours} {what} images, got {len(features)}: use more "
+                "images or fewer neighbours"
             )
-    centre = a.mean(0)  # a common offset would cost digits
+    centre = a.mean(0)  # a common offset would cost precision
     a, b = a - centre, b - centre
     real_radius, fake_radius = (_knn_radius(features, neighbours, block) for features in (a, b))
     within = torch.zeros(len(b), dtype=torch.int64, device=b.device)
@@ -130,7 +130,7 @@ def prdc(real: Tensor, fake: Tensor, *, neighbours: int, block: int = DISTANCE_B
 
 
 def _squared_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances [rows, M] of some rows of a [N, n] to all of b [M, n] at a time, short by SLACK."""
+    """Yield slices of the rows of a [N, n] and their squared distances [rows, M] to b [M, n], less TIE_TOLERANCE."""
     first, second = (features.square().sum(1).mul_(1 - TIE_TOLERANCE) for features in (a, b))
     step = max(1, block // len(b))
     for start in range(0, len(a), step):
@@ -139,41 +139,41 @@ def _squared_distances(a: Tensor, b: Tensor, block: int) -> Iterator[tuple[slice
 
 
 def _knn_radius(features: Tensor, neighbours: int, block: int) -> Tensor:
-    """The squared distance of each feature to its k-th nearest among the others, [N]."""
+    """Squared distance of each feature to its k-th nearest neighbour in the set, [N]."""
     norms, radius = features.square().sum(1), torch.empty_like(features[:, 0])
     for rows, squared in _squared_distances(features, features, block):
         squared.diagonal(rows.start).fill_(torch.inf)
-        # kthvalue has no deterministic form on a GPU.
-        nearest, which = (found[:, -1] for found in squared.topk(neighbours, dim=1, largest=False))
-        radius[rows] = nearest + TIE_TOLERANCE * (norms[rows] + norms[which])
+        # kthvalue is not deterministic on a GPU.
+        nearest, index = (output[:, -1] for output in squared.topk(neighbours, dim=1, largest=False))
+        radius[rows] = nearest + TIE_TOLERANCE * (norms[rows] + norms[index])
     return radius
 
 
 def diversity(fake: Tensor, real: Tensor, *, rows: int = 1000) -> float:
-    """How varied samples are: their mean pairwise Euclidean distance over that of real images.
+    """Mean pairwise Euclidean distance of generated images relative to that of real images, over all pairs.
 
-    1 is as varied as the data, 0 all samples the same. It is exact, over all pairs, and knows nothing of quality: noise
-    is more varied than data.
+    1 means as varied as the data, 0 that all samples are the same. It does not measure quality: noise is more varied
+    than data.
 
     Arguments:
         fake: generated images [N, C, H, W] in [0, 1].
-        real: images of the data [M, C, H, W].
-        rows: images of which the distances to as many others are computed at once.
+        real: real images [M, C, H, W].
+        rows: block size: distances of `rows` images to `rows` others are computed at once.
 
-    Raises `InputError` for fewer than two images in a set, any pixel that is not finite, or real images all the same.
+    Raises InputError for fewer than two images in a set, pixels that are not finite, or identical real images.
     """
     if len(real) > 1 and bool((real == real[:1]).all()):
-        raise InputError(f"all {len(real)} real images are the same: no samples are more or less varied than they are")
+        raise InputError(f"all {len(real)} real images are the same: diversity relative to them is undefined")
     return _mean_distance(fake, "generated images", rows) / _mean_distance(real, "real images", rows)
 
 
 def _mean_distance(images: Tensor, what: str, rows: int) -> float:
-    """The mean Euclidean distance over all pairs i < j."""
+    """Mean Euclidean distance over all pairs i < j."""
     if images.device.type == "mps":
         images = images.cpu()
     _check_count(len(images), what)
     flat = images.detach().flatten(1)
-    # Images may be too many for a copy of all in float64.
+    # There may be no memory for a float64 copy of all images.
     centre = flat.mean(0, dtype=torch.float64)
     _check_finite(centre, what)
     total, count = 0.0, len(flat)

@@ -1,4 +1,4 @@
-"""What is looked at of generated images after each epoch: whether they vary as the data do."""
+"""Generated and real images, and the validation of an adversarial model by them after each epoch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import seeded_generator
 from vaerun.tracking.monitor import SILENT, Monitor
 
-DIVERSITY_IMAGES = 500  # pairs among them: 124,750
-SELECTION_IMAGES = 5000  # of the Frechet distance, which is biased by about 1/N
+DIVERSITY_IMAGES = 500  # with 124,750 pairs
+SELECTION_IMAGES = 5000  # for the Frechet distance, whose bias is about proportional to 1/N
 BATCH = 500
 
 
@@ -27,11 +27,10 @@ def generate_images(
     monitor: Monitor = SILENT,
     stream: str = "evaluation",
 ) -> tuple[Tensor, Tensor | None]:
-    """`count` images [N, C, H, W] in [0, 1] on the CPU, and their labels [N] or None.
+    """Generate `count` images [N, C, H, W] in [0, 1] on the CPU; also returns their labels [N], or None.
 
-    The noise of a batch depends on the seed, the stream (what the images are for: what selects parameters is not what
-    they are judged by) and its place alone. A conditional model is given the labels of the split's
-    images, in order and over again.
+    The noise of a batch is keyed by the seed, the stream (the images' purpose: selection and evaluation use different
+    ones) and its position. A conditional model is given the labels of the split's images, cyclically.
 
     Raises RunError for images that are not finite.
     """
@@ -51,7 +50,7 @@ def generate_images(
     images = torch.cat(parts)
     if not bool(images.isfinite().all()):
         raise RunError(
-            "generated images are not finite numbers: the parameters have diverged; lower trainer.learning_rate or set "
+            "some generated images are not finite: the parameters have diverged; lower trainer.learning_rate or set "
             "trainer.clip_norm=100"
         )
     return images, given
@@ -63,19 +62,19 @@ def real_images(split: Split, count: int) -> Tensor:
 
 
 class SampleValidator:
-    """Diversity of generated images after each epoch, and if asked for the Frechet distance that selects parameters.
+    """Diversity of generated images after each epoch, and optionally the Frechet distance, which selects parameters.
 
     Arguments:
-        model: to look at.
-        split: what it is compared with.
-        threshold: share of the split's diversity below which the model counts as collapsed.
-        features: the classifier whose features the Frechet distance is of, or None.
+        model: the model in training.
+        split: real images to compare with.
+        threshold: diversity below which the model counts as collapsed.
+        features: the classifier that provides features for the Frechet distance; None: it is not computed.
         seed: of the noise, the same every time.
         monitor: checked between batches, warned when a collapse begins.
 
     Attributes:
-        selection: the metric that the best parameters are chosen by, or None.
-        space: the classifier's name, or None: distances of different ones do not compare.
+        selection: name of the metric that selects the best parameters, or None.
+        feature_space: name of the classifier, or None; distances in different feature spaces are not comparable.
     """
 
     def __init__(
@@ -100,20 +99,20 @@ class SampleValidator:
         self._real_features = None if self.features is None else self.features(self._real)
 
     def __call__(self) -> dict[str, float]:
-        """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1) and what selects."""
+        """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1), and what selects, if any."""
         images = generate_images(
             self.model, self.split, len(self._real), seed=self.seed, monitor=self.monitor, stream="validation"
         )[0]
-        found = diversity(images[:DIVERSITY_IMAGES], self._real[:DIVERSITY_IMAGES])
-        collapsed = not found >= self.threshold
+        value = diversity(images[:DIVERSITY_IMAGES], self._real[:DIVERSITY_IMAGES])
+        collapsed = not value >= self.threshold
         if collapsed and not self._collapsed:
             self.monitor.warn(
                 "mode collapse (or too little training): generated images have "
-                f"{found:.2f} of the diversity of the {self.split.name} images, "
+                f"{value:.2f} of the diversity of the {self.split.name} images, "
                 f"below evaluation.diversity={self.threshold:g}"
             )
         self._collapsed = collapsed
-        values = {f"{self.prefix}/diversity": found, f"{self.prefix}/mode_collapse": float(collapsed)}
+        metrics = {f"{self.prefix}/diversity": value, f"{self.prefix}/mode_collapse": float(collapsed)}
         if self.features is not None and self._real_features is not None and self.selection is not None:
-            values[self.selection] = frechet_distance(self._real_features, self.features(images))
-        return values
+            metrics[self.selection] = frechet_distance(self._real_features, self.features(images))
+        return metrics

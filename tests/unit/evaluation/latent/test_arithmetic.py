@@ -43,7 +43,7 @@ def test_expressions(expression: str, terms: list[tuple[int, str | int]]) -> Non
         ("one + 1.5", "'1.5' is neither"),
         ("3d + one", "'3d' is neither"),
         (f"one + {'9' * 5000}", "'9+"),
-        ("wooman + one", r"no set is called 'wooman'; did you mean woman\?"),
+        ("wooman + one", r"unknown set 'wooman'; did you mean woman\?"),
     ],
 )
 def test_expressions_that_are_not(expression: str, words: str) -> None:

@@ -128,10 +128,10 @@ def test_baseline_needs_no_luck() -> None:
         ([], [], "needs images, and there are none"),
         ([0, 1], [0], r"one label per image, got \[2\] codes and \[1\] labels"),
         ([[0, 1]], [[0, 1]], "one label per image"),
-        ([0, 3], [0, 1], "a code is 3, it must be from 0 to 2"),
-        ([0, -1], [0, 1], "a code is -1, it must be from 0 to 2"),
-        ([0, 1], [0, 2], "a label is 2, it must be from 0 to 1"),
-        ([0, 1], [-2, 5], "a label is -2, it must be from 0 to 1"),
+        ([0, 3], [0, 1], "a code must be from 0 to 2, got 3"),
+        ([0, -1], [0, 1], "a code must be from 0 to 2, got -1"),
+        ([0, 1], [0, 2], "a label must be from 0 to 1, got 2"),
+        ([0, 1], [-2, 5], "a label must be from 0 to 1, got -2"),
     ],
 )
 def test_refused(predicted: list[int], labels: list[int], words: str) -> None:

@@ -123,16 +123,20 @@ def test_fewer_than_two_stops(stops: list[str | int]) -> None:
 
 @pytest.mark.parametrize("stop", [-1, 1.5, True, None, "1.5", "-1", "a b", ""])
 def test_stops_that_are_neither(stop: object) -> None:
-    with pytest.raises(InputError, match=r"^evaluation\.interpolation: .* is neither a set's name nor a sample number"):
+    with pytest.raises(
+        InputError, match=r"^evaluation\.interpolation: .* is neither the name of a set nor a sample number"
+    ):
         traversals.parse_waypoints([0, stop], SETS)  # type: ignore[list-item]
 
 
 def test_unknown_sets_come_with_the_closest() -> None:
-    with pytest.raises(InputError, match=r"'smilling'; did you mean smiling\? there are: smiling, neutral, woman, one"):
+    with pytest.raises(
+        InputError, match=r"'smilling'; did you mean smiling\? known sets: smiling, neutral, woman, one"
+    ):
         traversals.parse_waypoints(["smilling", 0], SETS)
-    with pytest.raises(InputError, match=r"no set is called 'zzz'; there are: smiling"):
+    with pytest.raises(InputError, match=r"unknown set 'zzz'; known sets: smiling"):
         traversals.parse_waypoints(["zzz", 0], SETS)
-    with pytest.raises(InputError, match=r"no set is called 'woman'; there are none: name them under evaluation\.sets"):
+    with pytest.raises(InputError, match=r"unknown set 'woman'; define sets under evaluation\.sets"):
         traversals.parse_waypoints(["woman", 0], {})
 
 

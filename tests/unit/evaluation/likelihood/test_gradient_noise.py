@@ -241,7 +241,7 @@ def test_a_refusal_is_told_with_its_reason():
     assert isinstance(found["mc"]["encoder"], GradientNoise)
     lines = format_table(found).splitlines()
     assert len(lines) == 4
-    assert lines[0] == f"elbo           refused: {found['elbo']}"
+    assert lines[0] == f"elbo           not applicable: {found['elbo']}"
     noise = found["mc"]["decoder"]
     assert lines[1].startswith(f"mc             decoder  variance {noise.variance:.3e} ± ")
     for part in (
