@@ -238,7 +238,7 @@ def test_a_plain_autoencoder_has_no_samples(word: str, copied: Callable[..., Pat
         (["evaluation.samples=50000"], "evaluation.samples means nothing for model=gan"),
         (["evaluation.gap.samples=3"], "evaluation.gap means nothing for model=gan"),
         (["evaluation.gradient_noise=true"], "needs a posterior"),
-        (["evaluation.inception_weights=none.pth"], "there is no file none.pth"),
+        (["evaluation.inception_weights=none.pth"], "no such file: none.pth"),
         (["evaluation.generated.neighbours=50"], "evaluation.generated.neighbours=50 needs more images"),
         (["evaluation.generated.samples=1"], "evaluation.generated.samples must be at least 2"),
         (["evaluation.images=1", *FAST], "compared with 1 test image"),

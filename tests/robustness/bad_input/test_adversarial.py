@@ -205,7 +205,7 @@ TABLE: dict[str, list[str]] = {
     "evaluation.ais=true evaluation.observation.variances=[0.1,0.1]": ["two or more finite variances above 0"],
     "evaluation.bdmc=true evaluation.observation.variances=[0.1,inf]": ["finite variances above 0"],
     "evaluation.observation.variances=[0.1,0]": ["evaluation.observation.variances must list finite variances above 0"],
-    "evaluation.inception_weights=FILES/none.pth": ["there is no file", "none.pth"],
+    "evaluation.inception_weights=FILES/none.pth": ["no such file", "none.pth"],
     "evaluation.inception_weights=FILES/text.pth": ["text.pth does not hold Inception's weights"],
     "evaluation.generated.samples=1": ["evaluation.generated.samples must be at least 2"],
     "evaluation.generated.neighbours=50": ["evaluation.generated.neighbours=50 needs more images", "50 are compared"],

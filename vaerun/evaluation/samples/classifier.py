@@ -1,15 +1,18 @@
-"""A feature space for comparing samples with data: a small classifier of the data set's own labels.
+"""A feature space for comparing samples with data: a small classifier of the data set's labels.
 
-The Frechet distance and the manifold metrics are usually taken in the features of an Inception network trained on
-ImageNet. This is another network, trained here: three 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015)
-and max pooling, and a dense layer of 128 rectified features, on which a linear layer tells the classes apart. A number
-in these features compares only with numbers of the same classifier: `Classifier.name` carries the sha256 of its
-weights. It must never be called a Frechet Inception distance.
+The Frechet distance and precision, recall, density and coverage are usually computed on the features of an Inception
+network trained on ImageNet. This network is trained here: three 3x3 convolutions with batch normalisation (Ioffe &
+Szegedy 2015) and max pooling, a dense layer of 128 rectified features, and a linear classification layer. Values in its
+feature space are comparable only between runs with the same classifier: `Classifier.name` contains the sha256 of its
+weights. They must never be called a Frechet Inception distance.
 
-It is trained once for a data set, on all its labelled training images whatever a run uses of them, by Adam (Kingma & Ba
-2015) with a cosine learning rate, and kept. Training that was stopped or killed goes on where it was last saved. Its
-randomness is its own, so a run draws the same numbers whether it had to train the classifier or found it. The same
-machine trains the same weights; another device, or another number of threads, sums in another order and ends elsewhere.
+It is trained once per data set, on all labelled training images whatever part a run uses, by Adam (Kingma & Ba 2015)
+with a cosine learning rate, and cached. Interrupted training resumes where it was last saved. It draws from separate
+generators, so a run's random numbers do not depend on whether the classifier was in the cache. The same machine trains
+the same weights; another device or number of threads sums in another order and gives other weights.
+
+It does not use the Trainer: cached classifiers, and the numbers computed with them, depend on every operation of the
+training loop, so the loop must not change when the Trainer does.
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ from vaerun.text import printable
 from vaerun.tracking.monitor import SILENT, Monitor
 
 VERSION = 1
-"""To be raised with every change of this file that changes what is trained."""
+"""Increment with every change to this file that changes the trained weights."""
 ARCHITECTURE: dict[str, Any] = {"side": 32, "channels": [32, 64, 128], "features": 128}
-"""side: images longer than this are brought to at most it by the stride of the first convolution."""
+"""side: larger images are reduced to at most this side by the stride of the first convolution."""
 RECIPE: dict[str, Any] = {
     "batch": 128,
     "epochs": 20,
@@ -49,18 +52,19 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 3e-3,
     "warm_up": 0.1,
 }
-"""So many epochs within these numbers of steps; the learning rate rises over a share `warm_up` of them."""
-BATCH = 500  # images at once, when features are asked for
-LOCK_POLL_SECONDS = 1.0  # seconds between looks at a lock that another process holds
-SAVE_SECONDS = 30.0  # of training that a killed process loses at most
+"""The number of epochs, within limits on the steps; the learning rate is warmed up over a share `warm_up` of them. It
+enters the cache key: never change it without VERSION."""
+BATCH = 500  # images per batch, for features and predictions
+LOCK_POLL_SECONDS = 1.0  # interval for polling a lock that another process holds
+SAVE_SECONDS = 30.0  # interval for saving unfinished training
 
 
 class Classifier:
-    """What tells the classes of one data set apart, in evaluation mode.
+    """A trained classifier of one data set, in evaluation mode.
 
     Attributes:
-        name: which classifier, of which data set, with the first 12 hexadecimal digits of its weights' sha256.
-        accuracy: share of the data set's test images classified rightly, in [0, 1]; None where they have no labels.
+        name: version and data set, with the first 12 hexadecimal digits of the weights' sha256.
+        accuracy: share of the data set's test images classified correctly, in [0, 1]; None without test labels.
         classes: number of classes.
     """
 
@@ -69,11 +73,11 @@ class Classifier:
         self._network = network.eval()
 
     def features(self, x: Tensor) -> Tensor:
-        """The input of the last layer, float32 [N, 128] on x's device, of images x [N, C, H, W] in [0, 1]."""
+        """The last layer's input, float32 [N, 128] on x's device, for images x [N, C, H, W] in [0, 1]."""
         return self._batched(self._network[0], x)
 
     def predict(self, x: Tensor) -> Tensor:
-        """The most probable class, int64 [N] on x's device, of images x [N, C, H, W] in [0, 1]."""
+        """The most probable class, int64 [N] on x's device, for images x [N, C, H, W] in [0, 1]."""
         return self._batched(self._network, x).argmax(1)
 
     def _batched(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -85,41 +89,41 @@ class Classifier:
 def load_or_train_classifier(
     arrays: Arrays, name: str, *, folder: Path, device: torch.device | str, monitor: Monitor = SILENT
 ) -> Classifier:
-    """The classifier of a data set: read from `folder`, or trained and written there.
+    """Read the classifier of a data set from `folder`, or train it and write it there.
 
-    One process at a time trains it; others wait and read. A damaged file is told of and replaced. Standard error shows
-    how far training is.
+    One process trains while others wait and then read the file. A damaged file is replaced with a warning. Progress is
+    shown on standard error.
 
     Arguments:
-        arrays: of the data set, with labels.
+        arrays: the data set, with labels.
         name: of the data set.
-        folder: of classifiers; made when first written to.
-        device: to train and to compute on.
+        folder: the cache of classifiers, created when needed.
+        device: to train and to run on.
         monitor: checked after each step, and while waiting.
 
-    Raises `InputError` for data without labels or with one class, and a folder that cannot be written into; `RunError`
-    where the file cannot be written, or training diverges.
+    Raises InputError for data without labels or with a single class, and for a folder that is not writable; RunError
+    where the file cannot be written or training diverges.
     """
     if arrays.train_labels is None:
-        raise InputError(f"{name}: a classifier needs labels, and this data has none: leave out what compares features")
+        raise InputError(f"{name}: a classifier needs labels, and this data set has none: omit what compares features")
     if len(np.unique(arrays.train_labels)) < 2:
-        raise InputError(f"{name}: a classifier needs two classes or more: leave out what compares features")
-    facts = [VERSION, ARCHITECTURE, RECIPE, arrays.sha256 or digest(arrays)]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        raise InputError(f"{name}: a classifier needs two classes or more: omit what compares features")
+    identity = [VERSION, ARCHITECTURE, RECIPE, arrays.sha256 or digest(arrays)]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{name}-{key}.pt"
     try:
-        if path.exists():  # whole files are never changed: no lock, which a read-only folder would refuse
+        if path.exists():  # complete files never change: they need no lock, which a read-only folder would not allow
             return _read(path, arrays, name, device)
     except CorruptCheckpoint:
-        pass  # looked at again under the lock: another process may be replacing it
+        pass  # checked again under the lock: another process may be replacing it
     with _locked(path, name, monitor):
         if path.exists():
             try:
                 return _read(path, arrays, name, device)
-            except CorruptCheckpoint as damage:
-                _warn_damaged(path, damage)
-        for left in folder.glob(f".{path.stem}.*.tmp"):
-            left.unlink(missing_ok=True)  # by a process that was killed: the lock is ours
+            except CorruptCheckpoint as error:
+                _warn_damaged(path, error)
+        for stale in folder.glob(f".{path.stem}.*.tmp"):
+            stale.unlink(missing_ok=True)  # left by a killed process: this one holds the lock
         unfinished = path.with_suffix(".unfinished.pt")
         state = _train(arrays, name, torch.device(device), monitor, unfinished)
         _save(path, state, monitor)
@@ -128,30 +132,30 @@ def load_or_train_classifier(
 
 
 def _save(path: Path, state: dict[str, Any], monitor: Monitor) -> None:
-    # A signal that raised at once would leave the temporary file.
+    # A signal that raises at once would leave the temporary file behind.
     with monitor.deferred():
         save(path, state)
 
 
 @contextmanager
 def _locked(path: Path, name: str, monitor: Monitor) -> Iterator[None]:
-    """Holds the lock of a file that is to be written; the system releases it when the process ends, however it ends."""
+    """Hold the lock of a file to be written; the system releases it when the process ends, however it ends."""
     from filelock import FileLock, Timeout
 
-    lock, told = FileLock(path.with_suffix(".lock")), False
+    lock, announced = FileLock(path.with_suffix(".lock")), False
     while not lock.is_locked:
         monitor.check()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=LOCK_POLL_SECONDS)
         except Timeout:
-            if not told:
-                print(f"vaerun: another process trains the classifier of {name}: waiting for it", file=sys.stderr)
-            told = True
+            if not announced:
+                print(f"vaerun: another process is training the classifier of {name}: waiting for it", file=sys.stderr)
+            announced = True
         except (OSError, NotImplementedError) as error:
             raise InputError(
-                f"cannot write to {path.parent} ({getattr(error, 'strerror', None) or error}); set VAERUN_CACHE to a "
-                "folder that can be written and has space"
+                f"cannot write to {path.parent} ({getattr(error, 'strerror', None) or error}): set VAERUN_CACHE to a "
+                "writable folder with free space"
             ) from error
     try:
         yield
@@ -164,11 +168,11 @@ def _classes(arrays: Arrays) -> int:
 
 
 def _network(shape: Sequence[int], classes: int) -> nn.Sequential:
-    """Images [B, *shape] -> features -> logits [B, classes], its parameters not yet allocated."""
+    """Images [B, *shape] -> features -> logits [B, classes], with parameters on the meta device."""
     channels, *size = shape
     stride = math.ceil(max(size) / ARCHITECTURE["side"])
     layers: list[nn.Module] = []
-    with torch.device("meta"):  # PyTorch's own initialisation would draw from the run's generator
+    with torch.device("meta"):  # PyTorch's initialisation would draw from the run's generator
         for a, b in pairwise([channels, *ARCHITECTURE["channels"]]):
             layers += [nn.Conv2d(a, b, 2 * stride + 1, stride, stride, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
@@ -181,7 +185,7 @@ def _network(shape: Sequence[int], classes: int) -> nn.Sequential:
 
 
 def _initialise(network: nn.Module) -> None:
-    """He et al. (2015), from a generator of its own."""
+    """Initialise as He et al. (2015), from a separate generator."""
     source = seeded_generator("cpu", "classifier", "weights")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -193,7 +197,7 @@ def _initialise(network: nn.Module) -> None:
 
 
 def _prepare(x: Tensor, device: torch.device) -> Tensor:
-    # On CPUs convolutions are two to three times as fast with the channels last.
+    # On CPUs convolutions are two to three times as fast with channels last.
     return x.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
 
 
@@ -203,7 +207,7 @@ def _pixels(images: np.ndarray) -> Tensor:
 
 
 def _batches(count: int, size: int, steps: int) -> Iterator[np.ndarray]:
-    """Row numbers [size] of each step, epoch after epoch, each a permutation of its own."""
+    """Row indices [size] of each step; every epoch is a new permutation."""
     epoch, rows = 0, np.empty(0, dtype=np.int64)
     for _ in range(steps):
         while len(rows) < size:
@@ -214,18 +218,18 @@ def _batches(count: int, size: int, steps: int) -> Iterator[np.ndarray]:
 
 
 def _learning_rate(step: int, steps: int) -> float:
-    """Linear up to the cosine's arc, then down along it to 0."""
-    rise, fall = (step + 1) / (RECIPE["warm_up"] * steps), (1 + math.cos(math.pi * step / steps)) / 2
-    return RECIPE["learning_rate"] * min(rise, fall)
+    """Linear warm-up until it meets the cosine, then the cosine down to 0."""
+    warm_up, cosine = (step + 1) / (RECIPE["warm_up"] * steps), (1 + math.cos(math.pi * step / steps)) / 2
+    return RECIPE["learning_rate"] * min(warm_up, cosine)
 
 
-def _warn_damaged(path: Path, damage: Exception) -> None:
-    line = f"{path} is damaged ({damage}); training the classifier anew"
+def _warn_damaged(path: Path, error: Exception) -> None:
+    line = f"{path} is damaged ({error}); training the classifier again"
     print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
 
 
 def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
-    """Bring both to where training was last saved: steps done then, or 0; None: both are spoiled, the file is gone."""
+    """Restore both; returns the steps done, or None if the file was damaged: it is removed, both are unusable."""
     if not unfinished.exists():
         return 0
     try:
@@ -233,21 +237,21 @@ def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int
         network.load_state_dict(state["weights"])
         adam.load_state_dict(state["adam"])
         return int(state["step"])
-    except (CorruptCheckpoint, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as damage:
+    except (CorruptCheckpoint, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         unfinished.unlink()
-        _warn_damaged(unfinished, damage)
+        _warn_damaged(unfinished, error)
         return None
 
 
 def _train(arrays: Arrays, name: str, device: torch.device, monitor: Monitor, unfinished: Path) -> dict[str, Any]:
-    """What is kept of a trained classifier, on the CPU. Meanwhile `unfinished` holds where training is."""
+    """Train the classifier and return its state on the CPU, checkpointing to `unfinished` meanwhile."""
     images, labels = arrays.train_images, torch.from_numpy(np.array(arrays.train_labels))
     network = _network(images.shape[1:], _classes(arrays)).to_empty(device="cpu")
     _initialise(network)
     network.to(memory_format=torch.channels_last).to(device).train()
     size = min(RECIPE["batch"], len(images))
-    wanted = RECIPE["epochs"] * math.ceil(len(images) / size)
-    steps = min(max(wanted, RECIPE["least_steps"]), RECIPE["most_steps"])
+    epoch_steps = RECIPE["epochs"] * math.ceil(len(images) / size)
+    steps = min(max(epoch_steps, RECIPE["least_steps"]), RECIPE["most_steps"])
     adam = torch.optim.Adam(network.parameters())
     done = _resume(network, adam, unfinished)
     if done is None:
@@ -276,23 +280,23 @@ def _train(arrays: Arrays, name: str, device: torch.device, monitor: Monitor, un
     state: dict[str, Any] = {"weights": weights, "accuracy": None}
     if arrays.test_images is not None and arrays.test_labels is not None:
         trained = _restore(state, arrays, name, device)
-        right = 0
+        correct = 0
         for start in range(0, len(arrays.test_images), BATCH):
             monitor.check()
             part = slice(start, start + BATCH)
-            guesses = trained.predict(_pixels(arrays.test_images[part])).numpy()
-            right += int((guesses == arrays.test_labels[part]).sum())
-        state["accuracy"] = right / len(arrays.test_images)
+            predicted = trained.predict(_pixels(arrays.test_images[part])).numpy()
+            correct += int((predicted == arrays.test_labels[part]).sum())
+        state["accuracy"] = correct / len(arrays.test_images)
     return state
 
 
 def _read(path: Path, arrays: Arrays, name: str, device: torch.device | str) -> Classifier:
-    """Raises `Damaged` where the file is not what `_train` made."""
+    """Read a state that `_train` returned. Raises CorruptCheckpoint for anything else."""
     state = load(path)
     try:
         return _restore(state, arrays, name, device)
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise CorruptCheckpoint("it holds no classifier of this data") from error
+        raise CorruptCheckpoint("it does not hold a classifier of this data set") from error
 
 
 def _restore(state: dict[str, Any], arrays: Arrays, name: str, device: torch.device | str) -> Classifier:

@@ -1,6 +1,6 @@
-"""Features of a discriminator for a linear classifier (Radford et al. 2016, section 5.1).
+"""Discriminator features for a linear classifier (Radford et al. 2016, section 5.1).
 
-The convolutional features of all layers, each layer's map max-pooled to a grid of 4 x 4, flattened and concatenated.
+The feature maps of all convolutional layers are max-pooled to a 4 x 4 grid, flattened and concatenated.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ GRID_SIDE = 4
 
 
 def pooled_features(maps: Sequence[Tensor]) -> Tensor:
-    """The features [N, F] of N images from all layers, in the layers' order; within a map channels first.
+    """Features [N, F] of N images from all layers in order, channels first within a map.
 
     Arguments:
-        maps: each [N, C, h, w] or, of a dense layer, [N, f], which is taken as it is. Where h or w is at most 4 it
-            stays; else cell i of 4 is the largest from floor(i h / 4) up to, not including, ceil((i + 1) h / 4): cells
-            share pixels unless 4 divides h.
+        maps: [N, C, h, w] each, or [N, f] for a dense layer, which is used as it is. A side h of at most 4 is kept;
+            otherwise cell i of 4 is the maximum over floor(i h / 4) <= y < ceil((i + 1) h / 4), so that cells overlap
+            unless 4 divides h.
 
-    Raises InputError where there are no maps or one of another shape.
+    Raises InputError for no maps, and for a map of another shape.
     """
     if not len(maps):
-        raise InputError("pooled features need at least one layer of the discriminator, and there are none")
+        raise InputError("pooled features need at least one layer of the discriminator, got none")
     for layer, features in enumerate(maps):
         if features.dim() not in (2, 4) or len(features) != len(maps[0]):
-            wanted = f"[{len(maps[0])}, C, h, w] or [{len(maps[0])}, f]"
-            raise InputError(f"pooled features: layer {layer} gives {list(features.shape)}, it must give {wanted}")
+            shapes = f"[{len(maps[0])}, C, h, w] or [{len(maps[0])}, f]"
+            raise InputError(f"pooled features: layer {layer} must have shape {shapes}, got {list(features.shape)}")
     return cat([_pooled(features) if features.dim() == 4 else features for features in maps], 1)
 
 

@@ -177,7 +177,7 @@ def test_the_second_process_waits_and_reads(
     finally:
         thread.join()
     assert trainings == []
-    assert capsys.readouterr().err == "vaerun: another process trains the classifier of own: waiting for it\n"
+    assert capsys.readouterr().err == "vaerun: another process is training the classifier of own: waiting for it\n"
 
 
 def test_a_signal_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
