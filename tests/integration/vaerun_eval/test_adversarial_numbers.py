@@ -119,7 +119,7 @@ def test_a_variance_at_the_edge_is_told_of(
     copied: Callable[..., Path], evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vaerun.evaluation.likelihood.observation_variance import VarianceChoice
-    from vaerun.run.evaluate.likelihood import adversarial as module
+    from vaerun.run.evaluate import adversarial as module
 
     run = copied(*GAN)
     choice = VarianceChoice(0.5, {0.5: -3.0, 0.1: -math.inf}, 1, True)

@@ -163,7 +163,7 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
 
 
 def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaerun.run import evaluate as module
+    from vaerun.run.evaluate import likelihood as module
 
     monkeypatch.setattr(module, "unreliable_share", lambda tail: 0.06)
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100")

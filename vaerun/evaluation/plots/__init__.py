@@ -1,1 +1,1 @@
-"""Pictures for TensorBoard and files."""
+"""Pictures for TensorBoard and figure files."""

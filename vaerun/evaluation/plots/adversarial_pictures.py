@@ -1,4 +1,4 @@
-"""Pictures of an adversarial model from fixed noise, so that they can be compared over time."""
+"""Pictures of an adversarial model, from fixed noise so that they are comparable over time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vaerun.models import AdversarialModel
 
 
 def adversarial_pictures(model: AdversarialModel, split: Split) -> dict[str, Tensor]:
-    """Grids by name: data, samples, classes (conditional: one class a row), code_NAME (one code; rows: noise)."""
-    found = data_picture(split) | {"samples": grid(sample_images(model, split), COLUMNS)}
+    """Grids by name: data, samples, classes (if conditional: one class per row), code_NAME (see code_sweep)."""
+    pictures = data_picture(split) | {"samples": grid(sample_images(model, split), COLUMNS)}
     n, like = model.noise_dim, model.zero
     if model.classes:
-        found["classes"] = class_grid(model.generate, model.classes, n, like)
+        pictures["classes"] = class_grid(model.generate, model.classes, n, like)
     if model.codes is None:
-        return found
+        return pictures
     sizes: list[int | None] = [*model.codes.categorical, *[None] * model.codes.continuous]
     for index, (name, categories) in enumerate(zip(model.codes.names, sizes, strict=True)):
         values = code_values(categories, like)
-        found[f"code_{name}"] = code_sweep(model.generate_with_code, index, values, n, like)
-    return found
+        pictures[f"code_{name}"] = code_sweep(model.generate_with_code, index, values, n, like)
+    return pictures

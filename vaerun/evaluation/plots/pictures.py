@@ -1,6 +1,6 @@
-"""Pictures of a model: data and reconstructions, samples, a grid with one class a row, the 2-D latent manifold.
+"""Pictures of a model: data and reconstructions, samples, a grid of classes, the 2-D latent manifold.
 
-Each is a grid [channels, height, width] in [0, 1].
+Each is a grid of images [channels, height, width] in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vaerun.randomness import ImageNoise
 
 COLUMNS, ROWS, SEED = 10, 10, 0
 MAX_CLASSES = 100
-MIN_SIDE = 32  # smaller images are enlarged by a whole factor, to at most so many pixels
+MIN_SIDE = 32  # smaller images are enlarged by an integer factor, to at most this side
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Images [N, C, H, W] in [0, 1], row by row."""
-    from torchvision.utils import make_grid  # takes over a second to import: after the first steps, not before
+    """Arrange images [N, C, H, W] in [0, 1] in a grid, row by row."""
+    from torchvision.utils import make_grid  # over a second to import: deferred until a picture is needed
 
     scale = max(1, MIN_SIDE // max(images.shape[-2:]))
     larger = images.clamp(0, 1).cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
@@ -31,33 +31,33 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def sample_noise(numbers: Sequence[int], n: int, like: Tensor) -> Tensor:
-    """The standard normal noise [len(numbers), n] of samples by number; `like` gives dtype and device.
+    """The standard normal noise [len(numbers), n] of samples by number, with the dtype and device of `like`.
 
-    Drawn in single precision on the CPU, so that sample number 17 is the same image everywhere.
+    It is drawn in single precision on the CPU, so that sample 17 is the same image everywhere.
     """
     return ImageNoise(SEED, numbers, n, torch.zeros((), dtype=torch.float32))("samples", 1)[0].to(like)
 
 
 def likelihood_pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
-    """Grids by name, from the split's first images and fixed noise, so that they can be compared over time.
+    """Grids by name, from the split's first images and fixed noise, so that they are comparable over time.
 
-    data, reconstructions (E[x | z] at the posterior's centre; same places as data), samples (E[x | z], z from the
-    prior), classes (conditional models: one class a row, at most 100), manifold (d = 2: z at normal quantiles). Of a
-    plain autoencoder, which has no prior, the first two.
+    data, reconstructions (E[x | z] at the posterior's centre, in the positions of data), samples (E[x | z], z from the
+    prior), classes (if conditional: one class per row, at most 100), manifold (if d = 2: z at normal quantiles). A
+    plain autoencoder, which has no prior, has the first two only.
     """
     to_unit = split.transform.to_unit
-    found = data_and_reconstructions(model, split)
+    pictures = data_and_reconstructions(model, split)
     if not model.has_density:  # no prior to draw from
-        return found
+        return pictures
     with torch.no_grad():
-        found["samples"] = grid(to_unit(sample_images(model, split)), COLUMNS)
+        pictures["samples"] = grid(to_unit(sample_images(model, split)), COLUMNS)
         if model.classes:
-            found["classes"] = class_grid(
+            pictures["classes"] = class_grid(
                 lambda noise, c: to_unit(model.generate(noise, c)), model.classes, model.noise_dim, model.mean
             )
         if model.latent_dim == 2 and not model.classes:
-            found["manifold"] = grid(to_unit(manifold(model, 20)), 20)
-    return found
+            pictures["manifold"] = grid(to_unit(manifold(model, 20)), 20)
+    return pictures
 
 
 def data_and_reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
@@ -75,15 +75,15 @@ def data_and_reconstructions(model: LatentModel, split: Split) -> dict[str, Tens
 
 
 def data_picture(split: Split) -> dict[str, Tensor]:
-    """The split's first images."""
+    """A grid of the split's first images."""
     batch = split.batch(0, min(COLUMNS * 5, len(split)))
     return {"data": grid(split.transform.to_unit(batch.x), COLUMNS)}
 
 
 def sample_images(model: LatentModel | AdversarialModel, split: Split) -> Tensor:
-    """Samples number 0 to COLUMNS * ROWS - 1 [COLUMNS * ROWS, C, H, W], of a likelihood model E[x | z].
+    """Samples 0 to COLUMNS * ROWS - 1 [COLUMNS * ROWS, C, H, W]; for a model with a likelihood, E[x | z].
 
-    A conditional model's labels are mixed: neighbours in a row and in a column have different ones.
+    The labels of a conditional model differ between neighbours in a row and in a column.
     """
     c = split.one_hot(sample_labels(model.classes).to(split.images.device)) if model.classes else None
     with torch.no_grad():
@@ -97,7 +97,7 @@ def sample_labels(classes: int) -> Tensor:
 
 
 def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int, n: int, like: Tensor) -> Tensor:
-    """A picture of a conditional model: a class a row, the first 100 at most; down column i the noise of sample i."""
+    """Picture of a conditional model: a row per class, at most 100; column i has the noise of sample i."""
     rows = min(classes, MAX_CLASSES)
     labels = F.one_hot(torch.arange(rows, device=like.device), classes).to(like.dtype)
     noise = sample_noise(range(COLUMNS), n, like).repeat(rows, 1)
@@ -106,7 +106,7 @@ def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int
 
 
 def manifold(model: LatentModel, n: int) -> Tensor:
-    """E[x | z] [n * n, C, H, W] at the normal quantiles of a regular grid (Kingma & Welling 2014, figure 4)."""
+    """E[x | z] [n * n, C, H, W] at normal quantiles of a regular grid (Kingma & Welling 2014, figure 4)."""
     quantiles = math.sqrt(2) * torch.erfinv(2 * (torch.arange(n) + 0.5) / n - 1)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)
     return model.decode_mean(z.to(model.mean))

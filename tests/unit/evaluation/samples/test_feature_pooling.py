@@ -63,7 +63,7 @@ def test_images_do_not_mix() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2,), (3, 5), (3, 1, 2, 2), (2, 1, 1, 1, 1)])
 def test_maps_that_are_not(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"layer 1 gives .*, it must give \[2, C, h, w\] or \[2, f\]"):
+    with pytest.raises(InputError, match=r"layer 1 must have shape \[2, C, h, w\] or \[2, f\], got"):
         pooled_features([torch.zeros(2, 4), torch.zeros(shape)])
 
 
