@@ -42,7 +42,13 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def write_evaluation(
-    folder: Path, results: EvaluationResults, prefix: str, log: RunLogger | NullLogger, step: int, epoch: float, label: str = ""
+    folder: Path,
+    results: EvaluationResults,
+    prefix: str,
+    log: RunLogger | NullLogger,
+    step: int,
+    epoch: float,
+    label: str = "",
 ) -> None:
     """Write everything but result.json.
 
