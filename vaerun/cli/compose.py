@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from vaerun.cli.output_dir import OutputDir
 from vaerun.cli.override_errors import explain, missing_package
 from vaerun.config.composing import CompositionError
+from vaerun.config.identity import short_name
 from vaerun.config.plugins import config_folders, group_file, own_config_folder
-from vaerun.config.settings import Settings, short_name
+from vaerun.config.schema import Settings
 from vaerun.errors import InputError
 from vaerun.incidental import is_incidental
 from vaerun.storage.yaml_files import read_yaml

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.plugins import config_folders, own_config_folder, unknown_choice
-from vaerun.config.settings import keys, missing
+from vaerun.config.settings import keys, missing_value
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
@@ -50,7 +50,7 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
     if isinstance(error, hydra_errors.HydraException):
         return _unknown_key(text, words) or _cannot_merge(text) or _several_values(text) or " ".join(text.split())
     if isinstance(error, OmegaConfBaseException):
-        return missing(text) if "issing mandatory value" in text else " ".join(text.split())
+        return missing_value(text) if "issing mandatory value" in text else " ".join(text.split())
     if isinstance(error, OSError) and error.filename and Path(error.filename).absolute() in run_dir:
         path = printable(error.filename, MAX_LETTERS)
         return f"cannot create the run directory {path}: {error.strerror}; choose another output_dir"

@@ -1,6 +1,6 @@
-"""The configuration's schema: every key with its type and what it is where nothing is said.
+"""The configuration's schema: every key with its type, its default, and the values it may have.
 
-What a key means stands beside it in configs/; which values are allowed, in settings.py.
+configs/ says what each key means. validation.py checks the values.
 """
 
 from __future__ import annotations
@@ -11,20 +11,59 @@ from typing import Any
 from omegaconf import MISSING
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """The values that a key may have; for a list, its elements. None: no such limit.
+
+    Attributes:
+        ge, gt, le, lt: the number is at least, above, at most, below this.
+        choices: the values themselves.
+        pattern: a regular expression for the whole text, and what it stands for.
+        length: of the list.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str | None, ...] | None = None
+    pattern: tuple[str, str] | None = None
+    length: int | None = None
+
+
+def only(**limits: Any) -> dict[str, Allowed]:
+    """A field's metadata, from the attributes of Allowed."""
+    return {"allowed": Allowed(**limits)}
+
+
+def option(default: Any = MISSING, **limits: Any) -> Any:
+    """A key with a default and the attributes of Allowed."""
+    return field(default=default, metadata=only(**limits))
+
+
+BILLION = 10**9
+"""Limit on counts: a billion of anything takes weeks, or more memory than any machine has.
+
+Numbers of images, batch sizes and chunks have no such limit: the data set bounds them.
+"""
+NAME = (r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", "up to 100 letters, digits, '_', '-' and '.' (not first)")
+"""Of names that folders and files are given."""
+
+
 @dataclass
 class DataSettings:
     """The group `data`."""
 
-    name: str = MISSING
+    name: str = option(pattern=NAME)
     source: dict[str, Any] = field(default_factory=dict)
     root: str | None = None
     path: str | None = None
     image_size: Any = None
     channels: int = 3
-    binarize: str = "none"
+    binarize: str = option("none", choices=("none", "dynamic", "fixed"))
     dequantize: bool = False
     logit: bool = False
-    validation: float = 0.1
+    validation: float = option(0.1, ge=0)
     train_images: int | None = None
 
 
@@ -47,14 +86,14 @@ class ModelSettings:
     discriminator.
     """
 
-    name: str = MISSING
-    family: str = "likelihood"
-    latent_dim: int = MISSING
-    likelihood: str = MISSING
-    fixed_variance: float | None = None
+    name: str = option(pattern=NAME)
+    family: str = option("likelihood", choices=("likelihood", "adversarial"))
+    latent_dim: int = option(ge=1, le=BILLION)
+    likelihood: str = option(choices=("gaussian", "bernoulli"))
+    fixed_variance: float | None = option(None, ge=1e-12, le=1e12)  # densities stay finite in single precision
     conditional: bool = False
     conditional_prior: bool = False
-    fit: str = "gradient"
+    fit: str = option("gradient", choices=("gradient", "closed_form"))
     encoder: dict[str, Any] | None = None
     decoder: dict[str, Any] | None = None
     inference: dict[str, Any] | None = None
@@ -67,71 +106,71 @@ class ModelSettings:
 class EstimatorSettings:
     """The group `estimator`."""
 
-    name: str = MISSING
+    name: str = option(pattern=NAME)
     function: dict[str, Any] = MISSING
-    samples: int = 1
+    samples: int = option(1, ge=1, le=BILLION)
     alpha: float | None = None
     control_variate: str | None = None
-    kl_weight: float | None = None
-    kl_warmup_epochs: float | None = None
-    free_bits: float | None = None
-    discriminator_steps: int | None = None
-    label_smoothing: float | None = None
-    r1: float | None = None
+    kl_weight: float | None = option(None, ge=0)
+    kl_warmup_epochs: float | None = option(None, ge=0, le=BILLION)
+    free_bits: float | None = option(None, ge=0)
+    discriminator_steps: int | None = option(None, ge=1, le=10**6)
+    label_smoothing: float | None = option(None, ge=0)
+    r1: float | None = option(None, ge=0)
 
 
 @dataclass
 class TrainerSettings:
     """The group `trainer`."""
 
-    epochs: int = MISSING
-    max_steps: int | None = None
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    variance_learning_rate: float | None = None
-    discriminator_learning_rate: float | None = None
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    discriminator_betas: list[float] | None = None
-    average: float | None = None
-    winning_steps: int = 500
-    schedule: str = "constant"
-    clip_norm: float | None = None
-    early_stopping: int | None = None
+    epochs: int = option(ge=1, le=BILLION)
+    max_steps: int | None = option(None, ge=1)
+    batch_size: int = option(ge=1)
+    learning_rate: float = option(gt=0)
+    variance_learning_rate: float | None = option(None, ge=0)
+    discriminator_learning_rate: float | None = option(None, gt=0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=only(ge=0, lt=1, length=2))
+    discriminator_betas: list[float] | None = field(default=None, metadata=only(ge=0, lt=1, length=2))
+    average: float | None = option(None, ge=0, lt=1)
+    winning_steps: int = option(500, ge=1)
+    schedule: str = option("constant", choices=("constant", "cosine", "step", "burda"))
+    clip_norm: float | None = option(None, gt=0)
+    early_stopping: int | None = option(None, ge=1)
     device: str = "auto"
     resume: str = "auto"
     deterministic: bool = False
-    log_every: int = 50
-    checkpoint_seconds: float = 60.0
-    processes: int = 1
-    precision: str = "float32"
-    compile: str = "auto"
-    replicas: int = 1
+    log_every: int = option(50, ge=1)
+    checkpoint_seconds: float = option(60.0, ge=0, le=BILLION)
+    processes: int = option(1, ge=1, le=1000)
+    precision: str = option("float32", choices=("float32", "tf32", "bf16"))
+    compile: str = option("auto", choices=("auto", "none", "graph"))
+    replicas: int = option(1, ge=1, le=1000)
 
 
 @dataclass
 class AnnealingSettings:
     """`evaluation.annealing`: of AIS and BDMC."""
 
-    temperatures: int = 2500
-    chains: int = 16
-    leapfrog_steps: int = 2
+    temperatures: int = option(2500, le=10**7)
+    chains: int = option(16, le=10**7)
+    leapfrog_steps: int = option(2, le=10**6)
     step_size: float = 0.1
     acceptance: float = 0.8
     adapt: bool = True
-    images: int = 100
+    images: int = option(100, ge=1)
 
 
 @dataclass
 class GapSettings:
     """`evaluation.gap`: of the inference gaps."""
 
-    samples: int = 8
+    samples: int = option(8, le=10**6)
     learning_rate: float = 0.01
     window: int = 50
     tolerance: float = 0.01
     patience: int = 2
-    max_steps: int = 5000
-    images: int = 100
+    max_steps: int = option(5000, le=BILLION)
+    images: int = option(100, ge=1)
 
 
 @dataclass
@@ -139,37 +178,37 @@ class NoiseSettings:
     """`evaluation.noise`: of the gradient noise."""
 
     estimators: list[str] = field(default_factory=list)
-    samples: int = 5
-    draws: int = 200
-    images: int = 100
+    samples: int = option(5, ge=1, le=BILLION)
+    draws: int = option(200, ge=3, le=BILLION)
+    images: int = option(100, ge=1)
 
 
 @dataclass
 class GeneratedSettings:
     """`evaluation.generated`: of what is measured on generated images."""
 
-    samples: int = 10_000
-    neighbours: int = 5
+    samples: int = option(10_000, ge=2, le=BILLION)
+    neighbours: int = option(5, ge=1)
 
 
 @dataclass
 class ObservationSettings:
     """`evaluation.observation`: of a generator's pixel variance, chosen on validation images."""
 
-    variances: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1])
-    images: int = 20
+    variances: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1], metadata=only(gt=0))
+    images: int = option(20, ge=1)
 
 
 @dataclass
 class EvaluationSettings:
     """The group `evaluation`."""
 
-    samples: int = 5000
-    images: int | None = None
-    split: str = "test"
-    every: int = 1
-    pictures: int = 10
-    chunk: int | None = None
+    samples: int = option(5000, ge=1, le=BILLION)
+    images: int | None = option(None, ge=1)
+    split: str = option("test", choices=("test", "validation", "train"))
+    every: int = option(1, ge=1)
+    pictures: int = option(10, ge=0)
+    chunk: int | None = option(None, ge=1)
     latent: bool = True
     ais: bool = False
     bdmc: bool = False
@@ -180,12 +219,12 @@ class EvaluationSettings:
     quality: bool = False
     parzen: bool = False
     inception_weights: str | None = None
-    diversity: float = 0.5
-    selection: str | None = None
+    diversity: float = option(0.5, ge=0)
+    selection: str | None = option(None, choices=(None, "classifier_frechet_distance"))
     sets: dict[str, list[int]] = field(default_factory=dict)
     interpolation: list[Any] = field(default_factory=list)
     arithmetic: list[str] = field(default_factory=list)
-    label: int = 0
+    label: int = option(0, ge=0)
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
     gap: GapSettings = field(default_factory=GapSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
@@ -207,10 +246,10 @@ class TableSettings:
 class SweepSettings:
     """`sweep`: how the jobs of a sweep are run; it changes no result."""
 
-    jobs: int | None = None
-    jobs_per_gpu: int = 1
-    together: int = 1
-    job_minutes: float | None = None
+    jobs: int | None = option(None, ge=1, le=10**5)
+    jobs_per_gpu: int = option(1, ge=1, le=10**5)
+    together: int = option(1, ge=1, le=10**5)
+    job_minutes: float | None = option(None, gt=0, le=10**6)
     fail_fast: bool = False
     table: TableSettings = field(default_factory=TableSettings)
 
@@ -225,5 +264,5 @@ class Settings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
-    seed: int = 0
+    seed: int = option(0, ge=0)
     output_dir: str | None = None

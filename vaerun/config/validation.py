@@ -1,190 +1,171 @@
-"""Which values a setting may have: kinds, ranges, choices. No torch here: `--cfg` stays quick."""
+"""Checks of the values against the schema: types, ranges, choices. No torch here: `--cfg` stays quick."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vaerun.config.schema import Settings
+from vaerun.config.schema import Allowed, Settings
 from vaerun.errors import InputError
 from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, is_unicode, printable
 
-# Smallest allowed value (None: any) and whether it itself is allowed.
-LEAST: dict[str, tuple[float, bool]] = {
-    "data.validation": (0, True),
-    "model.latent_dim": (1, True),
-    "estimator.samples": (1, True),
-    "estimator.kl_weight": (0, True),
-    "estimator.kl_warmup_epochs": (0, True),
-    "estimator.free_bits": (0, True),
-    "estimator.discriminator_steps": (1, True),
-    "estimator.label_smoothing": (0, True),
-    "estimator.r1": (0, True),
-    "trainer.epochs": (1, True),
-    "trainer.max_steps": (1, True),
-    "trainer.batch_size": (1, True),
-    "trainer.learning_rate": (0, False),
-    "trainer.variance_learning_rate": (0, True),
-    "trainer.discriminator_learning_rate": (0, False),
-    "trainer.average": (0, True),
-    "trainer.winning_steps": (1, True),
-    "trainer.clip_norm": (0, False),
-    "trainer.early_stopping": (1, True),
-    "trainer.log_every": (1, True),
-    "trainer.checkpoint_seconds": (0, True),
-    "trainer.processes": (1, True),
-    "trainer.replicas": (1, True),
-    "sweep.jobs": (1, True),
-    "sweep.jobs_per_gpu": (1, True),
-    "sweep.together": (1, True),
-    "sweep.job_minutes": (0, False),
-    "evaluation.samples": (1, True),
-    "evaluation.images": (1, True),
-    "evaluation.every": (1, True),
-    "evaluation.pictures": (0, True),
-    "evaluation.chunk": (1, True),
-    "evaluation.diversity": (0, True),
-    "evaluation.label": (0, True),
-    "evaluation.generated.samples": (2, True),
-    "evaluation.generated.neighbours": (1, True),
-    "evaluation.observation.images": (1, True),
-    "evaluation.annealing.images": (1, True),
-    "evaluation.gap.images": (1, True),
-    "evaluation.noise.samples": (1, True),
-    "evaluation.noise.draws": (3, True),
-    "evaluation.noise.images": (1, True),
-}
+MAX_FLOAT = 3e38  # single precision ends at 3.4e38
+MAX_INT = 2**63  # tensors hold whole numbers below
 
-# Largest allowed value: what is computed from it must fit its kind of number, or end. A billion of anything takes
-# weeks, or more memory than there is; a trillion is a slip of the pen. What the data set bounds (images, batch sizes,
-# chunks) is not bounded here.
-MANY = 10**9
-MOST: dict[str, float] = {
-    "model.latent_dim": MANY,
-    "estimator.samples": MANY,
-    "evaluation.samples": MANY,
-    "evaluation.generated.samples": MANY,
-    "evaluation.annealing.temperatures": 10**7,
-    "evaluation.annealing.chains": 10**7,
-    "evaluation.annealing.leapfrog_steps": 10**6,
-    "evaluation.gap.samples": 10**6,
-    "evaluation.gap.max_steps": MANY,
-    "evaluation.noise.samples": MANY,
-    "evaluation.noise.draws": MANY,
-    "sweep.jobs": 10**5,
-    "sweep.jobs_per_gpu": 10**5,
-    "sweep.together": 10**5,
-    "estimator.kl_warmup_epochs": 1e9,
-    "estimator.discriminator_steps": 10**6,
-    "trainer.epochs": MANY,
-    "trainer.checkpoint_seconds": 1e9,
-    "trainer.replicas": 1000,
-    "trainer.processes": 1000,
-    "sweep.job_minutes": 1e6,
+NEEDS_KEYS = "{0} is a group of keys: write {0}.KEY=VALUE"
+_TYPES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a single word",
+    list[int]: "a list of whole numbers, such as [1,2]",
+    list[float]: "a list of numbers, such as [0.1,0.2]",
+    list[str]: "a list of words, such as [a,b]",
+    list[Any]: "a list, such as [a,b]",
 }
-LARGEST = 3e38  # of all other numbers that are not whole: single precision ends at 3.4e38
-
-# Between these, densities of pixels and their gradients stay finite in single precision.
-VARIANCE = (1e-12, 1e12)
-
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "model.family": ("likelihood", "adversarial"),
-    "model.likelihood": ("gaussian", "bernoulli"),
-    "model.fit": ("gradient", "closed_form"),
-    "trainer.schedule": ("constant", "cosine", "step", "burda"),
-    "trainer.precision": ("float32", "tf32", "bf16"),
-    "trainer.compile": ("auto", "none", "graph"),
-    "data.binarize": ("none", "dynamic", "fixed"),
-    "evaluation.split": ("test", "validation", "train"),
-    "evaluation.selection": (None, "classifier_frechet_distance"),
-}
+_ELEMENTS: dict[Any, type | tuple[type, ...]] = {str: str, int: int, float: (int, float)}
 
 
 def value_of(settings: Settings, key: str) -> Any:
-    """The value of a dotted key."""
-    found: Any = settings
+    """The value of a dotted key; None in an optional group that is not set."""
+    value: Any = settings
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        value = None if value is None else getattr(value, part)
+    return value
 
 
-_ELEMENTS: dict[Any, tuple[str, type | tuple[type, ...]]] = {
-    str: ("words, such as [a,b]", str),
-    int: ("whole numbers, such as [1,2]", int),
-    float: ("numbers, such as [0.1,0.2]", (int, float)),
-}
+@cache
+def allowed_values() -> dict[str, Allowed]:
+    """Of each dotted key of the schema that has any limit."""
+    return dict(_allowed(Settings, ""))
 
 
-def _check_kinds(settings: Any, prefix: str = "") -> None:
-    """Raises InputError for a list within a list: OmegaConf looks at the kinds of plain elements only."""
-    hints = get_type_hints(type(settings))
-    for field in fields(settings):
-        key, value = f"{prefix}{field.name}", getattr(settings, field.name)
-        if is_dataclass(value):
-            _check_kinds(value, f"{key}.")
-        hint = hints[field.name]
-        kinds = [get_args(h)[0] for h in (hint, *get_args(hint)) if get_origin(h) is list]
-        if not isinstance(value, list | tuple) or not kinds or kinds[0] not in _ELEMENTS:
+def _allowed(schema: Any, prefix: str) -> Iterator[tuple[str, Allowed]]:
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        if "allowed" in field.metadata:
+            yield f"{prefix}{field.name}", field.metadata["allowed"]
+        group = _group(hints[field.name])
+        if group is not None:
+            yield from _allowed(group, f"{prefix}{field.name}.")
+
+
+def _group(hint: Any) -> Any:
+    """The dataclass of a group's type or optional type; None for a single value."""
+    return next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
+
+
+# -- of a composed configuration --------------------------------------------------------------------------------------
+
+
+def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
+    """Raises InputError for a single value where the schema has a group: OmegaConf does not say which one it is."""
+    for name, hint in get_type_hints(schema).items():
+        group = _group(hint)
+        if group is None or name not in plain or plain[name] == "???" or (plain[name] is None and group is not hint):
             continue
-        what, types = _ELEMENTS[kinds[0]]
-        if any(not isinstance(element, types) or isinstance(element, bool) for element in value):
-            raise InputError(f"{key} must be a list of {what}, got {printable(value, 100)}")
+        if not isinstance(plain[name], dict):
+            raise InputError(NEEDS_KEYS.format(f"{prefix}{name}"))
+        check_groups(plain[name], group, f"{prefix}{name}.")
 
 
-def _check_sizes(settings: Settings) -> None:
-    """Raises InputError for numbers beyond what tensors hold, and text that no file takes."""
-    for key, value in flatten(asdict(settings)):
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) >= 2**63 and key != "seed":  # of which there is more to say
-                raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(number, 30)}")
-            if isinstance(number, str) and not is_unicode(number):
-                raise InputError(f"{key} holds bytes that are no text in utf-8: {printable(number, 100)}; rename it")
-            if isinstance(number, float) and LARGEST < abs(number) < math.inf and key != "model.fixed_variance":
-                raise InputError(f"{key} must be between -{LARGEST:g} and {LARGEST:g}, got {number:g}")
+def wrong_type(key: str, plain: Any) -> str | None:
+    """The line for a key whose value is not of its type; None where the schema does not say which that is."""
+    hint: Any = Settings
+    key = key.partition("[")[0]  # of a wrong element the whole list is quoted
+    for part in key.split("."):
+        group = _group(hint)
+        hint = None if group is None else get_type_hints(group).get(part)
+        if hint is None or not isinstance(plain, dict) or part not in plain:
+            return None
+        plain = plain[part]
+    options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+    if get_origin(options[0]) is dict:
+        return NEEDS_KEYS.format(key)
+    if options[0] not in _TYPES:
+        return None
+    expected = _TYPES[options[0]] + (", or null" if len(options) > 1 else "")
+    quoted = "null" if plain is None else printable(plain, 100)
+    if isinstance(plain, str):  # else an empty word would not be seen
+        quoted = f"'{quoted}'"
+    return f"{key} must be {expected}, got {quoted}"
+
+
+# -- of typed settings ------------------------------------------------------------------------------------------------
 
 
 def check_values(settings: Settings) -> None:
-    """Raises InputError for a value that its setting cannot have."""
-    _check_kinds(settings)
-    _check_sizes(settings)
-    for key, (least, itself) in LEAST.items():
-        value = value_of(settings, key)
-        if value is not None and not math.isfinite(value):
-            raise InputError(f"{key} must be a finite number, got {value}")
-        if value is not None and not (value >= least if itself else value > least):
-            raise InputError(f"{key} must be {'at least' if itself else 'above'} {least}, got {value:.15g}")
-    for key, most in MOST.items():
-        value = value_of(settings, key)
-        if value is not None and value > most:
-            raise InputError(f"{key} must be at most {most:.15g}, got {value:.15g}")
-    variance, (least, most) = settings.model.fixed_variance, VARIANCE
-    if variance is not None and not least <= variance <= most:  # NaN is not, either
-        raise InputError(
-            f"model.fixed_variance must be between {least:g} and {most:g}, beyond which single precision overflows; "
-            f"got {variance}"
-        )
-    for key, choices in CHOICES.items():
-        value = value_of(settings, key)
-        if value not in choices:
-            known = ["null" if choice is None else choice for choice in choices]
-            raise InputError(f"{key}={value}: choose one of {', '.join(known)}.{did_you_mean(str(value), known)}")
-    for key, group in (("data", settings.data), ("model", settings.model), ("estimator", settings.estimator)):
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", group.name):  # folders and files are named after them
-            name = printable(group.name, 100)
-            raise InputError(f"{key}.name '{name}': use up to 100 letters, digits, '_', '-' and '.' (not first) only")
-    for key in ("trainer.betas", "trainer.discriminator_betas"):
-        betas = value_of(settings, key)
-        if betas is not None and not (len(betas) == 2 and all(0 <= b < 1 for b in betas)):
-            raise InputError(f"{key} must be two numbers of at least 0 and below 1, such as [0.5,0.999], got {betas}")
-    if settings.trainer.average is not None and not settings.trainer.average < 1:
-        raise InputError(f"trainer.average must be below 1, got {settings.trainer.average:.15g}")
+    """Raises InputError for a value that its key cannot have."""
+    _check_lists(settings)
+    for key, leaf in flatten(asdict(settings)):
+        for value in leaf if isinstance(leaf, list) else [leaf]:
+            _check_size(key, value)
+    for key, allowed in allowed_values().items():
+        _check_allowed(key, value_of(settings, key), allowed)
     if settings.trainer.replicas > 1 and settings.trainer.processes > 1:
         raise InputError("trainer.replicas and trainer.processes do not go together: set one of them to 1")
-    variances = settings.evaluation.observation.variances
-    if not variances or not all(0 < v < math.inf for v in variances):
-        raise InputError("evaluation.observation.variances must list finite variances above 0, such as [0.01,0.03,0.1]")
-    if not 0 <= settings.seed < 2**63:
-        raise InputError(f"seed must be between 0 and 2^63 - 1, got {settings.seed}")
+
+
+def _check_lists(settings: Any, prefix: str = "") -> None:
+    """Raises InputError for a list within a list: OmegaConf checks the types of plain elements only."""
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        key, value, hint = f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name]
+        if is_dataclass(value):
+            _check_lists(value, f"{key}.")
+        element = next((get_args(h)[0] for h in (hint, *get_args(hint)) if get_origin(h) is list), None)
+        if not isinstance(value, list | tuple) or element not in _ELEMENTS:
+            continue
+        if any(not isinstance(v, _ELEMENTS[element]) or isinstance(v, bool) for v in value):
+            raise InputError(f"{key} must be {_TYPES[list[element]]}, got {printable(value, 100)}")  # type: ignore[valid-type]
+
+
+def _check_size(key: str, value: Any) -> None:
+    """Raises InputError for a number beyond what tensors hold, and text that no file takes."""
+    if isinstance(value, int) and abs(value) >= MAX_INT:
+        raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(value, 30)}")
+    if isinstance(value, float) and MAX_FLOAT < abs(value) < math.inf:
+        raise InputError(f"{key} must be between -{MAX_FLOAT:g} and {MAX_FLOAT:g}, got {value:g}")
+    if isinstance(value, str) and not is_unicode(value):
+        raise InputError(f"{key} is not utf-8 text: {printable(value, 100)}; rename it")
+
+
+def _check_allowed(key: str, value: Any, allowed: Allowed) -> None:
+    if allowed.choices is not None and value not in allowed.choices:
+        choices = ["null" if choice is None else choice for choice in allowed.choices]
+        raise InputError(f"{key}={value}: choose one of {', '.join(choices)}.{did_you_mean(str(value), choices)}")
+    if allowed.pattern is not None and not re.fullmatch(allowed.pattern[0], value):
+        raise InputError(f"{key} '{printable(value, 100)}': use {allowed.pattern[1]} only")
+    if isinstance(value, list | tuple):
+        complete = len(value) == allowed.length if allowed.length else bool(value)
+        if not complete or any(_exceeded(element, allowed) for element in value):
+            count = allowed.length or "one or more"
+            raise InputError(f"{key} must be {count} numbers {' and '.join(_limits(allowed))}, got {list(value)}")
+    elif isinstance(value, int | float) and (limit := _exceeded(value, allowed)):
+        raise InputError(f"{key} must be {limit}, got {value:.15g}")
+
+
+def _exceeded(value: float, allowed: Allowed) -> str | None:
+    """The limit that the value exceeds, in words; None for an allowed value."""
+    if not math.isfinite(value):
+        return "a finite number"
+    return next((words for words, within in _limits(allowed).items() if not within(value)), None)
+
+
+def _limits(allowed: Allowed) -> dict[str, Callable[[float], bool]]:
+    """Each limit in words, and whether a value is within it."""
+    limits: dict[str, Callable[[float], bool]] = {}
+    if (ge := allowed.ge) is not None:
+        limits[f"at least {ge:.15g}"] = lambda value: value >= ge
+    if (gt := allowed.gt) is not None:
+        limits[f"above {gt:.15g}"] = lambda value: value > gt
+    if (le := allowed.le) is not None:
+        limits[f"at most {le:.15g}"] = lambda value: value <= le
+    if (lt := allowed.lt) is not None:
+        limits[f"below {lt:.15g}"] = lambda value: value < lt
+    return limits

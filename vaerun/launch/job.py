@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vaerun import errors
-from vaerun.config.settings import Settings, check
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 from vaerun.errors import EXIT_BUSY
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import RunDirLocked

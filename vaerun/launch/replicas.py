@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vaerun.config.settings import DataSettings
+from vaerun.config.schema import DataSettings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, Interrupted, RunError, error_line
 from vaerun.launch.job import Job

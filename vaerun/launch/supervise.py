@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from vaerun.config.settings import Settings, fingerprint
+from vaerun.config.identity import fingerprint
+from vaerun.config.schema import Settings
 from vaerun.errors import EXIT_BAD_INPUT, InputError, Interrupted, RunError
 from vaerun.launch.job import Job, JobState
 from vaerun.launch.process import GRACE_SECONDS, JobProcess

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vaerun.config.plugins import bind, build, check_options, group_file, resolve
-from vaerun.config.settings import DataSettings, EstimatorSettings, ModelSettings, Settings
+from vaerun.config.schema import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
 from vaerun.data.transforms import Transform

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vaerun.config.plugins import build
-from vaerun.config.settings import ModelSettings, Settings
+from vaerun.config.schema import ModelSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss

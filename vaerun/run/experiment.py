@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from vaerun.config.settings import DataSettings, Settings, fingerprint
+from vaerun.config.identity import fingerprint
+from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group

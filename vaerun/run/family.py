@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from vaerun.config.settings import EvaluationSettings, Settings
+from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation import Validator
 from vaerun.evaluation.plots import pictures as likelihood_pictures

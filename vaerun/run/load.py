@@ -12,7 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vaerun.config.settings import Settings, check, fingerprint
+from vaerun.config.identity import fingerprint
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device

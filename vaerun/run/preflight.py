@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vaerun.config.settings import EvaluationSettings, Settings, TrainerSettings
+from vaerun.config.schema import EvaluationSettings, Settings, TrainerSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.estimators import estimate

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.data.dataset import ImageData
 from vaerun.distributed.process_group import check_splittable
 from vaerun.errors import InputError

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.run import result

@@ -18,7 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.overrides import parse
 from vaerun.config.plugins import group_file
-from vaerun.config.settings import Settings, check, check_groups, identity
+from vaerun.config.identity import identity
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
+from vaerun.config.validation import check_groups
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.oom import evaluation_oom_raises

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from vaerun.config.settings import EvaluationSettings, Settings
+from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.models import AdversarialModel

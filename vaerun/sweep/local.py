@@ -15,7 +15,7 @@ import traceback
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
-from vaerun.config.settings import SweepSettings
+from vaerun.config.schema import SweepSettings
 from vaerun.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, Interrupted
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.launch.process import GRACE_SECONDS, JobProcess

@@ -11,7 +11,8 @@ from typing import Any
 import filelock
 import torch
 
-from vaerun.config.settings import DataSettings, Settings, fingerprint
+from vaerun.config.identity import fingerprint
+from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental

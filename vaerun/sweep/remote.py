@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.launch.job import Job
 from vaerun.launch.supervise import run_remote
 from vaerun.sweep.plan import read_plan, relative_path

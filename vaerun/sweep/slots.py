@@ -12,7 +12,7 @@ from pathlib import Path
 
 import filelock
 
-from vaerun.config.settings import SweepSettings
+from vaerun.config.schema import SweepSettings
 from vaerun.errors import InputError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.errors import InputError
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.sweep.plan import JobChecker, PlannedJob, label_jobs

@@ -18,8 +18,8 @@ from support.runs.commands import SHORT, assert_same_scalars, records, shell, st
 
 import vaerun
 from vaerun.cli import main as command
+from vaerun.config.identity import fingerprint
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import fingerprint
 from vaerun.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("command_environment")

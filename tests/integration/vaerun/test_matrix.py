@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import Settings, check
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.run.build import build_data, build_model, build_objective, try_out

@@ -13,7 +13,7 @@ from support.runs.commands import records, state, tensorboard
 from support.runs.evaluating import CHEAP, EVERYTHING, SMALL, Evaluate, result, save
 
 from vaerun.config.plugins import group_file
-from vaerun.config.settings import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.gaps import Refinement
 from vaerun.run.build import named_estimators

@@ -13,7 +13,7 @@ import yaml
 from support.runs.commands import state
 from support.runs.evaluating import SMALL, Evaluate, result, save
 
-from vaerun.config.settings import fingerprint
+from vaerun.config.identity import fingerprint
 
 
 @pytest.mark.parametrize(

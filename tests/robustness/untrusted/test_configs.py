@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support.robustness.untrusted import innocent, open_all, peak_bytes, refused, with_config, with_record
 
-from vaerun.config.settings import fingerprint
+from vaerun.config.identity import fingerprint
 from vaerun.run import load
 from vaerun.storage import untrusted, yaml_files
 

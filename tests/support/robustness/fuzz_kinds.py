@@ -19,7 +19,7 @@ from support.robustness.fuzzing import Case, call
 from support.robustness.mutation import Random, checkpoint, content, document, json_file, npz, originals, text
 from support.runs.evaluating import CHEAP, SMALL
 
-from vaerun.config.settings import fingerprint
+from vaerun.config.identity import fingerprint
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (40, 1, 8, 8)).astype(np.uint8)
 ARRAYS = {"train_images": IMAGES[:30], "train_labels": np.arange(30) % 3, "test_images": IMAGES[30:],

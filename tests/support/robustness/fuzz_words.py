@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from support.robustness.mutation import Random, text, weird
 
-from vaerun.config.settings import Settings, keys
+from vaerun.config.schema import Settings
+from vaerun.config.settings import keys
 
 KEYS = list(keys(asdict(Settings())))
 GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment", "cell")

@@ -44,7 +44,8 @@ from support.runs.adversarial_runs import NETWORKS
 from support.runs.commands import flat, lasting, tensorboard
 
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import Settings, check
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.plots import charts  # noqa: F401
 from vaerun.run.experiment import Experiment

@@ -16,7 +16,7 @@ import yaml
 
 import vaerun
 from vaerun.cli import evaluate, table
-from vaerun.config.settings import fingerprint
+from vaerun.config.identity import fingerprint
 from vaerun.errors import InputError
 from vaerun.run.build import build_model, build_objective
 from vaerun.storage.checkpoint import load, save

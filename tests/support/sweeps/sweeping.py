@@ -29,7 +29,8 @@ from support.runs.commands import TINY
 
 import vaerun.report
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import Settings, SweepSettings, check
+from vaerun.config.schema import Settings, SweepSettings
+from vaerun.config.settings import check
 from vaerun.launch import process
 from vaerun.launch.job import Job
 from vaerun.signals import ShutdownSignal

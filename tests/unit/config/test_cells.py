@@ -10,8 +10,10 @@ import yaml
 
 from vaerun.cli.compose import without_cells
 from vaerun.cli.help import choices
+from vaerun.config.identity import fingerprint
 from vaerun.config.plugins import group_file, own_config_folder
-from vaerun.config.settings import Settings, check, fingerprint
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 
 METHODS = ("sa_vae", "vae_hf", "vae_iaf", "vlae")
 EXPERIMENTS = ("vlae_cifar10_quick", "vlae_cifar10_small", "vlae_cifar10_big")

@@ -17,7 +17,8 @@ from PIL import Image
 
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import Settings, check
+from vaerun.config.schema import Settings
+from vaerun.config.settings import check
 from vaerun.errors import InputError
 from vaerun.run.build import build_data, build_model, build_objective
 from vaerun.run.experiment import Experiment

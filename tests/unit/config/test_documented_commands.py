@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from vaerun.config.overrides import parse
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import EvaluationSettings, check
+from vaerun.config.schema import EvaluationSettings
+from vaerun.config.settings import check
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]

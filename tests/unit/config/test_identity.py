@@ -7,8 +7,9 @@ from dataclasses import asdict
 import hydra
 import pytest
 
+from vaerun.config.identity import fingerprint, identity, short_name
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.settings import check, fingerprint, identity, short_name
+from vaerun.config.settings import check
 
 
 def plain(*words: str) -> dict:

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from support.runs.commands import SHORT, assert_same_bits, load, records
 
-from vaerun.config.settings import SweepSettings
+from vaerun.config.schema import SweepSettings
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.launch import replicas
 from vaerun.launch.job import exit_code

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from support.sweeps.records import config, put, record, run, write_run
 
-from vaerun.config import settings
+from vaerun.config.identity import fingerprint, identity
+from vaerun.config.schema import Settings
+from vaerun.config.settings import keys
 from vaerun.errors import InputError
 from vaerun.incidental import INCIDENTAL
 from vaerun.report.comparison import TableSpec, compare
@@ -196,15 +198,15 @@ def test_what_cannot_change_a_result_may_differ(tmp_path: Path, key: str, value:
 
 def test_incidental_settings_are_those_of_the_fingerprint() -> None:
     """Both leave out the same settings; where the data are stored, the fingerprint leaves out through their hash."""
-    known = {*settings.keys(asdict(settings.Settings()))}
+    known = {*keys(asdict(Settings()))}
     assert known >= INCIDENTAL
     for key in known - {"seed"}:
         plain: dict[str, Any] = {"seed": 1}
         put(plain, key, "unusual")
-        in_fingerprint = settings.fingerprint(plain, "") != settings.fingerprint({"seed": 1}, "")
+        in_fingerprint = fingerprint(plain, "") != fingerprint({"seed": 1}, "")
         assert is_irrelevant(key, "unusual") != in_fingerprint, key
     plain = {"trainer": {"resume": "auto"}, "seed": 1}
-    assert settings.identity(plain) == settings.identity(plain | {"trainer": {"resume": "never"}})
+    assert identity(plain) == identity(plain | {"trainer": {"resume": "never"}})
     assert is_irrelevant("trainer.resume", "auto")
     assert not is_irrelevant("trainer.resume", "/a/b.pt")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.sweeps.sweeping import Launcher, wait_until
 
-from vaerun.config.settings import SweepSettings
+from vaerun.config.schema import SweepSettings
 from vaerun.errors import InputError
 from vaerun.sweep import slots as module
 from vaerun.sweep.slots import THREAD_VARIABLES, Slot, acquire_slot, cpu_count, gpu_names, make_slots

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.run.result import columns, hyperparameters
 from vaerun.tracking.hparams import FIRST, summaries
 from vaerun.tracking.tensorboard import EventWriter

@@ -10,7 +10,7 @@ from support.runs.recording import recorded, settings_of, state, step_of, steps
 from support.runs.tape import Tape
 from torch import Tensor, nn
 
-from vaerun.config.settings import TrainerSettings
+from vaerun.config.schema import TrainerSettings
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, RunError
 from vaerun.objectives import Diagnostics, Phase

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.runs.commands import TINY
 
-from vaerun.config.settings import Settings
+from vaerun.config.schema import Settings
 from vaerun.errors import InputError, RunError
 from vaerun.launch import replicas
 from vaerun.launch.job import Job

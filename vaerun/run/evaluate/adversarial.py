@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from vaerun.config.settings import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.latent.cluster_accuracy import cluster_accuracy
 from vaerun.evaluation.latent.probe import TRAIN_IMAGES, linear_probe

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from vaerun.config.settings import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.results import EvaluationResults

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaerun.config.settings import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.latent.probe import probe_latents

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from vaerun.config.settings import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings
 from vaerun.data.cache import cache_dir
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
