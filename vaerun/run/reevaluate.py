@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vaerun.config.identity import identity
 from vaerun.config.overrides import parse
 from vaerun.config.plugins import group_file
-from vaerun.config.identity import identity
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 from vaerun.config.validation import check_groups
