@@ -1,5 +1,5 @@
-"""Speed and memory, measured side by side: vaerun, the textbook form of the same algorithm, peers, the machine's floor.
+"""Benchmarks of speed and memory: vaerun against textbook implementations, other packages and the machine's floor.
 
-A benchmark yields cases; a case has forms of one computation, timed in turn (one call of each a round), so that what
-else the machine does falls on all of them alike. What is told are medians and ratios of the calls of one round.
+A benchmark yields cases; a case has variants of one computation, timed in turn (one call of each per round), so that
+other load on the machine affects all of them alike. Reported are medians, and ratios of calls within a round.
 """

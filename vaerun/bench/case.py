@@ -1,4 +1,4 @@
-"""What a benchmark is made of: forms of one computation, and what that computation needs at least."""
+"""The parts of a benchmark: variants of one computation, and the work that it takes at least."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Work:
-    """The least that an algorithm has to do in one call.
+    """The minimal work of an algorithm in one call.
 
     Attributes:
-        products: floating-point operations in matrix products, a multiplication and an addition each counted.
+        flops: of matrix products; a multiplication and an addition count as two.
         bytes: moved to and from memory.
-        factors: Cholesky factorisations of a batch of matrices.
+        factorisations: Cholesky factorisations of a batch of matrices.
         solves: triangular solves with one right-hand side for such a batch.
-        matrices: B of the batch.
-        size: d of its matrices [d, d].
+        batch: B, the number of its matrices.
+        dim: d of its matrices [d, d].
     """
 
-    products: float = 0.0
+    flops: float = 0.0
     bytes: float = 0.0
-    factors: float = 0.0
+    factorisations: float = 0.0
     solves: float = 0.0
-    matrices: int = 0
-    size: int = 0
+    batch: int = 0
+    dim: int = 0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One computation in several forms.
+    """One computation in several variants.
 
     Attributes:
         name: what is computed, at which size.
         unit: what one call is, e.g. "step".
-        forms: by name, what prepares the form and returns one call of it; the first is vaerun's own.
-        work: of vaerun's own form; None: no floor is known.
-        compare: relative or absolute differences between the forms by what they are called, before anything is timed.
-        items: images, say, that one call handles, for rates; None: no rate is told.
-        notes: lines to be printed below the table.
-        memory: whether the forms' peak memory is measured.
-        values: of the size that varies from form to form, to which exponents of time and memory are fitted; empty: the
-            forms are of one size.
+        variants: name -> function that prepares the variant and returns a call of it; the first is vaerun's own.
+        work: of vaerun's own variant; None: no floor is known.
+        compare: run before the timing; returns named differences between the results of the variants.
+        items: number of items, e.g. images, per call, for rates; None: no rate is reported.
+        notes: lines to print below the table.
+        memory: whether to measure peak memory.
+        values: of the size that varies between the variants, to fit exponents of time and memory; empty: all variants
+            have one size.
     """
 
     name: str
     unit: str
-    forms: dict[str, Callable[[], Call]]
+    variants: dict[str, Callable[[], Call]]
     work: Work | None = None
     compare: Callable[[], dict[str, float]] | None = None
     items: int | None = None
@@ -60,21 +60,21 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How to run.
+class BenchSettings:
+    """How to run benchmarks.
 
     Attributes:
-        device: where.
-        quick: tiny sizes, to see that everything works; its times mean nothing.
+        device: to run on.
+        quick: use tiny sizes, to check that everything works; the times are meaningless.
     """
 
     device: torch.device
     quick: bool = False
 
-    def wait(self) -> None:
-        """Until the device has done what it was given."""
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-Benchmark = Callable[[Setting], Iterator[Case]]
+Benchmark = Callable[[BenchSettings], Iterator[Case]]

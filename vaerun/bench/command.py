@@ -1,4 +1,4 @@
-"""Times of whole commands: from the start of `vaerun` to its first training step, and the preparation of data."""
+"""Times of whole commands: from starting `vaerun` to its first training step, and data preparation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vaerun.bench.case import Call, Case, Setting
+from vaerun.bench.case import BenchSettings, Call, Case
 from vaerun.errors import RunError
 
-LIMIT = 300.0  # seconds
+TIMEOUT = 300.0  # seconds
 
 
 def _environment(cache: str) -> dict[str, str]:
@@ -22,23 +22,22 @@ def _environment(cache: str) -> dict[str, str]:
 
 
 def first_step(data: str, cache: str) -> Call:
-    """Start a run of one step in a folder of its own and wait until the step's record is in metrics.jsonl."""
+    """Start a one-step run in a temporary directory and wait until the step is in metrics.jsonl."""
 
     def call() -> None:
         with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as folder:
             output = Path(folder) / "run"
-            words = ["model=vae", f"data={data}", "trainer.max_steps=1", "trainer.log_every=1", f"output_dir={output}"]
-            words += ["evaluation.images=1", "evaluation.samples=1", "evaluation.latent=false", "evaluation.pictures=0"]
+            command = [sys.executable, "-m", "vaerun.cli.main", "model=vae", f"data={data}", f"output_dir={output}"]
+            command += ["trainer.max_steps=1", "trainer.log_every=1", "evaluation.images=1", "evaluation.samples=1"]
+            command += ["evaluation.latent=false", "evaluation.pictures=0"]
             with open(Path(folder) / "log", "wb") as log:
-                run = subprocess.Popen(
-                    [sys.executable, "-m", "vaerun.cli.main", *words], stdout=log, stderr=log, env=_environment(cache)
-                )
+                run = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(cache))
             try:
-                until = time.monotonic() + LIMIT
+                deadline = time.monotonic() + TIMEOUT
                 while not _has_step(output / "metrics.jsonl"):
-                    if run.poll() not in (None, 0) or time.monotonic() > until:
-                        said = (Path(folder) / "log").read_text(errors="replace").strip().splitlines()
-                        raise RunError(f"the run that was to be timed ended or hangs: {said[-1] if said else 'silent'}")
+                    if run.poll() not in (None, 0) or time.monotonic() > deadline:
+                        lines = (Path(folder) / "log").read_text(errors="replace").strip().splitlines()
+                        raise RunError(f"the timed run failed or hangs: {lines[-1] if lines else 'no output'}")
                     time.sleep(0.005)
             finally:
                 run.kill()
@@ -56,7 +55,7 @@ def _has_step(file: Path) -> bool:
         try:
             if any(key.startswith("train/") for key in json.loads(line)):
                 return True
-        except json.JSONDecodeError:  # half a line
+        except json.JSONDecodeError:  # a partial line
             continue
     return False
 
@@ -65,12 +64,12 @@ def _imports() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", "import torch, hydra"], check=True)
 
 
-def startup(setting: Setting) -> Iterator[Case]:
-    """From the start of the process to the first step's record, data prepared."""
+def startup(setting: BenchSettings) -> Iterator[Case]:
+    """From starting the process to the first logged step, with the data prepared."""
     with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as cache:
         for data in ("digits",) if setting.quick or not os.environ.get("VAERUN_DATA") else ("digits", "mnist"):
             yield Case(
-                f"vaerun model=vae data={data}: start to the record of the first step",
+                f"vaerun model=vae data={data}: start to the first logged step",
                 "start",
                 {
                     "vaerun": lambda data=data: first_step(data, cache),  # type: ignore[misc]
@@ -80,8 +79,8 @@ def startup(setting: Setting) -> Iterator[Case]:
             )
 
 
-def prepare(setting: Setting) -> Iterator[Case]:
-    """vaerun-data cifar10 into an empty cache, from the prepared file in VAERUN_DATA."""
+def prepare(setting: BenchSettings) -> Iterator[Case]:
+    """vaerun-data cifar10 into an empty cache, from the packed file in VAERUN_DATA."""
     name = "digits" if setting.quick else "cifar10"
     root = os.environ.get("VAERUN_DATA")
     if name == "cifar10" and (not root or not (Path(root) / "cifar10.npz").exists()):
@@ -90,10 +89,10 @@ def prepare(setting: Setting) -> Iterator[Case]:
 
     def call() -> None:
         with tempfile.TemporaryDirectory(prefix="vaerun-bench-") as cache:
-            words = [sys.executable, "-m", "vaerun.cli.data", name]
-            done = subprocess.run(words, env=_environment(cache), capture_output=True, text=True)
-            if done.returncode:
-                said = done.stderr.strip().splitlines()
-                raise RunError(f"vaerun-data {name} failed: {said[-1] if said else 'silent'}")
+            command = [sys.executable, "-m", "vaerun.cli.data", name]
+            process = subprocess.run(command, env=_environment(cache), capture_output=True, text=True)
+            if process.returncode:
+                lines = process.stderr.strip().splitlines()
+                raise RunError(f"vaerun-data {name} failed: {lines[-1] if lines else 'no output'}")
 
     yield Case(f"vaerun-data {name} into an empty cache", "preparation", {"vaerun": lambda: call}, memory=False)

@@ -1,4 +1,4 @@
-"""Timing of a case in rounds, and the table of it."""
+"""Timing a case in rounds, and its table."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from vaerun.bench.case import Case, Setting
-from vaerun.bench.machine import Rates, timed
-from vaerun.bench.memory import peak
+from vaerun.bench.case import BenchSettings, Case
+from vaerun.bench.machine import Rates, time_call
+from vaerun.bench.memory import peak_memory
 from vaerun.bench.scaling import exponent
 
-NAMES = {"factor": "batch of Cholesky factors", "solve": "batch of triangular solves"}
+NAMES = {"factor": "batch of Cholesky factorisations", "solve": "batch of triangular solves"}
 
 
 @dataclass
-class Measured:
-    """Of one case.
+class Measurement:
+    """The measurements of a case.
 
     Attributes:
         case: what was measured.
-        seconds: of each form, one a round.
-        floor: seconds, at the rates measured in the same rounds; None where no operations are counted.
+        seconds: of each variant, one per round.
+        floor: seconds, at the rates measured in the same rounds; None where the case counts no work.
         rates: medians, see machine.Rates.
-        differences: of the forms, see Case.compare.
-        memory: peak bytes of each form; None where the system does not count them.
-        notes: lines to be printed below the table: the case's, and exponents.
+        differences: between the variants, see Case.compare.
+        memory: peak bytes of each variant; None where the system does not count them.
+        notes: lines to print below the table: the case's, and exponents.
     """
 
     case: Case
@@ -36,13 +36,13 @@ class Measured:
     memory: dict[str, int | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def ratios(self, form: str) -> list[float]:
-        """How many times as long as the first form it took, round by round."""
+    def ratios(self, variant: str) -> list[float]:
+        """Time relative to the first variant, round by round."""
         first = next(iter(self.seconds.values()))
-        return [b / a for a, b in zip(first, self.seconds[form], strict=True)]
+        return [b / a for a, b in zip(first, self.seconds[variant], strict=True)]
 
-    def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """All measurements as plain values."""
         return {
             "case": self.case.name,
             "unit": self.case.unit,
@@ -55,65 +55,65 @@ class Measured:
         }
 
 
-def measure(benchmark: str, case: Case, setting: Setting, rounds: int) -> Measured:
-    """Compare the forms, time them in turn for so many rounds, measure their memory."""
+def measure(benchmark: str, case: Case, setting: BenchSettings, rounds: int) -> Measurement:
+    """Compare the variants, time them in turn for `rounds` rounds, and measure their memory."""
     differences = {} if case.compare is None else case.compare()
-    calls = {name: make() for name, make in case.forms.items()}
-    found = Measured(case, {name: [] for name in calls}, differences=differences, notes=list(case.notes))
-    rates = None if case.work is None else Rates(setting, case.work.matrices, case.work.size)
+    calls = {name: make() for name, make in case.variants.items()}
+    measurement = Measurement(case, {name: [] for name in calls}, differences=differences, notes=list(case.notes))
+    rates = None if case.work is None else Rates(setting, case.work.batch, case.work.dim)
     for call in calls.values():
-        call(), call()  # first calls also compile, allocate and fill caches
+        call(), call()  # warm-up: compiles, allocates, fills caches
     for _ in range(rounds):
         if rates is not None:
             rates.sample()
         for name, call in calls.items():
-            found.seconds[name].append(timed(call, setting))
+            measurement.seconds[name].append(time_call(call, setting))
     if rates is not None and case.work is not None:
-        found.floor = rates.floor(case.work)
-        found.rates = {name: rates.rate(name) for name in rates.calls}
+        measurement.floor = rates.floor(case.work)
+        measurement.rates = {name: rates.rate(name) for name in rates.calls}
     if case.memory:
-        found.memory = {name: peak(benchmark, case.name, name, setting) for name in calls}
+        measurement.memory = {name: peak_memory(benchmark, case.name, name, setting) for name in calls}
     if case.values:
         values = case.values
-        grown = exponent(values, [statistics.median(times) for times in found.seconds.values()])
-        found.notes.append(f"exponent of the median time: {grown:.2f}")
-        if all(found.memory.values()):
-            grown = exponent(values, [float(b or 0) for b in found.memory.values()])
-            found.notes.append(f"exponent of the peak memory: {grown:.2f}")
-    return found
+        power = exponent(values, [statistics.median(times) for times in measurement.seconds.values()])
+        measurement.notes.append(f"exponent of the median time: {power:.2f}")
+        if all(measurement.memory.values()):
+            power = exponent(values, [float(b or 0) for b in measurement.memory.values()])
+            measurement.notes.append(f"exponent of the peak memory: {power:.2f}")
+    return measurement
 
 
 def _seconds(value: float) -> str:
     return f"{value:.3f} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
-def table(found: Measured) -> str:
-    """Markdown: median and range of the times, median and range of the ratios to the first form, floor, memory."""
-    case = found.case
+def to_markdown(measurement: Measurement) -> str:
+    """Markdown table: median and range of the times and of their ratios to the first variant, floor, memory."""
+    case = measurement.case
     lines = ["", f"## {case.name}", ""]
-    if found.seconds:
-        head = [f"{case.unit}: median (from - to)", "times the first: median (from - to)"]
-        head += [] if found.floor is None else ["of the floor"]
-        head += ["images/s"] if case.items else []
-        head += ["peak memory"] if case.memory else []
-        lines += ["| form | " + " | ".join(head) + " |", "| --- " * (len(head) + 1) + "|"]
-        for number, (name, times) in enumerate(found.seconds.items()):
-            ratios, median = found.ratios(name), statistics.median(times)
+    if measurement.seconds:
+        header = [f"{case.unit}: median (from - to)", "relative to the first: median (from - to)"]
+        header += [] if measurement.floor is None else ["of the floor"]
+        header += ["images/s"] if case.items else []
+        header += ["peak memory"] if case.memory else []
+        lines += ["| variant | " + " | ".join(header) + " |", "| --- " * (len(header) + 1) + "|"]
+        for index, (name, times) in enumerate(measurement.seconds.items()):
+            ratios, median = measurement.ratios(name), statistics.median(times)
             row = [name, f"{_seconds(median)} ({_seconds(min(times))} - {_seconds(max(times))})"]
-            row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})" if number else "")
-            if found.floor is not None:
-                row.append(f"{found.floor / median:.0%}")
+            row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})" if index else "")
+            if measurement.floor is not None:
+                row.append(f"{measurement.floor / median:.0%}")
             if case.items:
                 row.append(f"{case.items / median:.0f}")
             if case.memory:
-                used = found.memory.get(name)
-                row.append("not counted here" if used is None else f"{used / 2**20:.0f} MiB")
+                used = measurement.memory.get(name)
+                row.append("not available" if used is None else f"{used / 2**20:.0f} MiB")
             lines.append("| " + " | ".join(row) + " |")
         lines.append("")
-    if found.floor is not None:
-        parts = [f"floor {_seconds(found.floor)}", f"products {found.rates['product'] / 1e9:.0f} GFLOP/s"]
-        parts.append(f"copies {found.rates['copy'] / 1e9:.1f} GB/s")
-        parts += [f"{1e3 / found.rates[n]:.3g} ms a {w}" for n, w in NAMES.items() if n in found.rates]
+    if measurement.floor is not None:
+        parts = [f"floor {_seconds(measurement.floor)}", f"products {measurement.rates['product'] / 1e9:.0f} GFLOP/s"]
+        parts.append(f"copies {measurement.rates['copy'] / 1e9:.1f} GB/s")
+        parts += [f"{1e3 / measurement.rates[n]:.3g} ms per {w}" for n, w in NAMES.items() if n in measurement.rates]
         lines.append(f"- {', '.join(parts)} (medians of the same rounds)")
-    lines += [f"- difference: {name}: {value:.1e}" for name, value in found.differences.items()]
-    return "\n".join([*lines, *(f"- {note}" for note in found.notes)])
+    lines += [f"- difference: {name}: {value:.1e}" for name, value in measurement.differences.items()]
+    return "\n".join([*lines, *(f"- {note}" for note in measurement.notes)])

@@ -1,8 +1,8 @@
-"""Peak memory of a form: above what it needs before its first call, in a process of its own.
+"""Peak memory of a variant beyond what it holds before its first call, measured in a separate process.
 
-    python -m vaerun.bench.memory BENCHMARK CASE FORM DEVICE QUICK THREADS     prints bytes
+    python -m vaerun.bench.memory BENCHMARK CASE VARIANT DEVICE QUICK THREADS     prints bytes
 
-On a CPU it is the largest resident size, as the kernel counts it (Linux only), on a GPU what torch allocated.
+On a CPU this is the peak resident size reported by the kernel (Linux only), on a GPU what torch allocated.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pathlib import Path
 
 import torch
 
-from vaerun.bench.case import Setting
+from vaerun.bench.case import BenchSettings
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-CALLS = 2  # the first also makes gradients and the optimiser's moments, which stay
+CALLS = 2  # the first also creates gradients and the optimiser's moments, which persist
 
 
-def peak(benchmark: str, case: str, form: str, setting: Setting) -> int | None:
-    """Bytes, or None where this system does not count them."""
+def peak_memory(benchmark: str, case: str, variant: str, setting: BenchSettings) -> int | None:
+    """Peak memory in bytes, or None where the system does not report it."""
     if setting.device.type != "cuda" and not CLEAR.exists():
         return None
-    words = [benchmark, case, form, str(setting.device), str(int(setting.quick)), str(torch.get_num_threads())]
+    arguments = [benchmark, case, variant, str(setting.device), str(int(setting.quick)), str(torch.get_num_threads())]
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "vaerun.bench.memory", *words], capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-m", "vaerun.bench.memory", *arguments], capture_output=True, text=True
     )
     if run.returncode:
-        raise RuntimeError(f"peak memory of {case}, {form}: {run.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"peak memory of {case}, {variant}: {run.stderr.strip()[-2000:]}")
     return int(run.stdout.split()[-1])
 
 
@@ -40,25 +40,25 @@ def _read(key: str) -> int:
 
 
 def main() -> None:
-    from vaerun.bench.names import BENCHMARKS
+    from vaerun.bench.registry import BENCHMARKS
 
-    benchmark, name, form, device, quick, threads = sys.argv[1:]
+    benchmark, name, variant, device, quick, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    setting = Setting(torch.device(device), bool(int(quick)))
+    setting = BenchSettings(torch.device(device), bool(int(quick)))
     case = next(case for case in BENCHMARKS[benchmark](setting) if case.name == name)
-    call = case.forms[form]()
+    call = case.variants[variant]()
     if setting.device.type == "cuda":
-        setting.wait()
+        setting.synchronize()
         before = torch.cuda.memory_allocated(setting.device)
         torch.cuda.reset_peak_memory_stats(setting.device)
     else:
-        with contextlib.suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed while preparing would serve the calls unseen
-        CLEAR.write_text("5")  # the largest resident size starts anew from the present one
+        with contextlib.suppress(AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)  # else the calls would reuse memory freed during preparation, unseen
+        CLEAR.write_text("5")  # reset the peak resident size to the current one
         before = _read("VmRSS")
     for _ in range(CALLS):
         call()
-    setting.wait()
+    setting.synchronize()
     if setting.device.type == "cuda":
         print(torch.cuda.max_memory_allocated(setting.device) - before)
     else:

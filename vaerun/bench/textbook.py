@@ -1,4 +1,4 @@
-"""The textbook forms of vaerun's algorithms, written with the usual care and nothing more."""
+"""Textbook implementations of vaerun's algorithms, written with the usual care and nothing more."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vaerun.nets import MLPDecoder
 
 
 def explicit_laplace(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
-    """-ELBO [B] of a VLAE by the whole D x d Jacobian; x [B, C, H, W], noise [B, d].
+    """-ELBO [B] of a VLAE by the explicit D x d Jacobian; x [B, C, H, W], noise [B, d].
 
-    ReLU masks instead of autograd for the Jacobian, one Cholesky factorisation and triangular solves instead of
-    inverses; autograd goes through all of it.
+    The Jacobian comes from ReLU masks rather than autograd, and a Cholesky factorisation with triangular solves
+    replaces inverses; autograd differentiates all of it.
     """
     inference, decoder, likelihood = model.inference, model.decoder, model.likelihood
     assert isinstance(inference, Laplace)
@@ -62,7 +62,7 @@ def explicit_laplace(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
 
 
 def decode_every_sample(joint: Joint, q: LatentDistribution, noise: Tensor, chunk: int) -> Tensor:
-    """Importance-weighted log p(x) [B] from noise [K, B, d], each sample decoded to D pixels, `chunk` at a time."""
+    """Importance-weighted log p(x) [B] from noise [K, B, d], decoding every sample to D pixels, `chunk` at a time."""
     log_w, likelihood, dims = [], cast(Gaussian, joint.likelihood), joint.x[0].numel()
     constant = dims * (math.log(2 * math.pi) + likelihood.log_variance)
     for part in noise.split(max(1, chunk // noise.shape[1])):
@@ -74,7 +74,7 @@ def decode_every_sample(joint: Joint, q: LatentDistribution, noise: Tensor, chun
 
 
 def vae_loss(encoder: torch.nn.Module, decoder: torch.nn.Module, x: Tensor, noise: Tensor) -> Tensor:
-    """-ELBO averaged over the batch, of a VAE with unit pixel variance, up to a constant; x [B, n], noise [B, d]."""
+    """-ELBO of a VAE with unit pixel variance, averaged over the batch, up to a constant; x [B, n], noise [B, d]."""
     mean, log_variance = encoder(x).chunk(2, dim=-1)
     z = mean + torch.exp(0.5 * log_variance) * noise
     squared = 0.5 * torch.nn.functional.mse_loss(decoder(z), x, reduction="none").sum(-1)

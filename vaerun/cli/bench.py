@@ -16,7 +16,7 @@ from vaerun.text import did_you_mean
 if TYPE_CHECKING:
     import torch
 
-    from vaerun.bench.measure import Measured
+    from vaerun.bench.measure import Measurement
 
 MIN_ROUNDS = 5  # the median of fewer says little
 NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling", "steps", "together")
@@ -68,10 +68,10 @@ def _run(options: argparse.Namespace) -> None:
     import torch
     from torch.distributions import Distribution
 
-    from vaerun.bench.case import Setting
-    from vaerun.bench.machine import description
-    from vaerun.bench.measure import measure, table
-    from vaerun.bench.names import BENCHMARKS
+    from vaerun.bench.case import BenchSettings
+    from vaerun.bench.machine import describe_machine
+    from vaerun.bench.measure import measure, to_markdown
+    from vaerun.bench.registry import BENCHMARKS
     from vaerun.storage.json_files import write_json
 
     if options.list:
@@ -85,16 +85,16 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     Distribution.set_default_validate_args(False)  # as in training: an argument's check waits for a GPU
-    setting = Setting(_device(options.device), options.quick)
-    facts = description(setting)
+    setting = BenchSettings(_device(options.device), options.quick)
+    facts = describe_machine(setting)
     print("\n".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
-    found: list[Measured] = []
+    found: list[Measurement] = []
     for name in options.names or NAMES:
         for case in BENCHMARKS[name](setting):
             found.append(measure(name, case, setting, options.rounds))
-            print(table(found[-1]), flush=True)
+            print(to_markdown(found[-1]), flush=True)
             if options.json is not None:
-                record = {"machine": facts, "rounds": options.rounds, "cases": [m.record() for m in found]}
+                record = {"machine": facts, "rounds": options.rounds, "cases": [m.to_dict() for m in found]}
                 write_json(options.json, record | {"written": time.time()})
 
 

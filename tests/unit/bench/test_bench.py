@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: forms agree, operations are counted right, ratios are of one round, bad input."""
+"""Arithmetic of the benchmarks: variants agree, operations are counted correctly, ratios within a round; bad input."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vaerun.bench import evaluation, laplace, plain
-from vaerun.bench.case import Case, Setting, Work
-from vaerun.bench.laplace import QUICK, Size
+from vaerun.bench import evaluation, vae, vlae
+from vaerun.bench.case import BenchSettings, Case, Work
 from vaerun.bench.machine import Rates
-from vaerun.bench.measure import Measured, measure, table
-from vaerun.bench.memory import peak
-from vaerun.bench.names import BENCHMARKS
+from vaerun.bench.measure import Measurement, measure, to_markdown
+from vaerun.bench.memory import peak_memory
+from vaerun.bench.registry import BENCHMARKS
 from vaerun.bench.scaling import exponent
+from vaerun.bench.vlae import QUICK, Size
 from vaerun.cli import bench
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 CPU = torch.device("cpu")
-QUICKLY = Setting(CPU, quick=True)
+QUICK_RUN = BenchSettings(CPU, quick=True)
 MIDDLE = Size((40, 30), 8, (1, 8, 8), 6)
 
 
@@ -35,46 +35,46 @@ def operations(call: Callable[[], object]) -> int:
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("size", [replace(QUICK, steps=t) for t in (0, 1, 2)] + [replace(QUICK, hidden=())])
 def test_both_forms_of_vlae_have_one_loss_and_gradient(likelihood, size):
-    found = laplace.differences(replace(size, likelihood=likelihood), CPU)
-    assert len(found) == 6
-    for name, value in found.items():
+    errors = vlae.loss_differences(replace(size, likelihood=likelihood), CPU)
+    assert len(errors) == 6
+    for name, value in errors.items():
         assert value < (1e-9 if "float64" in name else 1e-4), name
 
 
 def test_both_evaluations_give_one_value():
-    own, textbook = (call() for call in evaluation.calls(QUICK, 700, CPU).values())
-    torch.testing.assert_close(own, textbook, rtol=0, atol=1e-3)
+    ours, textbook = (call() for call in evaluation.make_calls(QUICK, 700, CPU).values())
+    torch.testing.assert_close(ours, textbook, rtol=0, atol=1e-3)
 
 
 def test_operations_of_a_vae_step():
     size = ((1, 8, 8), [40, 30], 8, 6, CPU)
-    counted = plain.step_work(64, [40, 30], 8, 6).products
-    assert operations(plain.own_step(*size)) == counted
-    assert operations(plain.textbook_step(*size)) == counted
+    counted = vae.step_work(64, [40, 30], 8, 6).flops
+    assert operations(vae.vaerun_step(*size)) == counted
+    assert operations(vae.textbook_step(*size)) == counted
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_operations_of_a_vlae_step(likelihood, steps):
-    """The count is what has to be done: what is done is that and, where symmetry is left unused, somewhat more."""
+    """The counted minimum is what is computed or, where symmetry is not exploited, somewhat less."""
     size = replace(MIDDLE, likelihood=likelihood, steps=steps)
-    done = operations(laplace.step_of(laplace.own_loss, size, CPU))
-    assert 0.65 < laplace.work(size).products / done < 1.02
+    done = operations(vlae.make_step(vlae.vaerun_loss, size, CPU))
+    assert 0.65 < vlae.step_work(size).flops / done < 1.02
 
 
 def test_the_explicit_form_does_more():
     for likelihood in ("gaussian", "bernoulli"):
         size = replace(MIDDLE, likelihood=likelihood)
-        own, textbook = (operations(laplace.step_of(loss, size, CPU)) for loss in laplace.FORMS.values())
-        assert textbook > 1.3 * own
+        ours, textbook = (operations(vlae.make_step(loss, size, CPU)) for loss in vlae.LOSSES.values())
+        assert textbook > 1.3 * ours
 
 
 def test_floor():
-    rates = Rates(QUICKLY, 2, 3)
+    rates = Rates(QUICK_RUN, 2, 3)
     rates.seconds = {"product": [1.0, 9.0, 2.0], "copy": [4.0], "factor": [0.5], "solve": [0.25]}
     rates.amounts |= {"product": 100.0, "copy": 8.0}
-    # 2 s for 100 operations, 4 s for 8 bytes, half a second a factor and a quarter a solve.
-    assert rates.floor(Work(products=50, bytes=2, factors=3, solves=2)) == pytest.approx(1 + 1 + 1.5 + 0.5)
+    # 2 s for 100 operations, 4 s for 8 bytes, 0.5 s per factorisation and 0.25 s per solve.
+    assert rates.floor(Work(flops=50, bytes=2, factorisations=3, solves=2)) == pytest.approx(1 + 1 + 1.5 + 0.5)
 
 
 def test_exponent():
@@ -83,16 +83,16 @@ def test_exponent():
 
 def test_forms_are_called_in_turn():
     order = []
-    forms = {name: lambda name=name: lambda: order.append(name) for name in "ab"}
-    found = measure("", Case("c", "call", forms, memory=False), QUICKLY, 3)
+    variants = {name: lambda name=name: lambda: order.append(name) for name in "ab"}
+    measurement = measure("", Case("c", "call", variants, memory=False), QUICK_RUN, 3)
     assert order == ["a", "a", "b", "b", *"ab" * 3]
-    assert [len(times) for times in found.seconds.values()] == [3, 3]
+    assert [len(times) for times in measurement.seconds.values()] == [3, 3]
 
 
 def test_table_and_ratios():
     case = Case("what", "call", {}, items=6, memory=True)
     seconds = {"own": [1.0, 2.0, 4.0], "other": [3.0, 4.0, 20.0]}
-    found = Measured(
+    measurement = Measurement(
         case,
         seconds,
         floor=0.5,
@@ -100,21 +100,21 @@ def test_table_and_ratios():
         memory={"own": 2**20, "other": None},
         notes=["a note"],
     )
-    assert found.ratios("other") == [3, 2, 5]
-    text = table(found)
+    assert measurement.ratios("other") == [3, 2, 5]
+    text = to_markdown(measurement)
     assert "| own | 2.000 s (1.000 s - 4.000 s) |  | 25% | 3 | 1 MiB |" in text
-    assert "| other | 4.000 s (3.000 s - 20.000 s) | 3.00 (2.00 - 5.00) | 12% | 2 | not counted here |" in text
+    assert "| other | 4.000 s (3.000 s - 20.000 s) | 3.00 (2.00 - 5.00) | 12% | 2 | not available |" in text
     assert "- floor 500 ms, products 2 GFLOP/s, copies 1.0 GB/s" in text
     assert text.endswith("- a note")
-    assert found.record()["seconds"] == seconds
+    assert measurement.to_dict()["seconds"] == seconds
 
 
 @pytest.mark.slow
 def test_peak_memory_is_that_of_the_calls():
-    """Of a step whose images are the most of it: B D numbers, a few times."""
-    case = next(case for case in BENCHMARKS["vae"](Setting(CPU)) if "B=512" in case.name)
-    for form in case.forms:
-        used = peak("vae", case.name, form, Setting(CPU))
+    """Of a step dominated by its images: B D numbers, a few times."""
+    case = next(case for case in BENCHMARKS["vae"](BenchSettings(CPU)) if "B=512" in case.name)
+    for variant in case.variants:
+        used = peak_memory("vae", case.name, variant, BenchSettings(CPU))
         assert used is not None
         assert 4 * 512 * 3072 * 4 < used < 400 * 2**20
 
@@ -174,6 +174,6 @@ def test_bad_input(words, said, capsys):
 def test_whole_commands_are_timed(capsys):
     assert bench.main(["startup", "prepare", "--quick", "--rounds", "5"]) == 0
     out = capsys.readouterr().out
-    for title in ("start to the record of the first step", "vaerun-data digits into an empty cache"):
+    for title in ("start to the first logged step", "vaerun-data digits into an empty cache"):
         assert title in out
     assert out.count("| vaerun | ") == 2

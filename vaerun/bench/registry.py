@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from vaerun.bench import command, evaluation, laplace, plain, recorded, scaling
+from vaerun.bench import command, evaluation, scaling, trainer_steps, vae, vlae
 from vaerun.bench.case import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "vlae": laplace.gaussian,
-    "vlae_bernoulli": laplace.bernoulli,
+    "vlae": vlae.gaussian,
+    "vlae_bernoulli": vlae.bernoulli,
     "evaluation": evaluation.log_likelihood,
-    "vae": plain.step,
-    "epoch": plain.epoch,
+    "vae": vae.step,
+    "epoch": vae.epoch,
     "startup": command.startup,
     "prepare": command.prepare,
     "scaling": scaling.scaling,
-    "steps": recorded.steps,
-    "together": recorded.together,
+    "steps": trainer_steps.steps,
+    "together": trainer_steps.together,
 }

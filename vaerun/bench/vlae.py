@@ -1,4 +1,4 @@
-"""Training steps of VLAE (forward, backward, Adam): vaerun's path against the explicit Jacobian."""
+"""Training steps of VLAE (forward, backward, Adam): vaerun's implementation against the explicit Jacobian."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vaerun.bench.case import Call, Case, Setting, Work
+from vaerun.bench.case import BenchSettings, Call, Case, Work
 from vaerun.bench.textbook import explicit_laplace
 from vaerun.estimators import elbo
 from vaerun.inference import Laplace
@@ -19,12 +19,12 @@ from vaerun.models import Bernoulli, Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 
 Loss = Callable[[LatentModel, Tensor, Tensor], Tensor]
-OWN, TEXTBOOK = "vaerun", "explicit Jacobian"
+VAERUN, TEXTBOOK = "vaerun", "explicit Jacobian"
 
 
 @dataclass(frozen=True)
 class Size:
-    """hidden widths of encoder and decoder, d, image shape, B and T."""
+    """Hidden widths of encoder and decoder, d, image shape, B, T and likelihood."""
 
     hidden: tuple[int, ...]
     latent: int
@@ -41,12 +41,12 @@ class Size:
         )
 
 
-SMALL, BIG = Size((256,), 16), Size((500, 500), 50)
+SMALL, LARGE = Size((256,), 16), Size((500, 500), 50)
 QUICK = Size((12, 10), 3, (1, 4, 4), 5)
 
 
-def images(size: Size, generator: torch.Generator) -> Tensor:
-    """B images [B, C, H, W] in [0, 1] that lie near a surface of d dimensions, as images do; binary for Bernoulli."""
+def random_images(size: Size, generator: torch.Generator) -> Tensor:
+    """Images [B, C, H, W] in [0, 1] near a d-dimensional manifold; binary for a Bernoulli likelihood."""
     basis = torch.randn(size.latent, math.prod(size.shape), generator=generator) / math.sqrt(size.latent)
     codes = torch.randn(size.batch, size.latent, generator=generator)
     x = torch.sigmoid(codes @ basis + 0.1 * torch.randn(size.batch, basis.shape[1], generator=generator))
@@ -55,10 +55,10 @@ def images(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tensor, Tensor]:
-    """A new model, x [B, C, H, W] and noise [B, d], the same at every call."""
+    """A new model, x [B, C, H, W] and noise [B, d], the same in every call."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    x, noise = images(size, generator), torch.randn(size.batch, size.latent, generator=generator)
+    x, noise = random_images(size, generator), torch.randn(size.batch, size.latent, generator=generator)
     encoder = MLPEncoder(size.shape, hidden=size.hidden)
     decoder = MLPDecoder(size.latent, size.shape, hidden=size.hidden)
     likelihood = Bernoulli() if size.likelihood == "bernoulli" else Gaussian(float(x.var()))
@@ -67,16 +67,16 @@ def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tenso
     return model.to(device), x.to(device), noise.to(device)
 
 
-def own_loss(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
-    """-ELBO [B] by vaerun's own path; x [B, C, H, W], noise [B, d]."""
+def vaerun_loss(model: LatentModel, x: Tensor, noise: Tensor) -> Tensor:
+    """-ELBO [B] as vaerun computes it; x [B, C, H, W], noise [B, d]."""
     joint = model.joint(x, noise=lambda stream, k: noise.expand(k, -1, -1))
     return -elbo(joint, model.infer(joint), 1).bound
 
 
-FORMS: dict[str, Loss] = {OWN: own_loss, TEXTBOOK: explicit_laplace}
+LOSSES: dict[str, Loss] = {VAERUN: vaerun_loss, TEXTBOOK: explicit_laplace}
 
 
-def step_of(loss: Loss, size: Size, device: torch.device) -> Call:
+def make_step(loss: Loss, size: Size, device: torch.device) -> Call:
     """One training step: forward, backward and Adam."""
     model, x, noise = model_and_data(size, device)
     optimiser = torch.optim.Adam(model.parameters(), 5e-4, fused=True)
@@ -89,8 +89,8 @@ def step_of(loss: Loss, size: Size, device: torch.device) -> Call:
     return step
 
 
-def differences(size: Size, device: torch.device) -> dict[str, float]:
-    """Relative differences of loss and gradient from the explicit form in float64, of each form and precision."""
+def loss_differences(size: Size, device: torch.device) -> dict[str, float]:
+    """Relative errors of loss and gradient, per implementation and precision, against the explicit one in float64."""
     first, x, noise = model_and_data(size, device)
 
     def measured(loss: Loss, dtype: torch.dtype) -> tuple[float, Tensor]:
@@ -101,8 +101,8 @@ def differences(size: Size, device: torch.device) -> dict[str, float]:
 
     exact_loss, exact = measured(explicit_laplace, torch.float64)
     found = {}
-    for name, dtype in ((OWN, torch.float64), (OWN, torch.float32), (TEXTBOOK, torch.float32)):
-        value, gradient = measured(FORMS[name], dtype)
+    for name, dtype in ((VAERUN, torch.float64), (VAERUN, torch.float32), (TEXTBOOK, torch.float32)):
+        value, gradient = measured(LOSSES[name], dtype)
         # In float32 a unit may fall on the other side of its kink, in either form.
         kind = str(dtype).removeprefix("torch.")
         found[f"loss, {name} in {kind}"] = abs(value / exact_loss - 1)
@@ -110,7 +110,7 @@ def differences(size: Size, device: torch.device) -> dict[str, float]:
     return found
 
 
-def work(size: Size) -> Work:
+def step_work(size: Size) -> Work:
     """What one step of vaerun's algorithm needs; a product [m, k] x [k, n] is 2 m k n operations.
 
     With h_0 = d, h_1, ..., h_n = H the decoder's widths and P = sum_{i>=1} h_{i-1} h_i its trunk's weights:
@@ -149,45 +149,45 @@ def work(size: Size) -> Work:
     network += 2 * b * 3 * (trunk + last * dims)
     parameters = encoding + encoder[-1] * d + trunk + last * dims
     return Work(
-        products=steps * (held + 10 * vector) + final + once + network,
+        flops=steps * (held + 10 * vector) + final + once + network,
         bytes=4 * 8 * parameters,  # Adam reads and writes parameters and two moments; gradients once each
-        factors=steps + 1,
-        solves=2 * 2 * steps + d,  # two triangular solves a step, and again backward; the inverse
-        matrices=b,
-        size=d,
+        factorisations=steps + 1,
+        solves=2 * 2 * steps + d,  # two triangular solves per step, the same backward, and the inverse
+        batch=b,
+        dim=d,
     )
 
 
-def case(size: Size, setting: Setting) -> Case:
-    """The step at this size."""
+def make_case(size: Size, setting: BenchSettings) -> Case:
+    """The training step at this size."""
     device = setting.device
     return Case(
         str(size),
         "step",
-        {name: lambda loss=loss: step_of(loss, size, device) for name, loss in FORMS.items()},  # type: ignore[misc]
-        work(size),
-        lambda: differences(size, device),
+        {name: lambda loss=loss: make_step(loss, size, device) for name, loss in LOSSES.items()},  # type: ignore[misc]
+        step_work(size),
+        lambda: loss_differences(size, device),
         items=size.batch,
         notes=["synthetic images, a new model"],
     )
 
 
-def at(sizes: Sequence[Size], steps: Sequence[int]) -> Iterator[Size]:
-    """Each size at each T."""
+def with_steps(sizes: Sequence[Size], steps: Sequence[int]) -> Iterator[Size]:
+    """Each size with each T."""
     for size in sizes:
         for t in steps:
             yield Size(size.hidden, size.latent, size.shape, size.batch, t, size.likelihood)
 
 
-def gaussian(setting: Setting) -> Iterator[Case]:
-    """T = 1, 2, 4, 8 at the paper's small and big sizes on CIFAR-10."""
-    for size in at([QUICK] if setting.quick else [SMALL, BIG], [1, 2] if setting.quick else [1, 2, 4, 8]):
-        yield case(size, setting)
+def gaussian(setting: BenchSettings) -> Iterator[Case]:
+    """T = 1, 2, 4, 8 at the paper's small and large sizes on CIFAR-10."""
+    for size in with_steps([QUICK] if setting.quick else [SMALL, LARGE], [1, 2] if setting.quick else [1, 2, 4, 8]):
+        yield make_case(size, setting)
 
 
-def bernoulli(setting: Setting) -> Iterator[Case]:
-    """T = 1, 4 at the paper's big size on binary MNIST."""
-    big = Size((500, 500), 50, (1, 28, 28), likelihood="bernoulli")
+def bernoulli(setting: BenchSettings) -> Iterator[Case]:
+    """T = 1, 4 at the paper's large size on binary MNIST."""
+    large = Size((500, 500), 50, (1, 28, 28), likelihood="bernoulli")
     quick = Size(QUICK.hidden, QUICK.latent, QUICK.shape, QUICK.batch, likelihood="bernoulli")
-    for size in at([quick] if setting.quick else [big], [1] if setting.quick else [1, 4]):
-        yield case(size, setting)
+    for size in with_steps([quick] if setting.quick else [large], [1] if setting.quick else [1, 4]):
+        yield make_case(size, setting)

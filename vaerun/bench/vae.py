@@ -1,4 +1,4 @@
-"""Training of a plain VAE: one step against its textbook form, an epoch against pythae and a DataLoader."""
+"""Training of a plain VAE: a step against its textbook implementation, an epoch against pythae and a DataLoader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vaerun.bench.case import Call, Case, Setting, Work
+from vaerun.bench.case import BenchSettings, Call, Case, Work
 from vaerun.bench.textbook import vae_loss
 from vaerun.data.arrays import Arrays
 from vaerun.data.dataset import Batch, ImageData
@@ -30,18 +30,18 @@ from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.step import update
 
 WORKERS = 2  # of the DataLoader
-RATE = 1e-4
+LEARNING_RATE = 1e-4
 
 
-def vae(shape: tuple[int, ...], hidden: list[int], latent: int) -> LatentModel:
-    """A VAE with pixel variance 1, whose loss the others have too."""
+def make_vae(shape: tuple[int, ...], hidden: list[int], latent: int) -> LatentModel:
+    """A VAE with pixel variance 1, as in the other implementations."""
     torch.manual_seed(0)
     encoder, decoder = MLPEncoder(shape, hidden=hidden), MLPDecoder(latent, shape, hidden=hidden[::-1])
     inference = Amortised(encoder, latent)
     return LatentModel(decoder, Gaussian(1.0, learned=False), inference, latent_dim=latent, mean=torch.zeros(shape))
 
 
-def sequential(widths: list[int]) -> nn.Sequential:
+def relu_mlp(widths: list[int]) -> nn.Sequential:
     """Linear layers with ReLUs between them."""
     layers: list[nn.Module] = []
     for m, n in pairwise(widths):
@@ -49,19 +49,19 @@ def sequential(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def plain(pixels: int, hidden: list[int], latent: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """Encoder and decoder of the same widths, in torch's own words."""
+def make_mlps(pixels: int, hidden: list[int], latent: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Encoder and decoder of the same widths as plain torch modules."""
     torch.manual_seed(0)
-    return sequential([pixels, *hidden, 2 * latent]), sequential([latent, *hidden[::-1], pixels])
+    return relu_mlp([pixels, *hidden, 2 * latent]), relu_mlp([latent, *hidden[::-1], pixels])
 
 
 # -- a step -------------------------------------------------------------------------------------------------------
 
 
-def own_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
-    """A step as the trainer makes it: noise, loss, backward, norm of the gradient, guard, Adam."""
-    objective = Variational(vae(shape, hidden, latent).to(device), elbo, 1)
-    optimisers = make_optimisers(objective.phases, TrainSettings(0, 1, batch, RATE))
+def vaerun_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """The trainer's step: noise, loss, backward, gradient norm, check for non-finite values, Adam."""
+    objective = Variational(make_vae(shape, hidden, latent).to(device), elbo, 1)
+    optimisers = make_optimisers(objective.phases, TrainSettings(0, 1, batch, LEARNING_RATE))
     x = torch.rand(batch, *shape, device=device)
     data = Batch(x, None, 0, torch.zeros(batch, device=device), torch.arange(batch))
     guard = FiniteGuard(device)
@@ -74,10 +74,10 @@ def own_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int,
 
 
 def textbook_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
-    """The few lines that everybody writes, with the same fused Adam."""
+    """The usual few lines, with the same fused Adam."""
     pixels = int(np.prod(shape))
-    encoder, decoder = (part.to(device) for part in plain(pixels, hidden, latent))
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], RATE, fused=True)
+    encoder, decoder = (part.to(device) for part in make_mlps(pixels, hidden, latent))
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], LEARNING_RATE, fused=True)
     x = torch.rand(batch, pixels, device=device)
 
     def step() -> None:
@@ -89,20 +89,21 @@ def textbook_step(shape: tuple[int, ...], hidden: list[int], latent: int, batch:
 
 
 def step_work(pixels: int, hidden: list[int], latent: int, batch: int) -> Work:
-    """Products: 2 B operations a weight, forward, for the weight's gradient, and for the layer's input, which the first
-    layer has none of. Memory: Adam reads and writes the parameter and two moments and reads the gradient, which
-    backward wrote (8 numbers a weight); images and what is decoded of them, each read or written three times."""
+    """Minimal work of a step.
+
+    Products: 2 B operations per weight for each of the forward pass, the gradient of the weight and the gradient of the
+    layer's input, which the first layer lacks. Memory: Adam reads and writes the parameter and two moments, and reads
+    the gradient that backward wrote (8 numbers per weight); images and reconstructions are each accessed three times.
+    """
     widths = [pixels, *hidden, 2 * latent]
     encoding = sum(m * n for m, n in pairwise(widths))
     widths = [latent, *hidden[::-1], pixels]
     weights = encoding + sum(m * n for m, n in pairwise(widths))
-    return Work(
-        products=2.0 * batch * (3 * weights - pixels * hidden[0]), bytes=4.0 * (8 * weights + 6 * batch * pixels)
-    )
+    return Work(flops=2.0 * batch * (3 * weights - pixels * hidden[0]), bytes=4.0 * (8 * weights + 6 * batch * pixels))
 
 
-def step(setting: Setting) -> Iterator[Case]:
-    """One step at B = 32, 128, 512, two hidden layers of 500, d = 50, images of CIFAR-10's size."""
+def step(setting: BenchSettings) -> Iterator[Case]:
+    """A step at B = 32, 128, 512, two hidden layers of 500 units, d = 50, images of CIFAR-10's size."""
     shape, hidden, latent = ((1, 4, 4), [12, 10], 3) if setting.quick else ((3, 32, 32), [500, 500], 50)
     pixels = int(np.prod(shape))
     for batch in (8,) if setting.quick else (32, 128, 512):
@@ -110,7 +111,7 @@ def step(setting: Setting) -> Iterator[Case]:
         yield Case(
             f"VAE step, hidden {'x'.join(map(str, hidden))}, d={latent}, D={pixels}, B={batch}",
             "step",
-            {"vaerun": lambda size=size: own_step(*size), "textbook": lambda size=size: textbook_step(*size)},  # type: ignore[misc]
+            {"vaerun": lambda size=size: vaerun_step(*size), "textbook": lambda size=size: textbook_step(*size)},  # type: ignore[misc]
             step_work(pixels, hidden, latent, batch),
             items=batch,
         )
@@ -119,17 +120,17 @@ def step(setting: Setting) -> Iterator[Case]:
 # -- an epoch -----------------------------------------------------------------------------------------------------
 
 
-def pixels_of(shape: tuple[int, ...], n: int) -> np.ndarray:
-    """uint8 [N, C, H, W]; their values do not matter to anybody's speed."""
+def random_images(shape: tuple[int, ...], n: int) -> np.ndarray:
+    """uint8 [N, C, H, W]; the values do not affect speed."""
     return np.random.RandomState(0).randint(0, 256, (n, *shape), dtype=np.uint8)
 
 
-def own_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
-    """The trainer itself, without validation, records and checkpoints."""
+def vaerun_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
+    """The trainer itself, without validation, logging and checkpoints."""
     arrays = Arrays(images, None, images[:1], None, "synthetic")
     data = ImageData("synthetic", arrays, validation=0, device=device)
-    objective = Variational(vae(data.image_shape, hidden, latent).to(device), elbo, 1)
-    settings = TrainSettings(0, 1, batch, RATE)
+    objective = Variational(make_vae(data.image_shape, hidden, latent).to(device), elbo, 1)
+    settings = TrainSettings(0, 1, batch, LEARNING_RATE)
     plan = settings.plan(len(data.train))
 
     def epoch() -> None:
@@ -143,10 +144,10 @@ def textbook_epoch(
 ) -> Call:
     """A DataLoader with worker processes over a TensorDataset of uint8 images, scaled to [0, 1] in the loop."""
     pixels = int(np.prod(images.shape[1:]))
-    encoder, decoder = (part.to(device) for part in plain(pixels, hidden, latent))
-    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], RATE, fused=True)
-    stored = torch.utils.data.TensorDataset(torch.from_numpy(images))
-    loader = torch.utils.data.DataLoader(stored, batch, shuffle=True, num_workers=workers)
+    encoder, decoder = (part.to(device) for part in make_mlps(pixels, hidden, latent))
+    optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], LEARNING_RATE, fused=True)
+    dataset = torch.utils.data.TensorDataset(torch.from_numpy(images))
+    loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, num_workers=workers)
 
     def epoch() -> None:
         for (part,) in loader:
@@ -159,7 +160,7 @@ def textbook_epoch(
 
 
 def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Call:
-    """pythae's BaseTrainer, its settings as shipped, on its VAE with these networks; a pass of its loader a call."""
+    """pythae's BaseTrainer with default settings on its VAE with these networks; one pass of its loader per call."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pythae.data.datasets import BaseDataset
@@ -169,12 +170,12 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
         from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     shape = images.shape[1:]
-    first, second = plain(int(np.prod(shape)), hidden, latent)
+    encoder, decoder = make_mlps(int(np.prod(shape)), hidden, latent)
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
-            self.network = first
+            self.network = encoder
 
         def forward(self, x: Tensor) -> Any:
             mean, log_variance = self.network(x.flatten(1)).chunk(2, dim=-1)
@@ -183,25 +184,25 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
     class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
-            self.network = second
+            self.network = decoder
 
         def forward(self, z: Tensor) -> Any:
             return ModelOutput(reconstruction=self.network(z).unflatten(-1, shape))
 
     model = VAE(VAEConfig(input_dim=shape, latent_dim=latent, reconstruction_loss="mse"), Encoder(), Decoder())
-    stored = BaseDataset(torch.from_numpy(images).float() / 255, torch.zeros(len(images)))
+    dataset = BaseDataset(torch.from_numpy(images).float() / 255, torch.zeros(len(images)))
     folder = tempfile.TemporaryDirectory(prefix="vaerun-bench-")
-    options = BaseTrainerConfig(
+    config = BaseTrainerConfig(
         output_dir=folder.name,
         per_device_train_batch_size=batch,
         num_epochs=1,
-        learning_rate=RATE,
-        optimizer_cls="Adam",  # as pythae makes it: torch's default, not the fused one
+        learning_rate=LEARNING_RATE,
+        optimizer_cls="Adam",  # as pythae creates it: torch's default, not fused
         no_cuda=device.type != "cuda",
     )
     logging.disable(logging.WARNING)  # its loggers have handlers and levels of their own
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        trainer = BaseTrainer(model, stored, training_config=options)
+        trainer = BaseTrainer(model, dataset, training_config=config)
         trainer.prepare_training()
     logging.disable(logging.NOTSET)
     trainer.callback_handler.callbacks.clear()  # progress bars
@@ -210,32 +211,32 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
     return lambda: trainer.train_step(1)
 
 
-def epoch(setting: Setting) -> Iterator[Case]:
-    """A pass through a fifth of MNIST's and CIFAR-10's number of images, B = 128, at two sizes of the networks."""
+def epoch(setting: BenchSettings) -> Iterator[Case]:
+    """A pass through a fifth of MNIST's and CIFAR-10's number of images, B = 128, with two network sizes."""
     quick = setting.quick
     networks = [([12, 10], 3)] if quick else [([256], 16), ([500, 500], 50)]
-    for name, shape, whole in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
-        images = pixels_of((1, 4, 4) if quick else shape, 64 if quick else whole // 5)
+    for name, shape, total in (("MNIST", (1, 28, 28), 60_000), ("CIFAR-10", (3, 32, 32), 50_000)):
+        images = random_images((1, 4, 4) if quick else shape, 64 if quick else total // 5)
         for hidden, latent in networks:
-            yield one_epoch(name, images, hidden, latent, 16 if quick else 128, setting.device)
+            yield epoch_case(name, images, hidden, latent, 16 if quick else 128, setting.device)
 
 
-def one_epoch(name: str, images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Case:
-    """A pass through these images [N, C, H, W], of the shape of the data set `name`."""
+def epoch_case(name: str, images: np.ndarray, hidden: list[int], latent: int, batch: int, device: torch.device) -> Case:
+    """A pass through these images [N, C, H, W], which have the shape of the data set `name`."""
     size = (images, hidden, latent, batch, device)
-    makers: dict[str, Callable[..., Call]] = {"vaerun": own_epoch, f"DataLoader, {WORKERS} workers": textbook_epoch}
+    makers: dict[str, Callable[..., Call]] = {"vaerun": vaerun_epoch, f"DataLoader, {WORKERS} workers": textbook_epoch}
     notes = []
     if importlib.util.find_spec("pythae") is None:
         notes.append("pythae is not installed: pip install 'vaerun[bench]'")
     else:
         makers["pythae"] = pythae_epoch
-    one = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
+    per_step = step_work(int(np.prod(images.shape[1:])), hidden, latent, batch)
     steps, layers = len(images) / batch, "x".join(map(str, hidden))
     return Case(
         f"epoch of {len(images)} images of {name}'s shape, VAE, hidden {layers}, d={latent}, B={batch}",
         "epoch",
         {form: lambda maker=maker: maker(*size) for form, maker in makers.items()},  # type: ignore[misc]
-        Work(products=one.products * steps, bytes=one.bytes * steps),
+        Work(flops=per_step.flops * steps, bytes=per_step.bytes * steps),
         items=len(images),
         notes=notes,
         memory=False,
