@@ -51,7 +51,7 @@ class ModelSize:
         return f"{self.name}{t}, hidden {widths}, d={self.latent}, B={BATCH}"
 
 
-def make_step(size: ModelSize, device: torch.device, precision: str = "float32", source: bool = False) -> Step:
+def make_step(size: ModelSize, device: torch.device, precision: str = "float32", with_generator: bool = False) -> Step:
     """The training step of a new model on 20 batches of images."""
     torch.manual_seed(0)
     shape, hidden, d = size.shape, list(size.hidden), size.latent
@@ -69,7 +69,7 @@ def make_step(size: ModelSize, device: torch.device, precision: str = "float32",
     objective = Variational(model, elbo, 1)
     settings = TrainSettings(0, 1, BATCH, 5e-4, precision=precision)
     optimisers = make_optimisers(objective.phases, settings)
-    generator = torch.Generator(device) if source else None
+    generator = torch.Generator(device) if with_generator else None
     return Step(objective, split, settings, optimisers, FiniteGuard(device), Ranks(), generator)
 
 
@@ -169,7 +169,9 @@ def concurrent_runs(size: ModelSize, runs: int, device: torch.device) -> Call:
     runs_and_streams = []
     for _ in range(runs):
         with side_stream(device):
-            runs_and_streams.append((capture(make_step(size, device, source=True)), torch.cuda.current_stream(device)))
+            runs_and_streams.append(
+                (capture(make_step(size, device, with_generator=True)), torch.cuda.current_stream(device))
+            )
     rows = torch.arange(BATCH, device=device)
     number = 0
 
