@@ -12,7 +12,7 @@ EXIT_BUSY = 74  # of a job's process: another process is using the run directory
 EXIT_RESUMABLE = 75  # stopped after saving: the same command resumes
 EXIT_INTERRUPTED = 130  # by Ctrl-C
 
-MAX_LETTERS = 4000  # of a line, which may quote a text of any length
+MAXIMUM_LENGTH = 4000  # characters of a line, which may quote a text of any length
 
 
 class InputError(ValueError):
@@ -25,7 +25,7 @@ class InputError(ValueError):
     reported = False  # whether its line has been printed, by the process or thread where it was raised
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message, MAX_LETTERS))
+        super().__init__(printable(message, MAXIMUM_LENGTH))
 
 
 class RunError(RuntimeError):
@@ -35,7 +35,7 @@ class RunError(RuntimeError):
     reported = False
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message, MAX_LETTERS))
+        super().__init__(printable(message, MAXIMUM_LENGTH))
 
 
 class Interrupted(BaseException):

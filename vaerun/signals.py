@@ -1,4 +1,4 @@
-"""Signals before a run looks out for them itself: the documented exit code and one line, whatever is being imported."""
+"""Signal handling: exit codes and one line for a signal at any moment, and deferral while a run saves its state."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from types import FrameType
 
 from vaerun.errors import Interrupted
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # the last: the terminal was closed
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # SIGHUP: the terminal was closed
 Handler = Callable[[int, FrameType | None], None]
 
 
-def _heeded(name: str) -> bool:
-    """Whether the system has this signal and nobody asked, by `nohup`, to go on when the terminal is closed."""
+def _is_handled(name: str) -> bool:
+    """Whether the system has this signal; SIGHUP is not handled under `nohup`."""
     return hasattr(signal, name) and (name != "SIGHUP" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
 
 
-SIGNALS = [getattr(signal, name) for name in _NAMES if _heeded(name)]
+SIGNALS = [getattr(signal, name) for name in _NAMES if _is_handled(name)]
 
 
 def install_handler(handler: Handler | signal.Handlers) -> None:
-    """From now on signals go to this handler."""
+    """Install a handler for all SIGNALS."""
     for signum in SIGNALS:
         signal.signal(signum, handler)
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported in this frame: an exception there may leave it half made, or be lost."""
+    """Whether this frame is inside an import, where an exception may be lost or leave a half-initialised module."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -38,40 +38,40 @@ def is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def exit_on_signal(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
-    """A handler that ends the process at once: for one that has nothing to lose yet.
+def exit_on_signal(program: str, cleanup: Callable[[], None] = lambda: None) -> Handler:
+    """A handler that exits at once, for a process that has nothing to save yet.
 
     Arguments:
-        program: whose line is printed.
-        tidy: called before.
+        program: name in the line that is printed.
+        cleanup: called before exiting.
     """
 
-    def leave(signum: int, frame: FrameType | None = None) -> None:
-        stopped = Interrupted(signum)
+    def exit_now(signum: int, frame: FrameType | None = None) -> None:
+        interrupt = Interrupted(signum)
         with suppress(OSError):
-            os.write(2, f"{program}: {stopped}\n".encode())
+            os.write(2, f"{program}: {interrupt}\n".encode())
         with suppress(Exception):
-            tidy()
-        os._exit(stopped.exit_code)
+            cleanup()
+        os._exit(interrupt.exit_code)
 
-    return leave
+    return exit_now
 
 
-def interrupt_on_signal(program: str, tidy: Callable[[], None] = lambda: None) -> Handler:
-    """A handler that raises Interrupted, or ends the process where that is not safe."""
-    leave = exit_on_signal(program, tidy)
+def interrupt_on_signal(program: str, cleanup: Callable[[], None] = lambda: None) -> Handler:
+    """A handler that raises Interrupted, or exits at once where raising is not safe."""
+    exit_now = exit_on_signal(program, cleanup)
 
-    def stop(signum: int, frame: FrameType | None = None) -> None:
+    def interrupt(signum: int, frame: FrameType | None = None) -> None:
         if is_importing(frame):
-            leave(signum, frame)
+            exit_now(signum, frame)
         raise Interrupted(signum)
 
-    return stop
+    return interrupt
 
 
 @contextmanager
 def handling_signals(handler: Handler) -> Iterator[None]:
-    """A command: signals go to this handler, and afterwards nowhere, for a late one must not change the exit code."""
+    """Handle signals during a command; afterwards they are ignored, so that a late one cannot change the exit code."""
     install_handler(handler)
     try:
         yield
@@ -80,28 +80,27 @@ def handling_signals(handler: Handler) -> Iterator[None]:
 
 
 class ShutdownSignal:
-    """Collects SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP while active; `check()` raises Interrupted once one has come.
+    """Catches SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP while active; `check()` then raises Interrupted.
 
-    Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal only sets the request;
+    Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal is only noted;
     elsewhere it raises at once. A second SIGINT always raises at once.
 
     Arguments:
-        outside: called with the signal and the frame instead of raising where one comes outside `deferred()`. Raising
-            in the middle of an import (of torch, scikit-learn) is not safe; a process that has nothing to lose yet can
-            end instead.
-        parent: the process's, which collects the signals for this one too: of a run in a thread of its own.
+        on_immediate: called with the signal and the frame, instead of raising, where one comes outside `deferred()`.
+            Raising during an import (of torch, scikit-learn) is not safe; a process with nothing to save can exit.
+        parent: the process's own instance, which receives the signals for one that belongs to a run in a thread.
     """
 
-    def __init__(self, outside: Handler | None = None, parent: ShutdownSignal | None = None) -> None:
+    def __init__(self, on_immediate: Handler | None = None, parent: ShutdownSignal | None = None) -> None:
         self._signum: int | None = None
-        self.outside, self.parent = outside, parent
+        self.on_immediate, self.parent = on_immediate, parent
         self._depth = 0
-        self.on_check: Callable[[], None] | None = None  # what else is to be looked at while work goes on
+        self.on_check: Callable[[], None] | None = None  # called by every check(), e.g. to refresh a progress bar
         self._previous: dict[int, object] = {}
 
     @property
     def signum(self) -> int | None:
-        """The signal that has come, or None."""
+        """The signal received, or None."""
         return self._signum if self.parent is None or self._signum is not None else self.parent.signum
 
     @signum.setter
@@ -118,13 +117,13 @@ class ShutdownSignal:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        first, again = self.signum is None, self.signum is not None and signum == signal.SIGINT
-        if not first and not again:
-            return  # Slurm signals every process of a job, and its parent passes the signal on: saving goes on
+        first, second_sigint = self.signum is None, self.signum is not None and signum == signal.SIGINT
+        if not first and not second_sigint:
+            return  # Slurm signals every process of a job and its parent forwards the signal: keep saving
         self.signum = signum
-        if self._depth == 0 and self.outside is not None:
-            self.outside(signum, frame)
-        if again or self._depth == 0:
+        if self._depth == 0 and self.on_immediate is not None:
+            self.on_immediate(signum, frame)
+        if second_sigint or self._depth == 0:
             raise Interrupted(signum)
 
     def deferred(self) -> _Deferred:
@@ -132,7 +131,7 @@ class ShutdownSignal:
         return _Deferred(self)
 
     def check(self) -> None:
-        """Raises Interrupted when a signal has come."""
+        """Raise Interrupted if a signal has been received."""
         if self.on_check is not None:
             self.on_check()
         if self.signum is not None:

@@ -15,7 +15,7 @@ from support.sweeps.records import run as write_run
 from vaerun.cli.table import main
 from vaerun.report.chart import to_png
 from vaerun.report.comparison import TableSpec, compare
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 
 WAYS = [["--list"], ["--list", "--format", "csv"], ["--rows", "model"], ["--rows", "model", "--format", "csv"],
         ["--rows", "model", "--format", "tex"], ["--rows", "model", "--paired"]]  # fmt: skip
@@ -36,7 +36,7 @@ WAYS = [["--list"], ["--list", "--format", "csv"], ["--rows", "model"], ["--rows
     ],
 )
 def test_numbers(value: float, digits: int, sign: str, text: str) -> None:
-    assert fixed(value, digits, sign) == text
+    assert format_fixed(value, digits, sign) == text
 
 
 def comparable(folder: Path, values: dict[str, float]) -> Path:

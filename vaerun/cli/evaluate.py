@@ -66,7 +66,7 @@ def _run(words: list[str]) -> None:
     from vaerun.signals import ShutdownSignal
     from vaerun.storage.paths import expand_user
 
-    stop = ShutdownSignal(outside=interrupt_on_signal("vaerun-eval"))
+    stop = ShutdownSignal(on_immediate=interrupt_on_signal("vaerun-eval"))
     try:
         reevaluate(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
     except Interrupted as error:

@@ -90,7 +90,7 @@ class Command:
                 from vaerun.signals import ShutdownSignal
 
                 # A signal ends the process until the run has begun.
-                stop = ShutdownSignal(outside=interrupt_on_signal("vaerun", self.output_dir.remove_empty))
+                stop = ShutdownSignal(on_immediate=interrupt_on_signal("vaerun", self.output_dir.remove_empty))
                 Experiment(settings, folder, overrides, hydra, stop).run()
         except Exception as error:
             self.failure = error

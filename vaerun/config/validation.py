@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vaerun.config.schema import Allowed, Settings
 from vaerun.errors import InputError
 from vaerun.storage.plain_values import flatten
-from vaerun.text import did_you_mean, is_unicode, printable
+from vaerun.text import did_you_mean, is_valid_unicode, printable
 
 MAX_FLOAT = 3e38  # single precision ends at 3.4e38
 MAX_INT = 2**63  # tensors hold whole numbers below
@@ -131,7 +131,7 @@ def _check_size(key: str, value: Any) -> None:
         raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(value, 30)}")
     if isinstance(value, float) and MAX_FLOAT < abs(value) < math.inf:
         raise InputError(f"{key} must be between -{MAX_FLOAT:g} and {MAX_FLOAT:g}, got {value:g}")
-    if isinstance(value, str) and not is_unicode(value):
+    if isinstance(value, str) and not is_valid_unicode(value):
         raise InputError(f"{key} is not utf-8 text: {printable(value, 100)}; rename it")
 
 

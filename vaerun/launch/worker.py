@@ -82,7 +82,7 @@ def main(path: str, is_rank: bool = False) -> int:
 
     try:
         job = read_job(record)
-        stop = ShutdownSignal(outside=_exit_early)
+        stop = ShutdownSignal(on_immediate=_exit_early)
         Experiment(job.settings, job.folder, job.overrides, job.hydra, stop).run()
     except (InputError, RunError, Interrupted) as error:
         sys.stdout.flush()
@@ -119,7 +119,7 @@ def run_several(paths: Sequence[str]) -> int:
                     log.write(format_error(error) + "\n")
             (folder / EXIT_CODE_FILE).write_text(str(exit_code(error)), encoding="ascii")
 
-    with ShutdownSignal(outside=_exit_early) as stop, stop.deferred():
+    with ShutdownSignal(on_immediate=_exit_early) as stop, stop.deferred():
         run_jobs(jobs, stop, on_end)
     install_handler(signal.SIG_IGN)
     return 0

@@ -17,7 +17,7 @@ from vaerun.errors import InputError
 from vaerun.report.protocol import AllowedDifferences, canonical, is_irrelevant
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
 from vaerun.report.text import clean, is_number
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 
 NO_VALUE = "without the metric"
 STATES = (
@@ -170,7 +170,9 @@ class Cell:
             return MISSING if self.published is not None else ""
         if not self.n:
             return self.summarise_unfinished()
-        number = fixed(self.mean or 0.0, decimals) + ("" if self.sd is None else f" ± {fixed(self.sd, decimals)}")
+        number = format_fixed(self.mean or 0.0, decimals) + (
+            "" if self.sd is None else f" ± {format_fixed(self.sd, decimals)}"
+        )
         if self.n == len(self.runs):
             return f"{number} (n={self.n})"
         return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.summarise_unfinished()}"

@@ -27,7 +27,7 @@ from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import cost
 from vaerun.report.text import clean
-from vaerun.text import LONG, fixed
+from vaerun.text import HUGE, format_fixed
 
 MARKERS = "osD^vP*X"
 DPI = 130
@@ -117,7 +117,7 @@ def _bars(axes: Any, table: Comparison) -> str:
     for row in lines:
         cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
         if cell.mean is not None:
-            text, at = fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
+            text, at = format_fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
             axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=SMALL, color=colour)
             axes.axhline(cell.mean, color=colour, linewidth=1.6, label=_shown(row), zorder=3)
             low, high = cell.mean - (cell.sd or 0.0), cell.mean + (cell.sd or 0.0)
@@ -135,7 +135,7 @@ def _bars(axes: Any, table: Comparison) -> str:
 
 def _plain(axes: Any) -> None:
     """Numbers in full beside the axis, so that their digits can be compared, if they are not huge."""
-    huge = max(map(abs, axes.get_ylim())) >= LONG
+    huge = max(map(abs, axes.get_ylim())) >= HUGE
     axes.ticklabel_format(axis="y", useOffset=False, style="scientific" if huge else "plain")
 
 
@@ -151,7 +151,7 @@ def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell
         if cell.sd:
             axes.errorbar(place, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
         part = f" ({cell.n} of {len(cell.runs)})" if cell.n < len(cell.runs) else ""
-        number = f"{fixed(mean, 1 if table.decimals == 2 else 4)}{part}"
+        number = f"{format_fixed(mean, 1 if table.decimals == 2 else 4)}{part}"
         _say(axes, place, floor, number, width, "white" if _dark(colour) else "black")
     for place, cell in here:
         if cell.mean is None:

@@ -12,11 +12,11 @@ from vaerun.report.comparison import Comparison
 from vaerun.report.cost import cost, timing_warnings
 from vaerun.report.significance import PairedTest
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 
 
 def _number(value: float | None, digits: int = 2, sign: str = "") -> str:
-    return "" if value is None else fixed(value, digits, sign)
+    return "" if value is None else format_fixed(value, digits, sign)
 
 
 def table_rows(table: Comparison) -> list[list[str]]:
@@ -100,9 +100,9 @@ def paired_rows(table: Comparison, compared: Sequence[PairedTest]) -> list[list[
             if isinstance(images, str):
                 by_seed.append(f"{seed}: {images}")
             else:
-                by_seed.append(
-                    f"{seed}: {fixed(images[0], decimals, '+')} ± {fixed(images[1], decimals)} ({images[2]} images)"
-                )
+                mean, error, count = images
+                text = f"{format_fixed(mean, decimals, '+')} ± {format_fixed(error, decimals)}"
+                by_seed.append(f"{seed}: {text} ({count} images)")
         if len(pair.seeds) < 2:
             test = ["fewer than 2 common seeds", ""]
         elif pair.t is None:

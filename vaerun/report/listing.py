@@ -14,7 +14,7 @@ from vaerun.report.runs import NETWORKS, network_of, read_runs
 from vaerun.report.text import clean, escape_csv, escape_markdown, is_number
 from vaerun.storage.json_files import read_json
 from vaerun.storage.yaml_files import read_config
-from vaerun.text import LONG, fixed
+from vaerun.text import HUGE, format_fixed
 
 COLUMNS = (
     "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
@@ -96,12 +96,12 @@ def _format(column: str, value: Any) -> str:
         return ""
     if not isinstance(value, float):
         return escape_markdown(clean(value))
-    return format(value, ".4g") if column in OPTIONAL else fixed(value, 2)
+    return format(value, ".4g") if column in OPTIONAL else format_fixed(value, 2)
 
 
 def _shorten(column: str, value: Any) -> Any:
     """A metric stored as a huge integer, as a float."""
-    huge = isinstance(value, int) and ("/" in column or column == "± se") and abs(value) >= LONG**2
+    huge = isinstance(value, int) and ("/" in column or column == "± se") and abs(value) >= HUGE**2
     return float(value) if huge and is_number(value) else value
 
 

@@ -25,7 +25,7 @@ from vaerun.report.protocol import INCOMPARABLE, canonical, protocol_of
 from vaerun.report.runs import Run
 from vaerun.report.text import clean
 from vaerun.storage.npz import read_npz
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 
 
 def comparable_pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
@@ -65,7 +65,7 @@ def inconclusive_differences(
             continue
         difference = a.mean - b.mean
         if above * error < abs(difference) <= up_to * error or (above == 0 and a.mean == b.mean):
-            text = f"{fixed(difference, decimals, '+')}, standard error {fixed(error, decimals)}"
+            text = f"{format_fixed(difference, decimals, '+')}, standard error {format_fixed(error, decimals)}"
             phrases.append(f"{a.name} and {b.name} (difference {text})")
     return phrases
 

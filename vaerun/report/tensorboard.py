@@ -32,7 +32,7 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
         raise InputError(f"{folder} is a link, and its target would be written to: remove it")
     try:
         folder.mkdir(exist_ok=True)
-        before = events.sizes(folder)
+        before = events.file_sizes(folder)
         try:
             with closing(EventWriter(folder, 0)) as writer:
                 writer.add(summary.text("table", text))
@@ -43,7 +43,7 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
                 writer.flush(disk=True)
         except OSError:
             with suppress(OSError):
-                events.cut(folder, before)
+                events.truncate(folder, before)
             raise
         for name in before:
             (folder / name).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ def fit_closed_form(
     seconds = time.perf_counter() - started
     metrics = {} if validate is None else validate()
     if metrics:
-        logger.record(0, 0.0, metrics)
+        logger.log_scalars(0, 0.0, metrics)
     selection = "" if validate is None else validate.selection or ""
     checkpoints.save_best({"objective": objective.state_dict(), "epoch": 0.0, "selection": selection})
     return TrainState(best=metrics.get(selection), finished=True, seconds=seconds)

@@ -131,13 +131,13 @@ class Recorder:
         """Pictures [C, H, W] by name, for TensorBoard and figures/."""
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, picture in pictures.items():
-            self.logger.image(f"images/{name}", picture, step)
+            self.logger.log_image(f"images/{name}", picture, step)
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
 
     def finish(self, settings: Settings, texts: list[str]) -> None:
         """Record the results and print them, after these lines."""
         metrics = result.columns(self.record["metrics"], settings.evaluation.split)
-        self.logger.hyperparameters(result.hyperparameters(settings), metrics)
+        self.logger.log_hyperparameters(result.hyperparameters(settings), metrics)
         self.record |= {"status": "ok", "ended": result.now()}
         text = "\n".join([*texts, result.table(self.record, self.folder)])
         self.run_log.info("done\n%s", text)

@@ -25,7 +25,7 @@ from vaerun.run.evaluate.descriptions import align_rows, metric_rows
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.run_dir import check_run_paths
-from vaerun.text import fixed, printable, printable_lines
+from vaerun.text import format_fixed, printable, printable_lines
 
 RESULT = "result.json"
 FOREMOST = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of each kind of model
@@ -284,5 +284,7 @@ def _table(record: dict[str, Any], folder: Path) -> str:
         "val/classifier_frechet_distance": "validation Frechet distance, classifier's features, selected epoch",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
-    own = [(name, fixed(metrics[name], 2), text) for name, text in selected.items() if metrics.get(name) is not None]
+    own = [
+        (name, format_fixed(metrics[name], 2), text) for name, text in selected.items() if metrics.get(name) is not None
+    ]
     return "\n".join([head, *align_rows(own + metric_rows(metrics, protocol, split)), f"recorded in {folder}"])

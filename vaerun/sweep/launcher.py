@@ -44,7 +44,7 @@ def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[S
     Hydra only takes launchers from the package hydra_plugins, one at a time; this one stands in front of any of them.
     """
     original, original_sweeper = Plugins.instantiate_launcher, Plugins.instantiate_sweeper
-    with ShutdownSignal(outside=interrupt_on_signal("vaerun")) as stop:
+    with ShutdownSignal(on_immediate=interrupt_on_signal("vaerun")) as stop:
         sweep = Sweep(command, check_only, stop)
 
         def instantiate(

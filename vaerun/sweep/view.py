@@ -9,7 +9,7 @@ from typing import Any
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.storage.json_files import read_last_lines
 from vaerun.sweep.plan import PlannedJob
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 from vaerun.tracking.progress import StatusBlock, format_duration
 
 PLAIN_SECONDS = 60.0  # between lines where standard error is not a terminal
@@ -88,7 +88,7 @@ class SweepProgress:
         values = latest_metrics(planned.job.folder)
         step, total = values.get("step", 0), planned.total_steps
         name = next((n for n in ("val/elbo", "train/elbo") if isinstance(values.get(n), float)), None)
-        metric = "" if name is None else f"  {name} {fixed(values[name], 1)}"
+        metric = "" if name is None else f"  {name} {format_fixed(values[name], 1)}"
         if total and step >= total:
             return f"  {planned.label}: evaluating{metric}"
         return f"  {planned.label}: {100 * step / total if total else 0:.0f}%{metric}"

@@ -1,38 +1,39 @@
-"""A run in TensorBoard's HParams tab."""
+"""TensorBoard's HParams tab."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FIRST = ("data", "estimator", "inference.steps", "model", "seed")
-"""Settings whose columns stand first and are shown without being asked for: five. TensorBoard sorts them itself."""
+SHOWN_BY_DEFAULT = ("data", "estimator", "inference.steps", "model", "seed")
+"""Settings whose columns come first and are shown by default: five, which TensorBoard sorts itself."""
 
 
-def summaries(chosen: Mapping[str, Any], metrics: Sequence[str]) -> list[Any]:
-    """What one run writes: the columns of the tab, and the run's own settings.
+def hparams_summaries(settings: Mapping[str, Any], metrics: Sequence[str]) -> list[Any]:
+    """The summaries of a run: the columns of the tab, and the run's settings.
 
-    TensorBoard takes the columns from any one of the runs that it shows, so each has those of all kinds of runs.
+    TensorBoard takes the columns from any one of the runs it shows, so each run declares those of all model families.
 
     Arguments:
-        chosen: every column's setting, a number or a word; None: this run has no such setting.
-        metrics: tags of the scalars that are columns, those of other kinds of runs included.
+        settings: value of each column, a number or a string; None: this run has no such setting.
+        metrics: tags of the scalars that are columns, including those of other model families.
     """
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
     from torch.utils.tensorboard.summary import hparams
 
-    # SummaryWriter.add_hparams would open a second events file. Its columns are this run's alone: ours replace them.
-    experiment, start, end = hparams({name: value for name, value in chosen.items() if value is not None}, {})
-    kinds = {name: "STRING" if isinstance(value, str) else "FLOAT64" for name, value in chosen.items()}
+    # SummaryWriter.add_hparams would open a second event file. torch declares this run's columns only: replace them.
+    experiment, start, end = hparams({name: value for name, value in settings.items() if value is not None}, {})
+    string, number = (api_pb2.DataType.Value(f"DATA_TYPE_{name}") for name in ("STRING", "FLOAT64"))
+    types = {name: string if isinstance(value, str) else number for name, value in settings.items()}
     columns = api_pb2.Experiment(
         hparam_infos=[
-            api_pb2.HParamInfo(name=name, type=api_pb2.DataType.Value(f"DATA_TYPE_{kind}"), differs=name in FIRST)
-            for name, kind in kinds.items()
+            api_pb2.HParamInfo(name=name, type=data_type, differs=name in SHOWN_BY_DEFAULT)
+            for name, data_type in types.items()
         ],
         metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
     )
-    place = experiment.value[0].metadata.plugin_data
-    content = plugin_data_pb2.HParamsPluginData.FromString(place.content)
+    plugin_data = experiment.value[0].metadata.plugin_data
+    content = plugin_data_pb2.HParamsPluginData.FromString(plugin_data.content)
     content.experiment.CopyFrom(columns)
-    place.content = content.SerializeToString()
+    plugin_data.content = content.SerializeToString()
     return [experiment, start, end]

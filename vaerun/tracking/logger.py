@@ -1,4 +1,4 @@
-"""One record feeds metrics.jsonl, TensorBoard and the progress line, so that they cannot disagree."""
+"""Logging of a run: one call feeds metrics.jsonl, TensorBoard and the progress bar, so that they cannot disagree."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from vaerun.errors import RunError
 from vaerun.storage.atomic import fsync_dir
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 from vaerun.tracking import tensorboard as events
 from vaerun.tracking.progress import TrainingProgress
 from vaerun.tracking.tensorboard import EventWriter
 
-SHOWN = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
-"""What the progress line shows: the first of these that is recorded."""
+PROGRESS_METRICS = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
+"""Metrics next to the progress bar: the first of these groups that is logged."""
 END: dict[str, Any] = {}
-"""A position: after all that was recorded."""
+"""A position: after everything logged so far."""
 
 
-def _whole(file: BinaryIO) -> int:
-    """Where the last whole line of a file ends: a process that was killed may have left half a line."""
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Offset of the end of a file's last complete line: a killed process may have left a partial one."""
     end = file.seek(0, os.SEEK_END)
     start = max(0, end - (1 << 16))
     file.seek(start)
@@ -43,14 +43,14 @@ class RunLogHandler(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; logging's own way would be to print a traceback and go on without it."""
+        """Write a line; by default logging prints a traceback and carries on without it."""
         try:
             super().emit(record)
         except OSError as error:  # opening it
             raise self._cannot_write(error) from error
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called by logging where a write failed."""
+        """Called by logging after a failed write."""
         error = sys.exception()
         if not isinstance(error, OSError):
             raise
@@ -61,18 +61,18 @@ class RunLogHandler(logging.FileHandler):
         return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to go on")
 
     def close(self) -> None:
-        """A full disk has been told of by the write that met it; closing meets it again."""
+        """Close; a full disk has been reported by the write that met it, and closing meets it again."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 class RunLogger:
-    """Writes what happens during a run.
+    """Logs the scalars, pictures and settings of a run.
 
     Arguments:
         folder: the run directory.
-        position: where metrics.jsonl and TensorBoard go on after a resume (what `position()` gave); END: where they
-            end; None: they are begun anew.
+        position: where to continue metrics.jsonl and TensorBoard on resuming, as returned by `position()`; END: at
+            their end; None: start them anew.
         images_per_step: for the progress line, images/s.
         total_steps: of the whole run.
         show: print a progress line (on standard error; plain lines, rarely, when that is no terminal).
@@ -94,12 +94,12 @@ class RunLogger:
         self._events: EventWriter | None = None
         try:
             if position is not None and self.path.exists():
-                with open(self.path, "r+b") as file:  # steps after the checkpoint will come again
-                    file.truncate(min(position.get("bytes", sys.maxsize), _whole(file)))
-            if position is None:  # a start that left no checkpoint: its records would stand beside this one's
-                events.cut(folder, {})
+                with open(self.path, "r+b") as file:  # steps after the checkpoint will be repeated
+                    file.truncate(min(position.get("bytes", sys.maxsize), _end_of_last_line(file)))
+            if position is None:  # an earlier start without a checkpoint: discard its events
+                events.truncate(folder, {})
             elif "events" in position:
-                events.cut(folder, position["events"])
+                events.truncate(folder, position["events"])
             self.file = open(self.path, "a" if position is not None else "w", encoding="utf-8")  # noqa: SIM115
             fsync_dir(folder)
         except OSError as error:
@@ -109,13 +109,13 @@ class RunLogger:
 
     @property
     def events(self) -> EventWriter:
-        """TensorBoard's file, opened when first needed: its import takes a while."""
+        """The TensorBoard file, opened lazily because importing it takes a while."""
         if self._events is None:
             self._events = EventWriter(self.folder, self.start_step)
         return self._events
 
-    def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Scalars of one step, e.g. {"train/elbo": nats per image}."""
+    def log_scalars(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Log the scalars of a step, e.g. {"train/elbo": nats per image}."""
         line: dict[str, Any] = {"step": step, "epoch": round(epoch, 6)}
         line |= {k: (v if math.isfinite(v) else None) for k, v in values.items()}
         try:
@@ -129,22 +129,22 @@ class RunLogger:
         except OSError as error:
             raise self._cannot_write(error) from error
         names = {k.partition("/")[2] for k in values}
-        shown = next((some for some in SHOWN if names & set(some)), ())
+        shown = next((group for group in PROGRESS_METRICS if names & set(group)), ())
         self._shown |= {
             k: v for k, v in values.items() if k.startswith(("train/", "val/")) and k.split("/", 1)[1] in shown
         }
 
-    def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """A picture [3 or 1, H, W] in [0, 1]."""
+    def log_image(self, tag: str, picture: Tensor, step: int) -> None:
+        """Log a picture [3 or 1, H, W] in [0, 1]."""
         from torch.utils.tensorboard.summary import image
 
         self._add([image(tag, picture, dataformats="CHW")], step)
 
-    def hyperparameters(self, chosen: dict[str, Any], metrics: Sequence[str]) -> None:
-        """Settings and tags of final numbers for TensorBoard's HParams tab; see `summaries`."""
-        from vaerun.tracking.hparams import summaries
+    def log_hyperparameters(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
+        """Log settings and the tags of final metrics for TensorBoard's HParams tab, see `hparams_summaries`."""
+        from vaerun.tracking.hparams import hparams_summaries
 
-        self._add(summaries(chosen, metrics))
+        self._add(hparams_summaries(settings, metrics))
 
     def _add(self, summaries: Iterable[Any], step: int = 0) -> None:
         try:
@@ -155,13 +155,13 @@ class RunLogger:
             raise self._cannot_write(error) from error
 
     def position(self) -> dict[str, Any]:
-        """What a checkpoint keeps so that after a resume each step stands once; what it counts is on the disk."""
+        """The current position, for a checkpoint, so that a resumed run logs each step once. Flushes to disk first."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
             if self._events is not None:
                 self._events.flush(disk=True)
-            return {"bytes": self.file.tell(), "events": events.sizes(self.folder)}
+            return {"bytes": self.file.tell(), "events": events.file_sizes(self.folder)}
         except OSError as error:
             raise self._cannot_write(error) from error
 
@@ -174,7 +174,7 @@ class RunLogger:
         if not self.show:
             return
         metrics = "".join(
-            f"  {tag} {fixed(value, 1 if abs(value) >= 10 else 2)}" for tag, value in sorted(self._shown.items())
+            f"  {tag} {format_fixed(value, 1 if abs(value) >= 10 else 2)}" for tag, value in sorted(self._shown.items())
         )
         last = validated and step >= self.total_steps
         self._progress.update(step, f"epoch {epoch}/{epochs}{metrics}", last)
@@ -187,7 +187,7 @@ class RunLogger:
         """Flush and close everything."""
         self.end_progress()
         for file in (self.file, self._events):
-            # A full disk has been told of by the write that met it; closing meets it again.
+            # A full disk has been reported by the write that met it; closing meets it again.
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
@@ -195,12 +195,12 @@ class RunLogger:
 
 
 class NullLogger:
-    """Takes what a RunLogger takes and writes nothing: another process of the run writes it."""
+    """A RunLogger that writes nothing: another process of the run logs."""
 
-    def record(self, step: int, epoch: float, values: dict[str, float]) -> None: ...
+    def log_scalars(self, step: int, epoch: float, values: dict[str, float]) -> None: ...
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None: ...
-    def image(self, tag: str, picture: Tensor, step: int) -> None: ...
-    def hyperparameters(self, chosen: dict[str, Any], metrics: Sequence[str]) -> None: ...
+    def log_image(self, tag: str, picture: Tensor, step: int) -> None: ...
+    def log_hyperparameters(self, settings: dict[str, Any], metrics: Sequence[str]) -> None: ...
     def end_progress(self) -> None: ...
     def close(self) -> None: ...
     def position(self) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Trainer:
         for line in sorted(set(diagnostics.warnings) - self._warnings):
             self._warn(f"step {self.state.step}: {line}")
         self._warnings = set(diagnostics.warnings)
-        self.logger.record(self.state.step, self.epochs, values)
+        self.logger.log_scalars(self.state.step, self.epochs, values)
         self.step.clear()
         self.images = 0
 
@@ -219,7 +219,7 @@ class Trainer:
                 raise
             finally:
                 self.objective.train()
-            self.logger.record(state.step, self.epochs, metrics)
+            self.logger.log_scalars(state.step, self.epochs, metrics)
             if self.selection is not None and not math.isfinite(metrics[self.selection]):
                 problem = f"{self.selection} is not finite after step {state.step}"
                 remedy = "lower trainer.learning_rate or set trainer.clip_norm=100"

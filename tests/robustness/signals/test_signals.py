@@ -113,7 +113,7 @@ with handling_signals(interrupt_on_signal("program", lambda: print("tidied", flu
 
 
 def test_outside_an_import_it_is_an_exception() -> None:
-    with pytest.raises(Interrupted), ShutdownSignal(outside=interrupt_on_signal("program")):
+    with pytest.raises(Interrupted), ShutdownSignal(on_immediate=interrupt_on_signal("program")):
         signal.raise_signal(signal.SIGUSR1)
 
 

@@ -169,16 +169,16 @@ def test_what_a_killed_process_recorded_too_much_is_cut_off(tmp_path: Path) -> N
     """Also of the checkpoint's own step, and of events files that it does not know."""
     first = log(tmp_path, None)
     for step in (1, 2):
-        first.record(step, 0.0, {"a": float(step)})
+        first.log_scalars(step, 0.0, {"a": float(step)})
     position = first.position()
-    first.record(2, 0.0, {"b": 5.0})  # such as a validation
-    first.record(3, 0.0, {"a": 3.0})
+    first.log_scalars(2, 0.0, {"b": 5.0})  # such as a validation
+    first.log_scalars(3, 0.0, {"a": 3.0})
     first.close()
     second = log(tmp_path, position, 2)
-    second.record(3, 0.0, {"a": 30.0})
+    second.log_scalars(3, 0.0, {"a": 30.0})
     second.close()
     third = log(tmp_path, position, 2)
-    third.record(3, 0.0, {"a": 31.0})
+    third.log_scalars(3, 0.0, {"a": 31.0})
     third.close()
     assert scalars(tmp_path, "a") == [(1, 1.0), (2, 2.0), (3, 31.0)]
     assert tensorboard(tmp_path).Tags()["scalars"] == ["a"]
@@ -187,12 +187,12 @@ def test_what_a_killed_process_recorded_too_much_is_cut_off(tmp_path: Path) -> N
 
 def test_half_a_line_is_not_gone_on_from(tmp_path: Path) -> None:
     first = log(tmp_path, None)
-    first.record(1, 0.0, {"a": 1.0})
+    first.log_scalars(1, 0.0, {"a": 1.0})
     first.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "a"')
     again = log(tmp_path, END, 1)
-    again.record(2, 0.0, {"a": 2.0})
+    again.log_scalars(2, 0.0, {"a": 2.0})
     again.close()
     assert [line["a"] for line in records(tmp_path)] == [1.0, 2.0]
     assert scalars(tmp_path, "a") == [(1, 1.0), (2, 2.0)]
@@ -204,10 +204,10 @@ def test_a_clock_that_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for i in range(3):
         monkeypatch.setattr(time, "time", lambda i=i: clock() - i * 1e6)
         one = log(tmp_path, position, i)
-        one.record(i + 1, 0.0, {"a": float(i)})
+        one.log_scalars(i + 1, 0.0, {"a": float(i)})
         position = one.position()
         one.close()
-    made = sorted(events.sizes(tmp_path))
+    made = sorted(events.file_sizes(tmp_path))
     assert len({name.split(".")[3] for name in made}) == 3
     assert scalars(tmp_path, "a") == [(1, 0.0), (2, 1.0), (3, 2.0)]
 

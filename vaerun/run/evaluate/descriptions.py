@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES
-from vaerun.text import fixed
+from vaerun.text import format_fixed
 
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
 DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3, "inception_frechet_distance": 3}
@@ -124,7 +124,7 @@ def metric_rows(values: dict[str, float | None], protocol: dict[str, Any], prefi
         if value is None:
             continue
         digits = DIGITS.get(name, 4 if name.startswith("categorical_") else 2)
-        number = fixed(value, digits) + (f" ± {fixed(error, digits)}" if error is not None else "")
+        number = format_fixed(value, digits) + (f" ± {format_fixed(error, digits)}" if error is not None else "")
         found.append((f"{prefix}/{name}", number, text))
     return found
 

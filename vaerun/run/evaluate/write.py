@@ -66,11 +66,11 @@ def write_evaluation(
     write_arrays(folder / "per_example.npz", others | own)
     if results.arrays:
         write_arrays(folder / (f"arrays-{label}.npz" if label else "arrays.npz"), results.arrays)
-    log.record(step, epoch, {f"{prefix}/{name}": v for name, v in results.metrics.items() if v is not None})
+    log.log_scalars(step, epoch, {f"{prefix}/{name}": v for name, v in results.metrics.items() if v is not None})
     figures = folder / "figures" / label
     figures.mkdir(parents=True, exist_ok=True)
     for name, picture in results.pictures.items():
-        log.image(f"images/{within}{name}", picture, step)
+        log.log_image(f"images/{within}{name}", picture, step)
         write_atomically(figures / f"{name}.png", save_png(picture))
 
 
