@@ -10,7 +10,7 @@ import pytest
 
 from vaerun.config.schema import Settings
 from vaerun.run.result import columns, hyperparameters
-from vaerun.tracking.hparams import FIRST, hparams_summaries
+from vaerun.tracking.hparams import SHOWN_BY_DEFAULT, hparams_summaries
 from vaerun.tracking.tensorboard import EventWriter
 
 
@@ -69,7 +69,7 @@ def test_runs_of_all_kinds_have_their_columns(tmp_path: Path, order: tuple[int, 
         write(tmp_path / f"run{place}", *runs[number])
     experiment, groups = tab(tmp_path)
     names = [info.name for info in experiment.hparam_infos]
-    assert names[: len(FIRST)] == sorted(FIRST)
+    assert names[: len(SHOWN_BY_DEFAULT)] == sorted(SHOWN_BY_DEFAULT)
     assert {"latent_dim", "epochs", "max_steps", "likelihood"} < set(names)
     assert {"test/log_likelihood", "test/elbo", "test/diversity"} <= {m.name.tag for m in experiment.metric_infos}
     assert "test/diversity_se" not in {m.name.tag for m in experiment.metric_infos}
