@@ -47,6 +47,13 @@ def evaluation_oom_raises() -> AbstractContextManager[None]:
     return oom_raises(RunError, f"memory ran out in a step of the evaluation that cannot be split: {remedy}")
 
 
+def training_oom_raises(batch_size: int, samples: int) -> AbstractContextManager[None]:
+    """Raise RunError where training runs out of memory, naming what to lower."""
+    sizes = [f"trainer.batch_size={batch_size}", *([f"estimator.samples={samples}"] if samples > 1 else [])]
+    remedy = f"lower {'them' if len(sizes) > 1 else 'it'}, or the model's size"
+    return oom_raises(RunError, f"memory ran out in training with {' and '.join(sizes)}: {remedy}")
+
+
 def adaptive_batches(
     count: int,
     batch_size: int,

@@ -18,7 +18,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.oom import evaluation_oom_raises, oom_raises
+from vaerun.evaluation.oom import evaluation_oom_raises, training_oom_raises
 from vaerun.objectives import Variational
 from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
@@ -26,7 +26,7 @@ from vaerun.run.closed_form import fit_closed_form
 from vaerun.run.evaluate.write import prefixed_metrics, write_evaluation
 from vaerun.run.family import Validate
 from vaerun.run.preflight import check_step_options
-from vaerun.run.prepare import prepare, training_memory
+from vaerun.run.prepare import prepare
 from vaerun.run.recorder import Recorder, finished
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run
@@ -94,9 +94,9 @@ class Experiment:
                 if finished(previous):
                     return self.recorder.show(previous)
                 with self.stop.deferred(), self.recording(previous), side_stream(self.device):
-                    with oom_raises(RunError, f"memory ran out in training with {training_memory(self.settings)}"):
-                        state = self.fit() if self.closed_form else self.make_trainer().train()
-                    self.ranks.on_rank_zero(lambda: self.select_and_evaluate(state))
+                    state = self.train()
+                    self.ranks.on_rank_zero(lambda: self.select(state))
+                    self.ranks.on_rank_zero(lambda: self.evaluate(state))
                     self.ranks.barrier()
                     self.write()
                 return self.recorder.record
@@ -157,10 +157,7 @@ class Experiment:
 
     @contextmanager
     def lock(self) -> Iterator[dict[str, Any] | None]:
-        """Hold the run directory, and look again at what result.json says.
-
-        Only a run that can no longer be refused gets here: one that is refused leaves neither folder nor lock file.
-        """
+        """Hold the run directory; gives what result.json says now. A run that is refused never gets here."""
         with ExitStack() as stack:
 
             def lock_and_look() -> dict[str, Any] | None:
@@ -188,6 +185,11 @@ class Experiment:
             yield
 
     # -- train -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> TrainState:
+        """Train, or fit a model that has a closed form; return where training ended."""
+        with training_oom_raises(self.settings.trainer.batch_size, self.settings.estimator.samples):
+            return self.fit() if self.closed_form else self.make_trainer().train()
 
     def make_trainer(self) -> Trainer:
         """The trainer, restored from the checkpoint."""
@@ -249,11 +251,6 @@ class Experiment:
 
     # -- select, evaluate, write -------------------------------------------------------------------------------------
 
-    def select_and_evaluate(self, state: TrainState) -> None:
-        """Load the best parameters and evaluate them."""
-        self.select(state)
-        self.evaluate(state)
-
     def select(self, state: TrainState) -> None:
         """Load the best parameters."""
         folder, record = self.checkpoints.folder, self.recorder.record
@@ -270,13 +267,7 @@ class Experiment:
             record["metrics"][selection] = state.best
             if selection in ("val/iwae", "val/renyi") and (validate := self.validator()) is not None:
                 record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the selected parameters
-        speed = state.timed_steps / state.timed_seconds if state.timed_seconds else None
-        record["timing"] = {
-            "train_seconds": round(state.seconds, 3),
-            "train_steps": state.step,
-            "steps_per_second": speed,
-            "images_per_second": speed * self.plan.images_per_step if speed else None,
-        }
+        record["timing"] = state.timing(self.plan.images_per_step)
 
     def evaluate(self, state: TrainState) -> None:
         """Evaluate the selected parameters."""

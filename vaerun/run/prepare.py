@@ -57,11 +57,3 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     closed_form = settings.model.fit == "closed_form"
     plan = TrainPlan(images, how.batch_size, total_steps=0) if closed_form else how.plan(images)
     return Parts(model, objective, family, how, plan)
-
-
-def training_memory(settings: Settings) -> str:
-    """The settings that the memory of training grows with, and what to do about them."""
-    sizes = [f"trainer.batch_size={settings.trainer.batch_size}"]
-    if settings.estimator.samples > 1:
-        sizes.append(f"estimator.samples={settings.estimator.samples}")
-    return f"{' and '.join(sizes)}: lower {'them' if len(sizes) > 1 else 'it'}, or the model's size"

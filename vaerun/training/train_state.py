@@ -43,6 +43,16 @@ class TrainState:
     timed_seconds: float = 0.0
     timed_steps: int = 0
 
+    def timing(self, images_per_step: float) -> dict[str, float | None]:
+        """Training time in seconds, and the speed without the first steps of each process."""
+        speed = self.timed_steps / self.timed_seconds if self.timed_seconds else None
+        return {
+            "train_seconds": round(self.seconds, 3),
+            "train_steps": self.step,
+            "steps_per_second": speed,
+            "images_per_second": speed * images_per_step if speed else None,
+        }
+
     @classmethod
     def of(cls, values: dict[str, Any]) -> TrainState:
         """The state in a checkpoint. Raises ValueError or TypeError where training cannot continue from it."""
