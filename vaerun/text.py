@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 HUGE = 1e9  # beyond, fixed-point digits hide the magnitude of a number
@@ -48,3 +50,12 @@ def printable(text: object, maximum: int | None = None) -> str:
 def printable_lines(text: str) -> str:
     """The same for a text of several lines; whitespace is kept."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def print_output(text: str) -> None:
+    """Print to standard output, whose reader may have closed it early, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more when it exits, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

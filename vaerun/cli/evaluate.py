@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vaerun.cli.console import reporting_errors, show
+from vaerun.cli.console import reporting_errors
 from vaerun.errors import InputError, Interrupted
 from vaerun.signals import interrupt_on_signal
+from vaerun.text import print_output
 
 HELP = """vaerun-eval: evaluate a finished run again
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     with reporting_errors("vaerun-eval") as outcome:
         if {"-h", "--help"} & set(words):
-            show(_help())
+            print_output(_help())
         else:
             _run(words)
     return outcome.exit_code

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vaerun.cli.console import reporting_errors, show
+from vaerun.cli.console import reporting_errors
 from vaerun.cli.help import help_text
 from vaerun.cli.output_dir import OutputDir
 from vaerun.errors import Interrupted, RunError
 from vaerun.signals import interrupt_on_signal
+from vaerun.text import print_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,11 +26,11 @@ def main() -> None:
     command = Command(sys.argv[1:])
     with reporting_errors("vaerun", command.output_dir.remove_empty) as outcome:
         if {"-h", "--help"} & set(command.words):
-            show(help_text())
+            print_output(help_text())
         elif "--version" in command.words:
             from importlib.metadata import version
 
-            show(f"vaerun {version('vaerun')}")
+            print_output(f"vaerun {version('vaerun')}")
         elif {"-m", "--multirun"} & set(command.words):
             outcome.exit_code = command.sweep()
         else:

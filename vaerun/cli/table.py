@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaerun.cli.console import Parser, reporting_errors, show
+from vaerun.cli.console import Parser, reporting_errors
 from vaerun.errors import InputError
-from vaerun.text import printable_lines
+from vaerun.text import print_output, printable_lines
 
 LISTED = ("md", "csv")
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
@@ -95,9 +95,9 @@ def _run(arguments: argparse.Namespace) -> None:
     content = (_compared if compare else _listed)(folder, arguments)
     if output is None:
         assert isinstance(content, str)
-        show(printable_lines(content))
+        print_output(printable_lines(content))
     else:
-        show(printable_lines(_write(output, content)))
+        print_output(printable_lines(_write(output, content)))
 
 
 def _listed(folder: Path, arguments: argparse.Namespace) -> str:

@@ -18,7 +18,7 @@ from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.run import result
 from vaerun.storage.atomic import write_atomically
-from vaerun.text import printable
+from vaerun.text import print_output, printable
 from vaerun.tracking.logger import NullLogger, RunLogger, RunLogHandler
 from vaerun.training import TrainPlan
 
@@ -61,7 +61,7 @@ class Recorder:
     def show(self, record: dict[str, Any]) -> dict[str, Any]:
         """Print the record of a run that had finished before, and return it."""
         if not self.silent:
-            result.tell(f"finished before: {self.folder}\n{result.table(record, self.folder)}")
+            print_output(f"finished before: {self.folder}\n{result.table(record, self.folder)}")
         return record
 
     @contextmanager
@@ -142,4 +142,4 @@ class Recorder:
         text = "\n".join([*texts, result.table(self.record, self.folder)])
         self.run_log.info("done\n%s", text)
         result.write_result(self.folder, self.record)
-        result.tell(text)
+        print_output(text)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -76,15 +74,6 @@ def check_existing_run(folder: Path, identity: str) -> dict[str, Any] | None:
 def now() -> str:
     """UTC, to the microsecond: two attempts at a run never have the same."""
     return datetime.now(UTC).isoformat()
-
-
-def tell(text: str) -> None:
-    """Print; a reader that has closed standard output has seen enough, and the run has not failed for it."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_result(folder: Path, record: dict[str, Any]) -> None:
