@@ -60,6 +60,7 @@ def _run(words: list[str]) -> None:
         raise InputError(f"unknown flag '{flags[0]}' (vaerun-eval --help)")
     if len(folders) != 1 or not folders[0]:
         raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
+    from vaerun.config.overrides import unquote
     from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
@@ -69,7 +70,7 @@ def _run(words: list[str]) -> None:
 
     stop = ShutdownSignal(on_immediate=interrupt_on_signal("vaerun-eval"))
     try:
-        reevaluate(expand_user(folders[0]), [w for w in words if not w.startswith("run=")], stop)
+        reevaluate(expand_user(unquote(folders[0])), [w for w in words if not w.startswith("run=")], stop)
     except Interrupted as error:
         raise Interrupted(error.signum, "nothing was recorded: run the same command again to start over") from None
 

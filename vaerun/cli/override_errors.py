@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
+from vaerun.config.overrides import QUOTING, unreadable
 from vaerun.config.plugins import config_folders, own_config_folder, unknown_choice
 from vaerun.config.settings import keys, missing_value
 from vaerun.errors import InputError
@@ -22,7 +23,6 @@ from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 
 MAX_LETTERS = 200  # of a word that is quoted
-QUOTING = """quote a value that has spaces, commas, '=', '~' or letters beyond ASCII twice: 'key="value"'"""
 EXAMPLE = "model=vlae"
 _NOT_A_NAME = re.compile(r"[\[{]|([-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null)$", re.IGNORECASE)
 
@@ -42,7 +42,7 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
         return extra
     folders = [own_config_folder(), *config_folders()]
     if isinstance(error, hydra_errors.OverrideParseException):
-        return _unreadable(str(error.override), text, words, folders)
+        return _not_an_override(str(error.override), text, words, folders)
     if (line := _not_a_choice(words, folders)) is not None:
         return line
     if isinstance(error, hydra_errors.MissingConfigException):
@@ -58,11 +58,11 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
     return _unusable_file() or f"the configuration cannot be composed: {why}"
 
 
-def _unreadable(word: str, why: str, words: list[str], folders: list[Path]) -> str:
+def _not_an_override(word: str, why: str, words: list[str], folders: list[Path]) -> str:
     """Of a word that Hydra cannot parse, for the reason `why`."""
-    quoted = printable(word, MAX_LETTERS)
     if "=" in word:
-        return f"cannot read the override '{quoted}': {printable(why.splitlines()[0], MAX_LETTERS)}; {QUOTING}"
+        return unreadable(word, why)
+    quoted = printable(word, MAX_LETTERS)
     index = words.index(word) if word in words else 0
     before, after = (words[index - 1] if index else ""), words[index + 1 : index + 2]
     options = {group: choices(group, folders) for group in GROUPS}

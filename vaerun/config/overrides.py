@@ -1,4 +1,4 @@
-"""KEY=VALUE words of `vaerun-eval` as a nested mapping."""
+"""KEY=VALUE words of `vaerun-eval` as a nested mapping, by the grammar of Hydra's overrides."""
 
 from __future__ import annotations
 
@@ -10,58 +10,100 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.plugins import group_file
 from vaerun.errors import InputError
-from vaerun.storage.yaml_files import parse_yaml, read_yaml
+from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
+QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and for the shell: 'key="value"'"""
+MAX_LETTERS = 10_000  # of a word: the parser's time grows faster than its length
 
+_EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
 
 
-def parse(overrides: list[str]) -> dict[str, Any]:
-    """KEY=VALUE words as a nested mapping; `data=NAME` gives {"data": {"name": NAME, ...}}, the file's keys.
+def parse_overrides(words: list[str]) -> dict[str, Any]:
+    """KEY=VALUE words as a nested mapping; `data=NAME` gives the keys of that choice's file.
 
-    Raises InputError for what is no such word, or sets what an evaluation cannot change.
+    Raises InputError for a word that is no override, or sets what an evaluation cannot change.
     """
-    found = OmegaConf.create()
-    for word in sorted(overrides, key=lambda w: not w.startswith("data=")):  # the choice first, then its keys
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"cannot read '{word}': write KEY=VALUE, such as evaluation.samples=20000")
-        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":
-            raise InputError(
-                f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys"
-            )
-        if not _KEY.fullmatch(key):
-            raise InputError(f"unknown key '{key}': write KEY=VALUE, such as evaluation.samples=20000")
-        parsed = _value(word, value)
-        if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(parsed, str)):
+    overrides = OmegaConf.create()
+    for word in sorted(words, key=lambda w: not w.startswith("data=")):  # the choice first, then its keys
+        key = _key(word)
+        value = _value(word)
+        if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(value, str)):
             raise InputError(f"cannot set '{word}': of `trainer` only trainer.device=auto, cpu, cuda, cuda:N or mps")
         if key == "data":
-            parsed = read_yaml(group_file("data", value))
-        elif _has_missing(parsed):
+            value = read_yaml(group_file("data", value if isinstance(value, str) else word.partition("=")[2]))
+        elif _has_missing(value):
             raise InputError(f"{key} must be given: {key}=VALUE")
         try:
-            OmegaConf.update(found, key, parsed, merge=True)
+            OmegaConf.update(overrides, key, value, merge=True)
         except (OmegaConfBaseException, AttributeError, ValueError) as error:
             why = printable(error, 200)
             if "Cannot merge" in why:
-                why = "that is a list or a group of keys where another of these belongs"
+                why = "a list, a group of keys and a single value cannot replace each other"
             raise InputError(f"cannot set '{printable(word, 100)}': {why}") from error
-    container = OmegaConf.to_container(found, resolve=False)
+    container = OmegaConf.to_container(overrides, resolve=False)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
 
 
-def _value(word: str, text: str) -> Any:
+def unquote(value: str) -> str:
+    """The value of `run=VALUE`: a path as it is, or quoted as in Hydra."""
+    if value.startswith(("'", '"')):
+        parsed = _value(f"run={value}")
+        return parsed if isinstance(parsed, str) else value
+    return value
+
+
+def unreadable(word: str, message: str) -> str:
+    """The line for a word that Hydra's parser rejects with this message."""
+    prefix = "LexerNoViableAltException: "
+    lines = message.splitlines()
+    reason = lines[1] if lines[0].startswith("Error parsing override") and len(lines) > 1 else lines[0]
+    if reason.startswith(prefix):  # it repeats the word; a line with a ^ below the letter follows
+        column = len(lines[-2 if lines[-1].startswith("See ") else -1]) - len(prefix) - 1
+        reason = f"unexpected {word[column : column + 1]!r}"
+    return f"cannot read the override '{printable(word, 200)}': {printable(reason, 200)}; {QUOTING}"
+
+
+def _key(word: str) -> str:
+    """The key of an override: as in Hydra, + and ++ may stand before it. Raises InputError where there is none."""
+    key, equals, _ = word.partition("=")
+    key = key.removeprefix("+").removeprefix("+")
+    if key.startswith("~"):
+        raise InputError(f"cannot read '{word}': vaerun-eval deletes no keys; {_EXAMPLE}")
+    if not equals or not key:
+        raise InputError(f"cannot read '{word}': {_EXAMPLE}")
+    if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":
+        raise InputError(f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys")
+    if not _KEY.fullmatch(key):
+        raise InputError(f"unknown key '{key}': {_EXAMPLE}")
+    return key
+
+
+def _value(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # not needed for --help
+    from hydra.errors import HydraException
+
+    if len(word) > MAX_LETTERS:
+        raise InputError(f"'{printable(word, 100)}' has {len(word)} letters: at most {MAX_LETTERS} are read")
     try:
-        return parse_yaml(text)
-    except ValueError as error:
-        raise InputError(f"cannot read the value of '{printable(word, 100)}': {printable(error, 200)}") from error
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except (HydraException, ValueError) as error:
+        raise InputError(unreadable(word, str(error))) from error
+    except RecursionError as error:
+        raise InputError(f"cannot read the override '{printable(word, 100)}': it is nested too deeply") from error
+    if override.is_sweep_override():
+        raise InputError(
+            f"'{printable(word, 200)}': several values make a sweep, and vaerun-eval evaluates once: write a list as "
+            "[a,b], and quote a single value that has a comma"
+        )
+    return override.value()
 
 
 def _has_missing(value: Any) -> bool:
-    """Whether it is or holds `???`, which stands for no value."""
+    """Whether it is or contains `???`, which stands for a missing value."""
     if isinstance(value, dict | list):
         return any(_has_missing(v) for v in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and value == "???"

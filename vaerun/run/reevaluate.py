@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.identity import identity
-from vaerun.config.overrides import parse
+from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
@@ -55,7 +55,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
     """
     with stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
-        given = parse(overrides)
+        given = parse_overrides(overrides)
         where = given.get("data", {})
         run = load_run(
             folder,

@@ -123,7 +123,7 @@ TABLE: dict[str, list[str]] = {
     "draw": ["'draw' is not an override: write KEY=VALUE, such as model=draw or network=draw"],
     "-m seed=1 cifar10": ["'cifar10' is not an override: write KEY=VALUE, such as data=cifar10"],
     "model sa_vae": ["'model' is not an override: write KEY=VALUE, such as model=sa_vae"],
-    "data.path=my file.npz": ["'file.npz' is not an override", "quote a value that has spaces"],
+    "data.path=my file.npz": ["'file.npz' is not an override", "quote values with spaces"],
     "=3": ["'=3'"],
     "trainer.epochs=1,2": ["'trainer.epochs=1,2': several values make a sweep: add -m (or quote the value"],
     "trainer.betas=0.5,0.9": ["a list is written [0.5,0.9])"],

@@ -26,7 +26,7 @@ from vaerun.config.identity import fingerprint
         (["model.latent_dim=5"], "vaerun-eval cannot set 'model.latent_dim'"),
         (["evaluation"], "KEY=VALUE"),
         (["evaluation=default"], "cannot set 'evaluation'"),
-        (["evaluation.ais=[1"], "cannot read the value"),
+        (["evaluation.ais=[1"], "cannot read the override 'evaluation.ais=[1'"),
         (["data=digit"], "Did you mean digits"),
         (["data=../model/vae"], "unknown choice data="),
         (["data.binarize=fixed"], "train anew"),

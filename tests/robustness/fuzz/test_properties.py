@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vaerun.config.overrides import parse
+from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import resolve
 from vaerun.config.settings import check
 from vaerun.errors import InputError
@@ -113,7 +113,7 @@ def test_words_of_an_evaluation_are_read_or_refused(words: list[str]) -> None:
         [f"data={w}" for w in words],
     ):
         try:
-            assert isinstance(parse(made), dict)
+            assert isinstance(parse_overrides(made), dict)
         except InputError as error:
             told(error)
 
