@@ -1,4 +1,4 @@
-"""`vaerun-bench`: speed and memory beside textbook forms, a peer and the machine's floor."""
+"""`vaerun-bench`: speed and memory, against textbook implementations, another library and the hardware's limit."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def _parser() -> Parser:
     parser = Parser(
         prog="vaerun-bench",
         allow_abbrev=False,
-        description="Times vaerun's own forms, their textbook forms and pythae in turn, in one run, and tells medians, "
-        "ratios of the calls of one round, the fraction of the machine's floor, and peak memory.",
-        epilog="The floor is the time that the algorithm's operations and bytes take at the rates that the same rounds "
-        "measure. On a busy machine only the ratios mean something.",
+        description="Times vaerun, textbook implementations of the same and pythae by turns, and prints medians, ratios "
+        "within a round, the fraction of the floor, and peak memory.",
+        epilog="The floor is the time that the algorithm's operations and memory traffic take at the rates measured in the "
+        "same rounds. On a busy machine only the ratios are meaningful.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all")
-    parser.add_argument("--rounds", type=int, default=7, help=f"calls of each form, at least {MIN_ROUNDS} (7)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (torch's choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there, after each case")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything work? Times mean nothing")
-    parser.add_argument("--list", action="store_true", help="print the names and what they measure, and end")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
+    parser.add_argument("--rounds", type=int, default=7, help=f"rounds, at least {MIN_ROUNDS} (default: 7)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--threads", type=int, help="torch's CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to FILE, after each case")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that it runs; the times are meaningless")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
     return parser
 
 
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
             print(f"{name:16}{(benchmark.__doc__ or '').splitlines()[0]}")
         return
     if options.json is not None and not options.json.parent.is_dir():
-        raise InputError(f"--json: there is no folder {options.json.parent}: make it first")
+        raise InputError(f"--json: no such folder: {options.json.parent}: create it first")
     if options.json is not None and options.json.is_dir():
         raise InputError(f"--json {options.json} is a folder: name a file")
     if options.threads is not None:
@@ -88,13 +88,13 @@ def _run(options: argparse.Namespace) -> None:
     setting = BenchSettings(_device(options.device), options.quick)
     facts = describe_machine(setting)
     print("\n".join(f"{key}: {value}" for key, value in facts.items()), flush=True)
-    found: list[Measurement] = []
+    measured: list[Measurement] = []
     for name in options.names or NAMES:
         for case in BENCHMARKS[name](setting):
-            found.append(measure(name, case, setting, options.rounds))
-            print(to_markdown(found[-1]), flush=True)
+            measured.append(measure(name, case, setting, options.rounds))
+            print(to_markdown(measured[-1]), flush=True)
             if options.json is not None:
-                record = {"machine": facts, "rounds": options.rounds, "cases": [m.to_dict() for m in found]}
+                record = {"machine": facts, "rounds": options.rounds, "cases": [m.to_dict() for m in measured]}
                 write_json(options.json, record | {"written": time.time()})
 
 

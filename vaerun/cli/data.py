@@ -1,4 +1,4 @@
-"""`vaerun-data`: prepares data sets ahead of a run, or packs them into files for a machine without a network."""
+"""`vaerun-data`: prepare data sets ahead of a run, or pack them into files for an offline machine."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from vaerun.cli.console import Parser, reporting_errors
 from vaerun.signals import handling_signals, interrupt_on_signal
 from vaerun.text import printable
 
-# numpy and what reads data are imported where they are used: --help must not wait for them.
 if TYPE_CHECKING:
     from vaerun.data.arrays import Arrays
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 2 for unusable input, 130 for Ctrl-C, 75 for other signals."""
+    """Runs the command and returns its exit code."""
     with reporting_errors("vaerun-data") as outcome:
         arguments = _parse(argv)
-        with handling_signals(interrupt_on_signal("vaerun-data")):  # what is half done is removed
+        with handling_signals(interrupt_on_signal("vaerun-data")):  # incomplete files are removed
             _run(arguments)
     return outcome.exit_code
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="vaerun-data", description="Downloads, verifies and converts data sets ahead of a run.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (--list shows which there are)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to prepare (see --list)")
     parser.add_argument(
-        "--root", metavar="DIR", help="where prepared files NAME.npz lie (default: $VAERUN_DATA, else the cache)"
+        "--root", metavar="DIR", help="folder with prepared files NAME.npz (default: $VAERUN_DATA, else the cache)"
     )
-    parser.add_argument("--output", metavar="DIR", help="also write DIR/NAME.npz, to be carried to another machine")
-    parser.add_argument("--list", action="store_true", help="show the names and what each data set is")
+    parser.add_argument("--output", metavar="DIR", help="also write DIR/NAME.npz, to copy to another machine")
+    parser.add_argument("--list", action="store_true", help="list the data sets and exit")
     arguments = parser.parse_args(argv)
     if not arguments.names and not arguments.list:
-        parser.error("no data set named")
+        parser.error("name a data set")
     return arguments
 
 
@@ -70,7 +69,7 @@ def _line(name: str, arrays: Arrays, where: str) -> str:
 
 
 def _pack(arrays: Arrays, file: Path) -> Path:
-    """Writes a prepared file; it appears under its name only when whole. Raises `InputError` where it cannot."""
+    """Write a prepared file atomically. Raises InputError if that fails."""
     import numpy as np
 
     from vaerun.data.arrays import FIELDS
@@ -84,7 +83,7 @@ def _pack(arrays: Arrays, file: Path) -> Path:
             np.savez_compressed(out, **present, split=np.array(arrays.split))
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"--output: cannot write {file} ({reason}); give a folder that can be written") from error
+        raise InputError(f"--output: cannot write {file} ({reason}): name a writable folder") from error
     return file
 
 

@@ -1,4 +1,4 @@
-"""`vaerun-table`: the runs below a folder, one row each, or compared over seeds beside published numbers."""
+"""`vaerun-table`: the runs below a folder, one row each, or compared over seeds alongside published results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaerun.cli.console import Parser, reporting_errors
 from vaerun.errors import InputError
 from vaerun.text import print_output, printable_lines
 
-LISTED = ("md", "csv")
+LISTED = ("md", "csv")  # formats of the listing
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
 
 
@@ -19,42 +19,38 @@ def _parser() -> Parser:
     parser = Parser(
         prog="vaerun-table",
         allow_abbrev=False,
-        description="The runs below a folder: compared, a cell for each method and setting with mean and standard "
-        "deviation over seeds, where DIR is a sweep's folder or an option of the comparison is given; else one row for "
-        "each run.",
-        epilog="The listing: bounds and log-likelihoods are means over test (val: validation) images in nats per "
-        "image; K: importance samples; se: standard error over images. Rows whose pixels, likelihood or what is given "
-        "differ are of different densities. Of adversarial models: the Frechet distance of so many generated images "
-        "in the features of vaerun's own classifier (not the Inception FID), precision and recall there, and where it "
-        "was asked for ais, log p(x) under N(G(z), s2 I).",
+        description="Tabulates the runs below a folder. For the folder of a sweep, or with any option of the comparison: "
+        "one cell per method and setting, mean and standard deviation over seeds. Otherwise: one row per run.",
+        epilog="Columns of the listing: bounds and log-likelihoods are means over test (val: validation) images, in nats "
+        "per image; K: importance samples; se: standard error over images. Rows that differ in pixels, likelihood or "
+        "conditioning are of different densities and cannot be compared. Adversarial models: Frechet distance, in the "
+        "features of vaerun's own classifier (not the Inception FID), of that many generated images; precision and "
+        "recall in these features; with ais, log p(x) under N(G(z), s2 I).",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder with run directories, e.g. outputs")
-    parser.add_argument("--list", action="store_true", help="one row for each run, of a sweep too")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run directories, e.g. outputs")
+    parser.add_argument("--list", action="store_true", help="one row per run, for a sweep too")
     parser.add_argument("--format", choices=FORMATS, default="md", help="tensorboard: events in DIR/table")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing (png needs it)")
-    compared = parser.add_argument_group(
-        "the comparison", "what is not given is what the runs' configuration says (sweep.table)"
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to FILE instead of printing (png needs it)")
+    comparison = parser.add_argument_group("comparison", "defaults: the runs' configuration (sweep.table)")
+    comparison.add_argument("--rows", metavar="KEYS", help="keys, e.g. model or model,trainer.epochs")
+    comparison.add_argument("--columns", metavar="KEYS", help="keys, e.g. model.inference.steps; none: a single column")
+    comparison.add_argument("--metric", help="name in result.json, e.g. test/log_likelihood")
+    comparison.add_argument(
+        "--published", metavar="NAME", help="published results to show alongside: vlae_cifar10, vlae_mnist_binary, none"
     )
-    compared.add_argument("--rows", metavar="KEYS", help="settings, e.g. model or model,trainer.epochs")
-    compared.add_argument(
-        "--columns", metavar="KEYS", help="likewise, e.g. model.inference.steps; none: a single column"
+    comparison.add_argument(
+        "--where", metavar="KEY=VALUE", action="append", default=[], help="only these runs, also for --list; repeatable"
     )
-    compared.add_argument("--metric", help="of result.json, e.g. test/log_likelihood")
-    compared.add_argument(
-        "--published", metavar="NAME", help="numbers to stand beside: vlae_cifar10, vlae_mnist_binary, none"
-    )
-    compared.add_argument(
-        "--where", metavar="KEY=VALUE", action="append", default=[], help="these runs only, with --list too; repeatable"
-    )
-    compared.add_argument(
-        "--mix", metavar="KEYS", action="append", default=[], help="let these differ, or all, and say so below"
-    )
-    compared.add_argument("--paired", action="store_true", help="compare methods seed by seed, and image by image")
+    comparison.add_argument(
+        "--mix", metavar="KEYS", action="append", default=[],
+        help="keys (or all) that may differ within a cell; stated below the table",
+    )  # fmt: skip
+    comparison.add_argument("--paired", action="store_true", help="paired comparison by seed and by image")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 1 for a file that cannot be written, 2 for unusable input."""
+    """Runs the command and returns its exit code."""
     with reporting_errors("vaerun-table") as outcome:
         try:
             _run(_parse(argv))
@@ -74,9 +70,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.format == "png" and arguments.output is None:
         parser.error("--format png needs --output FILE")
     if arguments.format == "tensorboard" and arguments.output is not None:
-        parser.error("--format tensorboard writes into DIR/table: leave out --output")
+        parser.error("--format tensorboard writes to DIR/table: leave out --output")
     if arguments.paired and arguments.format != "md":
-        parser.error("--paired is shown with --format md")
+        parser.error("--paired needs --format md")
     return arguments
 
 
@@ -90,9 +86,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     folder = expand_user(arguments.folder)
     output = None if arguments.output is None else expand_user(arguments.output)
-    asked = _comparison_options(arguments) or arguments.format not in LISTED
-    compare = not arguments.list and (asked or (folder / "sweep.json").is_file())
-    content = (_compared if compare else _listed)(folder, arguments)
+    requested = _comparison_options(arguments) or arguments.format not in LISTED
+    compare = not arguments.list and (requested or (folder / "sweep.json").is_file())
+    content = (_comparison if compare else _listing)(folder, arguments)
     if output is None:
         assert isinstance(content, str)
         print_output(printable_lines(content))
@@ -100,19 +96,19 @@ def _run(arguments: argparse.Namespace) -> None:
         print_output(printable_lines(_write(output, content)))
 
 
-def _listed(folder: Path, arguments: argparse.Namespace) -> str:
+def _listing(folder: Path, arguments: argparse.Namespace) -> str:
     from vaerun.report import listing
 
     rows = listing.rows(folder, arguments.where)
     return listing.to_markdown(rows) if arguments.format == "md" else listing.to_csv(rows)
 
 
-def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
+def _comparison(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     from vaerun.report import formats
     from vaerun.report.comparison import TableSpec, compare
     from vaerun.report.significance import comparable_pairs, paired_test
 
-    asked = TableSpec(
+    spec = TableSpec(
         rows=arguments.rows,
         columns=arguments.columns,
         metric=arguments.metric,
@@ -120,16 +116,15 @@ def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
         where=tuple(arguments.where),
         mix=tuple(arguments.mix),
     )
-    table = compare(folder, asked)
+    table = compare(folder, spec)
     if arguments.format == "csv":
         return formats.to_csv(table)
     if arguments.format == "tex":
         return formats.to_latex(table)
     if arguments.format == "md":
         cells = [cell for cell in table.cells.values() if cell.n]
-        return formats.to_markdown(
-            table, [paired_test(*pair) for pair in comparable_pairs(cells, table.empty)] if arguments.paired else ()
-        )
+        tests = [paired_test(*pair) for pair in comparable_pairs(cells, table.empty)] if arguments.paired else ()
+        return formats.to_markdown(table, tests)
     from vaerun.report.chart import to_png
 
     picture = to_png(table)
@@ -137,21 +132,17 @@ def _compared(folder: Path, arguments: argparse.Namespace) -> str | bytes:
         return picture
     from vaerun.report.tensorboard import write_events
 
-    return _written(write_events(table, formats.to_markdown(table), picture))
+    return f"written: {write_events(table, formats.to_markdown(table), picture)}"
 
 
 def _write(path: Path, content: str | bytes) -> str:
     from vaerun.storage.atomic import write_atomically
 
     if not path.parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}: make it first")
+        raise InputError(f"--output {path}: no such folder: {path.parent}: create it first")
     if path.is_dir():
         raise InputError(f"--output {path} is a folder: name a file")
     write_atomically(path, content if isinstance(content, bytes) else f"{content}\n".encode())
-    return _written(path)
-
-
-def _written(path: Path) -> str:
     return f"written: {path}"
 
 

@@ -155,7 +155,7 @@ def test_names_and_list(capsys):
         (["vae", "--device", "gpu"], "--device=gpu: choose cpu, cuda or cuda:N"),
         (["vae", "--device", "meta"], "--device=meta: choose cpu, cuda or cuda:N"),
         (["vae", "--device", "cuda:99"], "--device=cuda:99: this machine has"),
-        (["vae", "--json", "/nowhere/out.json"], "--json: there is no folder /nowhere"),
+        (["vae", "--json", "/nowhere/out.json"], "--json: no such folder: /nowhere"),
         (["vae", "--json", "/"], "--json / is a folder: name a file"),
     ],
 )
