@@ -26,17 +26,19 @@ def _parser() -> Parser:
     parser = Parser(
         prog="vaerun-bench",
         allow_abbrev=False,
-        description="Times vaerun, textbook implementations of the same and pythae by turns, and prints medians, ratios "
-        "within a round, the fraction of the floor, and peak memory.",
-        epilog="The floor is the time that the algorithm's operations and memory traffic take at the rates measured in the "
-        "same rounds. On a busy machine only the ratios are meaningful.",
+        description="Times vaerun, textbook implementations of the same and pythae by turns, and prints medians, "
+        "ratios within a round, the fraction of the floor, and peak memory.",
+        epilog="The floor is the time that the algorithm's operations and memory traffic take at the rates measured "
+        "in the same rounds. On a busy machine only the ratios are meaningful.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
     parser.add_argument("--rounds", type=int, default=7, help=f"rounds, at least {MIN_ROUNDS} (default: 7)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, help="torch's CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results to FILE, after each case")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that it runs; the times are meaningless")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to see that all works; the times are meaningless"
+    )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
     return parser
 

@@ -1,4 +1,4 @@
-"""`vaerun-eval`: evaluates a finished run again."""
+"""`vaerun-eval`: evaluate a finished run again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ HELP = """vaerun-eval: evaluate a finished run again
 
   vaerun-eval run=DIR evaluation.samples=50000            more importance samples
   vaerun-eval run=DIR evaluation.ais=true                 annealed importance sampling
-  vaerun-eval run=DIR evaluation.bdmc=true                log-likelihood bracketed on simulated data
+  vaerun-eval run=DIR evaluation.bdmc=true                bounds on the log-likelihood of simulated data
   vaerun-eval run=DIR evaluation.gaps=true                approximation and amortisation gap
-  vaerun-eval run=DIR data=fashion_mnist                  another data set of the same shape
+  vaerun-eval run=DIR data=fashion_mnist                  another data set with images of the same shape
   vaerun-eval run=DIR evaluation.split=validation         another split
   vaerun-eval run=DIR evaluation.quality=true             Frechet distance, precision and recall of generated images
-  vaerun-eval run=DIR evaluation.interpolation=[3,17]     pictures between samples number 3 and 17
-  vaerun-eval run=DIR evaluation.sets.a=[1,5] 'evaluation.arithmetic=["a - 7 + 9"]'   sums of samples
+  vaerun-eval run=DIR evaluation.interpolation=[3,17]     images between samples 3 and 17
+  vaerun-eval run=DIR evaluation.sets.a=[1,5] 'evaluation.arithmetic=["a - 7 + 9"]'   latent arithmetic
 
-It takes the keys of `data`, `evaluation`, `seed` and `trainer.device`; what is not given stays as the run had it (the
-device: auto). The numbers go into the run's result.json (`evaluations`), the values per image into its per_example.npz,
-the figures into its figures/ and TensorBoard, under a name of their own: none of the run's own is replaced.
+Keys are those of `data`, `evaluation`, `seed` and `trainer.device`, in the syntax of `vaerun`; all others keep the
+run's values, except the device (auto). Results are stored alongside the original ones: metrics in result.json
+(`evaluations`), values per image in per_example.npz, figures in figures/ and TensorBoard.
 
-Keys of `evaluation`, with what they are for and the value of a run that sets none:
+Keys of `evaluation`, with their defaults:
 """
 ADVERSARIAL = """
-Of adversarial models (gan, dcgan, cgan, infogan):
+For adversarial models (gan, dcgan, cgan, infogan):
 """
 
 

@@ -19,12 +19,13 @@ def _parser() -> Parser:
     parser = Parser(
         prog="vaerun-table",
         allow_abbrev=False,
-        description="Tabulates the runs below a folder. For the folder of a sweep, or with any option of the comparison: "
-        "one cell per method and setting, mean and standard deviation over seeds. Otherwise: one row per run.",
-        epilog="Columns of the listing: bounds and log-likelihoods are means over test (val: validation) images, in nats "
-        "per image; K: importance samples; se: standard error over images. Rows that differ in pixels, likelihood or "
-        "conditioning are of different densities and cannot be compared. Adversarial models: Frechet distance, in the "
-        "features of vaerun's own classifier (not the Inception FID), of that many generated images; precision and "
+        description="Tabulates the runs below a folder. For the folder of a sweep, or with any option of the "
+        "comparison: one cell per method and setting, mean and standard deviation over seeds. Otherwise: one row per "
+        "run.",
+        epilog="Columns of the listing: bounds and log-likelihoods are means over test (val: validation) images, in "
+        "nats per image; K: importance samples; se: standard error over images. Rows that differ in pixels, likelihood "
+        "or conditioning are of different densities and cannot be compared. Adversarial models: Frechet distance, in "
+        "the features of vaerun's own classifier (not the Inception FID), of that many generated images; precision and "
         "recall in these features; with ais, log p(x) under N(G(z), s2 I).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run directories, e.g. outputs")

@@ -14,7 +14,7 @@ from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
-QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and for the shell: 'key="value"'"""
+QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and the shell: 'key="value"'"""
 MAX_LETTERS = 10_000  # of a word: the parser's time grows faster than its length
 
 _EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
