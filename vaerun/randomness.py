@@ -1,7 +1,7 @@
-"""Randomness as a function of position: what is drawn depends on where it is used, never on what was drawn before.
+"""Randomness as a function of position: noise depends on where it is used, never on what was drawn before.
 
-So a resumed run draws what an uninterrupted one would have drawn, and an image's evaluation noise is the same whatever
-the chunk size and whichever images stand beside it. A process that sees a part of a batch draws the noise of all of it.
+A resumed run therefore draws the same numbers as an uninterrupted one, and the evaluation noise of an image depends on
+neither the chunk size nor the other images. A process that works on a slice of a batch draws the noise of all of it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vaerun.deprecation import module_aliases
 
 
 def derive_seed(*position: int | str) -> int:
-    """A seed in [0, 2^63) that is a fixed function of the position, e.g. mix(seed, "step", 17).
+    """A seed in [0, 2^63) that is a fixed function of the position, e.g. derive_seed(seed, "step", 17).
 
-    torch's CPU generator uses its low 32 bits: among 100,000 positions about one pair shares its numbers.
+    torch's CPU generator uses its low 32 bits: among 100,000 positions about one pair collides.
     """
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seeded_generator(device: torch.device | str, *position: int | str) -> torch.Generator:
-    """A torch generator on that device, seeded by the position."""
+    """A torch generator on the device, seeded by the position."""
     return torch.Generator(device=device).manual_seed(derive_seed(*position))
 
 
@@ -39,22 +39,22 @@ def permutation(n: int, *position: int | str) -> Tensor:
 
 
 def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.device, *position: int | str) -> Tensor:
-    """Uniform numbers [stop - start, *shape] that belong to rows start..stop-1 of a fixed table of noise.
+    """Uniform numbers [stop - start, *shape]: rows start..stop-1 of a fixed table of noise.
 
-    The table is drawn in blocks of 256 rows, each from its own position, on the CPU: the numbers, and with them what is
-    drawn once for a data set, are the same on every device.
+    The table is generated on the CPU in blocks of 256 rows, each seeded by its own position, so that it is the same on
+    every device.
     """
-    block = 256
-    parts = []
-    for b in range(start // block, -(-stop // block)):
-        table = torch.rand(block, *shape, generator=seeded_generator("cpu", *position, b))
-        parts.append(table[max(start - b * block, 0) : stop - b * block])
-    return torch.cat(parts).to(device)
+    block_size = 256
+    blocks = []
+    for index in range(start // block_size, -(-stop // block_size)):
+        block = torch.rand(block_size, *shape, generator=seeded_generator("cpu", *position, index))
+        blocks.append(block[max(start - index * block_size, 0) : stop - index * block_size])
+    return torch.cat(blocks).to(device)
 
 
 @dataclass
 class BatchSlice:
-    """Rows start..stop-1 of a batch of `total`; `draws` counts what has been drawn for them."""
+    """Rows start..stop-1 of a batch of `total`; `draws` counts the draws of noise for them."""
 
     start: int
     stop: int
@@ -63,26 +63,26 @@ class BatchSlice:
 
 
 class _NoiseContext(threading.local):
-    part: BatchSlice | None = None  # of the batch at hand; None: it is seen whole
+    batch_slice: BatchSlice | None = None  # None: this process sees all of the batch
     source: torch.Generator | None = None  # None: torch's global generator
 
 
-_context = _NoiseContext()  # each thread has its own run
+_context = _NoiseContext()  # per thread, as each may train a run
 
 
 @contextmanager
 def batch_slice(start: int, stop: int, total: int) -> Iterator[BatchSlice]:
-    """Inside, a batch is rows start..stop-1 of one of `total`, and has those rows of the noise of all of it."""
-    outer, _context.part = _context.part, BatchSlice(start, stop, total)
+    """Within the context, batch noise is rows start..stop-1 of that of a batch of `total`."""
+    outer, _context.batch_slice = _context.batch_slice, BatchSlice(start, stop, total)
     try:
-        yield _context.part
+        yield _context.batch_slice
     finally:
-        _context.part = outer
+        _context.batch_slice = outer
 
 
 @contextmanager
 def use_generator(source: torch.Generator | None) -> Iterator[None]:
-    """Inside, this thread's batch noise comes from this generator (None: torch's global one)."""
+    """Within the context, this thread draws batch noise from `source` (None: torch's global generator)."""
     outer, _context.source = _context.source, source
     try:
         yield
@@ -91,41 +91,41 @@ def use_generator(source: torch.Generator | None) -> Iterator[None]:
 
 
 def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """Standard normal numbers for a training batch, from torch's global generator or that of `use_generator`.
+    """Standard normal noise for a training batch, from torch's global generator or that of `use_generator`.
 
     Arguments:
         shape: of the result.
-        dim: which dimension counts the batch's images.
+        dim: the batch dimension.
         options: dtype and device.
     """
-    return _of_batch(torch.randn, shape, dim, options)
+    return _draw_batch(torch.randn, shape, dim, options)
 
 
 def batch_uniform(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """Uniform numbers in [0, 1), otherwise as batch_normal."""
-    return _of_batch(torch.rand, shape, dim, options)
+    """As batch_normal, but uniform in [0, 1)."""
+    return _draw_batch(torch.rand, shape, dim, options)
 
 
-def _of_batch(draw: Any, shape: Sequence[int], dim: int, options: dict[str, Any]) -> Tensor:
-    part, options = _context.part, options | {"generator": _context.source}
+def _draw_batch(draw: Any, shape: Sequence[int], dim: int, options: dict[str, Any]) -> Tensor:
+    part, options = _context.batch_slice, options | {"generator": _context.source}
     if part is None:
         return draw(shape, **options)
     if shape[dim] != part.stop - part.start:
-        raise RuntimeError(f"noise for {shape[dim]} images of a batch of which {part} are at hand")
+        raise RuntimeError(f"noise requested for {shape[dim]} images, but this process has {part} of the batch")
     part.draws += 1
-    whole = [*shape[:dim], part.total, *shape[dim + 1 :]]
-    return draw(whole, **options).narrow(dim, part.start, part.stop - part.start).contiguous()
+    full_shape = [*shape[:dim], part.total, *shape[dim + 1 :]]
+    return draw(full_shape, **options).narrow(dim, part.start, part.stop - part.start).contiguous()
 
 
 class ImageNoise:
-    """Standard normal noise [k, B, d] that depends on the seed, the image and the stream's name, and on nothing else.
+    """Standard normal noise [k, B, d] that depends only on the seed, the image and the name of the stream.
 
     Arguments:
         seed: of the run.
-        images: the images' numbers within their split, length B.
+        images: indices of the images within their split, length B.
         latent_dim: d.
-        like: a tensor whose dtype and device are used.
-        keep: remember what was drawn (for validation, which asks for the same numbers every epoch).
+        like: a tensor with the dtype and device of the noise.
+        cache: store what was drawn, for validation, which needs the same noise every epoch.
     """
 
     def __init__(self, seed: int, images: Sequence[int], latent_dim: int, like: Tensor, cache: bool = False) -> None:
@@ -136,11 +136,11 @@ class ImageNoise:
     def __call__(self, stream: str, k: int) -> Tensor:
         if self._cache is not None and (stream, k) in self._cache:
             return self._cache[stream, k]
-        # On a GPU the launches count: each image's numbers are drawn where they stay.
+        # Each image's noise is drawn in place: on a GPU the number of kernel launches matters.
         out = torch.empty(len(self.images), k, self.latent_dim, dtype=self.dtype, device=self.device)
         source = torch.Generator(device=self.device)
-        for row, image in zip(out.unbind(), self.images, strict=True):
-            row.normal_(generator=source.manual_seed(derive_seed(self.seed, "image", image, stream)))
+        for image_noise, image in zip(out.unbind(), self.images, strict=True):
+            image_noise.normal_(generator=source.manual_seed(derive_seed(self.seed, "image", image, stream)))
         out = out.transpose(0, 1).contiguous()
         if self._cache is not None:
             self._cache[stream, k] = out

@@ -1,4 +1,4 @@
-"""The raw images of a data set, before any scaling: what every source returns and what the cache stores."""
+"""Raw image arrays of a data set, before any scaling, as sources return and the cache stores them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 
 @dataclass(frozen=True)
 class Arrays:
-    """Raw images of a data set as they are stored.
+    """Raw images of a data set.
 
-    `split` is "official", or a sentence that names a split of vaerun's own: results on it compare only with each other.
+    `split` is "official", or describes a split made by vaerun, on which results are comparable only with each other.
     """
 
     train_images: np.ndarray  # uint8 [N, C, H, W]
     train_labels: np.ndarray | None  # int64 [N]
-    test_images: np.ndarray | None  # uint8 [M, C, H, W]; None: the split is vaerun's to make
+    test_images: np.ndarray | None  # uint8 [M, C, H, W]; None: vaerun splits off a test part
     test_labels: np.ndarray | None  # int64 [M]
     split: str
     sha256: str = ""  # of the arrays (see `digest`); the cache fills it in
 
 
 def check_arrays(arrays: Arrays, where: str) -> Arrays:
-    """Checked arrays in the one stored layout: images uint8 [N, C, H, W], labels int64 [N], all C-contiguous.
+    """Validated arrays in the stored layout: images uint8 [N, C, H, W], labels int64 [N], all C-contiguous.
 
-    [N, H, W] images get C = 1. `where` begins the message of the `InputError` that is raised for wrong dtypes, ranks,
-    numbers of channels and lengths, for empty arrays, negative labels, and a test part that does not match the training
-    part.
+    [N, H, W] images get C = 1. Raises InputError, its message prefixed by `where`, for wrong dtypes, ranks, numbers of
+    channels and lengths, empty arrays, negative labels, and a test part that does not match the training part.
     """
     train = _check_images(arrays.train_images, f"{where}: train_images")
     labels = _check_labels(arrays.train_labels, len(train), f"{where}: train_labels")
@@ -47,7 +46,7 @@ def check_arrays(arrays: Arrays, where: str) -> Arrays:
                 f"{_format_shape(train.shape[1:])} (channels x height x width); both must have the same shape"
             )
     elif arrays.test_labels is not None:
-        raise InputError(f"{where}: there are test_labels but no test_images; add these or leave the labels out")
+        raise InputError(f"{where}: there are test_labels but no test_images: add test_images or remove test_labels")
     test_labels = _check_labels(arrays.test_labels, 0 if test is None else len(test), f"{where}: test_labels")
     return dataclasses.replace(
         arrays, train_images=train, train_labels=labels, test_images=test, test_labels=test_labels
@@ -55,7 +54,7 @@ def check_arrays(arrays: Arrays, where: str) -> Arrays:
 
 
 def digest(arrays: Arrays) -> str:
-    """The sha256, in hexadecimal, over name, dtype, shape and bytes of each array present, in the order of `FIELDS`."""
+    """Hexadecimal sha256 of name, dtype, shape and bytes of each array present, in the order of `FIELDS`."""
     sha = hashlib.sha256()
     for field in FIELDS:
         array = getattr(arrays, field)
@@ -66,15 +65,17 @@ def digest(arrays: Arrays) -> str:
 
 
 def split_off_test(images: np.ndarray, labels: np.ndarray | None, fraction: float = 0.1, seed: int = 0) -> Arrays:
-    """Cuts a test part from images [N, C, H, W] (and labels [N]) that have no official one.
+    """Split off a test part of images [N, C, H, W] and labels [N] that have no official one.
 
-    Both parts are in the order of one seeded permutation, so a prefix of either is a fair subset even where the images
-    came sorted by class. Raises `InputError` for fewer than two images.
+    Both parts are in the order of one seeded permutation, so that a prefix of either is a random subset even if the
+    images are sorted by class. Raises InputError for fewer than two images.
     """
     count = len(images)
     if count < 2:
-        raise InputError(f"a data set of {count} image(s) cannot be cut into a training and a test part; 2 are needed")
-    # RandomState's stream is frozen by numpy's policy; default_rng's may change with a release, and the split with it.
+        raise InputError(
+            f"a data set of {count} image(s) cannot be split into a training and a test part: at least 2 are needed"
+        )
+    # numpy guarantees the stream of RandomState; that of default_rng, and so the split, may change with a release.
     order = np.random.RandomState(seed).permutation(count)
     held_out = min(count - 1, max(1, round(fraction * count)))
     test, train = order[:held_out], order[held_out:]
@@ -96,18 +97,18 @@ def _check_images(images: np.ndarray, where: str) -> np.ndarray:
     if images.dtype != np.uint8:
         problem = f"dtype is {images.dtype}"
         if images.dtype.kind in "fc" and np.isnan(images).any():
-            problem += " and it holds NaN"
+            problem += ", with NaN"
         raise InputError(f"{where}: {problem}; expected uint8 pixels 0..255 [N, C, H, W]")
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4:
         raise InputError(f"{where}: shape is {list(images.shape)}; expected [N, C, H, W] or [N, H, W]")
     if images.size == 0:
-        raise InputError(f"{where}: shape is {list(images.shape)}, which holds no pixels; at least one image is needed")
+        raise InputError(f"{where}: shape is {list(images.shape)}, which is empty; at least one image is needed")
     if images.shape[1] not in (1, 3):
-        hint = "1 or 3 channels are needed"
+        hint = "expected 1 or 3 channels"
         if images.shape[3] in (1, 3):
-            hint = "it looks channels-last, so store images.transpose(0, 3, 1, 2)"
+            hint = "this looks channels-last: store images.transpose(0, 3, 1, 2)"
         raise InputError(f"{where}: shape {list(images.shape)} as [N, C, H, W] has {images.shape[1]} channels; {hint}")
     return np.ascontiguousarray(images)
 
@@ -119,8 +120,8 @@ def _check_labels(labels: np.ndarray | None, count: int, where: str) -> np.ndarr
     if labels.dtype.kind not in "iu":
         raise InputError(f"{where}: dtype is {labels.dtype}; expected integer class indices 0, 1, 2, ...")
     if labels.shape != (count,):
-        raise InputError(f"{where}: shape is {list(labels.shape)}; expected [{count}], one label for each image")
+        raise InputError(f"{where}: shape is {list(labels.shape)}; expected [{count}], one label per image")
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     if labels.min() < 0:
-        raise InputError(f"{where}: the lowest label is {labels.min()}; expected class indices 0, 1, 2, ...")
+        raise InputError(f"{where}: the smallest label is {labels.min()}; expected class indices 0, 1, 2, ...")
     return labels

@@ -1,7 +1,8 @@
-"""Raw arrays by name: found prepared, downloaded or read once, then mapped from an uncompressed copy in the cache.
+"""Raw arrays by name: from a prepared file, a download or the user's files, then memory-mapped from a cached copy.
 
-A copy is a folder `<cache>/prepared/<name>-<key>/` of .npy files and a meta.json. It is built beside its place under a
-lock and renamed when whole, so every process sees either all of it or nothing, whenever another one is killed.
+A copy is a folder `<cache>/prepared/<name>-<key>/` of uncompressed .npy files and a meta.json. It is built in a
+temporary folder under a lock and renamed when complete, so that other processes see all of it or nothing, even if the
+builder is killed.
 """
 
 from __future__ import annotations
@@ -31,48 +32,48 @@ from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
 
 FORMAT = 1
-"""Part of every key: to be raised when sources or the layout of a copy change, so that older copies are not used."""
+"""Part of every key; incremented when the sources or the layout of a copy change, to invalidate older copies."""
 
 SCRATCH = "vaerun-scratch-"
-SCRATCH_SECONDS = 7 * 24 * 3600.0  # no source takes so long to read
+SCRATCH_SECONDS = 7 * 24 * 3600.0  # age at which a scratch folder is abandoned: no source takes as long
 
 
 def cache_dir() -> Path:
-    """`$VAERUN_CACHE`, else `$XDG_CACHE_HOME/vaerun`, else `~/.cache/vaerun`. It need not exist.
+    """`$VAERUN_CACHE`, else `$XDG_CACHE_HOME/vaerun`, else `~/.cache/vaerun`. It may not exist yet.
 
-    Raises InputError where the last is asked for and there is no home.
+    Raises InputError if the home folder is needed and there is none.
     """
-    if own := os.environ.get("VAERUN_CACHE"):
-        return expand_user(own)
+    if folder := os.environ.get("VAERUN_CACHE"):
+        return expand_user(folder)
     return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vaerun"
 
 
 def data_root(root: str | None = None) -> Path:
-    """Where prepared files NAME.npz lie: `root`, else `$VAERUN_DATA`, else the cache folder.
+    """The folder of prepared files NAME.npz: `root`, else `$VAERUN_DATA`, else the cache folder.
 
-    Raises `InputError` where the first two name something that is not a folder.
+    Raises InputError if `root` or `$VAERUN_DATA` is not a folder.
     """
     for setting, folder in (("data.root", root), ("VAERUN_DATA", os.environ.get("VAERUN_DATA"))):
         if folder:
             path = expand_user(folder)
             if not path.is_dir():
-                raise InputError(f"{setting}={folder}: no such folder; create it or correct {setting}")
+                raise InputError(f"{setting}={folder}: no such folder; create it or change {setting}")
             return path
     return cache_dir()
 
 
 def check_known(name: str) -> None:
-    """Raises `InputError` with the closest name for one that is not in `sources.BUILT_IN`."""
+    """Raise InputError, with the closest match, unless the name is in `sources.BUILT_IN`."""
     if name not in sources.BUILT_IN:
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), sources.BUILT_IN, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown data set {name!r}; {hint}there are: {', '.join(sources.BUILT_IN)}")
+        matches = difflib.get_close_matches(name.lower().replace("-", "_"), sources.BUILT_IN, n=1, cutoff=0.4)
+        hint = f"did you mean {matches[0]}? " if matches else ""
+        raise InputError(f"unknown data set {name!r}; {hint}available: {', '.join(sources.BUILT_IN)}")
 
 
 def load_built_in(name: str, *, root: str | None = None) -> Arrays:
-    """The arrays of a data set that needs only its name; `InputError` for an unknown one."""
+    """The arrays of a built-in data set; raises InputError if the name is unknown."""
     check_known(name)
-    # The digits come with scikit-learn and are read in less time than a copy.
+    # The digits come with scikit-learn, and read faster than a cached copy.
     return load_arrays(name, sources.BUILT_IN[name], root=root, cached=name != "digits")
 
 
@@ -85,36 +86,33 @@ def load_arrays(
     options: dict[str, Any] | None = None,
     cached: bool = True,
 ) -> Arrays:
-    """Checked arrays of a data set, with a test part and the sha256; memory-mapped and read-only if `cached`.
+    """Validated arrays of a data set with a test part and the sha256; memory-mapped and read-only if `cached`.
 
-    Without `path`, a prepared file `<root>/<name>.npz` (see `data_root`) comes before `source`, which is then a
-    download. The source is called as `source(scratch, **options)`, with `path=path` if one is given, and only if the
-    cache holds no copy for this name, these options and the present state of the file or folder. Raises `InputError`
-    for unusable files, failed downloads and a cache that cannot be written.
+    Without `path`, a prepared file `<root>/<name>.npz` (see `data_root`) takes precedence over `source`, usually a
+    download. The source is called as `source(scratch, **options)`, with `path=path` if given, unless the cache has a
+    copy for this name, these options and the current state of the file or folder. Raises InputError for invalid files,
+    failed downloads and a cache that cannot be written.
     """
     options = dict(options or {})
     prepared = None if path is not None else data_root(root) / f"{name}.npz"
     if prepared is not None and os.path.isfile(prepared):
         if any(value is not None for value in options.values()):
             raise InputError(
-                f"{name}: options {options} do not apply to the prepared file {prepared}; move it or drop them"
+                f"{name}: options {options} do not apply to the prepared file {prepared}: move the file or drop them"
             )
-        source, arguments, origin = (
-            sources.npz,
-            {"path": prepared, "split": sources.UNOFFICIAL_SPLITS.get(name)},
-            prepared,
-        )
-        prepared = None  # nothing is missing
+        source, origin = sources.npz, prepared
+        arguments = {"path": prepared, "split": sources.UNOFFICIAL_SPLITS.get(name)}
+        prepared = None  # not missing
     elif path is not None:
         arguments, origin = {"path": path, **options}, expand_user(path)
     else:
         arguments, origin = options, None
 
     def make(scratch: Path) -> Arrays:
-        return _make(name, source, scratch, arguments, missing=prepared)
+        return _call_source(name, source, scratch, arguments, missing=prepared)
 
     if source is sources.digits:
-        return make(Path(os.devnull))  # read where scikit-learn has them: a killed process leaves nothing
+        return make(Path(os.devnull))  # needs no scratch folder, so a killed process leaves nothing behind
     if not cached:
         _clear_scratch()
         with (
@@ -132,22 +130,22 @@ def load_arrays(
         facts.append(_qualified_name(source))
     key = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:16]
     entry = cache / "prepared" / f"{name}-{key}"
-    # A whole copy is never changed, so reading it takes no lock (and works in a cache that cannot be written).
+    # A complete copy is immutable, so reading it takes no lock and works in a read-only cache.
     return _load(entry) or _build(entry, name, cache, make)
 
 
 def _unbound(source: Callable[..., Arrays]) -> Any:
-    """The function itself, without the options bound to it."""
+    """The function itself, without the options that functools.partial binds to it."""
     return getattr(source, "func", source)
 
 
 def _qualified_name(source: Callable[..., Arrays]) -> str:
-    own = _unbound(source)
-    return f"{own.__module__}.{getattr(own, '__qualname__', type(own).__qualname__)}"
+    function = _unbound(source)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def _clear_scratch() -> None:
-    """Remove the scratch folders that killed processes have left long ago."""
+    """Remove old scratch folders of killed processes."""
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
             if time.time() - folder.stat().st_mtime > SCRATCH_SECONDS:
@@ -155,7 +153,7 @@ def _clear_scratch() -> None:
 
 
 def _build(entry: Path, name: str, cache: Path, make: Callable[[Path], Arrays]) -> Arrays:
-    """Makes the copy at `entry`, one process at a time for each name."""
+    """Build the copy at `entry`, one process at a time per name."""
     from filelock import FileLock
 
     partial = entry.parent / f"{name}.partial"
@@ -163,27 +161,27 @@ def _build(entry: Path, name: str, cache: Path, make: Callable[[Path], Arrays]) 
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.parent / f"{name}.lock"):
             if (ready := _load(entry)) is not None:
-                return ready  # another process made it while this one waited
-            # The lock is ours, so whatever lies here was left by a process that was killed.
+                return ready  # built by another process while this one waited
+            # This process has the lock, so whatever is here was left by a killed process.
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 (partial / "scratch").mkdir(parents=True)
                 arrays = make(partial / "scratch")
                 _store(arrays, partial / "copy")
-                if entry.exists():  # damaged: moved away whole, since a folder cannot be renamed onto a full one
+                if entry.exists():  # damaged; a folder cannot be renamed onto one that is not empty
                     entry.rename(partial / "damaged")
                 os.rename(partial / "copy", entry)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     if (ready := _load(entry)) is None:
-        raise InputError(f"{entry}: the copy just written cannot be read back; check the disk, or set VAERUN_CACHE")
+        raise InputError(f"{entry}: the copy just written cannot be read back: check the disk, or set VAERUN_CACHE")
     return ready
 
 
-def _make(
+def _call_source(
     name: str, source: Callable[..., Arrays], scratch: Path, arguments: dict[str, Any], missing: Path | None
 ) -> Arrays:
-    """Calls the source; `missing` is the prepared file that would have made its download unnecessary."""
+    """Validated arrays of the source; `missing` is the prepared file that would have spared its download."""
     try:
         arrays = source(scratch, **arguments)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
@@ -195,14 +193,14 @@ def _make(
             ) from error
         if missing is not None:
             raise InputError(
-                f"{name}: no prepared file {missing}, and the download failed ({describe_error(error)}); on a machine "
-                f"with a network run 'vaerun-data {name} --output DIR', then put {missing.name} into {missing.parent}"
+                f"{name}: no prepared file {missing}, and the download failed ({describe_error(error)}): on another "
+                f"machine run 'vaerun-data {name} --output DIR', then put {missing.name} into {missing.parent}"
             ) from error
         if isinstance(error, OSError):
             raise InputError(f"{name}: {arguments.get('path')}: cannot be read ({describe_error(error)})") from error
         raise
     if not isinstance(arrays, Arrays):
-        raise InputError(f"{name}: its source gave {type(arrays).__name__}, and no vaerun.data.arrays.Arrays")
+        raise InputError(f"{name}: its source returned {type(arrays).__name__}; expected vaerun.data.arrays.Arrays")
     arrays = check_arrays(arrays, name)
     if arrays.test_images is None:
         arrays = split_off_test(arrays.train_images, arrays.train_labels)
@@ -210,20 +208,20 @@ def _make(
 
 
 def _stamp(path: Path) -> list[Any]:
-    """The state of a file, or of all files below a folder: names, sizes and times of change. Empty if there is none."""
+    """Names, sizes and modification times of a file, or of all files below a folder; empty if there are none."""
     files = [path] if path.is_file() else sorted(walk_files(path))
     stamp = []
     for file in files:
         try:
             status = file.stat()
-        except OSError:  # a dangling link, or gone since: the source says so if it matters
+        except OSError:  # a dangling link, or deleted since; the source reports it if it matters
             continue
         stamp.append([str(file.relative_to(path)), status.st_size, status.st_mtime_ns])
     return stamp
 
 
 def _store(arrays: Arrays, folder: Path) -> None:
-    """Writes a copy, on the disk itself before it returns: a rename may outlive a power cut that its files do not."""
+    """Write a copy and flush it to disk: a rename may survive a power cut that the content does not."""
     folder.mkdir()
     present: dict[str, Any] = {}
     for field in FIELDS:
@@ -239,7 +237,7 @@ def _store(arrays: Arrays, folder: Path) -> None:
 
 
 class _WriteOnly:
-    """A file that numpy does not know as one: its own way of writing loses the system's reason for a failure."""
+    """Hides that this is a file from numpy, whose direct writes lose the cause of an OSError."""
 
     def __init__(self, file: Any) -> None:
         self.write = file.write
@@ -252,7 +250,7 @@ def _sync(file: Any) -> None:
 
 def _load(entry: Path) -> Arrays | None:
     """The copy at `entry`, memory-mapped, or None if there is none or it does not match its meta.json."""
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         for field, expected in meta["arrays"].items():
@@ -260,20 +258,19 @@ def _load(entry: Path) -> Arrays | None:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             if expected != {"bytes": file.stat().st_size, "shape": list(array.shape), "dtype": array.dtype.str}:
                 return None
-            found[field] = array
-        labels, test = found.get("train_labels"), found.get("test_images")
-        return Arrays(found["train_images"], labels, test, found.get("test_labels"), meta["split"], meta["sha256"])
+            arrays[field] = array
+        labels, test = arrays.get("train_labels"), arrays.get("test_images")
+        return Arrays(arrays["train_images"], labels, test, arrays.get("test_labels"), meta["split"], meta["sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 @contextmanager
 def _naming_folder(folder: Path, setting: str = "VAERUN_CACHE") -> Iterator[None]:
-    """Names the folder where the system refuses to write, or to lock, in it."""
+    """Raise InputError, naming the folder and its setting, if writing to it or locking it fails."""
     try:
         yield
     except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"cannot write to {folder} ({describe_error(error)}); set {setting} to a folder that can be written "
-            "and has space"
+            f"cannot write to {folder} ({describe_error(error)}); set {setting} to a writable folder with enough space"
         ) from error

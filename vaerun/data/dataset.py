@@ -1,4 +1,4 @@
-"""A data set on the device: three disjoint splits of uint8 images, and batches made there."""
+"""A data set on the device: three disjoint splits of uint8 images, from which batches are made on the device."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.randomness import batch_uniform, fixed_uniform
 
-SPLIT_SEED = 20190609  # of the validation split and of noise fixed per image; not the run's seed, so runs compare
+SPLIT_SEED = 20190609  # of the validation split and of per-image noise; independent of the run's seed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model sees.
+    """A batch of images as seen by the model.
 
     Attributes:
         x: [B, C, H, W] float32.
-        labels: [B] int64, or None when the data has none.
+        labels: [B] int64, or None if the data has none.
         classes: number of classes.
-        log_det: of the transform, [B] nats.
-        rows: numbers of the images within their split, [B].
+        log_det: log|det| of the transform, [B] nats.
+        rows: indices of the images within their split, [B].
     """
 
     x: Tensor
@@ -39,17 +39,17 @@ class Batch:
 
     @property
     def c(self) -> Tensor | None:
-        """One-hot labels [B, classes] float32, made when asked for; None when the data has none."""
+        """One-hot labels [B, classes] float32, computed on access; None if the data has no labels."""
         return None if self.labels is None else one_hot(self.labels, self.classes)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """int64 [B] -> float32 [B, classes]; unlike torch's own it looks at no number on the host."""
+    """int64 [B] -> float32 [B, classes]; unlike torch's, without host-device synchronisation."""
     return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).float()
 
 
 class Split:
-    """One part of a data set.
+    """One split of a data set.
 
     Arguments:
         name: train, validation or test.
@@ -57,7 +57,7 @@ class Split:
         labels: int64 [N] on the device, or None.
         classes: number of classes.
         transform: pixels -> x.
-        drawn: the images are binarised already.
+        binarised: whether the images are already binarised.
     """
 
     def __init__(
@@ -79,41 +79,41 @@ class Split:
         return one_hot(labels, self.classes)
 
     def training_batch(self, rows: Tensor) -> Batch:
-        """The images of these rows [B] (on the device), with fresh noise from torch's global generator."""
+        """The images with indices `rows` [B] (on the device), with fresh noise from torch's global generator."""
         pixels = self.images[rows]
         return self._batch(pixels, rows, rows, lambda: batch_uniform(pixels.shape, 0, device=pixels.device))
 
     def batches(self, size: int, images: int | None = None) -> Iterator[Batch]:
-        """The first `images` images (None: all) in order, `size` at a time, with the noise that belongs to each."""
+        """The first `images` images (None: all) in order, `size` at a time, each with its fixed noise."""
         stop = len(self) if images is None else min(images, len(self))
         for start in range(0, stop, size):
             yield self.batch(start, min(start + size, stop))
 
     def batch(self, start: int, stop: int) -> Batch:
-        """Images start..stop-1 with the noise that belongs to each."""
+        """Images start..stop-1, each with its fixed noise."""
         pixels = self.images[start:stop]
         noise = (self.image_shape, start, stop, pixels.device, SPLIT_SEED, "dequantize", self.name)
         return self._batch(pixels, slice(start, stop), torch.arange(start, stop), lambda: fixed_uniform(*noise))
 
-    def _batch(self, pixels: Tensor, where: Any, rows: Tensor, uniform: Any) -> Batch:
+    def _batch(self, pixels: Tensor, index: Any, rows: Tensor, uniform: Any) -> Batch:
         x, log_det = self.transform(pixels, uniform, self.binarised)
-        labels = None if self.labels is None else self.labels[where]
+        labels = None if self.labels is None else self.labels[index]
         return Batch(x, labels, self.classes, log_det, rows)
 
 
 class ImageData:
-    """Train, validation and test splits with the facts that models and records need.
+    """Train, validation and test splits, with the statistics that models need and the facts that results report.
 
     Arguments:
         name: of the data set.
         arrays: as prepared.
-        validation: how many images (or which fraction below 1) are cut from the training part, by a fixed seed of its
-            own; the same images whatever `train_images` is.
-        train_images: keep only the first so many of the remaining training images; None keeps all.
+        validation: number (or fraction below 1) of training images to hold out for validation, chosen by a fixed seed;
+            the same images for any `train_images`.
+        train_images: number of the remaining training images to use, the first ones; None: all.
         transform: pixels -> x.
-        device: where the images live.
+        device: device of the images.
 
-    Raises InputError for sizes that the data does not have.
+    Raises InputError if the data has too few images.
     """
 
     def __init__(
@@ -143,29 +143,29 @@ class ImageData:
         if train_images is not None:
             if not 0 < train_images <= len(rest):
                 raise InputError(
-                    f"data.train_images must be between 1 and {len(rest)} ({name} without its {validation} validation "
-                    f"images), got {train_images}"
+                    f"data.train_images must be between 1 and {len(rest)} (the training images of {name} without "
+                    f"{validation} for validation), got {train_images}"
                 )
             rest = rest[:train_images]
         if arrays.test_images is None:
-            raise InputError(f"data set {name} came without test images: its source must name or cut a test part")
+            raise InputError(f"data set {name} has no test images: its source must return or split off a test part")
 
         labelled = arrays.train_labels is not None and arrays.test_labels is not None
         self.classes = 0
         if arrays.train_labels is not None and arrays.test_labels is not None:
             self.classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
 
-        def part(split: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Split:
+        def make_split(split: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Split:
             pixels = _tensor(images, rows).to(device)
-            numbers = _tensor(labels, rows).to(device) if labelled and labels is not None else None
-            drawn = transform.binarize == "fixed" or (transform.binarize == "dynamic" and split != "train")
-            if drawn:
+            label_tensor = _tensor(labels, rows).to(device) if labelled and labels is not None else None
+            binarised = transform.binarize == "fixed" or (transform.binarize == "dynamic" and split != "train")
+            if binarised:
                 _binarize_in_place(pixels, split)
-            return Split(split, pixels, numbers, self.classes, transform, drawn)
+            return Split(split, pixels, label_tensor, self.classes, transform, binarised)
 
-        self.train = part("train", arrays.train_images, arrays.train_labels, rest)
-        self.validation = part("validation", arrays.train_images, arrays.train_labels, held_out)
-        self.test = part("test", arrays.test_images, arrays.test_labels, None)
+        self.train = make_split("train", arrays.train_images, arrays.train_labels, rest)
+        self.validation = make_split("validation", arrays.train_images, arrays.train_labels, held_out)
+        self.test = make_split("test", arrays.test_images, arrays.test_labels, None)
         self.mean, self.variance = self._moments()
 
     @property
@@ -180,7 +180,7 @@ class ImageData:
 
     @property
     def binary(self) -> bool:
-        """Whether every x is 0 or 1, as a Bernoulli likelihood needs."""
+        """Whether every x is 0 or 1, as a Bernoulli likelihood requires."""
         if self.transform.binarize != "none":
             return True
         if self.transform.dequantize:
@@ -190,7 +190,7 @@ class ImageData:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What must agree for two numbers to be comparable."""
+        """The facts that must match for two results to be comparable."""
         t = self.transform
         return {
             "binarize": t.binarize,
@@ -203,10 +203,10 @@ class ImageData:
         }
 
     def _moments(self) -> tuple[Tensor, float]:
-        """Mean [C, H, W] of x over the training split, and the scalar mean over pixels of x's variance about it."""
-        raw = not self.transform.logit  # moments of what is stored suffice, and are quick
+        """Mean [C, H, W] of x over the training split, and the variance of x about it, averaged over pixels."""
+        raw = not self.transform.logit  # moments of the stored pixels suffice, and are faster
         first, second = torch.zeros(self.dimensions, dtype=torch.float64), 0.0
-        for start in range(0, len(self.train), 512):  # small enough for a CPU's caches
+        for start in range(0, len(self.train), 512):  # fits into a CPU's caches
             stop = min(start + 512, len(self.train))
             pixels = self.train.images[start:stop].float() if raw else self.train.batch(start, stop).x
             rows = pixels.flatten(1)
@@ -217,17 +217,17 @@ class ImageData:
         variance = second / (len(self.train) * self.dimensions * scale**2) - float(mean.square().mean())
         if raw:
             mean, variance = self.transform.moments(mean, variance)
-        # A constant data set has no variance to start from; 1e-6 is far below one grey level squared.
+        # A constant data set has variance 0; 1e-6 is far below one grey level squared.
         return mean.view(self.image_shape).float().to(self.train.images.device), max(variance, 1e-6)
 
 
 def _tensor(array: np.ndarray, rows: np.ndarray | None) -> Tensor:
-    """The rows (None: all) as a tensor of its own memory; the array may be a read-only map of a file."""
+    """A copy of the rows (None: all) as a tensor; the array may be a read-only memory map."""
     return torch.from_numpy(np.array(array) if rows is None else np.asarray(array[rows]))
 
 
 def _binarize_in_place(pixels: Tensor, split: str) -> None:
-    """Replace uint8 grey values by 0 or 255, P(255) = grey / 255, drawn once for each image of the split."""
+    """Replace uint8 grey values by 0 or 255, P(255) = grey / 255, with fixed noise for each image of the split."""
     for start in range(0, len(pixels), 4096):
         part = pixels[start : start + 4096]
         noise = fixed_uniform(part.shape[1:], start, start + len(part), part.device, SPLIT_SEED, "binarize", split)

@@ -1,8 +1,8 @@
-"""Where images come from: one function per data set, from its original files to raw arrays.
+"""Sources of images: one function per data set, from its original files to raw arrays.
 
-`name(scratch, **options)` gets an existing empty folder, in which torchvision may leave the files that it downloads (it
-checks their md5), and returns `Arrays`. Failures of a download pass through as torchvision raises them: `cache` names
-them. Broken files of the user's are `InputError`s here.
+`name(scratch, **options)` gets an existing empty folder for downloads (torchvision checks their md5) and returns
+`Arrays`. Errors of a download are those of torchvision; `cache` turns them into InputErrors. Invalid files of the user
+raise InputError here.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from vaerun.text import printable
 
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
 UNOFFICIAL_SPLITS = {"omniglot": OMNIGLOT_SPLIT}
-"""The splits of prepared files whose test part is not the authors' and that do not name it themselves."""
+"""The splits of prepared files that have no official test part and do not name their own split."""
 
 
 @contextmanager
 def _download() -> Iterator[None]:
-    """Progress bars only on a terminal; a server that falls silent is given up after 60 s, not waited for for ever.
+    """Configure torchvision's downloads: progress bars on a terminal only, a 60 s timeout, no plain http.
 
-    Nothing is asked for over plain http, neither at first nor by a server that sends on to it.
+    Plain http is rejected in redirects, too.
     """
     from torchvision.datasets import utils
 
-    bar, timeout = utils.tqdm, socket.getdefaulttimeout()
+    old_tqdm, old_timeout = utils.tqdm, socket.getdefaulttimeout()
     if not sys.stderr.isatty():
-        utils.tqdm = functools.partial(bar, disable=True)
+        utils.tqdm = functools.partial(old_tqdm, disable=True)
     socket.setdefaulttimeout(60.0)
-    before = getattr(urllib.request, "_opener", None)
+    old_opener = getattr(urllib.request, "_opener", None)
     urllib.request.install_opener(urllib.request.build_opener(_HttpsOnly))
     try:
         yield
     finally:
-        utils.tqdm = bar
-        socket.setdefaulttimeout(timeout)
-        urllib.request.install_opener(before)
+        utils.tqdm = old_tqdm
+        socket.setdefaulttimeout(old_timeout)
+        urllib.request.install_opener(old_opener)
 
 
 class _HttpsOnly(urllib.request.BaseHandler):
-    handler_order = 100  # before a proxy is looked for
+    handler_order = 100  # before the proxy handler
 
     def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
         host = request.host.rpartition(":")[0] or request.host
         if host not in ("127.0.0.1", "localhost", "[::1]"):
-            raise urllib.error.URLError(f"{request.full_url} is not encrypted: refused")
+            raise urllib.error.URLError(f"{request.full_url} does not use https")
         return request
 
 
@@ -69,15 +69,15 @@ HTTPS_MIRRORS = {
     ),
     "http://ufldl.stanford.edu/": "https://ufldl.stanford.edu/",
 }
-"""Where torchvision has addresses without encryption: the same files with it. It checks their md5 in any case."""
+"""https addresses of files for which torchvision has http ones. Their md5 is checked in any case."""
 
 
 def _https_url(url: str) -> str:
-    return next((new + url.removeprefix(old) for old, new in HTTPS_MIRRORS.items() if url.startswith(old)), url)
+    return next((https + url.removeprefix(http) for http, https in HTTPS_MIRRORS.items() if url.startswith(http)), url)
 
 
 def digits(scratch: Path) -> Arrays:
-    """scikit-learn's embedded handwritten digits: 1797 images, uint8 [N, 1, 8, 8], 10 classes; nothing to download."""
+    """scikit-learn's embedded handwritten digits: 1797 images, uint8 [N, 1, 8, 8], 10 classes; no download."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -96,12 +96,12 @@ def fashion_mnist(scratch: Path) -> Arrays:
 
 
 @_download()
-def _mnist_like(kind: str, scratch: Path) -> Arrays:
+def _mnist_like(class_name: str, scratch: Path) -> Arrays:
     from torchvision import datasets
 
-    source = getattr(datasets, kind)
-    source = type(kind, (source,), {"mirrors": [_https_url(url) for url in source.mirrors]})
-    train, test = (source(str(scratch), train=part, download=True) for part in (True, False))
+    dataset = getattr(datasets, class_name)
+    dataset = type(class_name, (dataset,), {"mirrors": [_https_url(url) for url in dataset.mirrors]})
+    train, test = (dataset(str(scratch), train=part, download=True) for part in (True, False))
     return Arrays(
         train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy(), "official"
     )
@@ -124,22 +124,23 @@ def svhn(scratch: Path) -> Arrays:
     from torchvision.datasets import SVHN
 
     files = {part: [_https_url(url), *rest] for part, (url, *rest) in SVHN.split_list.items()}
-    source = type("SVHN", (SVHN,), {"split_list": files})
-    train, test = (source(str(scratch), split=part, download=True) for part in ("train", "test"))
+    dataset = type("SVHN", (SVHN,), {"split_list": files})
+    train, test = (dataset(str(scratch), split=part, download=True) for part in ("train", "test"))
     return Arrays(train.data, train.labels, test.data, test.labels, "official")
 
 
 @_download()
 def omniglot(scratch: Path) -> Arrays:
-    """Omniglot: uint8 [24345 and 8115, 1, 28, 28], label = character (background ones first, then evaluation).
+    """Omniglot: uint8 [24345 and 8115, 1, 28, 28], label = character (background set first, then evaluation).
 
-    Strokes are bright on black, shrunk from 105x105 with Lanczos. Of each character's 20 drawings 15 train and 5 test.
-    This is not the split of Burda et al. (2016): log-likelihoods are not comparable with published ones.
+    Bright strokes on black, resized from 105x105 with Lanczos. Of the 20 drawings of each character, 15 are for
+    training and 5 for testing. This is not the split of Burda et al. (2016): log-likelihoods are not comparable with
+    published ones.
     """
     from PIL import Image, ImageOps
     from torchvision.datasets import Omniglot
 
-    # torchvision lists folders in the file system's order; the labels and the split need a sorted one.
+    # torchvision lists folders in the order of the file system; labels and split need a fixed one.
     characters: list[Path] = []
     for background in (True, False):
         part = Path(Omniglot(str(scratch), background=background, download=True).target_folder)
@@ -154,44 +155,44 @@ def omniglot(scratch: Path) -> Arrays:
         test.extend(np.sort(order[15:]))
         for drawing in drawings:
             with Image.open(drawing) as image:
-                small = ImageOps.invert(image.convert("L")).resize((28, 28), Image.Resampling.LANCZOS)
-            images.append(np.asarray(small))
+                resized = ImageOps.invert(image.convert("L")).resize((28, 28), Image.Resampling.LANCZOS)
+            images.append(np.asarray(resized))
             labels.append(label)
-    first, second = generator.permutation(train), generator.permutation(test)
-    stack, classes = np.stack(images)[:, None], np.asarray(labels, dtype=np.int64)
-    return Arrays(stack[first], classes[first], stack[second], classes[second], OMNIGLOT_SPLIT)
+    train_rows, test_rows = generator.permutation(train), generator.permutation(test)
+    x, y = np.stack(images)[:, None], np.asarray(labels, dtype=np.int64)
+    return Arrays(x[train_rows], y[train_rows], x[test_rows], y[test_rows], OMNIGLOT_SPLIT)
 
 
 BUILT_IN: dict[str, Callable[[Path], Arrays]] = {
     source.__name__: source for source in (digits, mnist, fashion_mnist, cifar10, svhn, omniglot)
 }
-"""The data sets that need nothing but their name."""
+"""The data sets that need only a name."""
 
 
 def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Arrays:
-    """The arrays of an .npz file: train_images, and optionally train_labels, test_images, test_labels.
+    """The arrays of an .npz file: train_images, and optionally train_labels, test_images and test_labels.
 
-    Without test_images a tenth is split off. An array `split` (one string) in the file, else the argument, else
-    "official", names the split. Raises `InputError` for a file that is missing, corrupt or not in the format.
+    Without test_images, a tenth is split off. The split is named by the array `split` (one string) of the file, else by
+    the argument, else "official". Raises InputError if the file is missing, corrupt or not in this format.
     """
     path = _require_path(path, "data=npz")
-    needs = "needed: train_images, uint8 [N, C, H, W] (optional: train_labels, test_images, test_labels)"
+    needs = "required: train_images, uint8 [N, C, H, W] (optional: train_labels, test_images, test_labels)"
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz file; {needs}")
-    found: dict[str, Any] = dict.fromkeys((*FIELDS, "split"))
+    content: dict[str, Any] = dict.fromkeys((*FIELDS, "split"))
     names: list[str] = []
     try:
-        found |= read_npz(path, found.keys(), maximum_bytes=DATA_BYTES)
+        content |= read_npz(path, content.keys(), maximum_bytes=DATA_BYTES)
         names = array_names(path)
-    # Damage shows as one of a dozen exceptions of zipfile, zlib and numpy; which one tells the user nothing more.
+    # Damaged files raise a dozen exceptions of zipfile, zlib and numpy; their type tells the user nothing more.
     except Exception as error:
         raise InputError(f"{path}: not a readable .npz file ({describe_error(error)}); {needs}") from error
     if "train_images" not in names:
-        raise InputError(f"{path}: holds {', '.join(names) or 'no arrays'}; {needs}")
-    named = found.pop("split")
-    if named is not None and named.ndim == 0 and named.dtype.kind == "U":
-        split = str(named)
-    arrays = check_arrays(Arrays(**found, split=split or "official"), str(path))
+        raise InputError(f"{path}: contains {', '.join(names) or 'no arrays'}; {needs}")
+    stored_split = content.pop("split")
+    if stored_split is not None and stored_split.ndim == 0 and stored_split.dtype.kind == "U":
+        split = str(stored_split)
+    arrays = check_arrays(Arrays(**content, split=split or "official"), str(path))
     if arrays.test_images is None:
         return split_off_test(arrays.train_images, arrays.train_labels)
     return arrays
@@ -202,10 +203,10 @@ def folder(
 ) -> Arrays:
     """The image files below a folder, in natural order (2.png before 10.png), as uint8 [N, channels, H, W].
 
-    PATH/train and PATH/test, where both exist, are the two parts (other subfolders are then not read); else a tenth of
-    PATH is split off. The class of an image is its subfolder; images directly in the folder have no labels.
-    `image_size` (pixels, or [H, W]) crops the centre to that aspect and resizes with Lanczos; without it all images
-    must have one size. Transparency is laid on white. Raises `InputError` for what cannot be used.
+    If PATH/train and PATH/test both exist, they are the two parts, and other subfolders are ignored; else a tenth of
+    the images is split off. The class of an image is its subfolder; images directly in the folder have no labels.
+    `image_size` (pixels, or [H, W]) crops the centre to this aspect ratio and resizes with Lanczos; without it, all
+    images must have the same size. Transparent images are composited on white. Raises InputError for unusable files.
     """
     path = _require_path(path, "data=folder")
     if not path.is_dir():
@@ -220,18 +221,20 @@ def folder(
         images = read_pixels(train + test, size, channels)
         return Arrays(images[: len(train)], train_labels, images[len(train) :], test_labels, "official")
     files = list_image_files(path)
-    top = {file.relative_to(path).parts[0] for file in files}
-    if "train" in top and top <= {"train", "val", "valid", "validation"}:
-        raise InputError(f"{path}: has train/ but no test/; add it, or give {path / 'train'} to have a part split off")
+    subfolders = {file.relative_to(path).parts[0] for file in files}
+    if "train" in subfolders and subfolders <= {"train", "val", "valid", "validation"}:
+        raise InputError(
+            f"{path}: has train/ but no test/: add it, or set data.path={path / 'train'} to split off a test part"
+        )
     return split_off_test(read_pixels(files, size, channels), class_labels(files, path)[0])
 
 
 def describe_error(error: BaseException) -> str:
-    """What an exception says, in one line of at most 200 characters."""
+    """The message of an exception, in one line of at most 200 characters."""
     return printable(error, 200) or type(error).__name__
 
 
 def _require_path(path: str | Path, data: str) -> Path:
     if not path:
-        raise InputError(f"{data} needs to know where the images are; give data.path=PATH")
+        raise InputError(f"{data} needs the path of the images: set data.path=PATH")
     return expand_user(path)

@@ -1,6 +1,6 @@
-"""From stored pixels to what the model sees: binarisation, dequantisation, logit, each with its log|det|.
+"""Transforms from stored pixels to model inputs: binarisation, dequantisation and logit, with log|det|.
 
-Densities are with respect to pixels scaled to [0, 1]: log|det| is that of the map from there to the model's space, so
+Densities refer to pixels scaled to [0, 1]: log|det| is that of the map from there to x, so
 log p(pixels) = log p(x) + log|det|. Without dequantisation x = pixel / 255; with it x = (pixel + u) / 256, u ~ U(0, 1)
 (Theis et al. 2016); the logit map is x -> logit(alpha + (1 - 2 alpha) x) (Dinh et al. 2017).
 """
@@ -23,13 +23,13 @@ ALPHA = 1e-6  # keeps the logit finite at 0 and 1
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every batch.
+    """The transform of every batch.
 
     Attributes:
-        binarize: none; dynamic (training pixels are drawn anew each time, P(1) = grey value; validation and test are
-            drawn once); fixed (all drawn once).
-        dequantize: add uniform noise within each of the 256 levels.
-        logit: map [0, 1] to the real line; needs dequantize.
+        binarize: `none`; `dynamic`: P(1) = grey value, resampled for each training batch, but once for validation and
+            test images; `fixed`: sampled once for all images.
+        dequantize: add uniform noise within each of the 256 grey levels.
+        logit: map [0, 1] to the real line; requires dequantize.
     """
 
     binarize: str = "none"
@@ -40,17 +40,19 @@ class Transform:
         if self.binarize not in BINARIZE:
             raise InputError(f"unknown data.binarize '{self.binarize}': choose one of {', '.join(BINARIZE)}")
         if self.dequantize and self.binarize != "none":
-            raise InputError("data.dequantize=true is for grey or colour pixels: set data.binarize=none")
+            raise InputError("data.dequantize=true is for pixels that are not binarised: set data.binarize=none")
         if self.logit and not self.dequantize:
-            raise InputError("data.logit=true needs data.dequantize=true (the logit of an exact 0 or 255 is infinite)")
+            raise InputError(
+                "data.logit=true needs data.dequantize=true (the logit of pixel values 0 and 255 is infinite)"
+            )
 
     def __call__(self, pixels: Tensor, uniform: Callable[[], Tensor], binarised: bool) -> tuple[Tensor, Tensor]:
         """uint8 [B, C, H, W] -> x float32 [B, C, H, W] and log|det| [B] in nats.
 
         Arguments:
             pixels: as stored.
-            uniform: gives U(0, 1) numbers of pixels' shape, asked for only where the transform is random.
-            drawn: pixels are binarised already (stored as 0 and 255).
+            uniform: returns U(0, 1) noise of the shape of pixels; called only if the transform is random.
+            binarised: whether pixels are already binarised (stored as 0 and 255).
         """
         log_det = torch.zeros(len(pixels), device=pixels.device)
         if self.dequantize:
@@ -69,15 +71,15 @@ class Transform:
         return y, log_det.flatten(1).sum(1)
 
     def to_unit(self, x: Tensor) -> Tensor:
-        """Back to [0, 1] for pictures, any shape."""
+        """Map x of any shape back to [0, 1], for plots."""
         if self.logit:
             x = (torch.sigmoid(x) - ALPHA) / (1 - 2 * ALPHA)
         return x.clamp(0, 1)
 
     def moments(self, mean: Tensor, variance: float) -> tuple[Tensor, float]:
-        """Per-pixel mean of x, and the mean over pixels of its variance, from those of pixel / 255.
+        """Mean of x for each pixel and its variance averaged over pixels, from those of pixel / 255.
 
-        Not for the logit, which has no closed form.
+        Not for the logit, where they have no closed form.
         """
         if self.dequantize:
             return (255 * mean + 0.5) / 256, variance * (255 / 256) ** 2 + 1 / (12 * 256**2)

@@ -2,14 +2,15 @@
 
 Step t maps e to f(e) = g(e) * e + (1 - g(e)) * m(e), g = sigmoid(s + 3/2), where entry i of (m, s) sees the context and
 the entries of e that come before i (eq. 13 and 14). So df/de is triangular with g on its diagonal, and
-log q(z) = log q_0(z_0) - sum_t sum_i log g_i (eq. 12): a sample takes one pass a step.
+log q(z) = log q_0(z_0) - sum_t sum_i log g_i (eq. 12): a sample takes one network pass per step.
 
-The density at any other z needs the inverse, found entry by entry in d passes. They are not differentiated: at the
-solution e of f(e; w) = z the implicit function theorem gives de/dz = J^-1 and de/dw = -J^-1 df/dw, J = df/de. Hence
+The density at an arbitrary z needs the inverse, which is solved for one entry per pass, in d passes. These are not
+differentiated: at the solution e of f(e; w) = z the implicit function theorem gives de/dz = J^-1 and
+de/dw = -J^-1 df/dw, J = df/de. Hence
 
-    u = e + J^-1 (z - f(e; w))    with e and J held fixed
+    u = e + J^-1 (z - f(e; w))    with e and J detached
 
-has e's value and its exact first derivatives, and log g(u) is taken to first order about e likewise.
+has the value of e and its exact first derivatives; log g(u) is likewise expanded to first order about e.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from vaerun.distributions.base import LatentDistribution, as_leaf
 from vaerun.distributions.detached import detached_module
 from vaerun.distributions.normal import DiagonalNormal
 
-GATE_BIAS = 1.5  # "close to +1 or +2", so that each step begins near the identity (Kingma et al. 2016, section 4)
+GATE_BIAS = 1.5  # "close to +1 or +2", so that each step starts near the identity (Kingma et al. 2016, section 4)
 
 
 class AutoregressiveNetwork(Protocol):
-    """A module z [..., B, d], context [B, n] -> m, s [..., B, d], whose entry i sees the entries of z before i.
+    """A module z [..., B, d], context [B, n] -> m, s [..., B, d] whose entry i depends on the entries of z before i.
 
-    `backwards` says that dimension d - 1 comes first instead of dimension 0.
+    `backwards` reverses the order: entry i then depends on the entries after i.
     """
 
     backwards: bool
@@ -42,12 +43,12 @@ class AutoregressiveNetwork(Protocol):
 class AutoregressiveFlow(LatentDistribution):
     """z = f_T(... f_1(z_0)), z_0 ~ base, f_t(e) = g * e + (1 - g) * m (Kingma et al. 2016, eq. 10-14).
 
-    `log_prob` has exact first derivatives and no second ones. There is no KL rule: estimators that need one refuse.
+    `log_prob` is differentiable once, not twice. The KL has no closed form; estimators that need one raise InputError.
 
     Arguments:
-        base: of z_0, batch shape [B].
-        context: [B, n], what all networks see of the image.
-        networks: one for each step, f_1 first.
+        base: distribution of z_0, batch shape [B].
+        context: features of the image that every network is conditioned on, [B, n].
+        networks: one per step, f_1 first.
     """
 
     exact_moments = False
@@ -66,7 +67,7 @@ class AutoregressiveFlow(LatentDistribution):
     def log_prob(self, z: Tensor) -> Tensor:
         """[..., B, d] -> [..., B] nats, by d passes through each network.
 
-        NaN where a gate underflows on the way back: only far from all samples, or with gates of e^-88 (float32).
+        NaN where a gate underflows in the inverse: only far from any sample, or with gates near e^-88 (float32).
         """
         total = torch.zeros_like(z[..., 0])
         for network in reversed(self.networks):
@@ -81,7 +82,7 @@ class AutoregressiveFlow(LatentDistribution):
         return torch.sigmoid(s) * e + torch.sigmoid(-s) * m, F.logsigmoid(s).sum(-1)
 
     def _inverse_step(self, network: AutoregressiveNetwork, z: Tensor) -> tuple[Tensor, Tensor]:
-        """u with f(u) = z and log|df/de| there, both with their first derivatives in z, context and parameters."""
+        """u with f(u) = z and log|df/de| at u, both with first derivatives in z, context and parameters."""
         with torch.no_grad():
             e = self._solve(network, z)
         f, log_det = self._step(network, e)
@@ -89,12 +90,12 @@ class AutoregressiveFlow(LatentDistribution):
             return e, log_det
         with torch.no_grad():
             jacobian, slope = self._derivatives(network, e)
-        residual = (z - f).unsqueeze(-1)  # zero but for its derivatives
+        residual = (z - f).unsqueeze(-1)  # zero in value, not in its derivatives
         shift = torch.linalg.solve_triangular(jacobian, residual, upper=network.backwards).squeeze(-1)
         return e + shift, log_det + (slope * shift).sum(-1)
 
     def _solve(self, network: AutoregressiveNetwork, z: Tensor) -> Tensor:
-        """e with f(e) = z [..., B, d]; entry i needs those before it only, so each pass settles one more."""
+        """e with f(e) = z [..., B, d]; entry i depends on earlier entries only, so each pass solves one more."""
         e = torch.zeros_like(z)
         order = range(z.shape[-1])
         for i in reversed(order) if network.backwards else order:
@@ -119,10 +120,10 @@ class AutoregressiveFlow(LatentDistribution):
         return AutoregressiveFlow(self.base.detach(), self.context.detach(), self._detached_networks())
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], AutoregressiveFlow]]:
-        # The networks are shared by all images: what each can have of its own is the base and the context.
-        parameters, base = self.base.local_parameters()
+        # The networks are shared by all images: only the base and the context are local.
+        parameters, build_base = self.base.local_parameters()
         context, networks = as_leaf(self.context), self._detached_networks()
-        return [*parameters, context], lambda: AutoregressiveFlow(base(), context, networks)
+        return [*parameters, context], lambda: AutoregressiveFlow(build_base(), context, networks)
 
     def _like(self) -> Tensor:
         return self.base.mean

@@ -1,4 +1,4 @@
-"""What every distribution over z offers beside torch.distributions' own methods."""
+"""The interface of all distributions over z, on top of that of torch.distributions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from vaerun.deprecation import deprecated_alias, warn_renamed
 from vaerun.randomness import batch_normal
 
 RENAMED = {"held": "detach", "free": "local_parameters"}
-"""Methods under the names of version 0.1, by which a plug-in may still call or define them."""
+"""Old and new names of methods that plug-ins may call or override."""
 
 
 class LatentDistribution(Distribution):
     """A distribution over z, batch shape [B], event shape [d], as the image of standard normal noise.
 
     `transform(noise)` is the reparameterisation; `rsample` and `rsample_with_log_prob` follow from it.
-    It is a value: nothing is stored on the module that made it.
+    It is a value: the module that returns it keeps no reference to it.
     """
 
     has_rsample = True
     exact_moments = True
-    """Whether `mean` and `variance` are known in closed form; where not, they are estimated from samples."""
+    """Whether `mean` and `variance` have a closed form; otherwise they are estimated from samples."""
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch.distributions' own interface)
     support = constraints.real_vector
 
@@ -44,19 +44,19 @@ class LatentDistribution(Distribution):
         raise NotImplementedError
 
     def detach(self) -> Self:
-        """The same distribution with its parameters held fixed (no gradient reaches them)."""
+        """The same distribution with its parameters detached."""
         raise NotImplementedError
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], Self]]:
-        """The same family with parameters of its own for each image, starting from this distribution's.
+        """Local variational parameters: those of each image as free variables, initialised at this distribution's.
 
-        Returns leaf tensors [B, ...] that require gradients, and a function that makes the distribution of them.
+        Returns leaf tensors [B, ...] that require gradients, and a function that builds the distribution from them.
         """
         raise NotImplementedError
 
     @property
     def centre(self) -> Tensor:
-        """The image of zero noise [B, d]: the mean where q is Gaussian, one typical point where it is not."""
+        """The image of zero noise [B, d]: the mean if q is Gaussian, otherwise one typical point."""
         like = self._like()
         zero = torch.zeros(1, *self.batch_shape, *self.event_shape, dtype=like.dtype, device=like.device)
         return self.transform(zero)[0].squeeze(0)
@@ -68,11 +68,11 @@ class LatentDistribution(Distribution):
     def rsample_with_log_prob(
         self, sample_shape: torch.Size | tuple[int, ...] = (), noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """z [*sample_shape, B, d] and its log q [*sample_shape, B], without inverting the sample.
+        """z [*sample_shape, B, d] and log q(z) [*sample_shape, B], without inverting the transform.
 
         Arguments:
             sample_shape: leading shape, usually (K,).
-            noise: standard normal numbers of z's shape to use; None draws them from torch's generator.
+            noise: standard normal noise of z's shape; None: drawn from torch's generator.
         """
         if noise is None:
             like = self._like()
@@ -85,5 +85,5 @@ class LatentDistribution(Distribution):
 
 
 def as_leaf(value: Tensor) -> Tensor:
-    """A copy of the value that gradients end at."""
+    """A detached copy that requires gradients."""
     return value.detach().clone().requires_grad_()

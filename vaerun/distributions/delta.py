@@ -1,4 +1,4 @@
-"""A point: what a plain autoencoder has in place of a posterior."""
+"""The point mass that a plain autoencoder has in place of a posterior."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_DENSITY = (
 
 
 class Delta(LatentDistribution):
-    """All mass on one value [B, d]; it has no density, and every use that needs one is refused."""
+    """A point mass at `value` [B, d]. It has no density: methods that need one raise InputError."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value

@@ -10,11 +10,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def detached_module(module: M) -> M:
-    """The same module with its parameters held fixed: gradients pass through it and do not reach them.
+    """A view of the module with detached parameters: gradients flow through it, not into them.
 
-    A view for use at once, not a copy: its numbers are the parameters' own.
+    It shares the parameters' memory and is meant for immediate use.
     """
-    view = module.__class__.__new__(module.__class__)  # copy.copy refuses modules with parametrisations
+    view = module.__class__.__new__(module.__class__)  # copy.copy does not support parametrised modules
     view.__dict__.update(module.__dict__)
     state = view.__dict__
     state["_parameters"] = {name: None if p is None else p.detach() for name, p in module._parameters.items()}

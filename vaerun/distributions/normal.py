@@ -1,4 +1,4 @@
-"""Normal distributions over z in the parameterisations that inference produces, and KL rules between them.
+"""Normal distributions over z in the parameterisations that inference modules return, and KL rules between them.
 
 Diagonal: N(m, diag v). Householder: N(Um, U diag(v) U') with U a product of reflections (Tomczak & Welling 2016).
 Precision: N(m, L^-1) given a Cholesky factor of L, so that no covariance is ever formed (Park et al. 2019).
@@ -17,11 +17,11 @@ from vaerun.distributions.base import LatentDistribution, as_leaf
 
 LOG_2PI = math.log(2 * math.pi)
 MINIMUM_LENGTH = 1e-12
-"""Length of a vector that still reflects."""
+"""Householder vectors shorter than this do not reflect."""
 
 
 class StandardNormal(LatentDistribution):
-    """N(0, I): the usual prior. `like` [B, d] gives shape, dtype and device."""
+    """N(0, I), the usual prior. Shape, dtype and device are those of `like` [B, d]."""
 
     def __init__(self, like: Tensor) -> None:
         self.mean_ = torch.zeros_like(like)
@@ -104,19 +104,19 @@ class DiagonalNormal(LatentDistribution):
 class HouseholderNormal(LatentDistribution):
     """The image of N(mean, diag exp(log_variance)) under T Householder reflections (Tomczak & Welling 2016, eq. 9).
 
-    z = H_T ... H_1 z_0 with H_k = I - 2 v_k v_k' / |v_k|^2. Reflections keep volume, so log q(z) = log q_0(z_0). The
-    d x d matrices are never built.
+    z = H_T ... H_1 z_0 with H_k = I - 2 v_k v_k' / |v_k|^2. Reflections preserve volume, so log q(z) = log q_0(z_0).
+    The d x d matrices are never formed.
 
     Arguments:
         mean, log_variance: of the base distribution, [B, d].
-        vectors: v_1 ... v_T, [T, B, d]; one shorter than 1e-12 reflects nothing: it has no direction to speak of.
+        vectors: v_1 ... v_T, [T, B, d]; those shorter than 1e-12 have no direction and do not reflect.
     """
 
     def __init__(self, mean: Tensor, log_variance: Tensor, vectors: Tensor) -> None:
         self.base = DiagonalNormal(mean, log_variance)
         self.vectors = vectors
         length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-        # Divided by anything but its length it would be no unit vector, and the reflection would not keep volume.
+        # Divided by a clamped length, a vector would not be a unit vector, nor its reflection preserve volume.
         self._unit = torch.where(length < MINIMUM_LENGTH, 0.0, vectors / length.clamp(min=MINIMUM_LENGTH))
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
 
@@ -151,7 +151,7 @@ class HouseholderNormal(LatentDistribution):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """[B, d, d]; builds U, so it is for pictures and tests, not for training."""
+        """[B, d, d]; forms U, so use it in plots and tests, not in training."""
         eye = torch.eye(self.event_shape[0], dtype=self.base.mean.dtype, device=self.base.mean.device)
         u = self.reflect(eye[:, None].expand(-1, *self.base.mean.shape)).permute(1, 2, 0)
         return u @ torch.diag_embed(self.base.variance) @ u.mT
@@ -169,7 +169,7 @@ class PrecisionNormal(LatentDistribution):
     Arguments:
         mean: [B, d].
         cholesky: C, [B, d, d], lower triangular with a positive diagonal.
-        inverse: C^-1, [B, d, d]; None: made when asked for, and samples take a triangular solve.
+        inverse: C^-1, [B, d, d]; None: computed on demand, and samples take a triangular solve.
     """
 
     def __init__(self, mean: Tensor, cholesky: Tensor, inverse: Tensor | None = None) -> None:
@@ -201,7 +201,7 @@ class PrecisionNormal(LatentDistribution):
         return PrecisionNormal(self._mean.detach(), self.cholesky.detach(), inverse)
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], PrecisionNormal]]:
-        # Below the diagonal in units of it: sharp and flat posteriors then take the same steps.
+        # In units of the diagonal, so that sharp and flat posteriors take equally large steps.
         diagonal = torch.diagonal(self.cholesky, dim1=-2, dim2=-1)
         mean, log_diagonal = as_leaf(self._mean), as_leaf(diagonal.log())
         lower = as_leaf((self.cholesky / diagonal.unsqueeze(-2)).tril(-1))
@@ -238,7 +238,7 @@ class PrecisionNormal(LatentDistribution):
 
 
 def _kl_normal(mean: Tensor, variance: Tensor, log_det: Tensor, p: StandardNormal | DiagonalNormal) -> Tensor:
-    """KL(N(mean, S) || p) [B] in nats for a diagonal p, of which only diag S and log|S| matter.
+    """KL(N(mean, S) || p) [B] in nats for a diagonal p; only diag S and log|S| enter.
 
     1/2 [ sum_i S_ii / p_i + (mean - m_p)_i^2 / p_i - 1 + log p_i ] - 1/2 log|S|
     """
@@ -247,7 +247,7 @@ def _kl_normal(mean: Tensor, variance: Tensor, log_det: Tensor, p: StandardNorma
 
 
 def kl_by_dimension(q: DiagonalNormal, p: StandardNormal | DiagonalNormal) -> Tensor:
-    """KL(q_j || p_j) of each dimension, [B, d] nats, for distributions whose dimensions are independent."""
+    """KL(q_j || p_j) of each dimension, [B, d] nats, for distributions with independent dimensions."""
     scaled = (q.variance + (q.mean - p.mean).square()) * torch.exp(-p.log_variance)
     return 0.5 * (scaled - 1 + p.log_variance - q.log_variance)
 
@@ -260,7 +260,7 @@ def _kl_diagonal(q: DiagonalNormal, p: StandardNormal | DiagonalNormal) -> Tenso
 
 @register_kl(HouseholderNormal, StandardNormal)
 def _kl_householder(q: HouseholderNormal, p: StandardNormal) -> Tensor:
-    # N(0, I) is the same after any rotation, so the reflections drop out; with another prior they would not.
+    # N(0, I) is invariant under reflections, so they drop out; with another prior they would not.
     return _kl_diagonal(q.base, p)
 
 

@@ -1,8 +1,8 @@
-"""A distribution over z = (z_1 ... z_T) whose every piece depends on the pieces before it through a hidden state.
+"""A distribution over z = (z_1 ... z_T) in which z_t depends on z_1 ... z_{t-1} through a recurrent state.
 
-q(z) = prod_t N(z_t; m_t, diag v_t), with (m_t, v_t) a function of a state s_{t-1} that z_1 ... z_{t-1} have led to
-(Gregor et al. 2015, eq. 1-2 and 9-10). Drawing and scoring walk the same recurrence, one with z_t = m_t + sqrt(v_t) e_t
-and one with the z_t given, so neither inverts the other.
+q(z) = prod_t N(z_t; m_t, diag v_t), with (m_t, v_t) a function of the state s_{t-1} after z_1 ... z_{t-1} (Gregor et
+al. 2015, eq. 1-2 and 9-10). Sampling and scoring unroll the same recurrence, with z_t = m_t + sqrt(v_t) e_t or with
+the z_t given, so neither has to invert the other.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from vaerun.distributions.normal import LOG_2PI
 
 
 class Recurrence(Protocol):
-    """What stands behind a RecurrentNormal; states are its own affair, and its methods change none of them."""
+    """The recurrence of a RecurrentNormal. States are opaque to it, and no method changes one in place."""
 
     def initial(self, *rows: int) -> Any:
-        """The state before the first step, for `rows` = (..., B)."""
+        """The state before the first step, for the leading shape `rows` = (..., B)."""
         ...
 
     def parameters(self, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """Mean and log-variance [..., B, n] of the next piece, and the state in which it is awaited."""
+        """Mean and log-variance [..., B, n] of the next z_t, and the state to advance from."""
         ...
 
     def advance(self, state: Any, z: Tensor) -> Any:
-        """The state after that piece [..., B, n]."""
+        """The state after z_t [..., B, n]."""
         ...
 
     def detach(self) -> Self:
-        """The same with its parameters held fixed; gradients still pass through the pieces."""
+        """The same recurrence with its parameters detached; gradients still flow through z."""
         ...
 
 
 class RecurrentNormal(LatentDistribution):
-    """q(z_t | z_<t) = N(m_t + a_t, diag v_t exp(b_t)), (m_t, log v_t) from a recurrence over the pieces before t.
+    """q(z_t | z_<t) = N(m_t + a_t, diag v_t exp(b_t)), (m_t, log v_t) from a recurrence over z_<t.
 
     Arguments:
-        recurrence: gives m_t and log v_t.
-        mean_shift, log_variance_shift: a and b, [B, T, n]; zeros: what the recurrence says.
+        recurrence: computes m_t and log v_t.
+        mean_shift, log_variance_shift: a and b, [B, T, n]; zero unless they are local parameters.
     """
 
     exact_moments = False
@@ -65,19 +65,19 @@ class RecurrentNormal(LatentDistribution):
     def _unroll(
         self, inputs: Tensor, step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """z and log q(z), where step makes (z_t, e_t) of what is given for t, mean and log-variance [..., B, n]."""
+        """z and log q(z), where step maps the input, mean and log-variance of step t [..., B, n] to (z_t, e_t)."""
         state = self.recurrence.initial(*inputs.shape[:-1])
-        pieces, log_q = [], inputs.new_zeros(inputs.shape[:-1])
-        for t, part in enumerate(inputs.split(self.step_dim, -1)):
+        samples, log_q = [], inputs.new_zeros(inputs.shape[:-1])
+        for t, value in enumerate(inputs.split(self.step_dim, -1)):
             mean, log_variance, state = self.recurrence.parameters(state)
             mean = mean + self.mean_shift[:, t]
             log_variance = log_variance + self.log_variance_shift[:, t]
-            z, noise = step(part, mean, log_variance)
-            pieces.append(z)
+            z, noise = step(value, mean, log_variance)
+            samples.append(z)
             log_q = log_q - 0.5 * (noise.square() + log_variance + LOG_2PI).sum(-1)
-            if t + 1 < self.steps:  # nothing awaits the last piece
+            if t + 1 < self.steps:  # the last state is not needed
                 state = self.recurrence.advance(state, z)
-        return torch.cat(pieces, -1), log_q
+        return torch.cat(samples, -1), log_q
 
     def _detached_recurrence(self) -> Recurrence:
         return getattr(self.recurrence, attribute_name(self.recurrence, "detach", "held"))()
@@ -86,7 +86,7 @@ class RecurrentNormal(LatentDistribution):
         return RecurrentNormal(self._detached_recurrence(), self.mean_shift.detach(), self.log_variance_shift.detach())
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], RecurrentNormal]]:
-        """Shifts [B, T, n] of each image's own, the recurrence held fixed."""
+        """The shifts [B, T, n]; the recurrence is shared by all images and detached."""
         recurrence, shifts = self._detached_recurrence(), [as_leaf(self.mean_shift), as_leaf(self.log_variance_shift)]
         return shifts, lambda: RecurrentNormal(recurrence, *shifts)
 

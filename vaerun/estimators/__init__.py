@@ -1,4 +1,4 @@
-"""Estimators: (joint, q, K) -> what to report and what to differentiate (layer L3)."""
+"""Estimators: (joint, q, K) -> a bound to report and a surrogate to differentiate (layer L3)."""
 
 from vaerun.deprecation import module_aliases
 from vaerun.estimators.adversarial import AdversarialLoss, Minimax, NonSaturating

@@ -1,4 +1,4 @@
-"""The contract of every estimator, and what they share."""
+"""The interface of all estimators, and what they share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vaerun.models import Joint
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator gives; nothing is reduced over the batch.
+    """The result of an estimator, not reduced over the batch.
 
     Attributes:
-        bound: [B] nats, to report.
-        surrogate: [B], to ascend; its value means nothing unless it is the bound itself.
-        terms: [B] nats each: `reconstruction` and `kl`, whose difference is the ELBO (every weight 1).
-        name: of the bound, in records.
+        bound: to report, [B] nats.
+        surrogate: to maximise, [B]; only its gradient is meaningful, unless it is the bound itself.
+        terms: `reconstruction` and `kl`, [B] nats each, whose difference is the ELBO (with KL weight 1).
+        name: of the bound, in logs and results.
     """
 
     bound: Tensor
@@ -33,14 +33,13 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """A function (joint, q, K) of a joint, a distribution over z and the number of samples.
+    """A function (joint, q, K) of the joint, the posterior and the number of samples.
 
-    Options that change during training (`kl_weight`) are keyword arguments of those that have them. Attributes that an
-    estimator may have:
+    Options that change during training (`kl_weight`) are keyword arguments. Optional attributes:
 
         detach_joint: True if q must be inferred from `joint.detach()`.
-        batch_coupling_options: names of options which, when set, couple the images of a batch.
-        batch_coupling: the setting that couples them in any case; see `batch_coupling`.
+        batch_coupling_options: options that, when set, make an image's estimate depend on the rest of its batch.
+        batch_coupling: the setting by which it always does, as KEY=VALUE.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Estimate: ...
@@ -70,7 +69,7 @@ def _attribute(estimator: Estimator, name: str, old_name: str, default: Any) -> 
 
 @dataclass(frozen=True)
 class SampleTerms:
-    """K samples of q and their log-densities.
+    """K samples of q with their log-densities.
 
     Attributes:
         z: [K, B, d].
@@ -96,18 +95,18 @@ class SampleTerms:
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The two parts of mean_K log w, [B] nats each."""
+        """The two terms of mean_K log w, [B] nats each."""
         return {"reconstruction": self.log_likelihood.mean(0), "kl": (self.log_q - self.log_prior).mean(0)}
 
 
 def reparameterised_samples(joint: Joint, q: LatentDistribution, samples: int) -> tuple[Tensor, Tensor]:
     """K samples z [K, B, d] and log q(z | x) [K, B], both differentiable in q's parameters.
 
-    Raises InputError where z is no differentiable function of them.
+    Raises InputError if q cannot be reparameterised.
     """
     if not q.has_rsample:
         raise InputError(
-            f"{type(q).__name__} cannot be reparameterised, so its gradient cannot take the path through z: use "
+            f"{type(q).__name__} cannot be reparameterised, so there is no gradient through z: use "
             "estimator=score_function or estimator=wake_sleep"
         )
     return q.rsample_with_log_prob((samples,), noise=joint.noise("posterior", samples))
@@ -119,19 +118,19 @@ def reparameterised_terms(joint: Joint, q: LatentDistribution, samples: int, det
     Arguments:
         joint, q: log p(x, z) and q(z | x).
         samples: K.
-        held: evaluate log q with its parameters held: its gradient then flows through z alone.
+        detach_q: evaluate log q with its parameters detached, so that its gradient flows through z alone.
 
-    Raises InputError as reparameterised does.
+    Raises InputError if q cannot be reparameterised.
     """
     z, log_q = reparameterised_samples(joint, q, samples)
     if detach_q:
-        z = z.view_as(z)  # an alias: a hook on it sees the gradient of this use of z alone
+        z = z.view_as(z)  # a view: a hook on it sees the gradient of this use of z only
         log_q = q.detach().log_prob(z)
     return SampleTerms(z, log_q, joint.log_likelihood(z), joint.prior.log_prob(z))
 
 
 def detached_samples(joint: Joint, q: LatentDistribution, samples: int) -> SampleTerms:
-    """K samples that carry no gradient; log p(x, z) and log q(z | x) are functions of their parameters alone."""
+    """K detached samples; log p(x, z) and log q(z | x) then depend on their parameters alone."""
     with torch.no_grad():
         z = q.transform(joint.noise("posterior", samples))[0]
     return SampleTerms(z, q.log_prob(z), joint.log_likelihood(z), joint.prior.log_prob(z))

@@ -1,13 +1,13 @@
 """The evidence lower bound, E_q[log p(x, z) - log q(z | x)] <= log p(x) (Kingma & Welling 2014, eq. 2 and 3).
 
-With log w = log p(x, z) - log q(z | x), the bound is E_q[log w]. Its three estimators report the same number in the
-mean and differ in what they know in closed form and in how they differentiate. All take two options for training,
-which change the surrogate alone (the reported bound has weight 1 and no free bits):
+With log w = log p(x, z) - log q(z | x), the bound is E_q[log w]. The three estimators have the same expectation; they
+differ in what is computed in closed form and in how it is differentiated. All take two options for training, which
+change the surrogate only (the reported bound has KL weight 1 and no free bits):
 
 * kl_weight: surrogate = reconstruction - kl_weight * KL.
-* free_bits: lambda nats for each dimension, surrogate KL = sum_j max(lambda, mean over the batch of KL_j) (Kingma et
-  al. 2016, eq. 15): no gradient reaches a dimension while its KL is below lambda. It needs a q and a prior whose
-  dimensions are independent.
+* free_bits: lambda nats per dimension, surrogate KL = sum_j max(lambda, mean over the batch of KL_j) (Kingma et al.
+  2016, eq. 15): no gradient reaches a dimension while its KL is below lambda. It needs a q and a prior with independent
+  dimensions.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vaerun.models import Joint
 
 def _with_free_bits(by_dimension: Tensor, free_bits: float) -> Tensor:
     """KL by dimension [B, d] -> KL with free bits [B], whose mean over the batch is sum_j max(lambda, mean KL_j)."""
-    used = by_dimension.mean(0) > free_bits
-    return torch.where(used, by_dimension, free_bits).sum(-1)
+    active = by_dimension.mean(0) > free_bits
+    return torch.where(active, by_dimension, free_bits).sum(-1)
 
 
 def _check_factorised(q: LatentDistribution, prior: LatentDistribution) -> tuple[DiagonalNormal, DiagonalNormal]:
     if not isinstance(q, DiagonalNormal) or not isinstance(prior, StandardNormal | DiagonalNormal):
         raise InputError(
-            f"estimator.free_bits needs a posterior with independent dimensions, and {type(q).__name__}'s are not: "
+            f"estimator.free_bits needs a posterior with independent dimensions, unlike {type(q).__name__}: "
             "set estimator.free_bits=0, or choose model=vae, cvae or sa_vae"
         )
     return q, prior  # type: ignore[return-value]
@@ -40,17 +40,17 @@ def _check_factorised(q: LatentDistribution, prior: LatentDistribution) -> tuple
 def elbo(
     joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
 ) -> Estimate:
-    """mean_K log p(x | z_k) - KL(q || p), KL in closed form (eq. 3); differentiated pathwise.
+    """mean_K log p(x | z_k) - KL(q || p), KL in closed form (eq. 3); pathwise gradient.
 
-    Raises InputError where no closed form is known for this posterior and prior.
+    Raises InputError if no closed form is registered for this posterior and prior.
     """
     z, _ = reparameterised_samples(joint, q, samples)
     try:
         kl = kl_divergence(q, joint.prior)
     except NotImplementedError as error:
         raise InputError(
-            f"estimator=elbo needs KL({type(q).__name__} || {type(joint.prior).__name__}) in closed form, and there is "
-            "none: use estimator=elbo_mc"
+            f"estimator=elbo needs a closed form of KL({type(q).__name__} || {type(joint.prior).__name__}), and "
+            "there is none: use estimator=elbo_mc"
         ) from error
     reconstruction = joint.log_likelihood(z).mean(0)
     if free_bits:
@@ -78,16 +78,16 @@ def _monte_carlo(
 def elbo_mc(
     joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
 ) -> Estimate:
-    """mean_K log w_k (eq. 2), KL by Monte Carlo; differentiated pathwise; for every reparameterised posterior."""
+    """mean_K log w_k (eq. 2), KL by Monte Carlo; pathwise gradient; for any reparameterised posterior."""
     return _monte_carlo(joint, q, samples, kl_weight, free_bits, detach_q=False)
 
 
 def stl(
     joint: Joint, q: LatentDistribution, samples: int, *, kl_weight: float = 1.0, free_bits: float = 0.0
 ) -> Estimate:
-    """mean_K log w_k, "sticking the landing": log q with its parameters held (Roeder et al. 2017, eq. 8).
+    """mean_K log w_k, "sticking the landing": log q with its parameters detached (Roeder et al. 2017, eq. 8).
 
-    The score term that is left out has mean zero; without it the gradient's variance vanishes where q is the exact
+    The score term that this omits has mean zero; without it the variance of the gradient vanishes where q is the exact
     posterior.
     """
     return _monte_carlo(joint, q, samples, kl_weight, free_bits, detach_q=True)

@@ -1,7 +1,7 @@
-"""What a plain autoencoder is trained on: its reconstruction, and nothing about z.
+"""The objective of a plain autoencoder: the reconstruction alone.
 
-With z = e(x) a point, log p(x | e(x)) is no bound on a likelihood: z has no density. With a linear encoder and decoder
-and Gaussian pixels its optimum spans the first principal components (Baldi & Hornik 1989).
+As z = e(x) has no density, log p(x | e(x)) bounds no likelihood. With a linear encoder and decoder and Gaussian pixels
+its optimum spans the leading principal components (Baldi & Hornik 1989).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from vaerun.models import Joint
 
 
 def reconstruction(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-    """log p(x | z) at the encoder's z; reported as `reconstruction`, for it is no ELBO. K has no effect.
+    """log p(x | z) at the encoder's z; reported as `reconstruction`, as it is no ELBO. K has no effect.
 
-    Raises InputError where q is a distribution.
+    Raises InputError unless q is a Delta.
     """
     if not isinstance(q, Delta):
         raise InputError(
-            "estimator=reconstruction is for the plain autoencoder (model=ae): this model has a posterior over z, use "
-            "estimator=elbo or another bound"
+            "estimator=reconstruction is for the plain autoencoder (model=ae), and this model has a posterior over z: "
+            "use estimator=elbo or another bound"
         )
-    found = joint.log_likelihood(q.value.unsqueeze(0))[0]
-    return Estimate(found, found, {"reconstruction": found}, "reconstruction")
+    log_likelihood = joint.log_likelihood(q.value.unsqueeze(0))[0]
+    return Estimate(log_likelihood, log_likelihood, {"reconstruction": log_likelihood}, "reconstruction")

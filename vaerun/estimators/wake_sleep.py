@@ -1,8 +1,9 @@
-"""Reweighted wake-sleep (Bornschein & Bengio 2015): each side follows its own objective on the same weighted samples.
+"""Reweighted wake-sleep (Bornschein & Bengio 2015): model and q have separate objectives on the same weighted samples.
 
-With z_k ~ q and normalised weights v_k = w_k / sum w, held fixed: the model ascends sum_k v_k log p(x, z_k), the
-gradient of the importance-weighted bound ("wake-phase p update", eq. 5); q ascends sum_k v_k log q(z_k | x), which
-descends the inclusive KL(p(z | x) || q) ("wake-phase q update", eq. 8). With finite K the weights are biased.
+With z_k ~ q and the normalised weights v_k = w_k / sum w detached, the model maximises sum_k v_k log p(x, z_k), whose
+gradient is that of the importance-weighted bound ("wake-phase p update", eq. 5), and q maximises
+sum_k v_k log q(z_k | x), which minimises the inclusive KL(p(z | x) || q) ("wake-phase q update", eq. 8). For finite K
+the weights are biased.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from vaerun.models import Joint
 
 
 def wake_sleep(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-    """The importance-weighted bound is reported; model and q each ascend their own weighted log-density.
+    """Reports the importance-weighted bound; model and q each maximise their weighted log-density.
 
-    q must have been inferred from `joint.detach()`: its update must not reach a decoder that it depends on.
+    q must have been inferred from `joint.detach()`: its update must not reach a decoder it depends on.
     """
     draw = detached_samples(joint, q, samples)
     log_w = draw.log_w.detach()

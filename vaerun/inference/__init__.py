@@ -1,4 +1,4 @@
-"""Inference: a joint in, a distribution q(z | x, c) out; one file each (layer L3)."""
+"""Inference modules: each maps a joint to a distribution q(z | x, c); one file each (layer L3)."""
 
 from vaerun.inference.amortised import Amortised
 from vaerun.inference.autoregressive import InverseAutoregressive

@@ -1,4 +1,4 @@
-"""Amortised inference: a diagonal Gaussian read off an encoder (Kingma & Welling 2014; Rezende et al. 2014)."""
+"""Amortised inference: an encoder outputs a diagonal Gaussian (Kingma & Welling 2014; Rezende et al. 2014)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Amortised(nn.Module):
     def __init__(self, encoder: nn.Module | None, latent_dim: int) -> None:
         super().__init__()
         if encoder is None:
-            raise InputError("model.encoder must be given: amortised inference reads q off an encoder")
+            raise InputError("model.encoder must be set: amortised inference needs an encoder")
         self.encoder = encoder
         features = cast(Any, encoder).features
         self.mean, self.log_variance = head(features, latent_dim), head(features, latent_dim)

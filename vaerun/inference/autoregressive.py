@@ -19,15 +19,15 @@ from vaerun.nets.init import check_widths, head
 
 
 class MaskedNetwork(nn.Module):
-    """z [..., B, d], context [B, n] -> m, s [..., B, d]; entry i sees z_1 ... z_{i-1} and the whole context.
+    """z [..., B, d], context [B, n] -> m, s [..., B, d]; entry i depends on z_1 ... z_{i-1} and all of the context.
 
-    A masked network in the manner of MADE (Germain et al. 2015) with ELUs.
+    A masked network as in MADE (Germain et al. 2015), with ELUs.
 
     Arguments:
         latent_dim: d.
         context: n, at least 1.
-        hidden: widths of the hidden layers, each at least d: narrower, some entries would not be seen.
-        backwards: entry i sees z_{i+1} ... z_d instead.
+        hidden: widths of the hidden layers, each at least d: a narrower layer would disconnect some entries.
+        backwards: entry i depends on z_{i+1} ... z_d instead.
     """
 
     def __init__(self, latent_dim: int, context: int, hidden: Sequence[int], *, backwards: bool = False) -> None:
@@ -35,14 +35,14 @@ class MaskedNetwork(nn.Module):
         self.latent_dim, self.backwards = latent_dim, backwards
         full = torch.ones(latent_dim, latent_dim, dtype=torch.bool)
         earlier = full.triu(1) if backwards else full.tril(-1)
-        sees = torch.cat([earlier, torch.ones(latent_dim, context, dtype=torch.bool)], dim=1)
-        self.masked = MaskedMLP(sees.repeat(2, 1), hidden, nn.ELU)
+        adjacency = torch.cat([earlier, torch.ones(latent_dim, context, dtype=torch.bool)], dim=1)
+        self.masked = MaskedMLP(adjacency.repeat(2, 1), hidden, nn.ELU)
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        # The first layer is masked(cat(z, context)), with the context's part computed once for all samples of an image.
+        # The first layer is masked(cat(z, context)); its context part is computed once for all samples of an image.
         first, *rest = cast(Any, self.masked)
-        of_z, of_context = (first.mask * first.weight).split([self.latent_dim, context.shape[-1]], dim=1)
-        h = F.linear(z, of_z) + F.linear(context, of_context, first.bias)
+        z_weight, context_weight = (first.mask * first.weight).split([self.latent_dim, context.shape[-1]], dim=1)
+        h = F.linear(z, z_weight) + F.linear(context, context_weight, first.bias)
         for layer in rest:
             h = layer(h)
         m, s = h.chunk(2, dim=-1)
@@ -52,13 +52,13 @@ class MaskedNetwork(nn.Module):
 class InverseAutoregressive(nn.Module):
     """q(z | x, c): N(m(x, c), diag v(x, c)) followed by T autoregressive steps; T = 0 is the amortised Gaussian.
 
-    The order of the dimensions is reversed from each step to the next.
+    The order of the dimensions is reversed after each step.
 
     Arguments:
         encoder, latent_dim: as in Amortised.
         steps: T.
         hidden: widths of the hidden layers of each step's network, each at least d.
-        context: number of features that the steps see, a linear map of the encoder's; None: as many as the encoder's.
+        context: number of features the steps are conditioned on, a linear map of the encoder's; None: as many as those.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class InverseAutoregressive(nn.Module):
         widths = check_widths("model.inference.hidden", hidden)
         if any(width < latent_dim for width in widths):
             raise InputError(
-                f"model.inference.hidden={widths} has a layer of fewer than model.latent_dim={latent_dim} units, "
-                "through which the flow cannot see all dimensions: make it wider"
+                f"model.inference.hidden={widths} has a layer with fewer than model.latent_dim={latent_dim} units, "
+                "which disconnects some dimensions of the flow: make it wider"
             )
         features = self.base.mean.in_features
         if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):

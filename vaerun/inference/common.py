@@ -1,14 +1,14 @@
-"""Checks that the inference modules share."""
+"""Checks shared by the inference modules."""
 
 from __future__ import annotations
 
 from vaerun.errors import InputError
 
-MAXIMUM_STEPS = 10_000  # a layer each in some models, a pass through the decoder in others
+MAXIMUM_STEPS = 10_000  # each step is a layer in some models, a pass through the decoder in others
 
 
 def check_steps(steps: int) -> int:
-    """T as it is; raises InputError unless it is a whole number from 0 to MOST_STEPS."""
+    """Return T; raises InputError unless it is a whole number from 0 to MAXIMUM_STEPS."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise InputError(f"model.inference.steps must be a whole number of at least 0, got {steps}")
     if steps > MAXIMUM_STEPS:

@@ -20,12 +20,12 @@ class Deterministic(nn.Module):
         latent_dim: d.
     """
 
-    has_density = False  # the model has no likelihood: nothing to sample from, nothing to weigh
+    has_density = False  # p(x) is undefined: there is nothing to sample from and no importance weight
 
     def __init__(self, encoder: nn.Module | None, latent_dim: int) -> None:
         super().__init__()
         if encoder is None:
-            raise InputError("model.encoder must be given: an autoencoder reads z off it")
+            raise InputError("model.encoder must be set: an autoencoder needs an encoder")
         self.encoder = encoder
         self.value = head(cast(Any, encoder).features, latent_dim)
 

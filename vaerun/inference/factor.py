@@ -1,14 +1,13 @@
-"""Cholesky factors of many small precisions, and solutions with them, without the host waiting for the device.
+"""Batched Cholesky factors of small precision matrices, and solves with them, without host-device synchronisation.
 
 A Laplace step factorises B matrices of d x d, solves with each, and solves again for the gradient. On a GPU the
-libraries take a launch for the factor and two for a solution, each of them short and waiting for the last; a kernel of
-our own (kernels.py, in Triton) does all three at once. On the CPU, and for what the kernel does not
-take, the libraries do it.
+libraries launch one kernel per factorisation and two per solve, all short and serialised; a custom Triton kernel
+(kernels.py) does all three at once. On the CPU, and for inputs the kernel does not support, the libraries are used.
 
-A matrix that is not positive definite has no factor: it becomes NaN, as does what is solved with it, and the trainer
-stops the run by name. Nothing is added to the diagonal. A precision is the prior's plus a positive semidefinite part,
-so that in exact arithmetic the factor exists. It is lost to rounding where the largest eigenvalue is beyond some 1/eps
-times the smallest (float32: 1e7 to 1e8), and there the search has no digits left either.
+A matrix that is not positive definite has no factor: the factor is then NaN, as are its solutions, and the trainer
+stops the run with a named cause. No jitter is added to the diagonal. A precision is that of the prior plus a positive
+semidefinite part, so the factor exists in exact arithmetic. Rounding destroys it if the condition number exceeds about
+1/eps (1e7 to 1e8 in float32), where the mode search has no accurate digits left either.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MAXIMUM_KERNEL_DIM = 128  # d beyond which the kernel's panel of columns no longer fits into registers
+MAXIMUM_KERNEL_DIM = 128  # above this d, a panel of columns does not fit into the kernel's registers
 
 
 class Factor(NamedTuple):
-    """C of L = C C' [B, d, d], and where the kernel made it the inverses of its diagonal blocks, else empty."""
+    """C with L = C C' [B, d, d], and the inverses of its diagonal blocks if computed by the kernel, else empty."""
 
     lower: Tensor
     inverses: Tensor
@@ -42,12 +41,12 @@ def factor_and_inverse(precision: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _FactorAndInverse(torch.autograd.Function):
-    """With R at hand the derivative takes products alone, where autograd's own takes four triangular solutions.
+    """Given R, the derivative takes matrix products only, where autograd's takes four triangular solves.
 
-    From dL = dC C' + C dC' follows dC = C Phi(R dL R'), Phi taking the lower triangle with half the diagonal, and
-    dR = -R dC R = -Phi(R dL R') R. With incoming gradients A of C and B of R the gradient of L is therefore
+    From dL = dC C' + C dC' it follows that dC = C Phi(R dL R'), where Phi takes the lower triangle with half the
+    diagonal, and dR = -R dC R = -Phi(R dL R') R. With incoming gradients A for C and B for R, the gradient of L is
 
-        R' Phi(C'A - B R') R,  made symmetric.
+        R' Phi(C'A - B R') R,  symmetrised.
     """
 
     @staticmethod
@@ -60,19 +59,19 @@ class _FactorAndInverse(torch.autograd.Function):
         return factor, inverse
 
     @staticmethod
-    def backward(ctx: Any, of_factor: Tensor | None, of_inverse: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, grad_factor: Tensor | None, grad_inverse: Tensor | None) -> Tensor | None:
         factor, inverse = ctx.saved_tensors
         inner: Tensor | None = None
-        if of_factor is not None:
-            inner = factor.mT @ of_factor
-        if of_inverse is not None:
-            other = of_inverse @ inverse.mT
-            inner = -other if inner is None else inner - other
+        if grad_factor is not None:
+            inner = factor.mT @ grad_factor
+        if grad_inverse is not None:
+            product = grad_inverse @ inverse.mT
+            inner = -product if inner is None else inner - product
         if inner is None:
             return None
         halved = inner.tril() - torch.diag_embed(0.5 * inner.diagonal(dim1=-2, dim2=-1))
-        found = inverse.mT @ halved @ inverse
-        return 0.5 * (found + found.mT)
+        gradient = inverse.mT @ halved @ inverse
+        return 0.5 * (gradient + gradient.mT)
 
 
 def factor_and_solve(precision: Tensor, right: Tensor) -> tuple[Factor, Tensor]:
@@ -95,18 +94,18 @@ def solve(factor: Factor, right: Tensor) -> Tensor:
             return kernels.solve(factor.lower, factor.inverses, right)
         if not right.is_cuda:
             return torch.cholesky_solve(right.unsqueeze(-1), factor.lower).squeeze(-1)
-        # What cholesky_solve calls on a GPU cannot be recorded; two triangular solutions can.
+        # cholesky_solve cannot be captured into a CUDA graph; two triangular solves can.
         half = torch.linalg.solve_triangular(factor.lower, right.unsqueeze(-1), upper=False)
         return torch.linalg.solve_triangular(factor.lower.mT, half, upper=True).squeeze(-1)
 
 
 def with_implicit_gradient(step: Tensor, residual: Tensor, factor: Factor) -> Tensor:
-    """The step [B, d] as a function of its equation's residual [B, d], zero there: d step = L^-1 d residual."""
+    """The step [B, d] with the gradient d step = L^-1 d residual of the equation residual [B, d] = 0 that it solves."""
     return _ImplicitGradient.apply(step, residual, *factor)
 
 
 class _ImplicitGradient(torch.autograd.Function):
-    """L is symmetric, so the gradient is a solution with the same factor; L is held, as in the step's equation."""
+    """L is symmetric, so the gradient is a solve with the same factor; L is detached, as in the step's equation."""
 
     @staticmethod
     def forward(ctx: Any, step: Tensor, residual: Tensor, lower: Tensor, inverses: Tensor) -> Tensor:
@@ -114,11 +113,11 @@ class _ImplicitGradient(torch.autograd.Function):
         return step.clone()
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[None, Tensor, None, None]:
+    def backward(ctx: Any, grad_step: Tensor) -> tuple[None, Tensor, None, None]:
         factor = Factor(*ctx.saved_tensors)
-        if not incoming.requires_grad:
-            return None, solve(factor, incoming), None, None
-        return None, _ImplicitGradient.apply(solve(factor, incoming), incoming, *factor), None, None
+        if not grad_step.requires_grad:
+            return None, solve(factor, grad_step), None, None
+        return None, _ImplicitGradient.apply(solve(factor, grad_step), grad_step, *factor), None, None
 
 
 def _kernels(matrices: Tensor) -> ModuleType | None:
@@ -131,6 +130,6 @@ def _kernels(matrices: Tensor) -> ModuleType | None:
 def _triton() -> ModuleType | None:
     try:
         from vaerun.inference import kernels
-    except ImportError:  # torch comes without Triton on some systems
+    except ImportError:  # some torch distributions come without Triton
         return None
     return kernels

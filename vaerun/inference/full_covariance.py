@@ -1,8 +1,8 @@
-"""Amortised inference with a full covariance: mean and a Cholesky factor of the precision read off an encoder.
+"""Amortised inference with a full covariance: an encoder outputs the mean and a Cholesky factor of the precision.
 
 The precision is C C' with C = (I + l) diag(v)^(-1/2), l strictly lower triangular: in units of the diagonal, so that
-sharp and flat posteriors learn at the same rate. With l = 0 it is the diagonal Gaussian N(m, diag v), which training
-starts from. Kingma & Welling (2019, section 2.5.1) read off a factor of the covariance instead: the same family.
+sharp and flat posteriors learn at the same rate. Training starts from l = 0, the diagonal Gaussian N(m, diag v).
+Kingma & Welling (2019, section 2.5.1) parameterise a factor of the covariance instead: the same family.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FullCovariance(nn.Module):
 
     def forward(self, joint: Joint) -> PrecisionNormal:
         h, mean, log_variance = self.base.parameters_of(joint)
-        # The factor is solved with: trainer.precision=bf16 lowers the layers alone.
+        # The solves need full precision; trainer.precision=bf16 is for the layers only.
         mean, diagonal = mean.to(joint.x.dtype), torch.exp(-0.5 * log_variance.to(joint.x.dtype))
         factor = torch.diag_embed(torch.ones_like(mean))
         if self.lower is not None:
@@ -43,7 +43,7 @@ class FullCovariance(nn.Module):
 
     @staticmethod
     def _below(entries: Tensor, d: int) -> Tensor:
-        """[B, d (d - 1) / 2] -> [B, d, d], row by row below the diagonal."""
+        """[B, d (d - 1) / 2] -> [B, d, d], filled row by row below the diagonal."""
         rows, columns = torch.tril_indices(d, d, -1, device=entries.device)
         out = entries.new_zeros(len(entries), d, d)
         out[:, rows, columns] = entries

@@ -1,7 +1,7 @@
 """Householder flow: a full-covariance Gaussian by T reflections (Tomczak & Welling 2016, section 3).
 
-The first vector comes from the encoder's last hidden layer, each next one from the one before: v_1 = L_1 h(x),
-v_k = L_k v_{k-1}.
+The first vector is a linear map of the encoder's last hidden layer, each further one of its predecessor:
+v_1 = L_1 h(x), v_k = L_k v_{k-1}.
 """
 
 from __future__ import annotations

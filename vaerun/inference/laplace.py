@@ -1,15 +1,15 @@
-"""Variational Laplace inference (Park et al. 2019): mode search by local linearisation, then a Gaussian about it.
+"""Variational Laplace inference (Park et al. 2019): mode search by local linearisation, then a Gaussian at the mode.
 
 At mu_t, with gradient s and Gauss-Newton precision L of the log-joint (models/joint.py), one step solves the locally
 linear model: mu_{t+1} = mu_t + a_t L^-1 s, a_t = 0.5 / (t + 1) (the paper's damping) or 1. After T steps
 q = N(mu_T, L(mu_T)^-1). Gradients flow through the whole search.
 
-A step delta = L^-1 s needs no derivative of L's entries. As s - L delta = 0 for all parameters,
+The gradient of a step delta = L^-1 s does not need that of L's entries. As s - L delta = 0 for all parameters,
 
-    d delta = L^-1 (ds - dL delta) = L^-1 d(s - L delta) with delta held,
+    d delta = L^-1 (ds - dL delta) = L^-1 d(s - L delta) with delta detached,
 
-and s - L delta takes two derivatives along single directions. So L is formed and factorised without a graph, and
-nothing of its making is stored or differentiated: only the last linearisation, whose precision is q's own, is.
+and s - L delta takes two directional derivatives. So L is formed and factorised without a graph; only the last
+linearisation, whose precision is that of q, is differentiated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DAMPING = ("paper", "none")
 
 
 def newton_step(joint: Joint, mu: Tensor) -> Tensor:
-    """L^-1 s at mu [B, d], differentiable in mu and in the joint's parameters (implicitly, see above)."""
+    """L^-1 s at mu [B, d], with implicit gradients for mu and the joint's parameters (see the module docstring)."""
     local = joint.linearise_detached(mu)
     factor, step = factor_and_solve(local.precision, local.gradient)
     if not torch.is_grad_enabled():
@@ -39,10 +39,10 @@ def newton_step(joint: Joint, mu: Tensor) -> Tensor:
 
 
 class Laplace(nn.Module):
-    """q(z | x, c) = N(mu_T, L(mu_T)^-1), L the posterior precision under local linearity.
+    """q(z | x, c) = N(mu_T, L(mu_T)^-1), where L is the posterior precision of the locally linear model.
 
     Arguments:
-        encoder: as in Amortised; None starts the search at the prior's mean.
+        encoder: as in Amortised; None: the search starts at the prior mean.
         latent_dim: d.
         steps: T, the number of mode-search steps (T + 1 linearisations).
         damping: `paper` (a_t = 0.5 / (t + 1)) or `none` (a_t = 1, exact after one step on a linear decoder).
@@ -56,7 +56,7 @@ class Laplace(nn.Module):
         self.mean = None if encoder is None else head(cast(Any, encoder).features, latent_dim)
 
     def step_size(self, t: int) -> float:
-        """a_t."""
+        """a_t, the damping of step t."""
         return 0.5 / (t + 1) if self.damping == "paper" else 1.0
 
     def forward(self, joint: Joint) -> PrecisionNormal:
@@ -64,7 +64,7 @@ class Laplace(nn.Module):
             mu = joint.prior.mean
         else:
             mu = self.mean(self.encoder(joint.inputs, joint.c))
-        # What is factorised keeps its digits where trainer.precision=bf16 lowers the layers'.
+        # The factorisation needs full precision; trainer.precision=bf16 is for the layers only.
         with torch.autocast(mu.device.type, enabled=False):
             mu = mu.to(joint.x.dtype)
             for t in range(self.steps):

@@ -1,8 +1,8 @@
-"""DRAW's inference (Gregor et al. 2015): each piece of z is inferred from what the canvas still lacks.
+"""DRAW's inference (Gregor et al. 2015): each z_t is inferred from what the canvas still lacks of the image.
 
-q(z_t | x, z_<t) = N(m(h_enc_t), diag v(h_enc_t)), where h_enc_t has read the image x and the error image
-x - E[x | c_{t-1}] through the window that h_dec_{t-1} places. The canvas c_{t-1} and h_dec_{t-1} are the model's own
-decoder after z_1 ... z_{t-1}, so that q depends on the decoder's parameters too.
+q(z_t | x, z_<t) = N(m(h_enc_t), diag v(h_enc_t)), where h_enc_t reads the image x and the error image
+x - E[x | c_{t-1}] through a window placed by h_dec_{t-1}. The canvas c_{t-1} and h_dec_{t-1} are the state of the
+model's decoder after z_1 ... z_{t-1}, so q depends on the decoder's parameters, too.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ State = tuple[EncoderState, DecoderState]
 
 
 class DrawRecurrence:
-    """The recurrence behind q: encoder, heads and decoder on one batch.
+    """The recurrence of q: encoder, heads and decoder, for one batch.
 
     Arguments:
-        encoder: reads.
-        mean, log_variance: heads, encoder's h [..., hidden] -> [..., n].
-        joint: image, label, and the decoder that writes; raises InputError unless it is a DrawDecoder.
+        encoder: reads the image.
+        mean, log_variance: heads, from the encoder's h [..., hidden] to [..., n].
+        joint: image, label, and the decoder that writes; raises InputError unless that is a DrawDecoder.
     """
 
     def __init__(self, encoder: DrawEncoder, mean: nn.Linear, log_variance: nn.Linear, joint: Joint) -> None:
         if not isinstance(joint.decoder, DrawDecoder):
-            raise InputError(f"model=draw needs network=draw: its decoder cannot be {type(joint.decoder).__name__}")
+            raise InputError(f"model=draw needs network=draw: {type(joint.decoder).__name__} is no DRAW decoder")
         self.encoder, self.mean, self.log_variance = encoder, mean, log_variance
         self.joint, self.decoder = joint, joint.decoder
 
@@ -59,14 +59,14 @@ class Recurrent(nn.Module):
     Arguments:
         encoder: a DrawEncoder; raises InputError for any other.
         latent_dim: d, a multiple of `steps`; raises InputError otherwise.
-        steps: T, the decoder's.
+        steps: T, equal to the decoder's.
     """
 
     def __init__(self, encoder: nn.Module | None, latent_dim: int, *, steps: int) -> None:
         super().__init__()
         if not isinstance(encoder, DrawEncoder):
             name = "null" if encoder is None else type(encoder).__name__
-            raise InputError(f"model=draw needs network=draw: its encoder cannot be {name}")
+            raise InputError(f"model=draw needs network=draw: {name} is no DRAW encoder")
         self.encoder, self.steps, self.step_dim = encoder, steps, dim_per_step(latent_dim, steps)
         self.mean, self.log_variance = (head(encoder.features, self.step_dim) for _ in range(2))
 
@@ -76,12 +76,12 @@ class Recurrent(nn.Module):
         if decoder.steps != self.steps:
             raise InputError(
                 f"model.inference.steps={self.steps} must be model.decoder.steps={decoder.steps}: "
-                "give model.decoder.steps alone"
+                "set only model.decoder.steps"
             )
         if decoder.hidden != self.encoder.decoder_hidden:
             raise InputError(
                 f"model.encoder.decoder_hidden={self.encoder.decoder_hidden} must be "
-                f"model.decoder.hidden={decoder.hidden}: give model.decoder.hidden alone"
+                f"model.decoder.hidden={decoder.hidden}: set only model.decoder.hidden"
             )
         mean_shift, log_variance_shift = torch.zeros(
             2, len(joint.x), self.steps, self.step_dim, dtype=joint.x.dtype, device=joint.x.device

@@ -1,8 +1,8 @@
-"""Semi-amortised inference: the encoder's answer refined by T gradient steps per image (Kim et al. 2018, section 3).
+"""Semi-amortised inference: the encoder's output is refined by T gradient steps per image (Kim et al. 2018, section 3).
 
 lambda_0 = encoder(x), lambda_{k+1} = lambda_k + a grad_lambda ELBO(lambda_k), lambda = (mean, log-variance). The
-gradient is of the SUM over the batch, so that each image's step is its own and does not shrink with the batch size;
-each part is clipped to norm 5 per image. In training the T steps stay in the graph and are differentiated through.
+gradient is that of the sum over the batch, so that an image's step does not shrink with the batch size; mean and
+log-variance are each clipped to norm 5 per image. In training, gradients flow through the T steps.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_NORM = 5.0
 
 
 def clip_per_image(gradient: Tensor, max_norm: float = MAX_NORM) -> Tensor:
-    """Rows of [B, d] scaled down to at most that norm; shorter ones as they are."""
+    """Rows of [B, d], rescaled to norm `max_norm` if longer."""
     norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
     return gradient * (max_norm / norm.clamp(min=max_norm))
 
 
 class SemiAmortised(nn.Module):
-    """q(z | x, c) = N(m_T, diag v_T) after T ascent steps on each image's own ELBO; T = 0 is the amortised Gaussian.
+    """q(z | x, c) = N(m_T, diag v_T) after T ascent steps on the ELBO of each image; T = 0 is the amortised Gaussian.
 
     Arguments:
         encoder, latent_dim: as in Amortised.
@@ -48,7 +48,7 @@ class SemiAmortised(nn.Module):
     def forward(self, joint: Joint) -> DiagonalNormal:
         train = torch.is_grad_enabled()
         _, mean, log_variance = self.base.parameters_of(joint)
-        with torch.enable_grad():  # an evaluation runs under no_grad, but the search itself needs gradients
+        with torch.enable_grad():  # evaluation runs under no_grad, but the refinement needs gradients
             mean, log_variance = (v if v.requires_grad else v.requires_grad_() for v in (mean, log_variance))
             for step in range(self.steps):
                 elbo = self.elbo(joint, DiagonalNormal(mean, log_variance), step)
@@ -64,6 +64,6 @@ class SemiAmortised(nn.Module):
 
     @staticmethod
     def elbo(joint: Joint, q: DiagonalNormal, step: int) -> Tensor:
-        """One-sample ELBO with analytic KL, [B] nats; the noise of a step is the joint's own for that step."""
+        """One-sample ELBO with analytic KL, [B] nats; each step has its own noise stream."""
         z, _ = q.rsample_with_log_prob((1,), noise=joint.noise(f"refinement/{step}", 1))
         return joint.log_likelihood(z)[0] - kl_divergence(q, joint.prior)

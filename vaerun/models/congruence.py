@@ -1,15 +1,15 @@
-"""The products M G M' and v'Gv with G symmetric, at the cost of their symmetry.
+"""The products M G M' and v'Gv for symmetric G, exploiting the symmetry.
 
-Autograd would differentiate the two products one by one: for M [B, d, H] two further products of B d H^2. Because the
-result is symmetric, with S = A + A' of the incoming gradient A,
+Autograd would differentiate the two products separately: for M [B, d, H] two more products of B d H^2 operations.
+Because the result is symmetric, with S = A + A' for the incoming gradient A,
 
     dM = S (M G),    dG = 1/2 M' S M,
 
-and M G is there already from the forward pass: one product of B d H^2 is left.
+and M G is available from the forward pass: one product of B d H^2 is left.
 
-Where no gradient is asked for, G = U + U' with U the upper triangle and half the diagonal gives M G M' = N + N' with
-N = (M U) M', and v'Gv = 2 v'Uv. By blocks of columns M U needs just the part of U that is not zero: of b blocks
-(b + 1) / 2b of M G.
+Without gradients, G = U + U' with U the upper triangle and half the diagonal gives M G M' = N + N' with N = (M U) M',
+and v'Gv = 2 v'Uv. Computed by blocks of columns, M U needs only the nonzero part of U: with b blocks, (b + 1) / 2b of
+the operations of M G.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 128  # columns: products this narrow still run at a CPU's full rate
+BLOCK = 128  # columns; narrower products do not run at a CPU's full rate
 
 
 class _Congruence(torch.autograd.Function):
@@ -38,26 +38,28 @@ class _Congruence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor | None, of_product: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_product: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         m, gram, product = ctx.saved_tensors
-        by_m, by_gram = None, None
-        if incoming is not None:
-            symmetric = incoming + incoming.mT
-            by_m = symmetric @ product
-            by_gram = 0.5 * (m.flatten(0, 1).mT @ (symmetric @ m).flatten(0, 1))
-        if of_product is not None:  # only where the gradient itself is differentiated: product is a function of both
-            more_m = (of_product.flatten(0, 1) @ gram).view_as(m)
-            more_gram = m.flatten(0, 1).mT @ of_product.flatten(0, 1)
-            by_m = more_m if by_m is None else by_m + more_m
-            by_gram = more_gram if by_gram is None else by_gram + more_gram
-        return by_m, by_gram
+        grad_m, grad_gram = None, None
+        if grad_output is not None:
+            symmetric = grad_output + grad_output.mT
+            grad_m = symmetric @ product
+            grad_gram = 0.5 * (m.flatten(0, 1).mT @ (symmetric @ m).flatten(0, 1))
+        if grad_product is not None:  # in second derivatives only: the product depends on both inputs
+            extra_m = (grad_product.flatten(0, 1) @ gram).view_as(m)
+            extra_gram = m.flatten(0, 1).mT @ grad_product.flatten(0, 1)
+            grad_m = extra_m if grad_m is None else grad_m + extra_m
+            grad_gram = extra_gram if grad_gram is None else grad_gram + extra_gram
+        return grad_m, grad_gram
 
 
 def congruence(m: Tensor, gram: Tensor) -> Tensor:
     """M G M' [B, d, d] for contiguous m = M [B, d, H] and symmetric gram = G [H, H]."""
     if torch.is_grad_enabled():
         return _Congruence.apply(m, gram)[0]
-    # A GPU is busy with one large product and not with the parts of half of it.
+    # A GPU runs one large product faster than the blocks of half of it.
     return (m.flatten(0, 1) @ gram).view_as(m) @ m.mT if m.is_cuda else _blockwise_congruence(m, gram)
 
 
@@ -75,16 +77,16 @@ def _blockwise_congruence(m: Tensor, gram: Tensor) -> Tensor:
     product = torch.empty_like(rows)
     for start, stop in _blocks(gram.shape[0]):
         torch.mm(rows[:, :stop], half[:stop, start:stop], out=product[:, start:stop])
-    found = product.view_as(m) @ m.mT
-    return found + found.mT
+    half_result = product.view_as(m) @ m.mT
+    return half_result + half_result.mT
 
 
 def _upper_half(gram: Tensor) -> Tensor:
-    """U of G = U + U'."""
+    """U with G = U + U'."""
     return gram.triu(1) + torch.diag_embed(0.5 * gram.diagonal())
 
 
 def _blocks(width: int) -> list[tuple[int, int]]:
-    """First and last column of each block; a narrow matrix is one."""
+    """Start and stop column of each block; a narrow matrix is a single block."""
     edges = [*range(0, width, BLOCK), width] if width >= 2 * BLOCK else [0, width]
     return list(pairwise(edges))

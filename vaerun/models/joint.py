@@ -1,17 +1,17 @@
 """log p(x, z | c) as a function of z, with the data bound once, and its local linearisation.
 
 Laplace inference linearises the decoder at mu: with J = d eta / dz [D, d], the gradient of the log-likelihood is J'r
-and its Gauss-Newton curvature J'FJ (r, F: likelihoods.py). Two ways to these numbers:
+and its Gauss-Newton curvature J'FJ (r, F: likelihoods.py). There are two paths:
 
-* General: J itself, by forward mode over d unit tangents; any decoder, any likelihood.
+* General path, for any decoder and likelihood: J itself, by forward mode over d unit tangents.
 * Gram path, where the decoder is eta(z) = W h(z) + b and F = 1/s2 is constant: with G = W'W/s2 [H, H] and
   rho = W'(x - b)/s2 [B, H], and M = dh/dz [B, H, d] by forward mode through the trunk only,
 
       J'r = M'(rho - G h),    J'FJ = M'GM,
 
-  so nothing of size D x d is ever formed. The same G gives the log-likelihood of many samples of one image without
-  decoding them: with delta = h(z) - h_0 about a reference h_0 (a mean over the samples: without it float32 loses
-  0.01 nats), |x - eta|^2 / s2 = |x - eta_0|^2 / s2 - 2 delta'W'(x - eta_0)/s2 + delta'G delta.
+  so nothing of size D x d is formed. The same G gives the log-likelihood of many samples of one image without decoding
+  them: with delta = h(z) - h_0 about a reference h_0 (the mean over the samples; without it float32 loses 0.01 nats),
+  |x - eta|^2 / s2 = |x - eta_0|^2 / s2 - 2 delta'W'(x - eta_0)/s2 + delta'G delta.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vaerun.randomness import batch_normal
 
 
 class Likelihood(Protocol):
-    """What likelihoods.py's classes have in common."""
+    """The interface of the likelihoods (likelihoods.py)."""
 
     name: str
     constant_fisher: bool
@@ -44,7 +44,7 @@ class Likelihood(Protocol):
 
 
 class Decoder(Protocol):
-    """A network z, c -> output; `affine` names the last map of `affine(trunk(z, c))`, or is None."""
+    """A network z, c -> output; if it has the form `affine(trunk(z, c))`, `affine` is the last map, else None."""
 
     affine: nn.Linear | None
 
@@ -53,14 +53,14 @@ class Decoder(Protocol):
 
 
 class Noise(Protocol):
-    """A source of standard normal numbers [k, B, d]; `stream` names what they are for."""
+    """A source of standard normal noise [k, B, d]; `stream` names its purpose."""
 
     def __call__(self, stream: str, k: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Linearisation:
-    """log p(x, z) about z = mu, prior included: gradient [B, d] and Gauss-Newton precision [B, d, d]."""
+    """Gradient [B, d] and Gauss-Newton precision [B, d, d] of log p(x, z) at z = mu, prior included."""
 
     gradient: Tensor
     precision: Tensor
@@ -71,14 +71,13 @@ class Joint:
 
     Arguments:
         decoder, likelihood: the model's.
-        prior: p(z | c), batch shape [B]; its `mean` and `log_variance` [B, d] are readable.
+        prior: p(z | c), batch shape [B], with attributes `mean` and `log_variance` [B, d]; None: N(0, I).
         x: [B, C, H, W].
         c: [B, classes] or None.
         offset: [C, H, W], added to the decoder's output.
-        inputs: what encoders see, [B, C, H, W]; None: x.
-        noise: source of standard normal numbers for inference and estimators; None: torch's global generator. An
-            evaluation passes one that depends on the image alone, so that neither the other rows nor the batch
-            size can change a number.
+        inputs: input of encoders, [B, C, H, W]; None: x.
+        noise: source of standard normal noise for inference and estimators; None: torch's global generator. An
+            evaluation passes a source that depends on the image alone, so that no result depends on the batch.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class Joint:
         return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
 
     def detach(self) -> Joint:
-        """The same function of z with the model's parameters held fixed: gradients reach z alone."""
+        """The same function of z with the model's parameters detached: gradients reach z alone."""
         view = copy.copy(self)
         view.decoder = cast(Decoder, detached_module(cast(nn.Module, self.decoder)))
         view.likelihood = cast(Any, detached_module(cast(nn.Module, self.likelihood)))
@@ -140,9 +139,9 @@ class Joint:
         return self._linearise(mu, self._linear_map(mu))
 
     def linearise_detached(self, mu: Tensor) -> Linearisation:
-        """The same without a graph; what `residual` at this mu shares with it is made once, for both."""
+        """As `linearise`, without a graph; what it shares with `residual` at the same mu is computed once."""
         if self._linearises_by_gram:
-            self._gram()  # in the caller's mode
+            self._gram()  # in the caller's grad mode
         network = self._linear_map(mu)
         with torch.no_grad():
             return self._linearise(mu, network.detach())
@@ -177,61 +176,63 @@ class Joint:
     def residual(self, mu: Tensor, step: Tensor) -> Tensor:
         """gradient - precision @ step at mu, [B, d] for mu and step [B, d].
 
-        By derivatives along single directions, so neither Jacobian nor precision is formed, in value or in gradient.
+        Uses directional derivatives, so that neither the Jacobian nor the precision is formed, in value or gradient.
         """
         network = self._linear_map(mu)
         if self._linearises_by_gram:
             gram, rho = self._gram()
-            data = network.vjp(rho - (network.value + network.jvp(step)) @ gram)
+            likelihood_part = network.vjp(rho - (network.value + network.jvp(step)) @ gram)
         elif self.decoder.affine is None:
-            data = network.vjp(self._pixel_residual(network.value, network.jvp(step)))
+            likelihood_part = network.vjp(self._pixel_residual(network.value, network.jvp(step)))
         else:
             w, b = self._affine()
-            data = network.vjp(self._pixel_residual(network.value @ w.mT + b, network.jvp(step) @ w.mT) @ w)
+            residual = self._pixel_residual(network.value @ w.mT + b, network.jvp(step) @ w.mT)
+            likelihood_part = network.vjp(residual @ w)
         if isinstance(self.prior, StandardNormal):
-            return data - (mu + step)
-        return data - torch.exp(-self.prior.log_variance) * (mu + step - self.prior.mean)  # type: ignore[attr-defined]
+            return likelihood_part - (mu + step)
+        precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
+        return likelihood_part - precision * (mu + step - self.prior.mean)
 
-    def _pixel_residual(self, eta: Tensor, moved: Tensor) -> Tensor:
-        """r - F moved, [B, D], where eta [B, D] moves by so much to first order."""
+    def _pixel_residual(self, eta: Tensor, change: Tensor) -> Tensor:
+        """r - F change [B, D] for eta [B, D] and its first-order change [B, D]."""
         eta = eta.unflatten(1, self.x.shape[1:])
-        return self.likelihood.score(self.x, eta).flatten(1) - self.likelihood.fisher(eta).flatten(1) * moved
+        return self.likelihood.score(self.x, eta).flatten(1) - self.likelihood.fisher(eta).flatten(1) * change
 
     def _linear_map(self, mu: Tensor) -> LinearMap:
-        """At mu: h [B, H] and dh/dz, or eta [B, D] and d eta/dz of a decoder that does not end in an affine map."""
+        """h [B, H] and dh/dz at mu; eta [B, D] and d eta/dz if the decoder does not end in an affine map."""
         graph = torch.is_grad_enabled()
         if self._last_map is None or self._last_map[0] is not mu or self._last_map[1] != graph:
-            own = getattr(self.decoder, "linearise_trunk", None)  # a network may know a cheaper way than autograd's
-            found: LinearMap
+            linearise_trunk = getattr(self.decoder, "linearise_trunk", None)  # if the network is cheaper than autograd
+            linear_map: LinearMap
             if self.decoder.affine is None:
-                found = AutodiffLinearMap(lambda z: self.decode(z).flatten(1), mu)
-            elif own is None:
-                found = AutodiffLinearMap(lambda z: self.decoder.trunk(z, self.c), mu)
+                linear_map = AutodiffLinearMap(lambda z: self.decode(z).flatten(1), mu)
+            elif linearise_trunk is None:
+                linear_map = AutodiffLinearMap(lambda z: self.decoder.trunk(z, self.c), mu)
             else:
-                found = own(mu, self.c)
-            self._last_map = mu, graph, found
+                linear_map = linearise_trunk(mu, self.c)
+            self._last_map = mu, graph, linear_map
         return self._last_map[2]
 
     @property
     def _linearises_by_gram(self) -> bool:
-        # With fewer pixels than hidden units the Jacobian itself is the smaller thing.
+        # With fewer pixels than hidden units the Jacobian itself is smaller.
         return self.has_gram and self.x[0].numel() > cast(nn.Linear, self.decoder.affine).in_features
 
     # -- Gram path ----------------------------------------------------------------------------------------------
 
     @property
     def has_gram(self) -> bool:
-        """Whether the decoder ends in an affine map under a likelihood of constant Fisher weight."""
+        """Whether the decoder ends in an affine map and the likelihood's Fisher weight is constant."""
         return self.decoder.affine is not None and self.likelihood.constant_fisher
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """W [D, H] and b [D], the model's offset included."""
+        """W [D, H] and b [D], including the offset."""
         assert self.decoder.affine is not None
         return self.decoder.affine.weight, self.decoder.affine.bias + self.offset.flatten()
 
     def _gram(self) -> tuple[Tensor, Tensor]:
-        """G = W'W/s2 [H, H] and rho = W'(x - b)/s2 [B, H], once per joint."""
-        graph = torch.is_grad_enabled()  # what was made without a graph must not serve where one is needed
+        """G = W'W/s2 [H, H] and rho = W'(x - b)/s2 [B, H], computed once per joint."""
+        graph = torch.is_grad_enabled()  # a value without a graph must not be reused where one is needed
         if not graph and True in self._gram_cache:
             gram, rho = self._gram_cache[True]
             return gram.detach(), rho.detach()
@@ -242,7 +243,7 @@ class Joint:
         return self._gram_cache[graph]
 
     def _gram_is_cheaper(self, z: Tensor) -> bool:
-        """Whether decoding these samples costs more than going through G (multiplications compared)."""
+        """Whether going through G takes fewer multiplications than decoding these samples."""
         if not self.has_gram or z.dim() != 3:
             return False
         dims, width = self._affine()[0].shape
@@ -254,7 +255,7 @@ class Joint:
         w, b = self._affine()
         h = self.decoder.trunk(z, self.c)  # [K, B, H]
         centre = h.detach().mean(0)
-        residual = self.x.flatten(1) - (centre @ w.mT + b)  # [B, D]: once per image, in pixels, so nothing cancels
+        residual = self.x.flatten(1) - (centre @ w.mT + b)  # [B, D], in pixels: no cancellation
         precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]
         delta = h - centre
         linear = (delta * ((residual @ w) * precision)).sum(-1)

@@ -1,4 +1,4 @@
-"""The latent-variable model: a composition of decoder, likelihood, prior and inference."""
+"""The latent-variable model, composed of decoder, likelihood, prior and inference."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vaerun.nets.init import linear
 
 
 class LatentModel(nn.Module):
-    """p(x | z, c) p(z | c), with an inference q(z | x, c) that can be any of vaerun.inference.
+    """p(x | z, c) p(z | c) with any inference q(z | x, c) of vaerun.inference.
 
     Arguments:
         decoder: network z [..., B, d], c -> [..., B, C, H, W].
         likelihood: Gaussian or Bernoulli.
         inference: module that takes a Joint and returns a LatentDistribution.
         latent_dim: d.
-        mean: the training data's mean [C, H, W]: encoders see x - mean, and an untrained decoder's output is the mean.
+        mean: the mean [C, H, W] of the training data: encoders see x - mean, and an untrained decoder outputs it.
         classes: number of label classes when conditional, else 0.
         conditional_prior: learn p(z | c) = N(m_c, diag v_c) instead of N(0, I).
     """
@@ -52,7 +52,7 @@ class LatentModel(nn.Module):
 
     @property
     def has_density(self) -> bool:
-        """Whether there is a likelihood p(x): not so for a plain autoencoder."""
+        """Whether p(x) is defined; False for a plain autoencoder."""
         return getattr(self.inference, "has_density", True)
 
     @property
@@ -71,14 +71,13 @@ class LatentModel(nn.Module):
 
         Arguments:
             x: [B, C, H, W].
-            c: [B, classes] one-hot when the model is conditional, else None (labels given to an unconditional model
-                are left out).
+            c: [B, classes] one-hot; ignored by an unconditional model.
             noise: see Joint.
 
-        Raises InputError where a conditional model is given no labels.
+        Raises InputError if the model is conditional and c is None.
         """
         if self.classes and c is None:
-            raise InputError(f"the model is conditional: give c, one-hot labels [B, {self.classes}], such as batch.c")
+            raise InputError(f"the model is conditional: pass c, one-hot labels [B, {self.classes}], such as batch.c")
         c = c if self.classes else None
         return Joint(
             cast(Decoder, self.decoder),
@@ -97,19 +96,19 @@ class LatentModel(nn.Module):
         return self.inference(joint)
 
     def decode_mean(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """E[x | z, c]: [..., B, d] -> [..., B, C, H, W], in the data's own (transformed) units."""
+        """E[x | z, c]: [..., B, d] -> [..., B, C, H, W], in the units of the (transformed) data."""
         return cast(Likelihood, self.likelihood).mean(self.decoder(z, c if self.classes else None) + self.offset)
 
     @property
     def noise_dim(self) -> int:
-        """How many standard normal numbers `generate` takes: d."""
+        """Dimension of the noise that `generate` takes: d."""
         return self.latent_dim
 
     def generate(self, noise: Tensor, c: Tensor | None = None) -> Tensor:
-        """E[x | z, c] at the draws of z that standard normal noise [N, d] makes of the prior: [N, C, H, W].
+        """E[x | z, c] at z drawn from the prior by transforming the noise: [N, C, H, W].
 
         Arguments:
-            noise: [N, d].
+            noise: standard normal, [N, d].
             c: [N, classes] when conditional.
 
         Raises InputError for a plain autoencoder, which has no prior.
@@ -127,8 +126,8 @@ class LatentModel(nn.Module):
         return self.generate(noise(n, self.latent_dim, dtype=self.mean.dtype, device=self.mean.device), c)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by the learning rate that they take: `variance` (log s2) and `network` (the rest)."""
+        """Parameters by learning rate: `variance` (log s2) and `network` (all others)."""
         variance = [p for n, p in self.likelihood.named_parameters() if n == "log_variance" and p.requires_grad]
-        held = {id(p) for p in variance}
-        network = [p for p in self.parameters() if p.requires_grad and id(p) not in held]
+        variance_ids = {id(p) for p in variance}
+        network = [p for p in self.parameters() if p.requires_grad and id(p) not in variance_ids]
         return {"network": network, "variance": variance}

@@ -1,7 +1,7 @@
-"""p(x|z) as a function of the decoder's output eta, the natural parameter: log-density, score and Fisher weight.
+"""p(x | z) as a function of the decoder's output eta, the natural parameter: log-density, score and Fisher weight.
 
-With residual r = d log p / d eta and weight F = the Fisher information per pixel, the Laplace inference needs J'r and
-J'FJ only (J = d eta / dz), so these three functions are all that a new likelihood has to state.
+With the residual r = d log p / d eta and the weight F, the Fisher information per pixel, Laplace inference needs only
+J'r and J'FJ (J = d eta / dz), so these three functions are all that a new likelihood must define.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Gaussian(nn.Module):
     """N(x; eta, s2 I) with one shared scalar variance s2, learned or fixed.
 
     Arguments:
-        variance: initial (or fixed) s2, usually the data's own variance.
+        variance: initial (or fixed) s2, usually the variance of the data.
         learned: whether s2 is a parameter.
     """
 
     name = "gaussian"
-    constant_fisher = True  # F does not depend on eta: what makes the Gram-matrix fast path possible
+    constant_fisher = True  # F does not depend on eta, which makes the Gram path possible
 
     def __init__(self, variance: float, learned: bool = True) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class Gaussian(nn.Module):
 
     @staticmethod
     def output_offset(mean: Tensor) -> Tensor:
-        """The decoder output [C, H, W] at which the likelihood's mean is the data's."""
+        """The decoder output [C, H, W] at which E[x | eta] is the data's mean."""
         return mean
 
     def log_prob(self, x: Tensor, eta: Tensor) -> Tensor:
         """x [B, C, H, W], eta [..., B, C, H, W] -> [..., B] nats per image."""
-        squared = F.mse_loss(eta, x.expand_as(eta), reduction="none")  # half the passes over pixels of autograd's own
+        squared = F.mse_loss(eta, x.expand_as(eta), reduction="none")  # half the passes over pixels of (eta - x)^2
         return self.log_prob_from_squared_error(squared.flatten(-3).sum(-1), x[0].numel())
 
     def log_prob_from_squared_error(self, squared: Tensor, dimensions: int) -> Tensor:
-        """The same from |x - eta|^2 [..., B] and D, for callers that know the distance by a cheaper way."""
+        """log_prob from |x - eta|^2 [..., B] and D, for callers with a cheaper way to compute the distance."""
         return -0.5 * (squared * torch.exp(-self.log_variance) + dimensions * (self.log_variance + LOG_2PI))
 
     def score(self, x: Tensor, eta: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Bernoulli(nn.Module):
 
     @staticmethod
     def output_offset(mean: Tensor) -> Tensor:
-        """Logits [C, H, W] of the data's mean, kept within the probabilities 0.001 and 0.999."""
+        """Logits [C, H, W] of the data's mean, clamped to probabilities in [0.001, 0.999]."""
         return torch.logit(mean.clamp(1e-3, 1 - 1e-3))
 
     def log_prob(self, x: Tensor, eta: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Functions at a point: their value and their derivative as a linear map of rows."""
+"""The value of a function at a point and its derivative, as a linear map of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LinearMap(Protocol):
-    """A function at mu [B, d]: its value [B, n] and its derivative J [n, d] of each row as a linear map."""
+    """The value [B, n] of a function at mu [B, d], and its derivative J [n, d] of each row as a linear map."""
 
     @property
     def value(self) -> Tensor: ...
@@ -29,14 +29,14 @@ class LinearMap(Protocol):
         ...
 
     def detach(self) -> LinearMap:
-        """The same without a graph."""
+        """The same map without a graph."""
         ...
 
 
 class AutodiffLinearMap:
-    """The LinearMap of any function at z [B, d] by forward and reverse mode; all that it gives is differentiable.
+    """The LinearMap of any function at z [B, d] by forward- and reverse-mode autodiff; its results are differentiable.
 
-    The function must treat rows of z independently. The Jacobian is forward mode over the d unit tangents.
+    The function must treat rows of z independently. The Jacobian takes forward mode over the d unit tangents.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], z: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Probabilistic PCA (Tipping & Bishop 1999): the linear-Gaussian model, whose posterior and likelihood are exact.
+"""Probabilistic PCA (Tipping & Bishop 1999): the linear-Gaussian model, with exact posterior and likelihood.
 
-p(x) = N(b, W W' + s2 I). The maximum-likelihood solution (section 3.2): b the mean, s2 the mean of the discarded
-eigenvalues of the data's covariance, W = U (Lambda - s2 I)^(1/2) on the leading d.
+p(x) = N(b, W W' + s2 I). The maximum-likelihood solution (section 3.2): b is the mean, s2 the mean of the discarded
+eigenvalues of the data's covariance, and W = U (Lambda - s2 I)^(1/2) for the leading d.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vaerun.models.likelihoods import Gaussian
 from vaerun.nets import MLPDecoder
 
 MINIMUM_VARIANCE = 1e-12
-"""Of s2: data that fill no more than d dimensions have an unbounded likelihood."""
+"""Lower bound on s2: data that span no more than d dimensions have an unbounded likelihood."""
 
 
 def is_linear_gaussian(model: LatentModel) -> bool:
-    """Whether p(x) has a closed form: linear unconditional decoder, Gaussian likelihood, prior N(0, I)."""
+    """Whether p(x) has a closed form: unconditional linear decoder, Gaussian likelihood, prior N(0, I)."""
     decoder = model.decoder
     return (
         isinstance(decoder, MLPDecoder)
@@ -34,7 +34,7 @@ def is_linear_gaussian(model: LatentModel) -> bool:
 
 
 def check_closed_form(model: LatentModel, images: int) -> None:
-    """Raises InputError unless the closed form exists for this model on so many training images."""
+    """Raise InputError unless the model has a closed-form fit on this number of training images."""
     _linear_gaussian_parts(model)
     dims, d = model.mean.numel(), model.latent_dim
     if d >= min(dims, images):
@@ -45,9 +45,8 @@ def _linear_gaussian_parts(model: LatentModel) -> tuple[MLPDecoder, Gaussian]:
     decoder, likelihood = model.decoder, model.likelihood
     if not is_linear_gaussian(model):
         raise InputError(
-            "model.fit=closed_form needs a linear decoder, a Gaussian likelihood and no condition "
-            "(network=mlp model.decoder.hidden=[] model.likelihood=gaussian model.conditional=false); else use "
-            "model.fit=gradient"
+            "model.fit=closed_form needs an unconditional linear decoder and a Gaussian likelihood: set network=mlp "
+            "model.decoder.hidden=[] model.likelihood=gaussian model.conditional=false, or use model.fit=gradient"
         )
     assert isinstance(decoder, MLPDecoder)
     assert isinstance(likelihood, Gaussian)
@@ -61,14 +60,14 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
         model: linear-Gaussian (is_linear_gaussian).
         batches: the training images as x [B, C, H, W], read once.
 
-    Raises InputError when the model is not linear-Gaussian, or d is not below D and the number of images.
+    Raises InputError if the model is not linear-Gaussian, or d is not below both D and the number of images.
     """
     decoder, likelihood = _linear_gaussian_parts(model)
     dims, d = model.mean.numel(), model.latent_dim
     count, first = 0, torch.zeros(dims, dtype=torch.float64)
     second = torch.zeros(dims, dims, dtype=torch.float64)
     for x in batches:
-        centred = (x - model.mean).flatten(1).cpu()  # about the float32 mean first: no large squares cancel
+        centred = (x - model.mean).flatten(1).cpu()  # about the float32 mean first: avoids cancellation
         count += len(centred)
         first += centred.sum(0)
         second += (centred.mT @ centred).double()
@@ -85,12 +84,12 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
 
 
 def variance_at_minimum(model: LatentModel) -> bool:
-    """Whether the closed form's s2 is the least it may be, and not the data's."""
+    """Whether the closed form's s2 is at its lower bound rather than determined by the data."""
     return float(_linear_gaussian_parts(model)[1].log_variance.detach()) <= math.log(MINIMUM_VARIANCE) + 1e-3
 
 
 def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
-    """log p(x) = log N(x; b, W W' + s2 I): x [B, C, H, W] -> [B] nats (float64), by the d x d identities.
+    """log p(x) = log N(x; b, W W' + s2 I): x [B, C, H, W] -> [B] nats (float64), by d x d identities.
 
     |C| = s2^D |I + W'W/s2| and C^-1 = (I - W (I + W'W/s2)^-1 W'/s2) / s2.
     """

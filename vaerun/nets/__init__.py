@@ -1,4 +1,4 @@
-"""Networks: tensors to tensors, with optional context. They know nothing of distributions (layer L0)."""
+"""Networks: maps from tensors to tensors, with optional context, independent of distributions (layer L0)."""
 
 from vaerun.nets.adversarial import ConvDiscriminator, ConvGenerator, MLPDiscriminator, MLPGenerator
 from vaerun.nets.conv import ConvDecoder, ConvEncoder

@@ -1,8 +1,8 @@
 """Generators and discriminators, fully connected and convolutional.
 
-A generator maps latent numbers and a context to an image within (-1, 1) by tanh; a discriminator maps such an image to
-features, on which the model puts its heads. The convolutional pair follows Radford et al. (2016), section 3: strided
-and transposed convolutions and no pooling, batch normalisation everywhere but at the generator's output and the
+A generator maps a latent vector and a context to an image in (-1, 1), by a final tanh; a discriminator maps such an
+image to features, to which the model adds its heads. The convolutional pair follows Radford et al. (2016), section 3:
+strided and transposed convolutions without pooling, batch normalisation except at the generator's output and the
 discriminator's input, ReLU in the generator, leaky ReLU of slope 0.2 in the discriminator, weights from N(0, 0.02^2).
 """
 
@@ -22,12 +22,12 @@ from vaerun.nets.init import append_context, check_bool, check_integer, check_wi
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
 SLOPE = 0.2  # of leaky ReLU in discriminators
-MINIMUM_SIDE = 4  # the side below which an image is not halved again
-WEIGHT_STD = 0.02  # of a convolutional network's initial weights
+MINIMUM_SIDE = 4  # pixels; an image is not halved below this side
+WEIGHT_STD = 0.02  # of the initial weights of convolutional networks
 
 
 def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Image sizes from the image's own down to the smallest, each half of the one before (rounded down).
+    """Sizes from that of the image down to the smallest, each half of the previous one (rounded down).
 
     Raises InputError for images smaller than 8x8.
     """
@@ -36,8 +36,8 @@ def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:
         sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
     if len(sizes) == 1:
         raise InputError(
-            f"images of {height}x{width} are too small for network=dcgan, which halves them at least once to "
-            f"{MINIMUM_SIDE}x{MINIMUM_SIDE}: use network=gan_mlp, or data.image_size={2 * MINIMUM_SIDE}"
+            f"images of {height}x{width} are too small for network=dcgan, which needs at least "
+            f"{2 * MINIMUM_SIDE}x{2 * MINIMUM_SIDE}: use network=gan_mlp, or set data.image_size={2 * MINIMUM_SIDE}"
         )
     return sizes
 
@@ -48,7 +48,7 @@ def _dense(inputs: int, outputs: int, batch_norm: bool, activation: nn.Module) -
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02^2) (Radford et al. 2016, section 4), batch normalisation's scales N(1, 0.02^2), biases 0."""
+    """Weights N(0, 0.02^2) (Radford et al. 2016, section 4), batch normalisation scales N(1, 0.02^2), biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, WEIGHT_STD)
@@ -61,7 +61,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 class MLPGenerator(nn.Module):
-    """Latent numbers z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1).
+    """Latent vectors z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1).
 
     Arguments:
         latent_dim: d.
@@ -108,26 +108,26 @@ class MLPDiscriminator(nn.Module):
                 with_spectral_norm(layer)
 
     def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer, each [B, width]; without layers the input itself."""
-        found, h = [], append_context(x.flatten(1), c)
+        """The output of every layer, [B, width] each; without layers, the input."""
+        outputs, h = [], append_context(x.flatten(1), c)
         for layer in self.layers:
             h = F.leaky_relu(layer(h), SLOPE)
-            found.append(h)
-        return found or [h]
+            outputs.append(h)
+        return outputs or [h]
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.feature_maps(x, c)[-1]
 
 
 class ConvGenerator(nn.Module):
-    """Latent numbers z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1), by doubling.
+    """Latent vectors z [..., B, d], c [B, classes] or None -> images [..., B, C, H, W] in (-1, 1), by upsampling.
 
     Arguments:
         latent_dim: d.
         image_shape: (C, H, W), at least 8x8.
         context: number of classes, 0 when unconditional.
-        width: channels before the last layer; each level further from the image has twice as many.
-        dense: widths of dense layers before the first convolution (InfoGAN's networks have one; DCGAN's none).
+        width: channels before the last layer, doubled at each level away from the image.
+        dense: widths of the dense layers before the first convolution (InfoGAN has one, DCGAN none).
         batch_norm: normalise all layers but the last.
     """
 
@@ -161,7 +161,7 @@ class ConvGenerator(nn.Module):
                     KERNEL,
                     STRIDE,
                     PADDING,
-                    output_padding=(h1 - 2 * h0, w1 - 2 * w0),  # what halving rounded off
+                    output_padding=(h1 - 2 * h0, w1 - 2 * w0),  # what halving rounded down
                     bias=last or not batch_norm,
                 )
             )
@@ -180,18 +180,18 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """Features of an image: x [B, C, H, W] in [-1, 1], c [B, classes] or None -> [B, features], by halving.
+    """Features of an image: x [B, C, H, W] in [-1, 1], c [B, classes] or None -> [B, features], by downsampling.
 
-    A label becomes one more input channel, a learned picture for each class.
+    The label is an additional input channel, a learned image for each class.
 
     Arguments:
         image_shape: (C, H, W), at least 8x8.
         context: number of classes, 0 when unconditional.
-        width: channels of the first layer; each further one has twice as many.
-        dense: widths of dense layers after the last convolution (InfoGAN's networks have one; DCGAN's none).
+        width: channels of the first layer, doubled in each further one.
+        dense: widths of the dense layers after the last convolution (InfoGAN has one, DCGAN none).
         batch_norm: normalise all layers but the first.
-        spectral_norm: divide each weight matrix on the image's way to the logit by its largest singular value (Miyato
-            et al. 2018).
+        spectral_norm: divide each weight matrix between image and logit by its largest singular value (Miyato et al.
+            2018).
     """
 
     def __init__(
@@ -220,34 +220,34 @@ class ConvDiscriminator(nn.Module):
         self.dense = nn.ModuleList(_dense(a, b, batch_norm, nn.LeakyReLU(SLOPE)) for a, b in pairwise(widths))
         _initialise(self)
         if self.label_channel is not None:
-            nn.init.normal_(self.label_channel.weight)  # as wide as the image's own channels
+            nn.init.normal_(self.label_channel.weight)  # on the scale of the image's channels
         self.batch_norm = batch_norm and levels + len(dense) > 1
         if spectral_norm and self.batch_norm:
             raise InputError(
-                "model.discriminator.spectral_norm has no effect on a layer that batch normalisation follows: set "
+                "model.discriminator.spectral_norm has no effect on layers followed by batch normalisation: set "
                 "model.discriminator.batch_norm=false"
             )
         self.spectral_norm, self.features = spectral_norm, widths[-1]
         if spectral_norm:
-            for layer in (*self.convolutions, *(part[0] for part in self.dense)):  # type: ignore[index]
+            for layer in (*self.convolutions, *(block[0] for block in self.dense)):  # type: ignore[index]
                 with_spectral_norm(layer)
 
     def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:
-        """The output of every layer, each [B, channels, h, w], of dense ones [B, width]."""
+        """The output of every layer, [B, channels, h, w] each; of dense layers [B, width]."""
         if self.label_channel is not None:
             assert c is not None
-            picture = self.label_channel(c.to(x.dtype)).reshape(len(x), 1, *x.shape[2:])
-            x = torch.cat([x, picture], 1)
-        found = []
+            channel = self.label_channel(c.to(x.dtype)).reshape(len(x), 1, *x.shape[2:])
+            x = torch.cat([x, channel], 1)
+        outputs = []
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             x = F.leaky_relu(norm(convolution(x)), SLOPE)
-            found.append(x)
+            outputs.append(x)
         if len(self.dense):
             x = x.flatten(1)
         for layer in self.dense:
             x = layer(x)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.feature_maps(x, c)[-1].flatten(1)

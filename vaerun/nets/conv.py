@@ -16,9 +16,9 @@ KERNEL, STRIDE, PADDING = 3, 2, 1
 
 
 def level_sizes(height: int, width: int, levels: int) -> list[tuple[int, int]]:
-    """Image sizes after 0, 1, ... levels of stride-2 convolution (each halves, rounding up).
+    """Image sizes after 0, 1, ... stride-2 convolutions, each of which halves the size, rounding up.
 
-    Raises InputError when a level would have nothing left to halve.
+    Raises InputError if the image is too small for this number of levels.
     """
     out = [(height, width)]
     for _ in range(levels):
@@ -34,8 +34,8 @@ class ConvEncoder(nn.Module):
 
     Arguments:
         image_shape: (C, H, W).
-        context: number of classes, 0 when unconditional; the label joins at the first dense layer.
-        channels: output channels of the strided convolutions, each halving the image.
+        context: number of classes, 0 when unconditional; the label enters at the first dense layer.
+        channels: output channels of the strided convolutions, each of which halves the image.
         hidden: widths of the dense layers that follow.
         activation: relu, leaky_relu, softplus, silu or tanh.
     """
@@ -70,13 +70,13 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The likelihood's natural parameter: z [..., B, d], c [B, classes] or None -> [..., B, C, H, W].
 
-    The mirror image of ConvEncoder; it has no affine last layer, so Joint takes the general paths.
+    The mirror image of ConvEncoder. It does not end in an affine layer, so Joint uses its general path.
 
     Arguments:
         latent_dim: d.
         image_shape: (C, H, W).
         context: number of classes, 0 when unconditional.
-        channels: input channels of the transposed convolutions, each doubling the image.
+        channels: input channels of the transposed convolutions, each of which doubles the image.
         hidden: widths of the dense layers before them.
         activation: as in ConvEncoder.
     """
@@ -103,7 +103,7 @@ class ConvDecoder(nn.Module):
         self.convolutions = nn.ModuleList()
         last = len(widths) - 2
         for i, (a, b, (h0, w0), (h1, w1)) in enumerate(zip(widths, widths[1:], levels, levels[1:], strict=False)):
-            # A transposed convolution alone gives 2 h0 - 1; the output padding makes up the encoder's rounding.
+            # A transposed convolution outputs 2 h0 - 1 pixels; output padding compensates the encoder's rounding.
             extra = (h1 - (2 * h0 - 1), w1 - (2 * w0 - 1))
             layer = nn.ConvTranspose2d(a, b, KERNEL, STRIDE, PADDING, output_padding=extra)
             initialise(layer, activation if i < last else "linear")

@@ -1,4 +1,4 @@
-"""Initialisation and activations that all networks share."""
+"""Initialisation, activations and argument checks shared by all networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vaerun.errors import InputError
 
-MAXIMUM_SIZE = 10**9  # units, channels, points: sizes of tensors are counted in 64 bits
+MAXIMUM_SIZE = 10**9  # of a layer: element counts of tensors must fit into 64 bits
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -24,28 +24,28 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda value: value.sign(),
     "leaky_relu": lambda value: torch.where(value > 0, 1.0, 0.01).to(value.dtype),
 }
-"""Of piecewise linear activations, from their values: constant but for kinks, so nothing differentiates them."""
+"""Derivatives of piecewise linear activations, from their outputs; locally constant, so never differentiated."""
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation of that name. Raises InputError for an unknown one."""
-    if not isinstance(name, str) or name not in ACTIVATIONS:  # a list cannot be looked up
+    """The activation with this name; raises InputError if there is none."""
+    if not isinstance(name, str) or name not in ACTIVATIONS:  # a list is not hashable
         raise InputError(f"unknown activation '{name}': choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def check_widths(key: str, widths: Sequence[int]) -> list[int]:
-    """Layer widths as a list; raises InputError unless each is a positive whole number of at most MOST."""
+    """Layer widths as a list; raises InputError unless each is a positive whole number of at most MAXIMUM_SIZE."""
     listed = isinstance(widths, list | tuple)
     if not listed or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
         raise InputError(f"{key} must be a list of positive whole numbers such as [500,500], got {widths}")
     if max(widths, default=0) > MAXIMUM_SIZE:
-        raise InputError(f"{key} must list at most {MAXIMUM_SIZE}, got {max(widths)}")
+        raise InputError(f"{key} must list widths of at most {MAXIMUM_SIZE}, got {max(widths)}")
     return list(widths)
 
 
 def check_integer(key: str, value: object, minimum: int) -> int:
-    """The value as it is; raises InputError unless it is a whole number of at least that, and at most MOST."""
+    """Return the value; raises InputError unless it is a whole number from `minimum` to MAXIMUM_SIZE."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise InputError(f"{key} must be a whole number of at least {minimum}, got {value}")
     if value > MAXIMUM_SIZE:
@@ -54,7 +54,7 @@ def check_integer(key: str, value: object, minimum: int) -> int:
 
 
 def check_bool(key: str, value: object) -> bool:
-    """The value as it is; raises InputError unless it is true or false."""
+    """Return the value; raises InputError unless it is true or false."""
     if not isinstance(value, bool):
         raise InputError(f"{key} must be true or false, got {value}")
     return value
@@ -63,12 +63,12 @@ def check_bool(key: str, value: object) -> bool:
 def initialise(layer: nn.Module, activation: str = "linear") -> None:
     """He et al. (2015) normal initialisation, fan-out mode, zero bias, in place.
 
-    The gain is that of the activation which follows the layer: sqrt(2) before a ReLU, 1 before nothing
-    (the protocol of Park et al. 2019: two ReLU layers and one linear layer).
+    The gain is that of the activation after the layer: sqrt(2) for a ReLU, 1 for none (the protocol of Park et al.
+    2019: two ReLU layers and one linear layer).
     """
     assert isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     known = activation if activation in ("relu", "leaky_relu", "tanh", "linear") else "relu"
-    # PyTorch counts a transposed convolution's fans the other way round.
+    # PyTorch swaps the fans of a transposed convolution.
     mode = "fan_in" if isinstance(layer, nn.ConvTranspose2d) else "fan_out"
     nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity=known)  # type: ignore[arg-type]
     if layer.bias is not None:
@@ -83,11 +83,11 @@ def linear(inputs: int, outputs: int, activation: str = "linear") -> nn.Linear:
 
 
 def head(inputs: int, outputs: int) -> nn.Linear:
-    """An affine map to the few numbers that parameterise q: [..., inputs] -> [..., outputs].
+    """An affine map to the parameters of q: [..., inputs] -> [..., outputs].
 
-    PyTorch's own weights (uniform within 1/sqrt(fan-in)), zero bias. The fan-out rule would make the answer's variance
-    grow with inputs/outputs, some tenfold here: log-variances that wide cost a VAE most of its first epochs (CIFAR-10,
-    one hidden layer of 128, d = 16, 4 epochs: training ELBO 1756 nats with these heads, 536 with the fan-out rule).
+    PyTorch's default weights (uniform within 1/sqrt(fan-in)), zero bias. Fan-out initialisation would scale the
+    output's variance by inputs/outputs, about tenfold here; log-variances that wide cost a VAE most of its first epochs
+    (CIFAR-10, one hidden layer of 128, d = 16, 4 epochs: training ELBO 1756 nats with these heads, 536 with fan-out).
     """
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Fully connected networks of any depth."""
+"""Fully connected networks of any depth, and their linearisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaerun.nets.init import SLOPES, append_context, check_widths, get_activatio
 
 
 class Stack(nn.Module):
-    """Linear layers, each followed by the activation: [..., n] -> [..., out_features]. No layers: the identity."""
+    """Linear layers, each followed by the activation: [..., n] -> [..., out_features]. Without layers, the identity."""
 
     def __init__(self, in_features: int, hidden: Sequence[int], activation: str) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Stack(nn.Module):
         return h
 
     def linearise(self, h: Tensor, inputs: int) -> StackLinearMap:
-        """The output at h [B, n] and its derivative with respect to the first d = `inputs` inputs, as a linear map."""
+        """The output at h [B, n] and its derivative with respect to the first d = `inputs` inputs."""
         slopes = []
         for layer in self.layers:
             pre = layer(h)
@@ -40,19 +40,19 @@ class Stack(nn.Module):
                 h, slope = torch.func.jvp(self.activation, (pre,), (torch.ones_like(pre),))[:2]
             slopes.append(slope)
         weights = [cast(nn.Linear, layer).weight for layer in self.layers]
-        first = [weight[:, :inputs] for weight in weights[:1]]
-        return StackLinearMap(h, [*first, *weights[1:]], slopes, inputs)
+        weights[:1] = [weight[:, :inputs] for weight in weights[:1]]
+        return StackLinearMap(h, weights, slopes, inputs)
 
 
 class StackLinearMap:
-    """A network at a point: its value, and its derivative M as a linear map of rows.
+    """The value of a Stack at a point and its derivative M as a linear map of rows (models.linear_map.LinearMap).
 
-    What forward and reverse mode do, with each activation's slope taken once per unit instead of once per tangent.
+    As forward and reverse mode, but with the slope of each activation computed once per unit, not once per tangent.
 
     Arguments:
         value: [B, H].
-        weights: of each layer, [out, in]; the first one's for the d inputs alone.
-        slopes: of each layer's activation, [B, out].
+        weights: of each layer, [out, in]; those of the first layer for the d inputs only.
+        slopes: of the activation of each layer, [B, out].
         inputs: d.
     """
 
@@ -60,7 +60,7 @@ class StackLinearMap:
         self.value, self.weights, self.slopes, self.inputs = value, weights, slopes, inputs
 
     def detach(self) -> StackLinearMap:
-        """The same without a graph."""
+        """The same map without a graph."""
         with torch.no_grad():
             return StackLinearMap(
                 self.value.detach(), [w.detach() for w in self.weights], [s.detach() for s in self.slopes], self.inputs
@@ -68,7 +68,7 @@ class StackLinearMap:
 
     def jvp(self, v: Tensor) -> Tensor:
         """M v: [B, d] -> [B, H]."""
-        if not self.weights and self.value.shape[-1] != self.inputs:  # the other inputs do not move
+        if not self.weights and self.value.shape[-1] != self.inputs:  # identity: the other inputs are constant
             return torch.nn.functional.pad(v, (0, self.value.shape[-1] - self.inputs))
         for weight, slope in zip(self.weights, self.slopes, strict=True):
             v = (v @ weight.mT) * slope
@@ -85,12 +85,12 @@ class StackLinearMap:
         if not self.weights:
             eye = torch.eye(self.inputs, self.value.shape[-1], dtype=self.value.dtype, device=self.value.device)
             return eye.expand(len(self.value), -1, -1)
-        first = self.weights[0].mT.contiguous().expand(len(self.value), -1, -1)  # else the product is laid out like it
+        first = self.weights[0].mT.contiguous().expand(len(self.value), -1, -1)  # contiguous, or the product is not
         jacobian = first * self.slopes[0].unsqueeze(1)
         for weight, slope in zip(self.weights[1:], self.slopes[1:], strict=True):
             pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
             slope = slope.unsqueeze(1)
-            # Large enough that new memory costs; what is differentiated must stay.
+            # In place where no gradient needs the operand: these are the largest tensors.
             jacobian = pushed * slope if torch.is_grad_enabled() else pushed.mul_(slope)
         return jacobian
 
@@ -101,7 +101,7 @@ class MLPEncoder(nn.Module):
     Arguments:
         image_shape: (C, H, W).
         context: number of classes, 0 when unconditional.
-        hidden: widths of the hidden layers; empty: the pixels themselves.
+        hidden: widths of the hidden layers; empty: the features are the pixels.
         activation: relu, leaky_relu, softplus, silu or tanh.
     """
 
@@ -119,7 +119,7 @@ class MLPEncoder(nn.Module):
 class MLPDecoder(nn.Module):
     """The likelihood's natural parameter: z [..., B, d], c [B, classes] or None -> [..., B, C, H, W].
 
-    It is `affine(trunk(z, c))`; the fast paths of Joint need just these two names.
+    It has the form `affine(trunk(z, c))`, which is all that the fast paths of Joint require.
 
     Arguments:
         latent_dim: d.

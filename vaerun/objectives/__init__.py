@@ -1,4 +1,4 @@
-"""What the trainer optimises: phases, each with its parameters and its loss per image (layer L4)."""
+"""Objectives of the trainer: phases, each with its parameters and a loss per image (layer L4)."""
 
 from vaerun.deprecation import module_aliases
 from vaerun.objectives.adversarial import Adversarial, InformationWeights

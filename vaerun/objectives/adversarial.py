@@ -1,10 +1,10 @@
-"""Adversarial models: two phases, discriminator and generator.
+"""The objective of adversarial models: two phases, discriminator and generator.
 
 The discriminator phase updates the trunk, its head and, with codes, Q (on generated images, whose codes are known); the
-generator phase updates the generator alone, through discriminator and Q held fixed. With codes both descend
--lambda L_I beside their adversarial loss (Chen et al. 2016, eq. 6). Whichever network does not train in a phase is a
-view with its parameters held, whose batch normalisation uses the batch's statistics without remembering them and whose
-spectral norms are not estimated further: nothing of the phase leaks into it.
+generator phase updates the generator alone, through a frozen discriminator and Q. With codes, both add -lambda L_I to
+their adversarial loss (Chen et al. 2016, eq. 6). A network that does not train in a phase is a view with detached
+parameters whose batch normalisation uses the batch's statistics without updating the running ones, and whose spectral
+norms take no power iteration: the phase leaves no trace in it.
 
 R1 (Mescheder et al. 2018, eq. 9): gamma / 2 times |d logit / d x|^2 on real images, pixels in [-1, 1].
 """
@@ -29,21 +29,21 @@ from vaerun.randomness import batch_normal
 
 @dataclass(frozen=True)
 class InformationWeights:
-    """lambda of the mutual information by kind of code; 0: that kind is ignored."""
+    """lambda of the mutual information for each kind of code; 0 ignores it."""
 
     categorical: float = 1.0
     continuous: float = 1.0
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A view of a module that gradients pass through and that remembers nothing of what it sees."""
+    """A view of a module that gradients flow through, with no trainable parameter and no state that changes."""
     view = detached_module(module)
-    for part in view.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            # In training mode it then uses the batch's own statistics and leaves the running ones alone.
-            part.track_running_stats = part.track_running_stats and not part.training
-        elif isinstance(part, ParametrizationList):
-            for parametrization in part.children():
+    for child in view.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            # In training mode it then uses the batch's statistics without updating the running ones.
+            child.track_running_stats = child.track_running_stats and not child.training
+        elif isinstance(child, ParametrizationList):
+            for parametrization in child.children():
                 parametrization.training = False
     return view
 
@@ -54,18 +54,18 @@ class Adversarial(nn.Module):
     Arguments:
         model: to train.
         estimator: the losses.
-        discriminator_steps: k, updates of the discriminator for one of the generator.
+        discriminator_steps: k, discriminator updates per generator update.
         r1: gamma of the gradient penalty; 0: none.
         information: weights of the codes' mutual information.
-        decay: of the generator's moving average (where the model has one). After t steps the next has min(decay,
-            (1 + t) / (10 + t)), so that the average is not held back by the initial parameters.
-        winning_steps: steps in a row without a single mistake of the discriminator's, real and generated, after which
-            it counts as having won.
+        decay: of the generator's moving average, if the model has one. Step t + 1 uses min(decay, (1 + t) / (10 + t)),
+            so that the initial parameters are soon forgotten.
+        winning_steps: consecutive steps without a single discriminator error, on real or generated images, after which
+            the discriminator counts as having won.
 
-    Raises InputError for options that do not go together.
+    Raises InputError for r1 with batch normalisation in the discriminator.
     """
 
-    batch_coupling: str | None = None  # but for batch normalisation, which is no setting of the objective's
+    batch_coupling: str | None = None  # batch normalisation couples the batch, too, but is a setting of the networks
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Adversarial(nn.Module):
         super().__init__()
         if r1 and getattr(model.discriminator.trunk, "batch_norm", False):
             raise InputError(
-                "estimator.r1 penalises each image's own gradient, and batch normalisation mixes the images: set "
+                "estimator.r1 penalises the gradient of each image, and batch normalisation couples the images: set "
                 "model.discriminator.batch_norm=false"
             )
         self.model, self.estimator, self.r1 = model, estimator, r1
@@ -93,8 +93,8 @@ class Adversarial(nn.Module):
         }
         self.won: Tensor
         self.longest: Tensor
-        self.register_buffer("won", torch.zeros((), dtype=torch.int64))  # steps in a row, up to now
-        self.register_buffer("longest", torch.zeros((), dtype=torch.int64))  # since it was last looked at
+        self.register_buffer("won", torch.zeros((), dtype=torch.int64))  # consecutive steps up to now
+        self.register_buffer("longest", torch.zeros((), dtype=torch.int64))  # longest streak since the last diagnostics
         self._flawless: Tensor | None = None
 
     def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -116,10 +116,10 @@ class Adversarial(nn.Module):
             c: [B, classes] or None.
             noise: [B, n] of the generated images.
         """
-        given, code = self.model.generator_inputs(noise)
+        inputs, code = self.model.generator_inputs(noise)
         with torch.no_grad():
-            fake = frozen_view(self.model.generator)(given, c)
-        # The penalty differentiates also where the caller wants a value only.
+            fake = frozen_view(self.model.generator)(inputs, c)
+        # The penalty needs a gradient even if the caller does not.
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.r1 > 0):
             real = (2 * x - 1).requires_grad_(self.r1 > 0)
             real_logit = self.model.discriminator(real, c)[0]
@@ -131,39 +131,39 @@ class Adversarial(nn.Module):
                 (gradient,) = torch.autograd.grad(real_logit.sum(), real, create_graph=True)
                 squared = gradient.flatten(1).square().sum(1)
                 loss, metrics["r1"] = loss + self.r1 / 2 * squared, squared.detach()
-        right = {"accuracy_real": real_logit > 0, "accuracy_fake": fake_logit < 0}
-        if self.training:  # a trial before training counts for nothing
-            flawless = torch.stack([v.all() for v in right.values()]).all()
-            self._flawless = flawless if self._flawless is None else self._flawless & flawless  # of all k updates
-        return loss, metrics | {name: v.to(loss.dtype) for name, v in right.items()}
+        correct = {"accuracy_real": real_logit > 0, "accuracy_fake": fake_logit < 0}
+        if self.training:  # the smoke test before training does not count
+            flawless = torch.stack([v.all() for v in correct.values()]).all()
+            self._flawless = flawless if self._flawless is None else self._flawless & flawless  # in all k updates
+        return loss, metrics | {name: v.to(loss.dtype) for name, v in correct.items()}
 
     def generator_loss(self, c: Tensor | None, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss and -lambda L_I, [B] nats.
 
-        Metrics: generator_loss (without L_I) and, with codes, mutual_information and code_entropy (the bound L_I for
-        categorical codes and their entropy, which it cannot exceed) and mutual_information_continuous (log Q + H with
-        the differential entropy: no bound).
+        Metrics: generator_loss (without L_I); with codes, mutual_information and code_entropy (L_I of the categorical
+        codes and their entropy, its upper bound) and mutual_information_continuous (log Q + H with the differential
+        entropy, which is no bound).
 
         Arguments:
             c: [B, classes] or None.
             noise: [B, n].
         """
-        given, code = self.model.generator_inputs(noise)
-        fake = self.model.generator(given, c)
+        inputs, code = self.model.generator_inputs(noise)
+        fake = self.model.generator(inputs, c)
         logit, q = frozen_view(self.model.discriminator)(fake, c)
         value = self.estimator.generator(logit)
         weighted, metrics = self._information(q, code)
         return value - weighted, {"generator_loss": value.detach(), **metrics}
 
     def _information(self, q: Tensor | None, code: Tensor | None) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """lambda L_I [B] over all codes, and what to report of it."""
+        """lambda L_I [B] summed over all codes, and its metrics."""
         codes = self.model.codes
         if codes is None or q is None or code is None:
             return 0.0, {}
-        found, entropy = codes.information(q, code), codes.entropies
-        weighted = torch.stack([getattr(self.information, kind) * value for kind, value in found.items()]).sum(0)
+        information, entropy = codes.information(q, code), codes.entropies
+        weighted = torch.stack([getattr(self.information, kind) * value for kind, value in information.items()]).sum(0)
         metrics = {}
-        for kind, value in found.items():
+        for kind, value in information.items():
             name = "mutual_information" if kind == "categorical" else f"mutual_information_{kind}"
             metrics[name] = value.detach()
             if kind == "categorical":
@@ -171,12 +171,12 @@ class Adversarial(nn.Module):
         return weighted, metrics
 
     def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
-        """No mistake is one of no process's."""
+        """The step is flawless if it is in every process."""
         if self._flawless is not None:
             self._flawless = every(self._flawless)
 
     def after_step(self, step: int | Tensor) -> None:
-        """Moves the generator's average on; counts the steps that the discriminator has won."""
+        """Update the generator's moving average and the discriminator's streak of flawless steps."""
         if self._flawless is not None:
             self.won.copy_((self.won + 1) * self._flawless)
             self.longest.copy_(torch.maximum(self.longest, self.won))
@@ -191,18 +191,18 @@ class Adversarial(nn.Module):
         with torch.no_grad():
             average, current = self.model.average.state_dict(), self.model.generator.state_dict()
             for name, value in average.items():
-                if value.is_floating_point():  # running statistics too: they belong to averaged weights
+                if value.is_floating_point():  # running statistics included: they belong with averaged weights
                     value.lerp_(current[name], 1 - decay)
                 else:
                     value.copy_(current[name])
 
     def diagnostics(self) -> Diagnostics:
-        """Whether the discriminator has won since the last look."""
+        """Whether the discriminator has won since the last call."""
         won = int(torch.maximum(self.longest, self.won)) >= self.winning_steps
         self.longest.zero_()
         line = (
-            f"the discriminator has made no mistake for {self.winning_steps} steps: the generator learns little from "
-            "it; lower trainer.discriminator_learning_rate, or set estimator.label_smoothing=0.1, or "
-            "model.discriminator.spectral_norm=true or estimator.r1=1 (both without batch norm)"
+            f"the discriminator has made no mistake for {self.winning_steps} steps, so the generator learns little: "
+            "lower trainer.discriminator_learning_rate, set estimator.label_smoothing=0.1, or, without batch norm, "
+            "model.discriminator.spectral_norm=true or estimator.r1=1"
         )
         return Diagnostics({"discriminator_won": float(won)}, [line] if won else [])

@@ -1,4 +1,4 @@
-"""The contract between an objective and the trainer."""
+"""The interface between objectives and the trainer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from vaerun.data.dataset import Batch
 
 @dataclass(frozen=True)
 class Phase:
-    """A set of parameters that one optimiser updates.
+    """A set of parameters updated by one optimiser.
 
     Attributes:
-        groups: parameters by the learning rate and betas that they take (`network`, `variance`, `generator`,
-            `discriminator`).
-        repeats: updates per training step, each with a batch of its own.
+        groups: parameters by learning rate and betas (`network`, `variance`, `generator`, `discriminator`).
+        repeats: updates per training step, each on a different batch.
     """
 
     groups: dict[str, list[nn.Parameter]]
@@ -27,11 +26,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What an objective says of itself whenever training metrics are recorded.
+    """What an objective reports whenever training metrics are logged.
 
     Attributes:
-        values: numbers by name, recorded beside the metrics.
-        warnings: a line each, told once for as long as it stays true.
+        values: scalars by name, logged with the metrics.
+        warnings: one line each, shown once for as long as the condition holds.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -39,33 +38,33 @@ class Diagnostics:
 
 
 class Objective(Protocol):
-    """Loss per image, phase by phase; families of models differ in this alone."""
+    """A loss per image for each phase; the only part of training that differs between families of models."""
 
     phases: dict[str, Phase]
 
     @property
     def batch_coupling(self) -> str | None:
-        """The setting by which the loss of an image depends on the others of its batch; None: there is none."""
+        """The setting that makes an image's loss depend on the rest of its batch, as KEY=VALUE; None: none does."""
         ...
 
     def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [B] to descend and metrics {name: [B]} to report, none of them reduced.
+        """The loss to minimise [B] and metrics to log {name: [B]}, not reduced.
 
-        `step` (steps done) is an int, or where steps are recorded (training/cuda_graph.py) a tensor []: what
+        `step`, the number of completed steps, is an int, or a tensor [] in a CUDA graph (training/cuda_graph.py): what
         depends on it must then be computed from it on the device.
         """
         ...
 
     def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
-        """Called before after_step where processes share the batch; `every` is a logical and over all of it."""
+        """Called before after_step if processes share the batch; `every` is a logical and over all processes."""
         ...
 
     def after_step(self, step: int | Tensor) -> None:
-        """Called once after each training step (moving averages)."""
+        """Called after each training step, e.g. to update moving averages."""
         ...
 
     def diagnostics(self) -> Diagnostics:
-        """Called whenever metrics are recorded; it may wait for the device."""
+        """Called whenever metrics are logged; may synchronise with the device."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...

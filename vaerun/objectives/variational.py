@@ -1,4 +1,4 @@
-"""Likelihood models: one phase, one estimator."""
+"""The objective of likelihood models: one phase, one estimator."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from vaerun.objectives.base import Diagnostics, Phase
 
 @dataclass(frozen=True)
 class KLWarmup:
-    """A weight of the KL that grows linearly from 0 to `weight` over the first `steps` training steps."""
+    """A KL weight that grows linearly from 0 to `weight` over the first `steps` training steps."""
 
     weight: float
     steps: int
 
     def __call__(self, step: int | Tensor) -> float | Tensor:
-        """The weight at this step (steps done so far, as a number here or on the device)."""
+        """The weight after `step` completed steps, a number or a tensor on the device."""
         if isinstance(step, Tensor):
             return self.weight * (step / self.steps).clamp(max=1.0)
         return self.weight * min(1.0, step / self.steps)
 
 
 class Variational(nn.Module):
-    """Ascends an estimator's surrogate.
+    """Maximises an estimator's surrogate.
 
     Arguments:
         model: the latent-variable model.
         estimator: see vaerun.estimators.
         samples: K.
-        kl_warmup: the KL's weight by step, for estimators that take `kl_weight`; None: theirs.
+        kl_warmup: KL weight by step, for estimators with `kl_weight`; None: the estimator's own.
     """
 
     def __init__(
@@ -47,26 +47,26 @@ class Variational(nn.Module):
         self.phases = {"model": Phase(model.parameter_groups())}
 
     def loss(self, phase: str, step: int | Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """-surrogate [B]; metrics: elbo (weight 1, with the transform's log|det|) and its terms, nats per image.
+        """-surrogate [B]; metrics: elbo (KL weight 1, with log|det| of the transform) and its terms, nats per image.
 
-        An estimator of another bound has that one too, by its name.
+        An estimator of another bound adds that bound under its name.
         """
         joint = self.model.joint(batch.x, batch.c if self.model.classes else None)
         options: dict[str, Any] = {} if self.kl_warmup is None else {"kl_weight": self.kl_warmup(step)}
-        found = estimate(self.estimator, self.model.infer, joint, self.samples, **options)
-        metrics = {name: value.detach() for name, value in found.terms.items()}
+        result = estimate(self.estimator, self.model.infer, joint, self.samples, **options)
+        metrics = {name: value.detach() for name, value in result.terms.items()}
         if {"reconstruction", "kl"} <= metrics.keys():
             metrics["elbo"] = metrics["reconstruction"] - metrics["kl"] + batch.log_det
         if "reconstruction" in metrics:
             metrics["reconstruction"] = metrics["reconstruction"] + batch.log_det
-        metrics[found.name] = found.bound.detach() + batch.log_det
+        metrics[result.name] = result.bound.detach() + batch.log_det
         if self.kl_warmup is not None:
-            metrics["kl_weight"] = torch.ones_like(metrics[found.name]) * options["kl_weight"]
-        return -found.surrogate, metrics
+            metrics["kl_weight"] = torch.ones_like(metrics[result.name]) * options["kl_weight"]
+        return -result.surrogate, metrics
 
     @property
     def batch_coupling(self) -> str | None:
-        """The estimator's."""
+        """That of the estimator."""
         return batch_coupling(self.estimator)
 
     def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
@@ -76,5 +76,5 @@ class Variational(nn.Module):
         """Nothing to do."""
 
     def diagnostics(self) -> Diagnostics:
-        """Nothing to say beside the metrics."""
+        """None beyond the metrics."""
         return Diagnostics()

@@ -164,7 +164,7 @@ TABLE: dict[str, list[str]] = {
     f"model=cgan {NPZ}/plain.npz": ["model=cgan is conditional on the label, and data set npz has no labels"],
     # codes
     "model=infogan model.conditional=true": ["codes, which stand for labels: set model.conditional=false"],
-    "model=infogan model.codes.categorical=[] model.codes.continuous=0": ["model.codes has no code"],
+    "model=infogan model.codes.categorical=[] model.codes.continuous=0": ["model.codes defines no code"],
     "model=infogan model.codes.categorical=[1]": ["model.codes", "at least 2", "[1]"],
     "model=infogan model.codes.categorical_weight=-1": ["model.codes.categorical_weight must be a finite number of at"],
     "model=infogan model.codes.continuous_weight=nan": ["model.codes.continuous_weight must be a finite number of at"],
@@ -240,7 +240,7 @@ def test_refused(words: str, refused: Callable[..., str], files: Path) -> None:
 DCGAN: dict[str, list[str]] = {
     f"{NPZ}/small.npz": ["images of 7x9 are too small for network=dcgan", "network=gan_mlp"],
     "data=npz data.path=FILES/large.npz data.validation=10 trainer.batch_size=16 estimator.r1=1": [
-        "estimator.r1 penalises each image's own gradient",
+        "estimator.r1 penalises the gradient of each image",
         "model.discriminator.batch_norm=false",
     ],
     "model.generator.width=0": ["generator.width", "0"],

@@ -180,7 +180,7 @@ def test_images_that_other_programs_draw(tmp_path: Path) -> None:
 
 def test_an_image_of_a_name_that_waits(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    refused(tmp_path, "a.png", "no regular file")
+    refused(tmp_path, "a.png", "not a regular file")
 
 
 @pytest.mark.parametrize("kind", ["ring", "two ways at each level"])
@@ -236,7 +236,7 @@ def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytes
     assert len(read_pixels(list_image_files(tmp_path), None, 1)) == 20
     monkeypatch.setattr(image_module, "DATA_BYTES", 10**7)
     monkeypatch.setattr(np, "empty", None)
-    with pytest.raises(InputError, match=r"20 image files of \d+ bytes would be 20000000 bytes of pixels"):
+    with pytest.raises(InputError, match=r"20 image files of \d+ bytes would take 20000000 bytes of pixels"):
         read_pixels(list_image_files(tmp_path), None, 1)
 
 
@@ -275,7 +275,7 @@ def test_plain_http_is_not_spoken() -> None:
         "[::2]",
     ):
         url = f"http://{host}"
-        with watched() as deeds, pytest.raises(urllib.error.URLError, match="not encrypted"):
+        with watched() as deeds, pytest.raises(urllib.error.URLError, match="does not use https"):
             fetch(url)
         assert deeds.spoken == []
 
@@ -296,6 +296,6 @@ def test_a_server_sends_nobody_on_to_plain_http() -> None:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         here = f"http://127.0.0.1:{server.server_address[1]}"
         assert fetch(f"{here}/stay") == b"ok"
-        with pytest.raises(urllib.error.URLError, match=r"example\.org/x is not encrypted"):
+        with pytest.raises(urllib.error.URLError, match=r"example\.org/x does not use https"):
             fetch(f"{here}/away")
         server.shutdown()

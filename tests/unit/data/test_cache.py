@@ -173,7 +173,7 @@ WITH_NAN = np.where(IMAGES.max() == IMAGES, np.nan, IMAGES)
         ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8 pixels 0..255"]),
         ({"train_images": WITH_NAN}, ["NaN"]),
         ({"train_images": IMAGES[0, 0]}, ["[4, 5]", "[N, H, W]"]),
-        ({"train_images": IMAGES[:0]}, ["no pixels"]),
+        ({"train_images": IMAGES[:0]}, ["which is empty"]),
         ({"train_images": IMAGES[:, :2]}, ["2 channels"]),
         ({"train_images": IMAGES.transpose(0, 2, 3, 1)}, ["channels-last"]),
         ({"train_images": IMAGES, "test_images": IMAGES[..., 1:]}, ["3x4x4", "3x4x5"]),
@@ -181,7 +181,7 @@ WITH_NAN = np.where(IMAGES.max() == IMAGES, np.nan, IMAGES)
         ({"train_images": IMAGES, "train_labels": LABELS[1:]}, ["[19]", "[20]"]),
         ({"train_images": IMAGES, "train_labels": LABELS - 1}, ["-1"]),
         ({"train_images": IMAGES, "test_labels": LABELS}, ["no test_images"]),
-        ({"images": IMAGES, "y": LABELS}, ["images, y", "needed: train_images"]),
+        ({"images": IMAGES, "y": LABELS}, ["images, y", "required: train_images"]),
         ({"train_images": np.array([None, 1])}, ["train_images: Object arrays"]),
     ],
 )

@@ -66,8 +66,8 @@ def test_rows_end_with_their_block_and_are_counted() -> None:
         assert batch_normal((1,), 0).shape == (1,)
     with contextlib.suppress(ZeroDivisionError), batch_slice(0, 1, 2):
         raise ZeroDivisionError
-    assert randomness._context.part is None
-    with batch_slice(0, 1, 2), pytest.raises(RuntimeError, match="noise for 3 images"):
+    assert randomness._context.batch_slice is None
+    with batch_slice(0, 1, 2), pytest.raises(RuntimeError, match="noise requested for 3 images"):
         batch_normal((3, 1), 0)
 
 

@@ -70,7 +70,7 @@ def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks.assert_ranks_equal(lambda: pytest.fail("nothing to compare with"))
     ranks.barrier()
     with ranks.shard(3) as share:
-        assert randomness._context.part is None
+        assert randomness._context.batch_slice is None
     x = torch.rand(3)
     assert torch.equal(share.mean(x), x.mean())
     assert torch.equal(share.sum(x), x.sum())

@@ -163,7 +163,7 @@ def test_write(codes: Codes) -> None:
     ],
 )
 def test_what_are_no_codes_is_refused(categorical: Any, continuous: Any) -> None:
-    with pytest.raises(InputError, match=r"model\.codes: categorical must list numbers of values of at least 2"):
+    with pytest.raises(InputError, match=r"model\.codes\.categorical must list numbers of values, each at least 2"):
         Codes(categorical, continuous)
 
 
@@ -175,5 +175,5 @@ def test_variance_is_one_unless_given_or_learned() -> None:
 
 
 def test_no_code_at_all_is_refused() -> None:
-    with pytest.raises(InputError, match=r"model\.codes has no code"):
+    with pytest.raises(InputError, match=r"model\.codes defines no code"):
         Codes([], 0)

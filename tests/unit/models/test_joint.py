@@ -263,12 +263,12 @@ def test_initialisation_has_the_variance_of_he(activation, gain):
 
 
 def test_labels_that_are_missing_are_asked_for() -> None:
-    """By the model's own words, where torch's would be of shapes; an unconditional model leaves labels out."""
+    """With an error of the model, not one about shapes; an unconditional model ignores labels."""
     for context in CONTEXTS:
         model = make_model("amortised", "gaussian", mlp([7], "relu"), context)
         x, _ = make_data(model, 3)
         if model.classes:
-            with pytest.raises(InputError, match=rf"give c, one-hot labels \[B, {model.classes}\]"):
+            with pytest.raises(InputError, match=rf"pass c, one-hot labels \[B, {model.classes}\]"):
                 model.joint(x)
             with pytest.raises(InputError, match="conditional"):
                 log_likelihood(model, x, samples=10)
