@@ -137,7 +137,7 @@ def cache(env: dict[str, str]) -> Path:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
-    """A folder for a sweep whose jobs are stand-ins."""
+    """A folder for a sweep whose jobs are stubs."""
     return Sweeping(tmp_path / "sweep", tmp_path / "notes", monkeypatch)
 
 
