@@ -109,8 +109,8 @@ def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, B
             barrier.wait()
 
         try:
-            shared, own = SharedProcess(datasets, ready, job.prefix), ShutdownSignal(parent=stop)
-            Experiment(job.settings, job.folder, job.overrides, job.hydra, own, shared).run()
+            run_stop, shared = ShutdownSignal(parent=stop), SharedProcess(datasets, ready, job.prefix)
+            Experiment(job.settings, job.folder, job.overrides, job.hydra, run_stop, shared).run()
         except BaseException as raised:
             error = raised
         finally:
