@@ -76,16 +76,16 @@ def _shown(text: str) -> str:
     return legend_label(drawable(text))
 
 
-def _lines(table: Comparison) -> list[str]:
-    """Rows that stand in the column without a value alone: drawn as lines across."""
+def _constant_rows(table: Comparison) -> list[str]:
+    """Rows that only have the column without a value: drawn as horizontal lines."""
     if table.empty is None or len(table.columns) == 1:
         return []
-    own = {row: {column for r, column in table.cells if r == row} for row in table.rows}
-    return [row for row in table.rows if own[row] == {table.empty}]
+    columns = {row: {column for r, column in table.cells if r == row} for row in table.rows}
+    return [row for row in table.rows if columns[row] == {table.empty}]
 
 
-def _limits(axes: Any, table: Comparison) -> None:
-    """The axis spans our numbers with their error bars; the longest bar is some five times the shortest."""
+def _set_limits(axes: Any, table: Comparison) -> None:
+    """Make the axis span our numbers with their error bars; the longest bar is about five times the shortest."""
     finished = [cell for cell in table.cells.values() if cell.mean is not None]
     low = min((cell.mean or 0.0) - (cell.sd or 0.0) for cell in finished)
     high = max((cell.mean or 0.0) + (cell.sd or 0.0) for cell in finished)
@@ -94,91 +94,91 @@ def _limits(axes: Any, table: Comparison) -> None:
 
 
 def _bars(axes: Any, table: Comparison) -> str:
-    """Draws the bars and returns what is to be said of the published numbers."""
+    """Draw the bars; return a remark for the caption on published numbers outside the axis, or ''."""
     axes.set_title(_shown(f"{table.metric} by {table.axes[1] or table.axes[0]}"), fontsize=LARGE, parse_math=False)
     if not table.runs():
         axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return ""
-    what = captions.unit(table.metric, table.runs()) or table.metric
-    axes.set_ylabel(_shown(f"{what} (not from 0)"), fontsize=MEDIUM, parse_math=False)
-    _limits(axes, table)
+    unit = captions.unit(table.metric, table.runs()) or table.metric
+    axes.set_ylabel(_shown(f"{unit} (not from 0)"), fontsize=MEDIUM, parse_math=False)
+    _set_limits(axes, table)
     floor, ceiling = axes.get_ylim()
-    lines = _lines(table)
-    series = [row for row in table.rows if row not in lines]
+    constant = _constant_rows(table)
+    series = [row for row in table.rows if row not in constant]
     groups = [column for column in table.columns if any((row, column) in table.cells for row in series)]
     width = 0.84 / max(1, len(series))
     published: list[tuple[float, float]] = []
-    for number, row in enumerate(series):
-        offset = (number - (len(series) - 1) / 2) * width
-        here = [(group + offset, table.cells[row, c]) for group, c in enumerate(groups) if (row, c) in table.cells]
-        published += [(place, cell.published) for place, cell in here if cell.published is not None]
-        _series(axes, table, row, here, width)
-    for row in lines:
+    for index, row in enumerate(series):
+        offset = (index - (len(series) - 1) / 2) * width
+        cells = [(group + offset, table.cells[row, c]) for group, c in enumerate(groups) if (row, c) in table.cells]
+        published += [(x, cell.published) for x, cell in cells if cell.published is not None]
+        _bar_series(axes, table, row, cells, width)
+    for row in constant:
         cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
         if cell.mean is not None:
-            text, at = format_fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
-            axes.annotate(text, (0, cell.mean), (2, 3), at, "offset points", fontsize=SMALL, color=colour)
+            text, coordinates = format_fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
+            axes.annotate(text, (0, cell.mean), (2, 3), coordinates, "offset points", fontsize=SMALL, color=colour)
             axes.axhline(cell.mean, color=colour, linewidth=1.6, label=_shown(row), zorder=3)
             low, high = cell.mean - (cell.sd or 0.0), cell.mean + (cell.sd or 0.0)
             axes.axhspan(low, high, color=colour, alpha=0.2, linewidth=0)
         if cell.published is not None:
             published.append((-0.5, cell.published))
     axes.set_xticks(range(len(groups)), [_shown(g) for g in groups], fontsize=MEDIUM, parse_math=False)
-    axes.set_xlim(-0.8 if lines else -0.55, max(1, len(groups)) - 0.45)
+    axes.set_xlim(-0.8 if constant else -0.55, max(1, len(groups)) - 0.45)
     axes.set_ylim(floor, ceiling)
-    _plain(axes)
+    _use_plain_numbers(axes)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
     axes.set_axisbelow(True)
-    return _beside(axes, published, floor, ceiling)
+    return _mark_published(axes, published, floor, ceiling)
 
 
-def _plain(axes: Any) -> None:
-    """Numbers in full beside the axis, so that their digits can be compared, if they are not huge."""
+def _use_plain_numbers(axes: Any) -> None:
+    """Label the axis with all digits, so that they can be compared, unless the numbers are huge."""
     huge = max(map(abs, axes.get_ylim())) >= HUGE
     axes.ticklabel_format(axis="y", useOffset=False, style="scientific" if huge else "plain")
 
 
-def _series(axes: Any, table: Comparison, row: str, here: list[tuple[float, Cell]], width: float) -> None:
-    """The bars of one row, each with its number or with what its runs are doing."""
+def _bar_series(axes: Any, table: Comparison, row: str, cells: list[tuple[float, Cell]], width: float) -> None:
+    """Draw the bars of one row, each with its number or the state of its runs."""
     floor, colour = axes.get_ylim()[0], _colour(table, row)
-    known = [(place, cell, cell.mean) for place, cell in here if cell.mean is not None]
+    known = [(x, cell, cell.mean) for x, cell in cells if cell.mean is not None]
     style = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch(table.rows.index(row))}
     if known:
         heights = [mean - floor for _, _, mean in known]
-        axes.bar([place for place, _, _ in known], heights, width, bottom=floor, label=_shown(row), **style)
-    for place, cell, mean in known:
+        axes.bar([x for x, _, _ in known], heights, width, bottom=floor, label=_shown(row), **style)
+    for x, cell, mean in known:
         if cell.sd:
-            axes.errorbar(place, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-        part = f" ({cell.n} of {len(cell.runs)})" if cell.n < len(cell.runs) else ""
-        number = f"{format_fixed(mean, 1 if table.decimals == 2 else 4)}{part}"
-        _say(axes, place, floor, number, width, "white" if _dark(colour) else "black")
-    for place, cell in here:
+            axes.errorbar(x, mean, yerr=cell.sd, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        count = f" ({cell.n} of {len(cell.runs)})" if cell.n < len(cell.runs) else ""
+        number = f"{format_fixed(mean, 1 if table.decimals == 2 else 4)}{count}"
+        _write_in_bar(axes, x, floor, number, width, "white" if _is_dark(colour) else "black")
+    for x, cell in cells:
         if cell.mean is None:
-            _say(axes, place, floor, clean(cell.format(table.decimals), 24), width)
+            _write_in_bar(axes, x, floor, clean(cell.format(table.decimals), 24), width)
 
 
-def _beside(axes: Any, published: list[tuple[float, float]], floor: float, ceiling: float) -> str:
-    """Hollow markers for the published numbers within the axis, and words for the others."""
+def _mark_published(axes: Any, published: list[tuple[float, float]], floor: float, ceiling: float) -> str:
+    """Draw hollow markers for the published numbers within the axis; return a remark on the others, or ''."""
     inside = [(x, y) for x, y in published if floor <= y <= ceiling]
-    beyond = [y for _, y in published if not floor <= y <= ceiling]
+    outside = [y for _, y in published if not floor <= y <= ceiling]
     if inside:
         axes.plot(*zip(*inside, strict=True), "o", mfc="none", mec="black", markersize=5, label=PUBLISHED, zorder=4)
-    if not beyond:
+    if not outside:
         return ""
-    span = f"{min(beyond):g} to {max(beyond):g}" if len(beyond) > 1 else f"{beyond[0]:g}"
-    return f"; published numbers outside the axis: {len(beyond)} of {len(published)} ({span})"
+    span = f"{min(outside):g} to {max(outside):g}" if len(outside) > 1 else f"{outside[0]:g}"
+    return f"; published numbers outside the axis: {len(outside)} of {len(published)} ({span})"
 
 
-def _dark(colour: str) -> bool:
+def _is_dark(colour: str) -> bool:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
-def _say(axes: Any, place: float, floor: float, text: str, width: float, colour: str = "dimgrey") -> None:
+def _write_in_bar(axes: Any, x: float, floor: float, text: str, width: float, colour: str = "dimgrey") -> None:
     size = max(5.0, min(8.0, 46 * width))
     axes.annotate(
-        _shown(text), (place, floor), (0, 4), textcoords="offset points", rotation=90, ha="center", va="bottom",
+        _shown(text), (x, floor), (0, 4), textcoords="offset points", rotation=90, ha="center", va="bottom",
         fontsize=size, color=colour, parse_math=False, zorder=5,
     )  # fmt: skip
 
@@ -188,29 +188,29 @@ def _colour(table: Comparison, row: str) -> str:
 
 
 def _times(axes: Any, table: Comparison) -> None:
-    """Training seconds against the metric, one point a cell; a row's points are joined."""
+    """Plot the metric against training seconds, one point per cell; the points of a row are joined."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     points = f" (points: {table.axes[1]})" if table.steps else ""
     axes.set_title(_shown(f"{table.metric} against training time{points}"), fontsize=LARGE, parse_math=False)
     axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=MEDIUM)
     seconds: list[float] = []
-    for number, row in enumerate(table.rows):
+    for index, row in enumerate(table.rows):
         cells = [table.cells[row, c] for c in table.columns if (row, c) in table.cells]
-        known = [(took, cell) for cell in cells if (took := cost(cell).train) is not None and cell.mean is not None]
+        known = [(time, cell) for cell in cells if (time := cost(cell).train) is not None and cell.mean is not None]
         if not known:
             continue
-        x, y = [took for took, _ in known], [cell.mean for _, cell in known]
+        x, y = [time for time, _ in known], [cell.mean for _, cell in known]
         seconds += x
-        style = {"color": _colour(table, row), "marker": MARKERS[number % len(MARKERS)]}
+        style = {"color": _colour(table, row), "marker": MARKERS[index % len(MARKERS)]}
         axes.errorbar(x, y, yerr=[cell.sd or 0.0 for _, cell in known], linewidth=0.8, markersize=5, capsize=2, **style)
-        for took, cell in known:
-            alone = cell.column == table.empty or len(table.columns) == 1
-            name = cell.row if alone else f"{table.steps[cell.column]:g}" if table.steps else cell.column
-            if len(name) > 12:  # would cover others; its colour is in the legend
+        for time, cell in known:
+            use_row_name = cell.column == table.empty or len(table.columns) == 1
+            name = cell.row if use_row_name else f"{table.steps[cell.column]:g}" if table.steps else cell.column
+            if len(name) > 12:  # would cover others; the legend has its colour
                 continue
             axes.annotate(
-                _shown(name), (took, cell.mean), (4, 4), textcoords="offset points", fontsize=TINY, parse_math=False
+                _shown(name), (time, cell.mean), (4, 4), textcoords="offset points", fontsize=TINY, parse_math=False
             )
     if not seconds:
         axes.text(0.5, 0.5, "no times recorded", ha="center", va="center", transform=axes.transAxes)
@@ -223,5 +223,5 @@ def _times(axes: Any, table: Comparison) -> None:
         axes.set_xlim(min(seconds) / 1.3, max(seconds) * 1.4)
     else:
         axes.set_xlim(0, 1.12 * max(seconds) or 1.0)
-    _plain(axes)
+    _use_plain_numbers(axes)
     axes.grid(linewidth=0.4, alpha=0.5)

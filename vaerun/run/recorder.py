@@ -123,7 +123,7 @@ class Recorder:
             )
             yield
         except OSError as error:  # the folder is gone, the disk is full: no check beforehand could have told
-            raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to go on") from error
+            raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to resume") from error
         finally:
             self.logger.close()
 

@@ -58,7 +58,7 @@ class RunLogHandler(logging.FileHandler):
 
     def _cannot_write(self, error: OSError) -> RunError:
         why = error.strerror or error
-        return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to go on")
+        return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to resume")
 
     def close(self) -> None:
         """Close; a full disk has been reported by the write that met it, and closing meets it again."""
@@ -167,7 +167,7 @@ class RunLogger:
 
     def _cannot_write(self, error: OSError) -> RunError:
         why = error.strerror or error
-        return RunError(f"cannot write into {self.folder}: {why}; run the same command again to go on")
+        return RunError(f"cannot write into {self.folder}: {why}; run the same command again to resume")
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
         """Show progress. Without a terminal, the call after the last validation always prints a line."""
