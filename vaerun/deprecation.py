@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,3 +54,22 @@ def module_aliases(module: str, names: Mapping[str, str]) -> Callable[[str], Any
         return getattr(sys.modules[module], names[name])
 
     return get
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds modules under the names that they had before they moved: an entry of `sys.meta_path`.
+
+    Arguments:
+        names: a module's name now, by its old name.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in self.names else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = self.names[module.__name__]
+        warnings.warn(f"{module.__name__} has moved: import {new}", DeprecationWarning, stacklevel=2)
+        module.__getattr__ = functools.partial(getattr, importlib.import_module(new))  # type: ignore[method-assign]

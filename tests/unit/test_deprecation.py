@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from support.models import members
@@ -13,6 +15,7 @@ import vaerun.objectives
 import vaerun.randomness
 from vaerun.distributions import DiagonalNormal
 from vaerun.estimators.base import Estimate, batch_coupling, estimate, reparameterised_terms
+from vaerun.evaluation.likelihood import pareto
 from vaerun.models import Joint
 
 D = 3
@@ -107,3 +110,12 @@ def test_samples_by_their_old_name():
         old = vaerun.estimators.base.pathwise(joint, normal(), 2, held=True)
     torch.manual_seed(0)
     assert old.z.shape == reparameterised_terms(joint, normal(), 2, True).z.shape
+
+
+def test_a_module_that_has_moved():
+    sys.modules.pop("vaerun.evaluation.pareto", None)
+    with pytest.warns(DeprecationWarning, match=r"has moved: import vaerun\.evaluation\.likelihood\.pareto"):
+        from vaerun.evaluation.pareto import pareto_k  # type: ignore[import-not-found]
+    assert pareto_k is pareto.pareto_k
+    with pytest.raises(ModuleNotFoundError):
+        import vaerun.evaluation.nothing  # type: ignore[import-not-found]  # noqa: F401

@@ -1,6 +1,19 @@
 """Validation, importance sampling and pictures; they know joints and distributions only (layer L5)."""
 
+import sys
+
+from vaerun.deprecation import MovedModules
 from vaerun.evaluation.likelihood.importance import importance_sampling, log_likelihood
 from vaerun.evaluation.likelihood.validation import Validator
 
 __all__ = ["Validator", "importance_sampling", "log_likelihood"]
+
+_MOVED = {
+    "likelihood": ("annealed", "gaps", "gradient_noise", "hmc", "importance", "pareto", "parzen", "validation"),
+    "latent": ("probe", "traversals"),
+    "samples": ("classifier", "feature_pooling", "inception", "sample_quality", "sample_validation"),
+    "plots": ("charts", "pictures"),
+}
+sys.meta_path.append(
+    MovedModules({f"{__name__}.{old}": f"{__name__}.{room}.{old}" for room, names in _MOVED.items() for old in names})
+)
