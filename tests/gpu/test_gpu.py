@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded steps, kernels and runs side by side there. Skipped where there is none."""
+"""CUDA graphs, GPU kernels and concurrent runs on a GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs.captured_steps import captured, state, step_of, steps
 from support.runs.commands import assert_same_bits, load
 from support.runs.processes import MODELS
-from support.runs.recording import recorded, state, step_of, steps
 
 from vaerun.cli.main import main
 from vaerun.inference import factor
 from vaerun.training.step import side_stream
 
 pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.usefixtures("single_precision"),
 ]
 GPU = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as commands do: torch looks at it once in a process
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the commands do: torch reads it once per process
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_replays_are_the_steps(name: str) -> None:
-    """As on the tape (test_recorded.py), by CUDA graphs.
+    """Replayed CUDA graphs give the eager steps (test_cuda_graph.py shows it on the CPU, with a tape).
 
-    Convolutions may choose other algorithms; a warm-up's weight is divided on the device, which rounds otherwise.
+    Convolutions may choose other algorithms; a warm-up's weight is divided on the device, which rounds differently.
     """
     with side_stream(GPU):
         plain, other = step_of(MODELS[name], "cuda"), step_of(MODELS[name], "cuda", source=True)
-        make = recorded(other)
+        graphed = captured(other)
         steps(plain, plain, 0, 9)
-        steps(make, other, 0, 9)
-        found, expected = state(other), state(plain)
+        steps(graphed, other, 0, 9)
+        replayed, expected = state(other), state(plain)
     if name in ("convolutional vae", "vae with warm-up"):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(replayed, expected, rtol=1e-3, atol=1e-4)
     else:
-        assert_same_bits(found, expected)
+        assert_same_bits(replayed, expected)
 
 
 @pytest.mark.parametrize("d", [1, 17, 32, 50, 128])
@@ -62,21 +62,21 @@ def test_kernels_factorise_and_solve(d: int) -> None:
 
 @pytest.mark.parametrize("name", ["vae", "vlae", "sa_vae", "gan"])
 def test_runs_side_by_side_are_runs_alone(name: str) -> None:
-    """Three threads with different seeds, each with its own stream and generator, against the same one by one.
+    """Three threads with different seeds, each with its own stream and generator, equal the same runs one by one.
 
-    Where a gradient is differentiated (SA-VAE) autograd orders its sums by how much each thread has done before.
+    Under double backward (SA-VAE) autograd's order of summation depends on what each thread has computed before.
     """
-    gate, found, lock = threading.Barrier(3), dict[int, Any](), threading.Lock()
+    barrier, states, lock = threading.Barrier(3), dict[tuple[int, bool], Any](), threading.Lock()
 
-    def train(seed: int, together: bool) -> None:
+    def train(seed: int, concurrent: bool) -> None:
         with side_stream(GPU):
             with lock:
-                step = step_of(MODELS[name], "cuda", source=together, seed=seed)
-            make = recorded(step)
-            if together:
-                gate.wait()
-            steps(make, step, 0, 60)
-            found[seed, together] = state(step)
+                step = step_of(MODELS[name], "cuda", source=concurrent, seed=seed)
+            graphed = captured(step)
+            if concurrent:
+                barrier.wait()
+            steps(graphed, step, 0, 60)
+            states[seed, concurrent] = state(step)
 
     threads = [threading.Thread(target=train, args=(seed, True)) for seed in range(3)]
     for thread in threads:
@@ -86,9 +86,9 @@ def test_runs_side_by_side_are_runs_alone(name: str) -> None:
     for seed in range(3):
         train(seed, False)
         if name == "sa_vae":
-            torch.testing.assert_close(found[seed, True], found[seed, False], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(states[seed, True], states[seed, False], rtol=1e-3, atol=1e-4)
         else:
-            assert_same_bits(found[seed, True], found[seed, False])
+            assert_same_bits(states[seed, True], states[seed, False])
 
 
 def command(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def command(*words: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("command_environment")
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas give the runs that they stand for; deterministic algorithms the same bits, whatever is logged."""
+    """Replicas equal stand-alone runs; deterministic algorithms give the same bits, whatever is logged."""
     monkeypatch.chdir(tmp_path)
     base = ("model=vlae", "trainer.max_steps=40", "trainer.device=cuda")
     command(*base, "trainer.replicas=2", "output_dir=together", monkeypatch=monkeypatch)

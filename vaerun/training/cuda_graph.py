@@ -1,9 +1,9 @@
 """Training steps captured once as CUDA graphs and replayed.
 
 A small network's step is hundreds to thousands of small kernels, which a GPU finishes faster than Python can launch
-them; a graph is launched as one. Whatever changes from step to step must then be on the device, at fixed addresses: the
-rows of the batch, the number of the step, the learning rates, the running sums. The generator is seeded by position
-before each replay, so a replayed step draws what the eager step would have drawn.
+them; a graph is launched as one. Whatever changes from step to step must then live on the device, at a fixed address:
+rows of the batch, step number, learning rates, running sums. The generator is reseeded for each step before its replay,
+so a replayed step draws what the eager step would have drawn.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from vaerun.errors import RunError
 from vaerun.training.settings import TrainPlan
 from vaerun.training.step import Step, process_lock
 
-WARM_UP = 2  # steps before a capture: libraries choose their kernels, optimisers allocate their moments
+WARMUP_STEPS = 2  # before a capture: libraries choose their kernels, optimisers allocate their moments
 
 
-class Capture(Protocol):
-    """The operations of a function on device memory, captured without running them, and run by each `replay`."""
+class Graph(Protocol):
+    """Device operations, captured from a function without being executed, and executed by each `replay`."""
 
-    def record(self, function: Callable[[], None]) -> None: ...
+    def capture(self, function: Callable[[], None]) -> None: ...
     def replay(self) -> None: ...
 
 
-class CudaCapture:
-    """A CUDA graph on this thread's current stream, which must not be the default one.
+class CudaGraph:
+    """A CUDA graph on this thread's current stream, which must not be the default stream.
 
     Arguments:
-        generator: which the function draws from; None: torch's global one.
-        pool: memory shared by graphs that are never replayed at the same time.
+        generator: that the function draws from; None: torch's global one.
+        pool: memory pool, shared by graphs that are never replayed concurrently.
     """
 
     def __init__(self, generator: torch.Generator | None, pool: Any) -> None:
@@ -41,9 +41,9 @@ class CudaCapture:
         if generator is not None:
             self.graph.register_generator_state(generator)
 
-    def record(self, function: Callable[[], None]) -> None:
+    def capture(self, function: Callable[[], None]) -> None:
         stream = torch.cuda.current_stream()
-        # Other threads, which train other runs, may allocate meanwhile.
+        # Threads that train other runs may allocate meanwhile.
         with torch.cuda.graph(self.graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             function()
 
@@ -58,19 +58,19 @@ def capture_step(
 
     Arguments:
         step: to capture.
-        plan: for the sizes of batches.
-        repeats: batches of one step.
+        plan: for the batch sizes.
+        repeats: batches per step.
         number: steps done so far.
         warn: called with one line where compile=auto falls back to the eager step.
 
-    Raises RunError where settings.compile=graph, and the step cannot be captured.
+    Raises RunError where settings.compile=graph and the step cannot be captured.
     """
     compile = step.settings.compile
     if compile == "none" or (compile == "auto" and (step.device.type != "cuda" or step.ranks.size > 1)):
         return step
     pool = torch.cuda.graph_pool_handle()
     try:
-        return GraphedStep(step, plan.batch_sizes, repeats, number, lambda: CudaCapture(step.generator, pool))
+        return GraphedStep(step, plan.batch_sizes, repeats, number, lambda: CudaGraph(step.generator, pool))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -80,35 +80,35 @@ def capture_step(
             raise RunError(f"{problem}: use none or auto") from error
         if step.generator is not None and step.settings.precision == "tf32":
             raise RunError(
-                f"this step cannot be captured ({reason}), and the other runs of this process multiply in another "
-                "precision meanwhile: run them one by one, or set trainer.precision=float32"
+                f"this step cannot be captured ({reason}), and tf32 cannot run eagerly next to other runs of this "
+                "process: run them one by one, or set trainer.precision=float32"
             ) from error
-        warn(f"the training step cannot be captured as a CUDA graph and runs eagerly: {reason}")
+        warn(f"the training step cannot be captured as a CUDA graph; running eagerly: {reason}")
         return step
 
 
 class GraphedStep:
-    """A step captured for every size that a batch of this run has; run like the step itself.
+    """A step captured once for each batch size, with the interface of the step itself.
 
-    Capturing leaves the run's state as it was.
+    Capturing leaves the run's state unchanged.
 
     Arguments:
         step: to capture.
-        sizes: numbers of images of a batch.
-        repeats: batches of one step.
+        sizes: batch sizes.
+        repeats: batches per step.
         number: steps done so far.
-        capture: makes an empty Capture.
+        make_graph: returns an empty graph.
 
-    Raises whatever torch raises for a step that cannot be captured: one that reads numbers on the host.
+    Raises what torch raises for a step that cannot be captured, such as one that reads values on the host.
     """
 
     def __init__(
-        self, step: Step, sizes: Sequence[int], repeats: int, number: int, capture: Callable[[], Capture]
+        self, step: Step, sizes: Sequence[int], repeats: int, number: int, make_graph: Callable[[], Graph]
     ) -> None:
         self.step = step
         self.number = torch.tensor(number, device=step.device)
         self.rows: dict[int, list[Tensor]] = {}
-        self.captures: dict[int, Capture] = {}
+        self.graphs: dict[int, Graph] = {}
         before = {name: tensor.clone() for name, tensor in step.mutable_tensors().items()}
         step.set_learning_rates(1.0)
         with process_lock:
@@ -116,14 +116,14 @@ class GraphedStep:
                 for size in sizes:
                     row = torch.arange(size, device=step.device)
                     self.rows[size] = [row.clone() for _ in range(repeats)]
-                    for _ in range(WARM_UP):
+                    for _ in range(WARMUP_STEPS):
                         self._run(size)
-                    self.captures[size] = capture()
-                    self.captures[size].record(lambda size=size: self._run(size))  # type: ignore[misc]
+                    self.graphs[size] = make_graph()
+                    self.graphs[size].capture(lambda size=size: self._run(size))  # type: ignore[misc]
             finally:
                 self.number.fill_(number)
                 for name, tensor in step.mutable_tensors().items():
-                    # What was not there before was made by the first step: moments, counts and sums, all from zero.
+                    # The others were created by the first warm-up step: moments, counts and sums, which start at zero.
                     tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def _run(self, size: int) -> None:
@@ -131,8 +131,8 @@ class GraphedStep:
         self.number += 1
 
     def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """As Step.run; `number` must be the one after the last."""
+        """See Step.run; `number` must follow that of the previous call."""
         size = len(rows[0])
         for buffer, row in zip(self.rows[size], rows, strict=True):
             buffer.copy_(row)
-        self.captures[size].replay()
+        self.graphs[size].replay()

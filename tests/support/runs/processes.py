@@ -226,7 +226,7 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
             progress = Trainer(objective, split, how, how.plan(len(split)), **given).train()
             outcome |= {"step": progress.step, "best": progress.best}
         except (RunError, Interrupted) as error:
-            outcome |= {"error": str(error), "kind": type(error).__name__, "shared": ranks.shared(error)}
+            outcome |= {"error": str(error), "kind": type(error).__name__, "shared": ranks.is_collective(error)}
             if isinstance(error, PeerLost):
                 (folder.parent / f"lost{ranks.rank}").write_text(str(error))
                 raise

@@ -1,8 +1,8 @@
-"""A recording of operations on the CPU with a CUDA graph's semantics: fixed addresses, no look at numbers.
+"""A CPU stand-in for a CUDA graph, with its semantics: fixed addresses, no values read on the host.
 
-`record` makes the function once and notes every operation; `replay` makes them again on the same memory: each writes
-its result where the first one was. So whatever Python computed from a number, or kept outside of tensors, is baked in,
-as it is in a CUDA graph. Unlike there, recording makes the function too; what it changed is put back.
+`capture` runs the function once and logs every operation; `replay` repeats them on the same memory, each result going
+where the first one went. Whatever Python computed from a value, or kept outside of tensors, is baked in, as in a CUDA
+graph. Unlike there, capturing executes the function; what it changed is restored.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-LOOKS = ("aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::nonzero", "aten::is_nonzero")
+HOST_READS = ("aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::nonzero", "aten::is_nonzero")
 
 
-class _Noting(TorchDispatchMode):
+class _Capturing(TorchDispatchMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.name() in LOOKS or func.name().startswith("aten::nonzero"):
-            raise RuntimeError(f"operation not permitted when a step is recorded: {func.name()}")
+        if func.name() in HOST_READS or func.name().startswith("aten::nonzero"):
+            raise RuntimeError(f"operation not permitted during a capture: {func.name()}")
         if func.name() == "aten::_to_copy" and kwargs.get("device") not in (None, torch.device("cpu")):
             raise RuntimeError("another device")
         for tensor in [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]:
-            self.tape.keep(tensor)
-        found = func(*args, **kwargs)
-        self.tape.operations.append((func, args, kwargs, found))
-        return found
+            self.tape.save(tensor)
+        result = func(*args, **kwargs)
+        self.tape.operations.append((func, args, kwargs, result))
+        return result
 
 
 class Tape:
-    """Implements vaerun.training.cuda_graph.Recording."""
+    """Implements vaerun.training.cuda_graph.Graph."""
 
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, Any]] = []
@@ -45,19 +45,19 @@ class Tape:
         self.made: set[int] = set()
         self.replays = 0
 
-    def keep(self, tensor: Tensor) -> None:
-        """Memory that was there before the recording, as it was."""
-        place = tensor.untyped_storage().data_ptr()
-        if place not in self.before and place not in self.made:
+    def save(self, tensor: Tensor) -> None:
+        """Copy memory that existed before the capture."""
+        address = tensor.untyped_storage().data_ptr()
+        if address not in self.before and address not in self.made:
             flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-            self.before[place] = flat, flat.clone()
+            self.before[address] = flat, flat.clone()
 
-    def record(self, function: Callable[[], None]) -> None:
-        with _Noting(self):
+    def capture(self, function: Callable[[], None]) -> None:
+        with _Capturing(self):
             function()
-        for _, args, kwargs, found in self.operations:
+        for _, args, kwargs, result in self.operations:
             inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-            outputs = {t.untyped_storage().data_ptr() for t in tree_leaves(found) if isinstance(t, Tensor)}
+            outputs = {t.untyped_storage().data_ptr() for t in tree_leaves(result) if isinstance(t, Tensor)}
             self.made |= outputs - inputs
         for flat, old in self.before.values():
             if flat.untyped_storage().data_ptr() not in self.made:
@@ -66,9 +66,9 @@ class Tape:
     def replay(self) -> None:
         self.replays += 1
         with torch.no_grad():
-            for func, args, kwargs, found in self.operations:
-                given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-                again = func(*args, **kwargs)
-                for old, new in zip(tree_flatten(found)[0], tree_flatten(again)[0], strict=True):
-                    if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in given:
+            for func, args, kwargs, first in self.operations:
+                inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+                repeated = func(*args, **kwargs)
+                for old, new in zip(tree_flatten(first)[0], tree_flatten(repeated)[0], strict=True):
+                    if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in inputs:
                         old.copy_(new)

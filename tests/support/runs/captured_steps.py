@@ -1,4 +1,4 @@
-"""Runs of recorded and of plain steps, for the CPU (tape.py) and for a GPU."""
+"""Captured and eager steps, for the CPU (tape.py) and for a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from vaerun.distributed.collectives import Ranks
 from vaerun.randomness import permutation
 from vaerun.training import TrainSettings, make_optimisers
-from vaerun.training.cuda_graph import CudaCapture, GraphedStep
+from vaerun.training.cuda_graph import CudaGraph, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.settings import lr_multiplier
 from vaerun.training.step import Step
@@ -24,7 +24,7 @@ def settings_of(case: Case, **more: Any) -> TrainSettings:
 
 
 def step_of(case: Case, device: str = "cpu", source: bool = False, **more: Any) -> Step:
-    """A step of the case's objective; on the CPU with all that a GPU's keeps on the device."""
+    """A step of the case's objective; on the CPU too, its state is in tensors as on a GPU."""
     split = split_of(case)
     objective = case.make(split)
     objective.to(device)
@@ -34,7 +34,7 @@ def step_of(case: Case, device: str = "cpu", source: bool = False, **more: Any) 
     optimisers = make_optimisers(objective.phases, settings)
     guard = FiniteGuard(torch.device(device))
     if device == "cpu":
-        guard.on_device, guard.first = True, torch.tensor(-1)
+        guard.on_device, guard.first_bad_step = True, torch.tensor(-1)
         for optimiser in optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = torch.tensor(group["lr"], dtype=torch.float32)
@@ -42,28 +42,28 @@ def step_of(case: Case, device: str = "cpu", source: bool = False, **more: Any) 
     return Step(objective, split, settings, optimisers, guard, Ranks(), generator)
 
 
-def recorded(step: Step, number: int = 0, tape: Any = None) -> GraphedStep:
-    """The step recorded for full batches and for an epoch's last one."""
+def captured(step: Step, number: int = 0, tape: Any = None) -> GraphedStep:
+    """The step, captured for full batches and for the last batch of an epoch."""
     repeats = max(phase.repeats for phase in step.objective.phases.values())
     pool = None if tape is not None else torch.cuda.graph_pool_handle()
     sizes = sorted({BATCH, len(step.split) % BATCH or BATCH})
-    return GraphedStep(step, sizes, repeats, number, tape or (lambda: CudaCapture(step.generator, pool)))
+    return GraphedStep(step, sizes, repeats, number, tape or (lambda: CudaGraph(step.generator, pool)))
 
 
-def steps(make: Step | GraphedStep, step: Step, start: int, stop: int) -> None:
-    """Make steps start..stop-1 as the loop does."""
+def steps(stepper: Step | GraphedStep, step: Step, start: int, stop: int) -> None:
+    """Run steps start..stop-1 as the training loop does."""
     per_epoch = -(-len(step.split) // BATCH)
     repeats = max(phase.repeats for phase in step.objective.phases.values())
     step.objective.train()
     for number in range(start, stop):
         epoch, i = divmod(number, per_epoch)
-        places = [("epoch", epoch), *(("epoch", epoch, "repeat", r) for r in range(1, repeats))]
-        rows = [permutation(len(step.split), step.settings.seed, *p)[i * BATCH : (i + 1) * BATCH] for p in places]
-        scale = lr_multiplier(step.settings.schedule, epoch, number / (3 * per_epoch))
-        step.begin(number, scale)
-        make.run(number, [row.to(step.device) for row in rows])
+        positions = [("epoch", epoch), *(("epoch", epoch, "repeat", r) for r in range(1, repeats))]
+        rows = [permutation(len(step.split), step.settings.seed, *p)[i * BATCH : (i + 1) * BATCH] for p in positions]
+        multiplier = lr_multiplier(step.settings.schedule, epoch, number / (3 * per_epoch))
+        step.begin(number, multiplier)
+        stepper.run(number, [row.to(step.device) for row in rows])
 
 
 def state(step: Step) -> dict[Any, Tensor]:
-    """All that was trained and summed, copied."""
+    """A copy of all tensors that a step mutates."""
     return {name: value.clone() for name, value in step.mutable_tensors().items()}
