@@ -1,12 +1,13 @@
-"""One run over several processes: each has all of the data and of the parameters, and a part of every batch.
+"""Data-parallel training: every rank has all data and all parameters, and computes one shard of each batch.
 
-The gradient of a batch's mean loss is the sum over processes of that of (sum over own images) / B, B of the whole
-batch, so that a ragged batch is exact and a process that has no image of it adds zero. Noise is drawn for the whole
-batch everywhere and sliced (vaerun/randomness.py). Hence the loss curve is one process's, up to the order of addition.
+The loss of a shard is its sum over images divided by the size B of the whole batch, so gradients are summed over ranks,
+not averaged: a ragged batch is exact, and a rank without images adds zero. Every rank draws the noise of the whole
+batch and slices it (vaerun/randomness.py). The loss curve is therefore that of a single process, up to the order of
+summation.
 
-Every decision that ends or changes the loop is made of numbers that all processes hold in common: gradients, loss and
-what each has to say (a signal, a checkpoint that is due) travel in one sum. What is written, and what is measured on
-other images than the batch's, is the first process's affair, and its outcome is told to the others.
+Whatever ends or alters the loop is decided from numbers that all ranks share: one all-reduce carries gradients, loss
+and pending requests (a signal, a checkpoint that is due). Rank 0 alone writes files and validates, and broadcasts the
+outcome.
 """
 
 from __future__ import annotations
@@ -34,56 +35,56 @@ E = TypeVar("E", bound=BaseException)
 
 
 class PeerLost(RunError):
-    """Another process of the run has ended, which tells of it itself."""
+    """Another process of the run has ended; it reports the cause itself."""
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """Which images of a batch are this process's.
+    """The images of a batch that one rank computes.
 
     Attributes:
-        start, stop: rows of the batch that the model is to see, at least one.
-        own: how many of them count: all, or none where the batch has fewer images than there are processes.
+        start, stop: rows of the batch that the model sees, at least one.
+        valid: how many of these rows count: all of them, or none where the batch has fewer images than ranks.
         images: of the whole batch, B.
     """
 
     start: int
     stop: int
-    own: int
+    valid: int
     images: int
 
     @property
-    def place(self) -> slice:
-        """The rows to take."""
+    def rows(self) -> slice:
+        """The shard's rows of the batch."""
         return slice(self.start, self.stop)
 
     def mean(self, loss: Tensor) -> Tensor:
-        """Loss [rows] -> its part of the mean over the whole batch."""
-        return loss.mean() if self.own == self.images else loss[: self.own].sum() / self.images
+        """Loss [rows] -> its contribution [] to the mean over the whole batch."""
+        return loss.mean() if self.valid == self.images else loss[: self.valid].sum() / self.images
 
     def sum(self, metric: Tensor) -> Tensor:
-        """[rows] -> sum over own images."""
-        return metric[: self.own].sum()
+        """Metric [rows] -> its sum [] over the valid rows."""
+        return metric[: self.valid].sum()
 
 
-def shard_of(images: int, rank: int, size: int) -> BatchShard:
-    """The share of process `rank` of `size`: consecutive rows, as many as any other's or one less or more.
+def shard_for_rank(images: int, rank: int, size: int) -> BatchShard:
+    """The shard of one of `size` ranks: consecutive rows, their number equal over ranks to within one.
 
-    A process without an image of its own takes the first one, and counts it for nothing: its model runs as all others'
-    do, so whatever has no gradient has none there either.
+    A rank without images computes the first one with weight zero. Its model then runs as on every other rank, so the
+    same parameters have gradients everywhere.
     """
     start, stop = images * rank // size, images * (rank + 1) // size
     return BatchShard(start, stop, stop - start, images) if stop > start else BatchShard(0, 1, 0, images)
 
 
 class Ranks:
-    """The processes of one run, as one of them sees them. Without arguments: a run of one, to which nothing is added.
+    """The processes of one run, seen from one of them. The default is a single process, where everything is a no-op.
 
     Arguments:
         rank: of this process, from 0.
         size: number of processes.
-        device: this process's; None: the run's own choice.
-        store: where a process that fails leaves the cause, as `failed`, for those that lose it.
+        device: of this process; None: as trainer.device says.
+        store: where a rank that fails leaves the cause under the key `failed`, for its peers to report.
     """
 
     def __init__(
@@ -92,202 +93,204 @@ class Ranks:
         self.rank, self.size, self.device, self._store = rank, size, device, store
         self._parent = os.getppid()
         self._stop, self._due = ShutdownSignal(), lambda: False
-        self._words: tuple[Tensor, Any] | None = None  # of the step that is being made
-        # Reading a GPU's numbers waits for it: those of the step before are there already, and as good for all.
+        self._requests: tuple[Tensor, Any] | None = None  # of the current step
+        # Reading the current step's requests would wait for the GPU; those of the previous step have already arrived.
         self._lag = int(device is not None and device.type == "cuda")
-        self._waiting: deque[tuple[Tensor, Any] | None] = deque()
-        self._agreed: BaseException | None = None
+        self._in_flight: deque[tuple[Tensor, Any] | None] = deque()
+        self._collective_error: BaseException | None = None
 
     @contextmanager
     def shard(self, images: int) -> Iterator[BatchShard]:
-        """This process's share of a batch of so many images; inside, batch noise is drawn for all of it and sliced."""
-        own = shard_of(images, self.rank, self.size)
-        with batch_slice(own.start, own.stop, images) if self.size > 1 else contextlib.nullcontext():
-            yield own
+        """This rank's shard of a batch of so many images; inside, noise is drawn for the whole batch and sliced."""
+        shard = shard_for_rank(images, self.rank, self.size)
+        with batch_slice(shard.start, shard.stop, images) if self.size > 1 else contextlib.nullcontext():
+            yield shard
 
-    def listen(self, stop: ShutdownSignal, due: Callable[[], bool]) -> None:
-        """From now on each reduction tells the others of a signal to this process and, from the first, what is due."""
+    def exchange_requests(self, stop: ShutdownSignal, due: Callable[[], bool]) -> None:
+        """Send requests with every gradient reduction: signals to any rank, and the checkpoints due on rank 0."""
         self._stop, self._due = stop, due
 
-    def reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Sum gradients and loss over all processes, in place of each one's own; one sum for each dtype.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Replace this rank's gradients by their sum over ranks, and return the summed loss; one reduction per dtype.
 
-        Gradients below single precision are summed in it. What each process has to say goes with the first sum.
+        Half-precision gradients are summed in float32. Pending requests travel with the first reduction.
 
         Arguments:
-            parameters: of the phase; the same have a gradient everywhere.
-            loss: this process's part of the mean.
+            parameters: of the phase; the same ones have gradients on every rank.
+            loss: this rank's contribution to the mean, [].
         """
         if self.size == 1:
             return loss
         if os.getppid() != self._parent and self._stop.signum is None:
-            self._stop.signum = signal.SIGTERM  # the launcher has gone, and nobody is left to end this process
-        words = torch.zeros(self.size + 1, pin_memory=self._lag > 0)
-        words[self.rank] = self._stop.signum or 0
-        words[-1] = float(self.rank == 0 and self._due())
+            self._stop.signum = signal.SIGTERM  # the launcher is gone: nothing else would end this process
+        requests = torch.zeros(self.size + 1, pin_memory=self._lag > 0)  # a signal per rank, and a due checkpoint
+        requests[self.rank] = self._stop.signum or 0
+        requests[-1] = float(self.rank == 0 and self._due())
         groups: dict[torch.dtype, list[nn.Parameter]] = {}
         for parameter in parameters:
             groups.setdefault(torch.promote_types(parameter.dtype, torch.float32), []).append(parameter)
-        head = [words, loss.detach().reshape(1)]
+        head = [requests, loss.detach().reshape(1)]
         for dtype, group in groups.items():
             parts = head + [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in group]
             flat = torch.cat([part.to(loss.device, dtype, non_blocking=True) for part in parts])
-            with self._together():
+            with self._raising_peer_lost():
                 dist.all_reduce(flat)
             summed = list(flat.split([len(part) for part in parts]))
             if head:
-                self._keep(summed.pop(0))
+                self._store_requests(summed.pop(0))
                 loss, head = summed.pop(0)[0].to(loss.dtype), []
             for parameter, gradient in zip(group, summed, strict=True):
                 if parameter.grad is not None:
                     parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         return loss
 
-    def _keep(self, words: Tensor) -> None:
-        self._words = words, lambda: None
+    def _store_requests(self, requests: Tensor) -> None:
+        self._requests = requests, lambda: None
         if self._lag:
-            there = torch.cuda.Event()
-            self._words = words.to("cpu", non_blocking=True), there.synchronize
-            there.record()
+            copied = torch.cuda.Event()
+            self._requests = requests.to("cpu", non_blocking=True), copied.synchronize
+            copied.record()
 
     def pending_requests(self) -> tuple[int | None, bool]:
-        """After a step: the signal that any process has had, if one, and whether a checkpoint is due; same for all.
+        """The signal that any rank has received, and whether a checkpoint is due; call it once after each step.
 
-        On a GPU as of the step before.
+        All ranks get the same answer. On a GPU it is that of the previous step.
         """
         if self.size == 1:
             return self._stop.signum, self._due()
-        self._waiting.append(self._words)
-        self._words = None
-        ready = self._waiting.popleft() if len(self._waiting) > self._lag else None
+        self._in_flight.append(self._requests)
+        self._requests = None
+        ready = self._in_flight.popleft() if len(self._in_flight) > self._lag else None
         if ready is None:
             return None, False
-        words, wait = ready
+        requests, wait = ready
         wait()
-        *signals, due = (int(word) for word in words.tolist())
+        *signals, due = (int(request) for request in requests.tolist())
         if due:
-            self._waiting.clear()  # said before this one was met
+            self._in_flight.clear()  # later ones ask for the same checkpoint
         return next((s for s in signals if s), None), bool(due)
 
-    def check(self, stop: ShutdownSignal, signum: int | None) -> None:
-        """Raises Interrupted on every process where `wishes` told of a signal."""
+    def check_signal(self, stop: ShutdownSignal, signum: int | None) -> None:
+        """Raises Interrupted where a signal has come: on all ranks, the one that `pending_requests` returned."""
         if self.size == 1:
             stop.check()
         elif signum is not None:
-            raise self.agreed(Interrupted(signum))
+            raise self.mark_collective(Interrupted(signum))
 
-    def agreed(self, error: E) -> E:
-        """The error as it is, known to be raised by all processes, so that they can leave together."""
-        self._agreed = error
+    def mark_collective(self, error: E) -> E:
+        """Return the error, marked as raised by all ranks, so that they can end together."""
+        self._collective_error = error
         return error
 
-    def shared(self, error: BaseException) -> bool:
-        """Whether all processes raise this error, so that one of them is enough to tell of it."""
-        return error is self._agreed
+    def is_collective(self, error: BaseException) -> bool:
+        """Whether all ranks raise this error, so that one of them can report it for all."""
+        return error is self._collective_error
 
     def on_rank_zero(self, function: Callable[[], T] | None) -> T:
-        """What the function gives on the first process; the others wait for it and do not call theirs.
+        """Call the function on rank 0 only, and return its result on every rank.
 
-        What it gives must be plain values. InputError, RunError and Interrupted are raised by all.
+        The result must consist of plain values. InputError, RunError and Interrupted are raised on all ranks.
         """
         if self.rank == 0:
             assert function is not None
             if self.size == 1:
                 return function()
             try:
-                found = function()
+                value = function()
             except BaseException as error:
-                word: tuple[Any, Any] = PeerLost, "the first process of this run failed"
+                failure: tuple[Any, Any] = PeerLost, "the first process of this run failed"
                 if isinstance(error, InputError | RunError | Interrupted):
-                    word = type(error), error.signum if isinstance(error, Interrupted) else str(error)
-                    self.agreed(error)
+                    failure = type(error), error.signum if isinstance(error, Interrupted) else str(error)
+                    self.mark_collective(error)
                 with contextlib.suppress(PeerLost):
-                    self._tell(word)
+                    self._broadcast(failure)
                 raise
-            self._tell((None, found))
-            return found
-        kind, found = self._tell(None)
-        if kind is None:
-            return found
-        raise kind(found) if kind is PeerLost else self.agreed(kind(found))
+            self._broadcast((None, value))
+            return value
+        error_type, value = self._broadcast(None)
+        if error_type is None:
+            return value
+        raise error_type(value) if error_type is PeerLost else self.mark_collective(error_type(value))
 
-    def _tell(self, word: Any) -> Any:
-        box = [word]
-        with self._together():
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+    def _broadcast(self, value: Any) -> Any:
+        objects = [value]
+        with self._raising_peer_lost():
+            dist.broadcast_object_list(objects, src=0, device=torch.device("cpu"))
+        return objects[0]
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over processes, each with the same names."""
+        """Sum each value over ranks, all of which have the same names."""
         if self.size == 1 or not values:
             return dict(values)
         flat = torch.stack([values[name].double() for name in sorted(values)])
-        with self._together():
+        with self._raising_peer_lost():
             dist.all_reduce(flat)
         return {name: total.to(values[name].dtype) for name, total in zip(sorted(values), flat, strict=True)}
 
     def all_true(self, flags: Tensor) -> Tensor:
-        """Logical and over processes, of any shape."""
+        """Logical AND over ranks, element by element."""
         if self.size == 1:
             return flags
-        found = flags.to(torch.int32)
-        with self._together():
-            dist.all_reduce(found, dist.ReduceOp.MIN)
-        return found.bool()
+        minimum = flags.to(torch.int32)
+        with self._raising_peer_lost():
+            dist.all_reduce(minimum, dist.ReduceOp.MIN)
+        return minimum.bool()
 
-    def assert_ranks_equal(self, things: Callable[[], Mapping[str, Any]]) -> None:
-        """Raises RunError, on all processes, unless each thing has the same bits on all of them.
+    def assert_ranks_equal(self, values: Callable[[], Mapping[str, Any]]) -> None:
+        """Raises RunError on all ranks unless every value has the same bits on all of them.
 
         Arguments:
-            things: gives them by their names in words; tensors and plain values, also in mappings and sequences.
+            values: returns tensors and plain values, also in mappings and sequences, by the names that the error uses.
         """
         if self.size == 1:
             return
-        mine = {name: digest(thing) for name, thing in things().items()}
-        firsts = self.on_rank_zero(lambda: mine)
-        same = self.all_true(torch.tensor([mine[name] == firsts[name] for name in mine])).tolist()
-        if not all(same):
-            names = " and ".join(name for name, equal in zip(mine, same, strict=True) if not equal)
-            raise self.agreed(
+        digests = {name: digest(value) for name, value in values().items()}
+        expected = self.on_rank_zero(lambda: digests)
+        equal = self.all_true(torch.tensor([digests[name] == expected[name] for name in digests])).tolist()
+        if not all(equal):
+            names = " and ".join(name for name, same in zip(digests, equal, strict=True) if not same)
+            raise self.mark_collective(
                 RunError(
-                    f"trainer.processes={self.size}: {names} should be the same on all processes and differ: run the "
-                    "same command again to go on from the last checkpoint, or set trainer.processes=1"
+                    f"trainer.processes={self.size}: {names} differ between processes: run the same command again to "
+                    "resume from the last checkpoint, or set trainer.processes=1"
                 )
             )
 
     def barrier(self) -> None:
-        """Wait until all processes are here. Raises Lost where one has ended before."""
+        """Wait until all ranks have arrived. Raises PeerLost where one has ended."""
         self.all_true(torch.ones(1))
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def _raising_peer_lost(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            cause = str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]  # gloo's, without its source
-            with contextlib.suppress(RuntimeError):  # the store may have gone too
+            cause = (
+                str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]
+            )  # gloo's, without file and line
+            with contextlib.suppress(RuntimeError):  # the store may be gone too
                 if self._store is not None and self._store.check(["failed"]):
                     cause = self._store.get("failed").decode()
             raise PeerLost(f"another process of this run has ended: {cause}") from error
 
 
-def digest(thing: Any) -> str:
-    """Of the bits of tensors and the representation of plain values, in mappings and sequences as deep as they go."""
-    found = hashlib.blake2b(digest_size=16)
+def digest(value: Any) -> str:
+    """Hash of the bits of tensors and the repr of plain values, in arbitrarily nested mappings and sequences."""
+    blake2b = hashlib.blake2b(digest_size=16)
 
-    def add(part: Any) -> None:
-        if isinstance(part, Tensor):
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            found.update(part.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(part, Mapping):
-            for key, value in part.items():
-                found.update(repr(key).encode())
-                add(value)
-        elif isinstance(part, list | tuple):
-            for value in part:
-                add(value)
+    def update(node: Any) -> None:
+        if isinstance(node, Tensor):
+            blake2b.update(f"{node.dtype}{tuple(node.shape)}".encode())
+            blake2b.update(node.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(node, Mapping):
+            for key, child in node.items():
+                blake2b.update(repr(key).encode())
+                update(child)
+        elif isinstance(node, list | tuple):
+            for child in node:
+                update(child)
         else:
-            found.update(repr(part).encode())
+            blake2b.update(repr(node).encode())
 
-    add(thing)
-    return found.hexdigest()
+    update(value)
+    return blake2b.hexdigest()

@@ -1,4 +1,4 @@
-"""Joining the processes of one run, and what cannot be trained by several: see ranks.py for how they train."""
+"""The process group of one run, and checks that its loss can be computed on parts of a batch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from vaerun.randomness import batch_slice
 
 __all__ = ["PeerLost", "Ranks", "check_splittable", "process_group"]
 
-JOIN = timedelta(minutes=10)  # for the last process to start
-WAIT = timedelta(days=14)  # the others wait while the first evaluates; one that dies is noticed without a clock
-LAST_SECONDS = 1.0  # that those who lose a process stay behind it: the launcher names the first one to end
+JOIN_TIMEOUT = timedelta(minutes=10)  # for the last process to start
+COLLECTIVE_TIMEOUT = timedelta(days=14)  # the others wait while rank 0 evaluates; a dead peer is noticed without it
+PEER_LOST_DELAY = 1.0  # seconds by which survivors outlive a lost peer: the launcher blames whoever exits first
 
 
 @contextmanager
 def process_group(device_type: str) -> Iterator[Ranks]:
-    """Join the processes started with torchrun's environment (RANK, WORLD_SIZE, ...); without it, a run of one.
+    """Join the process group of torchrun's environment (RANK, WORLD_SIZE, ...); without it, a single process.
 
-    On "cuda" process i has GPU i: gradients travel by NCCL, words by gloo. On "cpu" all by gloo. An error that all
-    processes raise is left together; one that does not come to all is left at once, and the others are lost to it.
+    On "cuda" rank i has GPU i, with NCCL for gradients and gloo for CPU tensors; on "cpu" everything goes through
+    gloo. Ranks that raise a collective error leave together; a rank with an error of its own leaves at once, and its
+    peers raise PeerLost.
 
     Raises InputError where there are fewer GPUs than processes, and for any other device.
     """
@@ -42,8 +43,8 @@ def process_group(device_type: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
-    # Optimisers import it when first made. Imported while there is a group it keeps the group's threads beyond the end,
-    # and one that still lets go of a tensor then aborts the process (github.com/pytorch/pytorch/issues/190489).
+    # The first optimiser imports it. Imported while a group exists, it keeps the group's threads alive at exit, and one
+    # that frees a tensor then aborts the process (github.com/pytorch/pytorch/issues/190489).
     import torch._dynamo
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
@@ -53,36 +54,36 @@ def process_group(device_type: str) -> Iterator[Ranks]:
     if device_type == "cuda":
         if torch.cuda.device_count() < size:
             raise InputError(
-                f"trainer.processes={size}: this machine has {torch.cuda.device_count()} GPUs, and each process needs "
-                "its own: lower trainer.processes or set trainer.device=cpu"
+                f"trainer.processes={size} needs one GPU per process, and this machine has "
+                f"{torch.cuda.device_count()} GPUs: lower trainer.processes or set trainer.device=cpu"
             )
         device, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    store, rank, size = next(rendezvous("env://", timeout=JOIN))
-    own, words = dist.PrefixStore("vaerun/group", store), dist.PrefixStore("vaerun/words", store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=WAIT)
-    ranks = Ranks(rank, size, device, words)
+    store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+    group_store, failures = dist.PrefixStore("vaerun/group", store), dist.PrefixStore("vaerun/failures", store)
+    dist.init_process_group(backend, store=group_store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    ranks = Ranks(rank, size, device, failures)
     try:
         yield ranks
     except BaseException as error:
-        if isinstance(error, InputError | RunError | Interrupted):  # whose line one process prints
-            error.reported = isinstance(error, PeerLost) or (ranks.rank > 0 and ranks.shared(error))
-        if ranks.shared(error):
+        if isinstance(error, InputError | RunError | Interrupted):  # one rank prints its line
+            error.reported = isinstance(error, PeerLost) or (ranks.rank > 0 and ranks.is_collective(error))
+        if ranks.is_collective(error):
             with contextlib.suppress(PeerLost):
-                ranks.barrier()  # nobody is ended by the launcher while another still writes what has happened
+                ranks.barrier()  # the launcher ends all ranks with the first: none may leave while another still writes
         elif isinstance(error, PeerLost):
-            time.sleep(LAST_SECONDS)
+            time.sleep(PEER_LOST_DELAY)
         else:
             with contextlib.suppress(RuntimeError):
-                words.set("failed", f"process {rank}: {type(error).__name__}: {' '.join(str(error).split())}")
-        if device.type == "cpu" or ranks.shared(error):  # else NCCL might wait for what never comes
+                failures.set("failed", f"process {rank}: {type(error).__name__}: {' '.join(str(error).split())}")
+        if device.type == "cpu" or ranks.is_collective(error):  # NCCL would wait for the missing ranks
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
-class _Draws(TorchDispatchMode):
-    """Counts the operations that draw random numbers, whoever asks for them."""
+class _RandomOps(TorchDispatchMode):
+    """Collects the names of all operations that draw random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,68 +96,74 @@ class _Draws(TorchDispatchMode):
 
 
 def check_splittable(objective: Objective, split: Split, processes: int) -> None:
-    """Raises InputError where several processes would train something else than one.
+    """Raises InputError where data-parallel training would not give the result of a single process.
 
-    What each image contributes must be its own: nothing normalised, averaged or remembered over the batch, no random
-    numbers but batch_normal's and batch_uniform's. Known parts say so themselves; the rest is tried on a few images.
+    The loss of an image must not depend on the rest of the batch (no batch normalisation or batch means), and random
+    numbers must come from batch_normal and batch_uniform. Known cases are declared by their modules; the rest is tested
+    on a few images.
 
     Arguments:
-        objective: on the device that it will be trained on; it stays as it is.
+        objective: on the device it will be trained on; left unchanged.
         split: the training split.
-        processes: trainer.processes; nothing is refused for one.
+        processes: trainer.processes; 1 accepts everything.
     """
     if processes == 1:
         return
-    where, instead = f"trainer.processes={processes}", "set trainer.processes=1"
+    setting, remedy = f"trainer.processes={processes}", "set trainer.processes=1"
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in cast(nn.Module, objective).modules()):
         raise InputError(
-            f"{where}: batch normalisation needs the whole batch, of which each process sees a part: {instead}, or "
-            "switch it off (batch_norm=false of model.generator and model.discriminator)"
+            f"{setting}: batch normalisation needs the whole batch, and each process sees only a part: {remedy}, or "
+            "switch it off (batch_norm=false in model.generator and model.discriminator)"
         )
     if objective.batch_coupling is not None:
         raise InputError(
-            f"{where}: {objective.batch_coupling} needs the whole batch, of which each process sees a part: {instead}, "
-            "or another value"
+            f"{setting}: {objective.batch_coupling} needs the whole batch, and each process sees only a part: "
+            f"{remedy}, or choose another value"
         )
     images = min(4, len(split))
     half = max(1, images // 2)
     with torch.random.fork_rng([split.images.device] if split.images.device.type == "cuda" else []):
-        whole, part = (_trial(objective, split, stop, images, where, instead) for stop in (images, half))
-    for one, other in zip(whole, part, strict=True):
-        if not torch.allclose(one[:half], other, rtol=1e-3, atol=1e-3, equal_nan=True):
+        full, part = (_trial_losses(objective, split, stop, images, setting, remedy) for stop in (images, half))
+    for in_full, in_part in zip(full, part, strict=True):
+        if not torch.allclose(in_full[:half], in_part, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise InputError(
-                f"{where}: the loss of an image is another when it stands beside other images, so it cannot be trained "
-                f"by parts of a batch: {instead}"
+                f"{setting}: the loss of an image depends on the other images of its batch, so the batch cannot be "
+                f"split: {remedy}"
             )
 
 
-def check_noise(objective: Objective, split: Split, where: str, instead: str) -> None:
-    """Raises InputError where a run that shares its process with others would draw other random numbers than alone.
+def check_noise(objective: Objective, split: Split, setting: str, remedy: str) -> None:
+    """Raises InputError where a run that shares its process would draw other random numbers than a stand-alone run.
 
     Arguments:
-        objective, split: as in check.
-        where: the setting that asks for it.
-        instead: what else the user can set.
+        objective, split: see check_splittable.
+        setting: what asks for sharing, for the error.
+        remedy: what to do instead.
     """
     images = min(2, len(split))
     with torch.random.fork_rng([split.images.device] if split.images.device.type == "cuda" else []):
-        _trial(objective, split, images, images, where, instead)
+        _trial_losses(objective, split, images, images, setting, remedy)
 
 
-def _trial(objective: Objective, split: Split, stop: int, images: int, where: str, instead: str) -> list[Tensor]:
-    """Losses [stop], phase by phase, of the first `stop` of `images` images. Raises InputError for foreign draws."""
+def _trial_losses(
+    objective: Objective, split: Split, stop: int, images: int, setting: str, remedy: str
+) -> list[Tensor]:
+    """Loss [stop] of each phase on the first `stop` of `images` images.
+
+    Raises InputError where random numbers are not drawn by batch_normal or batch_uniform.
+    """
     objective = copy.deepcopy(objective)
     objective.train()
     losses = []
     torch.manual_seed(0)
-    with batch_slice(0, stop, images) as at_hand, _Draws() as draws:
+    with batch_slice(0, stop, images) as part, _RandomOps() as operations:
         batch = split.training_batch(torch.arange(stop, device=split.images.device))
         for phase in objective.phases:
             losses.append(objective.loss(phase, 0, batch)[0].detach())
-    if len(draws.names) != at_hand.draws:
+    if len(operations.names) != part.draws:
         raise InputError(
-            f"{where}: a part of the model or of the estimator draws random numbers of its own "
-            f"({', '.join(sorted(set(draws.names)))}), which would not be those of a run alone: {instead}, or draw "
-            "them by vaerun.randomness.batch_normal or batch_uniform"
+            f"{setting}: the model or the estimator draws random numbers of its own "
+            f"({', '.join(sorted(set(operations.names)))}), which would differ from a stand-alone run's: {remedy}, or "
+            "draw them with vaerun.randomness.batch_normal or batch_uniform"
         )
     return losses

@@ -1,4 +1,4 @@
-"""What each process has of a batch, added up, is the batch; and what cannot be added up is refused."""
+"""The shards of a batch add up to the batch; an objective that cannot be split is rejected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.runs.processes import MODELS, Case, likelihood, split_of
 from torch import Tensor, nn
 
 from vaerun import randomness
-from vaerun.distributed.collectives import Ranks, digest, shard_of
+from vaerun.distributed.collectives import Ranks, digest, shard_for_rank
 from vaerun.distributed.process_group import check_splittable
 from vaerun.distributions import DiagonalNormal
 from vaerun.errors import InputError
@@ -23,20 +23,20 @@ from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import batch_normal, batch_slice, batch_uniform
 
 IMAGES = 5
-SIZES = [2, 3, 7]  # 7: two processes have no image
+SIZES = [2, 3, 7]  # 7: two ranks have no image
 
 
 @pytest.mark.parametrize("size", [1, *SIZES])
 @pytest.mark.parametrize("images", [1, 2, IMAGES, 128])
 def test_shares_are_the_batch(images: int, size: int) -> None:
-    shares = [shard_of(images, rank, size) for rank in range(size)]
-    counted = [row for share in shares for row in range(share.start, share.start + share.own)]
+    shards = [shard_for_rank(images, rank, size) for rank in range(size)]
+    counted = [row for shard in shards for row in range(shard.start, shard.start + shard.valid)]
     assert counted == list(range(images))
-    assert max(s.own for s in shares) - min(s.own for s in shares) <= 1
+    assert max(s.valid for s in shards) - min(s.valid for s in shards) <= 1
     values = torch.randn(images)
-    assert all(len(values[share.place]) == max(1, share.own) for share in shares)  # the model sees a row in any case
+    assert all(len(values[shard.rows]) == max(1, shard.valid) for shard in shards)  # the model sees a row in any case
     for reduce, whole in (("mean", values.mean()), ("sum", values.sum())):
-        parts = [getattr(share, reduce)(values[share.place]) for share in shares]
+        parts = [getattr(shard, reduce)(values[shard.rows]) for shard in shards]
         torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
@@ -52,11 +52,11 @@ def test_noise_is_the_rows_of_the_whole_batchs(draw: Any, plain: Any, dim: int) 
     assert all(torch.equal(*pair) for pair in zip(drawn(draw, IMAGES, dim), (whole, after), strict=True))
     for start, stop in ((0, 2), (2, 5), (0, 5)):
         with batch_slice(start, stop, IMAGES) as part:
-            found, later = drawn(draw, stop - start, dim)
+            noise, later = drawn(draw, stop - start, dim)
             assert part.draws == 1
-        assert torch.equal(found, whole.narrow(dim, start, stop - start))
-        assert found.is_contiguous()
-        assert torch.equal(later, after)  # what is drawn next is the same for all processes too
+        assert torch.equal(noise, whole.narrow(dim, start, stop - start))
+        assert noise.is_contiguous()
+        assert torch.equal(later, after)  # later draws are the same on all ranks, too
 
 
 def test_rows_end_with_their_block_and_are_counted() -> None:
@@ -104,22 +104,22 @@ def test_noise_of_a_posterior_and_of_a_joint() -> None:
 def gradients(
     objective: Any, phase: str, images: int, rank: int, size: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Of one process's part of the mean loss of the first images, and its sums of metrics."""
+    """Gradients of one rank's contribution to the mean loss of the first images, and its metrics' sums."""
     split = split_of(Case(likelihood(), classes=3, shape=objective.model.image_shape))
     objective.zero_grad()
     torch.manual_seed(3)
-    with Ranks(rank, size).shard(images) as share:
-        batch = split.training_batch(torch.arange(images)[share.place])
+    with Ranks(rank, size).shard(images) as shard:
+        batch = split.training_batch(torch.arange(images)[shard.rows])
         loss, metrics = objective.loss(phase, 2, batch)
-    share.mean(loss).backward()
-    found = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
-    return found, {key: share.sum(value) for key, value in metrics.items()}
+    shard.mean(loss).backward()
+    grads = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    return grads, {key: shard.sum(value) for key, value in metrics.items()}
 
 
 def assert_shares_add_up(make: Callable[[], Any], phase: str, size: int) -> None:
     whole, sums = gradients(make(), phase, IMAGES, 0, 1)
     parts = [gradients(make(), phase, IMAGES, rank, size) for rank in range(size)]
-    assert all(part.keys() == whole.keys() for part, _ in parts)  # Adam leaves alone what has no gradient
+    assert all(part.keys() == whole.keys() for part, _ in parts)  # Adam skips parameters without a gradient
     for name, value in whole.items():
         scale = max(float(value.abs().max()), 1e-9)
         total = torch.stack([part[name] for part, _ in parts]).sum(0)
@@ -152,7 +152,7 @@ def test_every_adversarial_gradient_is_the_sum_of_its_shares(name: str, phase: s
 
 def refused(objective: Any, case: Case) -> str:
     state, random = digest(objective.state_dict()), torch.get_rng_state()
-    check_splittable(objective, split_of(case), 1)  # one process trains everything
+    check_splittable(objective, split_of(case), 1)  # a single process accepts everything
     with pytest.raises(InputError, match=r"^trainer\.processes=2: .*set trainer\.processes=1") as error:
         check_splittable(objective, split_of(case), 2)
     assert digest(objective.state_dict()) == state
@@ -196,16 +196,18 @@ def test_their_options_that_do_not_pass(estimator: Any) -> None:
 
 
 def own_noise(joint: Any, q: Any, samples: int) -> Any:
-    found = elbo(joint, q, samples)
-    return type(found)(found.bound, found.surrogate + 1e-9 * torch.randn_like(found.bound), found.terms)
+    estimate = elbo(joint, q, samples)
+    noise = 1e-9 * torch.randn_like(estimate.bound)
+    return type(estimate)(estimate.bound, estimate.surrogate + noise, estimate.terms)
 
 
 def batch_mean(joint: Any, q: Any, samples: int) -> Any:
-    found = elbo(joint, q, samples)
-    return type(found)(found.bound, found.surrogate - found.surrogate.mean(), found.terms)
+    estimate = elbo(joint, q, samples)
+    centred = estimate.surrogate - estimate.surrogate.mean()
+    return type(estimate)(estimate.bound, centred, estimate.terms)
 
 
-@pytest.mark.parametrize(("estimator", "words"), [(own_noise, "randn_like"), (batch_mean, "beside other images")])
+@pytest.mark.parametrize(("estimator", "words"), [(own_noise, "randn_like"), (batch_mean, "other images of its batch")])
 def test_a_users_own_estimator_is_tried(estimator: Any, words: str) -> None:
     assert words in refused(Variational(members.make_model(), estimator, 1), Case(likelihood()))
 

@@ -1,4 +1,4 @@
-"""What processes tell each other; and one process, which has nobody to tell."""
+"""What ranks exchange; and a single process, for which every collective is a no-op."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaerun.errors import InputError
 
 
 def test_reduction_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With as good as itself for the other process everything doubles, and what has no gradient stays without."""
+    """With a peer that sends the same values everything doubles, and a missing gradient stays missing."""
     sent: list[Tensor] = []
 
     def all_reduce(flat: Tensor) -> None:
@@ -26,7 +26,7 @@ def test_reduction_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = [nn.Parameter(torch.ones(2, 3, dtype=dtype)) for dtype in dtypes]
     for i, parameter in enumerate(parameters[:3]):
         parameter.grad = torch.full_like(parameter, 1.5 + i)
-    loss = Ranks(1, 2).reduce(parameters, torch.tensor(0.75, dtype=torch.float32))
+    loss = Ranks(1, 2).all_reduce_gradients(parameters, torch.tensor(0.75, dtype=torch.float32))
     assert float(loss) == 1.5
     assert loss.dtype == torch.float32
     assert loss.shape == ()
@@ -44,18 +44,18 @@ def test_words_of_the_step_before_on_a_gpu() -> None:
     ranks._lag = 1
     waited: list[int] = []
 
-    def step(*words: float) -> tuple[int | None, bool]:
-        ranks._words = torch.tensor(words), lambda: waited.append(len(waited))
+    def step(*requests: float) -> tuple[int | None, bool]:
+        ranks._requests = torch.tensor(requests), lambda: waited.append(len(waited))
         return ranks.pending_requests()
 
     assert step(0, 15, 0, 0) == (None, False)
     assert waited == []
     assert step(0, 15, 10, 1) == (15, False)
     assert waited == [0]
-    assert ranks.pending_requests() == (15, True)  # a pass that only validates; several signals: the lowest process's
+    assert ranks.pending_requests() == (15, True)  # a pass that only validates; of several signals the lowest rank's
     assert ranks.pending_requests() == (None, False)
     assert step(0, 0, 0, 1) == (None, False)
-    assert step(0, 0, 0, 1) == (None, True)  # and this step's word is as old as the checkpoint that follows
+    assert step(0, 0, 0, 1) == (None, True)  # and drops this step's request, which that checkpoint serves
     assert step(0, 0, 0, 0) == (None, False)
 
 
@@ -64,7 +64,7 @@ def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with process_group("mps") as ranks:
         assert (ranks.rank, ranks.size, ranks.device) == (0, 1, None)
     loss, values = torch.ones(()), {"elbo": torch.ones(())}
-    assert ranks.reduce([], loss) is loss
+    assert ranks.all_reduce_gradients([], loss) is loss
     assert ranks.sum(values)["elbo"] is values["elbo"]
     assert ranks.on_rank_zero(lambda: loss) is loss
     ranks.assert_ranks_equal(lambda: pytest.fail("nothing to compare with"))
