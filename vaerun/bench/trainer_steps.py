@@ -23,7 +23,7 @@ from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.objectives import Variational
 from vaerun.training import TrainSettings, make_optimisers
-from vaerun.training.cuda_graph import CudaCapture, GraphedStep
+from vaerun.training.cuda_graph import CudaGraph, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.step import Step, side_stream
 
@@ -76,7 +76,7 @@ def make_step(size: ModelSize, device: torch.device, precision: str = "float32",
 def capture(step: Step) -> GraphedStep:
     """The step captured as a CUDA graph for a full batch."""
     pool = torch.cuda.graph_pool_handle()
-    return GraphedStep(step, [BATCH], 1, 0, lambda: CudaCapture(step.generator, pool))
+    return GraphedStep(step, [BATCH], 1, 0, lambda: CudaGraph(step.generator, pool))
 
 
 def make_call(size: ModelSize, device: torch.device, precision: str, captured: bool) -> Call:

@@ -34,7 +34,7 @@ from vaerun.storage.paths import expand_user
 from vaerun.storage.run_dir import lock_run_dir, next_free_dir
 from vaerun.tracking.monitor import Monitor
 from vaerun.training import Hooks, Trainer, TrainState, make_optimisers, restore
-from vaerun.training.determinism import choose_algorithms, named_operations
+from vaerun.training.determinism import reporting_nondeterminism, set_deterministic
 from vaerun.training.step import process_lock, side_stream
 
 
@@ -114,7 +114,7 @@ class Experiment:
         A finished run is not built again. Raises InputError for settings that cannot work.
         """
         trainer, shared = self.settings.trainer, self.shared
-        choose_algorithms(trainer.deterministic)
+        set_deterministic(trainer.deterministic)
         self.device = self.ranks.device or resolve_device(trainer.device)
         check_step_options(trainer, self.device)
         torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
@@ -180,7 +180,7 @@ class Experiment:
         with (
             self.recorder.recording(record, settings, overrides, self.hydra),
             self.recorder.logging(self.plan, self.checkpoint),
-            named_operations(RunError),
+            reporting_nondeterminism(RunError),
         ):
             yield
 

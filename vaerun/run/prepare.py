@@ -16,7 +16,7 @@ from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
 from vaerun.run.family import AdversarialFamily, LikelihoodFamily, family_of
 from vaerun.training import TrainPlan, TrainSettings
-from vaerun.training.determinism import named_operations
+from vaerun.training.determinism import reporting_nondeterminism
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     family.check_run(settings, model, data)
     samples = settings.estimator.samples
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
-    with named_operations(InputError), oom_raises(InputError, f"memory ran out for two images at once: lower {lower}"):
+    with (
+        reporting_nondeterminism(InputError),
+        oom_raises(InputError, f"memory ran out for two images at once: lower {lower}"),
+    ):
         try_out(settings.model, objective, data, settings.trainer.batch_size)
     check_splittable(objective, data.train, settings.trainer.processes)
     how = train_settings(settings)

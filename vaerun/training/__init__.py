@@ -1,4 +1,4 @@
-"""Training: the loop, its steps, and what both need; it knows objectives and batches only."""
+"""The training loop, its steps and their settings; knows objectives and batches only."""
 
 from vaerun.training.settings import TrainPlan, TrainSettings
 from vaerun.training.step import make_optimisers

@@ -1,4 +1,4 @@
-"""The rule that a loss which is not finite never reaches the parameters."""
+"""A loss or gradient that is not finite never reaches the parameters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vaerun.errors import RunError
 
 
 class FiniteGuard:
-    """Sees every loss and gradient norm; on a GPU the host learns of a bad one at the next `check`, else at once.
+    """Checks every loss and gradient norm; raises at once on the CPU, at the next `check` on a GPU.
 
-    What it is told of as bad is so for all processes of the run, at the same step.
+    Loss and norm are those of the whole batch, so all ranks of a run find the same step bad.
     """
 
     CAUSES: ClassVar = {
@@ -34,20 +34,20 @@ class FiniteGuard:
     def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
         self.on_device = device.type == "cuda"
-        # The first bad step, and which of its terms were spoiled: in place, as a recorded step knows addresses.
-        self.first = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
-        self.spoiled: dict[tuple[str, ...], Tensor] = {}  # by names of terms: each phase has its own
+        # The first bad step, and which of its terms were not finite. Updated in place: a graph holds their addresses.
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
+        self.non_finite: dict[tuple[str, ...], Tensor] = {}  # by the names of a phase's terms
 
     def check_update(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
-        """Whether the update must not be made, [] bool: loss or gradient is not finite.
+        """Whether to skip the update, [] bool: loss or gradient is not finite.
 
         Arguments:
-            step: steps done; it may be a number on the device.
+            step: steps done, on the host or on the device.
             loss: of the batch, [].
             norm: of the gradient, [].
-            terms: by name, of any shape on the CPU, [] on a GPU: sums over the batch, which a bad image spoils.
+            terms: of the loss, by name: of any shape on the CPU; on a GPU sums over the batch, [].
 
-        Raises RunError at once where looking costs no transfer.
+        Raises RunError on the CPU.
         """
         terms = {k: v.detach() for k, v in terms.items() if k != "elbo"} | {"gradient": norm}
         if not self.on_device:
@@ -55,38 +55,38 @@ class FiniteGuard:
             if bool(bad):
                 self._raise(int(step), {name: torch.isfinite(value).all() for name, value in terms.items()})
             return bad
-        assert self.first is not None
+        assert self.first_bad_step is not None
         finite = torch.isfinite(torch.stack([loss.detach(), *(v.to(loss.dtype) for v in terms.values())]))
         bad = ~(finite[0] & finite[-1])
-        new = bad & (self.first < 0)
-        self.first.copy_(torch.where(new, step, self.first))
-        known = self.spoiled.setdefault(tuple(terms), torch.zeros_like(finite[1:]))
-        known.copy_(torch.where(new, ~finite[1:], known))
+        is_first = bad & (self.first_bad_step < 0)
+        self.first_bad_step.copy_(torch.where(is_first, step, self.first_bad_step))
+        non_finite = self.non_finite.setdefault(tuple(terms), torch.zeros_like(finite[1:]))
+        non_finite.copy_(torch.where(is_first, ~finite[1:], non_finite))
         return bad
 
     @property
     def mutable_tensors(self) -> list[Tensor]:
-        """What is remembered on the device."""
-        return [] if self.first is None else [self.first, *self.spoiled.values()]
+        """The guard's state on the device."""
+        return [] if self.first_bad_step is None else [self.first_bad_step, *self.non_finite.values()]
 
-    def check(self, first: int | None = None) -> None:
-        """Raises RunError when a bad step has been seen on the device; `first`: its number, where known already."""
-        if self.first is None:
+    def check(self, first_bad_step: int | None = None) -> None:
+        """Raises RunError where a step on the device was bad; `first_bad_step`: as already transferred to the host."""
+        if self.first_bad_step is None:
             return
-        first = int(self.first) if first is None else first
-        if first >= 0:
-            # Only the phase that was bad first has noted terms.
-            terms = {k: ~v for names, flags in self.spoiled.items() for k, v in zip(names, flags, strict=True)}
-            self._raise(first, terms)
+        step = int(self.first_bad_step) if first_bad_step is None else first_bad_step
+        if step >= 0:
+            # Only the first bad phase has flags set.
+            terms = {k: ~v for names, flags in self.non_finite.items() for k, v in zip(names, flags, strict=True)}
+            self._raise(step, terms)
 
-    def _raise(self, step: int, terms: dict[str, Tensor]) -> None:
-        # A bad step is one for all processes, though the image may have been another's.
-        finite = self.ranks.all_true(torch.stack(list(terms.values()))).tolist()
-        lost = [name for name, good in zip(terms, finite, strict=True) if not good]
-        # Samples of a posterior that is not finite spoil the reconstruction too: the posterior is to be named.
-        name = "kl" if "kl" in lost else next(iter(lost), "loss")
+    def _raise(self, step: int, is_finite: dict[str, Tensor]) -> None:
+        # All ranks are here, but the terms are a shard's: the bad image may be another rank's.
+        flags = self.ranks.all_true(torch.stack(list(is_finite.values()))).tolist()
+        non_finite = [name for name, finite in zip(is_finite, flags, strict=True) if not finite]
+        # A posterior that is not finite makes the reconstruction non-finite too: blame the posterior.
+        name = "kl" if "kl" in non_finite else next(iter(non_finite), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
-        raise self.ranks.agreed(
+        raise self.ranks.mark_collective(
             RunError(
                 f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
                 "The update was not made"

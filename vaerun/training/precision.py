@@ -1,8 +1,8 @@
-"""The arithmetic of training (trainer.precision). Validation and evaluation are always in float32.
+"""The arithmetic of training (trainer.precision). Validation and evaluation always use float32.
 
-float32: all of it. tf32: matrix products of float32 numbers by the GPU's matrix units, which keep 10 bits of their
-mantissas (relative error about 5e-4) and sum in float32. bf16: torch's autocast: the layers' products and activations
-in bfloat16 (8 bits, relative error 4e-3); parameters, log-densities, sums and all that the Laplace approximation
+float32: everywhere. tf32: float32 matrix products on tensor cores, which round inputs to a 10-bit mantissa (relative
+error about 5e-4) and accumulate in float32. bf16: torch's autocast, with matrix products and activations in bfloat16
+(8 bits, relative error 4e-3); parameters, log-densities, sums and the matrices that the Laplace approximation
 factorises stay in float32.
 """
 
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from vaerun.errors import InputError, RunError
 
 PRECISIONS = ("float32", "tf32", "bf16")
-# What a lower precision may differ from float32 on the first batch: loss, and norm of the gradient's difference, both
-# relative. Sound models stay a factor of ten below.
-LIMITS = {"tf32": (1e-3, 0.05), "bf16": (1e-2, 0.3)}
+# Relative differences from float32 that a lower precision may have on the first batch: of the loss, and of the gradient
+# in norm. Sound models stay a factor of ten below.
+TOLERANCES = {"tf32": (1e-3, 0.05), "bf16": (1e-2, 0.3)}
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError for one that there is not, or not on this device."""
+    """Raises InputError for an unknown precision, or one that this device does not support."""
     if precision not in PRECISIONS:
         raise InputError(f"trainer.precision={precision}: choose one of {', '.join(PRECISIONS)}")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
@@ -36,7 +36,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Inside, float32 products forward and backward are made as tf32 says, in the whole process: torch has no other."""
+    """Inside, compute float32 matrix products as `precision` says; torch's switch applies to the whole process."""
     if precision != "tf32":
         yield
         return
@@ -49,44 +49,46 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """A context for the forward pass alone: bf16's autocast."""
+    """A context for the forward pass: torch's autocast under bf16."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def differences(
+def relative_differences(
     lower: tuple[Tensor, Sequence[Tensor | None]], exact: tuple[Tensor, Sequence[Tensor | None]]
 ) -> tuple[float, float]:
-    """Relative differences of two (loss, gradients): of the loss, and of the whole gradient by its norm."""
+    """Relative differences of two (loss, gradients): of the loss, and of the whole gradient in norm."""
     pairs = [(a, b) for a, b in zip(lower[1], exact[1], strict=True) if a is not None and b is not None]
-    off = torch.stack([(a.double() - b.double()).square().sum() for a, b in pairs]).sum().sqrt()
-    size = torch.stack([b.double().square().sum() for _, b in pairs]).sum().sqrt()
+    error = torch.stack([(a.double() - b.double()).square().sum() for a, b in pairs]).sum().sqrt()
+    norm = torch.stack([b.double().square().sum() for _, b in pairs]).sum().sqrt()
     loss = (lower[0].double() - exact[0].double()).abs() / exact[0].double().abs().clamp(min=1.0)
-    return float(loss), float(off / size.clamp(min=1e-30))
+    return float(loss), float(error / norm.clamp(min=1e-30))
 
 
-def compare(loss: Any, parameters: list[nn.Parameter], precision: str, device: torch.device) -> dict[str, float]:
-    """Loss and gradient of one batch in this precision beside float32's, as relative differences.
+def compare_with_float32(
+    loss: Any, parameters: list[nn.Parameter], precision: str, device: torch.device
+) -> dict[str, float]:
+    """Relative differences of loss and gradient on one batch between this precision and float32.
 
     Arguments:
-        loss: gives the mean loss of the batch, each time with the same noise.
-        parameters: to differentiate by.
+        loss: returns the mean loss of the batch, with the same noise at each call.
+        parameters: to differentiate with respect to.
         precision: tf32 or bf16.
         device: of the run.
 
     Raises RunError where they differ by more than rounding explains.
     """
-    found = []
+    results = []
     for name in (precision, "float32"):
         with matmul_precision(name):
             with autocast(name, device):
                 value = loss()
-            found.append((value.detach(), list(torch.autograd.grad(value, parameters, allow_unused=True))))
-    of_loss, of_gradient = differences(found[0], found[1])
-    most_loss, most_gradient = LIMITS[precision]
-    if not (of_loss <= most_loss and of_gradient <= most_gradient):
+            results.append((value.detach(), list(torch.autograd.grad(value, parameters, allow_unused=True))))
+    loss_error, gradient_error = relative_differences(results[0], results[1])
+    loss_tolerance, gradient_tolerance = TOLERANCES[precision]
+    if not (loss_error <= loss_tolerance and gradient_error <= gradient_tolerance):
         raise RunError(
-            f"trainer.precision={precision} does not hold for this model: on the first batch the loss differs from "
-            f"float32's by {of_loss:.1e} (at most {most_loss:g}) and the gradient by {of_gradient:.1e} (at most "
-            f"{most_gradient:g}), relative; use trainer.precision=float32"
+            f"trainer.precision={precision} is too inaccurate for this model: on the first batch the loss differs from "
+            f"float32's by {loss_error:.1e} (tolerance {loss_tolerance:g}) and the gradient by {gradient_error:.1e} "
+            f"(tolerance {gradient_tolerance:g}), relative; use trainer.precision=float32"
         )
-    return {"loss": of_loss, "gradient": of_gradient}
+    return {"loss": loss_error, "gradient": gradient_error}

@@ -1,4 +1,4 @@
-"""How to train, as plain values."""
+"""Training settings as plain values, and what follows from them: the plan of steps and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TrainSettings:
     Attributes:
         seed: of permutations and noise.
         epochs: passes through the training split.
-        max_steps: stop after so many steps if that is sooner; None: no such limit.
+        max_steps: upper limit on the number of steps; None: no limit.
         batch_size: images per step; the last batch of an epoch may be smaller.
         learning_rate: Adam's, for the networks.
         variance_learning_rate: Adam's, for log s2; None: the same.
@@ -26,11 +26,11 @@ class TrainSettings:
         betas: Adam's.
         discriminator_betas: Adam's, for a discriminator; None: the same.
         schedule: see lr_multiplier.
-        clip_norm: largest norm of a phase's whole gradient; None: no clipping.
+        clip_norm: maximum norm of a phase's gradient; None: no clipping.
         early_stopping: validations without improvement after which training ends; None: never.
-        log_every: steps between records of training metrics.
+        log_every: steps between training metrics.
         validate_every: epochs between validations.
-        checkpoint_seconds: least time between checkpoints.
+        checkpoint_seconds: minimum time between checkpoints.
         precision: see training/precision.py.
         compile: see COMPILE.
     """
@@ -54,7 +54,7 @@ class TrainSettings:
     compile: str = "none"
 
     def plan(self, images: int) -> TrainPlan:
-        """The steps of a run on so many training images. Raises InputError for a batch larger than the data."""
+        """The steps of a run on so many training images. Raises InputError for a batch larger than the split."""
         if self.batch_size > images:
             raise InputError(
                 f"trainer.batch_size={self.batch_size} is larger than the training split ({images} images): "
@@ -66,7 +66,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """How a run's steps and epochs fit together.
+    """Steps, epochs and batch sizes of a run.
 
     Attributes:
         images: of the training split.
@@ -85,12 +85,12 @@ class TrainPlan:
 
     @property
     def images_per_step(self) -> float:
-        """Mean over an epoch, whose last batch may be smaller."""
+        """Mean over an epoch."""
         return self.images / self.steps_per_epoch
 
     @property
     def batch_sizes(self) -> list[int]:
-        """All sizes that a batch of this run has, ascending."""
+        """The distinct batch sizes of an epoch, ascending."""
         return sorted({min(self.batch_size, self.images), self.images % self.batch_size or self.batch_size})
 
 
@@ -98,14 +98,15 @@ SCHEDULES = ("constant", "cosine", "step", "burda")
 
 
 def lr_multiplier(schedule: str, epoch: int, progress: float) -> float:
-    """What the learning rate is multiplied by.
+    """The factor on the learning rate.
 
     constant: 1. cosine: from 1 to 0 over the run. step: 1, then 0.1 after half and 0.01 after three quarters of the
     run. burda: 10^(-i/7) for 3^i epochs, i = 0..7 (Burda et al. 2016, section 5; 3280 epochs in all).
 
     Arguments:
+        schedule: one of SCHEDULES.
         epoch: from 0.
-        progress: part of the run's steps that is done, in [0, 1].
+        progress: fraction of the run's steps done, in [0, 1].
 
     Raises InputError for an unknown schedule.
     """
@@ -116,9 +117,9 @@ def lr_multiplier(schedule: str, epoch: int, progress: float) -> float:
     if schedule == "step":
         return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
     if schedule == "burda":
-        i, passed = 0, 1
-        while epoch >= passed and i < 7:
+        i, end = 0, 1
+        while epoch >= end and i < 7:
             i += 1
-            passed += 3**i
+            end += 3**i
         return 10 ** (-i / 7)
     raise InputError(f"unknown trainer.schedule '{schedule}': choose one of {', '.join(SCHEDULES)}")

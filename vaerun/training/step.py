@@ -1,4 +1,4 @@
-"""One training step: each phase in turn, its loss averaged over the batch here and nowhere else."""
+"""One training step: the phases in turn; the only place where a loss is averaged over the batch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from vaerun.distributed.collectives import Ranks
 from vaerun.objectives import Objective, Phase
 from vaerun.randomness import derive_seed, use_generator
 from vaerun.training.finite_guard import FiniteGuard
-from vaerun.training.precision import autocast, compare, matmul_precision
+from vaerun.training.precision import autocast, compare_with_float32, matmul_precision
 from vaerun.training.settings import TrainSettings
 
 process_lock = threading.Lock()
-"""Held by the one thread that captures a graph, waits for the whole device or changes how the process multiplies."""
+"""Held while a thread touches what all threads share: captures a graph, draws from torch's global generator, or changes
+the precision of matrix products."""
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Run this thread's GPU work on a stream of its own: the default stream cannot be captured."""
+    """Run this thread's GPU work on a side stream: the default stream cannot be captured."""
     if device.type != "cuda":
         yield
         return
@@ -37,7 +38,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, Optimizer]:
-    """One Adam per phase; each parameter group keeps its base learning rate and its betas.
+    """One Adam per phase; each parameter group has its own base learning rate and betas.
 
     On a GPU, learning rates and step counts are tensors, so that a captured step can be replayed under a schedule.
     """
@@ -68,7 +69,7 @@ def set_learning_rates(optimiser: Optimizer, multiplier: float) -> None:
     for group in optimiser.param_groups:
         rate = group["base_lr"] * multiplier
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # in place: captured steps know the address
+            group["lr"].fill_(rate)  # in place: a captured step holds the address
         else:
             group["lr"] = rate
 
@@ -83,22 +84,22 @@ def update(
     step: int | Tensor,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Take one optimiser step, unless loss or gradient is not finite; return the gradient's norm before clipping.
+    """Take one optimiser step, unless loss or gradient is not finite; return the gradient norm before clipping.
 
-    Loss and metrics are this process's share of the batch; the gradient and the decision are those of the whole batch.
+    Loss and metrics are those of this rank's shard; gradient and decision are those of the whole batch.
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if ranks is not None:
-        loss = ranks.reduce(parameters, loss)
+        loss = ranks.all_reduce_gradients(parameters, loss)
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     bad = guard.check_update(step, loss, norm, metrics)
     if guard.on_device:
-        # The fused kernel skips parameters and moments where this is 1: no transfer to the host is needed.
+        # The fused kernel leaves parameters and moments unchanged where this is 1, without a transfer to the host.
         optimiser.grad_scale, optimiser.found_inf = None, bad.float()  # type: ignore[attr-defined]
     optimiser.step()
     return norm
@@ -109,10 +110,10 @@ class Step:
 
     Arguments:
         objective, split, settings, optimisers, guard, ranks: the trainer's.
-        generator: where batch noise comes from; None: torch's global generator, which must then be this run's alone.
+        generator: of batch noise; None: torch's global generator, which no other run may use meanwhile.
 
     Attributes:
-        sums: of each metric over images since `clear`, on the device.
+        sums: of each metric over the images since `clear`, on the device.
     """
 
     def __init__(
@@ -132,32 +133,32 @@ class Step:
         self._multiplier: float | None = None
 
     def begin(self, number: int, lr_multiplier: float) -> None:
-        """Seed the noise and set the learning rates of step `number`, on the host."""
+        """Seed the noise and set the learning rates of step `number`; not part of a captured step."""
         self.seed(number)
         self.set_learning_rates(lr_multiplier)
 
     def seed(self, number: int) -> None:
         """Seed the noise of step `number`."""
-        # On a machine without a GPU torch.manual_seed formats a call stack, in case CUDA is ever initialised.
+        # torch.manual_seed is slow without a GPU: it formats a call stack, in case CUDA is ever initialised.
         default = torch.default_generator if self.device.type == "cpu" else torch
         generator = default if self.generator is None else self.generator
         generator.manual_seed(derive_seed(self.settings.seed, "step", number))
 
     def set_learning_rates(self, multiplier: float) -> None:
-        """Set the learning rates of all optimisers, where they change."""
+        """Set the learning rates of all optimisers, if they change."""
         if multiplier != self._multiplier:
             for optimiser in self.optimisers.values():
                 set_learning_rates(optimiser, multiplier)
             self._multiplier = multiplier
 
     def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """Train on the images of these rows [B], one tensor of rows for each repeat of a phase.
+        """Train on the images of these rows, one tensor [B] for each repeat of a phase.
 
-        `number`, the steps done before, is an int, or a tensor [] on the device in a captured step.
+        `number` is the steps done before: an int, or a tensor [] on the device in a captured step.
         """
         precision = self.settings.precision
         with self.ranks.shard(len(rows[0])) as shard, use_generator(self.generator), matmul_precision(precision):
-            batches = [self.split.training_batch(row[shard.place]) for row in rows]
+            batches = [self.split.training_batch(row[shard.rows]) for row in rows]
             for name, phase in self.objective.phases.items():
                 for batch in batches[: phase.repeats]:
                     with autocast(precision, self.device):
@@ -172,14 +173,14 @@ class Step:
                         step=number,
                         ranks=self.ranks,
                     )
-                    totals[f"gradient_norm/{name}"] = norm * shard.own  # of the whole phase, before clipping
+                    totals[f"gradient_norm/{name}"] = norm * shard.valid  # of the whole phase, before clipping
                     self._accumulate(totals, phase.repeats)
         if self.ranks.size > 1:
             self.objective.sync_flags(self.ranks.all_true)
         self.objective.after_step(number)
 
     def _accumulate(self, totals: Mapping[str, Tensor], repeats: int) -> None:
-        """Add to the running sums, in place, the mean over a phase's repeats."""
+        """Add the mean over a phase's repeats to the running sums, in place."""
         values = [value if repeats == 1 else value / repeats for value in totals.values()]
         for key, value in zip(totals, values, strict=True):
             if key not in self.sums:
@@ -187,13 +188,13 @@ class Step:
         torch._foreach_add_([self.sums[key] for key in totals], values)
 
     def reduce_metrics(self) -> dict[str, float]:
-        """The sums over all processes, in one transfer. Raises RunError where a step was bad (see FiniteGuard)."""
+        """The sums over all ranks, in one transfer to the host. Raises RunError where a step was bad."""
         sums = self.ranks.sum(self.sums)
-        first = self.guard.first
-        scalars = [*sums.values()] if first is None else [*sums.values(), first]
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        bad_step = self.guard.first_bad_step  # on the device: it travels with the sums
+        scalars = [*sums.values()] if bad_step is None else [*sums.values(), bad_step]
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs lack float64
         values = torch.stack([value.to(dtype) for value in scalars]).tolist() if scalars else []
-        self.guard.check(None if first is None else int(values.pop()))
+        self.guard.check(None if bad_step is None else int(values.pop()))
         return dict(zip(sums, values, strict=True))
 
     def clear(self) -> None:
@@ -202,11 +203,11 @@ class Step:
             value.zero_()
 
     def compare_precision(self) -> dict[str, dict[str, float]]:
-        """By phase, how loss and gradient of the first batch differ from float32's; see precision.compare."""
+        """Relative differences from float32 on the first batch, by phase; see precision.compare_with_float32."""
         images = min(self.settings.batch_size, len(self.split))
         rows, differences = torch.arange(images, device=self.device), {}
         training = bool(getattr(self.objective, "training", True))
-        self.objective.train(False)  # so that running statistics stay as they are
+        self.objective.train(False)  # leaves running statistics unchanged
         for name, phase in self.objective.phases.items():
 
             def loss(name: str = name) -> Tensor:
@@ -216,7 +217,7 @@ class Step:
 
             parameters = [p for group in phase.groups.values() for p in group]
             with process_lock:
-                differences[name] = compare(loss, parameters, self.settings.precision, self.device)
+                differences[name] = compare_with_float32(loss, parameters, self.settings.precision, self.device)
         self.objective.train(training)
         return differences
 

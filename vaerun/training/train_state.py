@@ -1,4 +1,4 @@
-"""Where training stands, how it is restored from a checkpoint, and how fast it is."""
+"""The state of training, its restoration from a checkpoint, and the clock that measures its speed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vaerun.errors import InputError
 from vaerun.objectives import Objective
 from vaerun.storage.safe_pickle import number_type
 
-WARM_UP = 10  # steps left out of the measured speed: allocation and first-call costs
+WARMUP_STEPS = 10  # left out of the measured speed: allocation and first-call costs
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
 
 
 @dataclass
 class TrainState:
-    """Where training stands; part of every checkpoint.
+    """Progress of training; part of every checkpoint.
 
     Attributes:
         step: steps done.
-        best: best validation metric so far (ELBO, nats per image); `best_epoch`: the epochs it was reached after.
+        best, best_epoch: best validation metric so far (such as the ELBO, nats per image), and after how many epochs.
         stale: validations since then.
         validation_due: the validation that follows this step has not been done yet.
         finished: nothing is left to train.
         seconds: training time without validation and checkpoints.
-        timed_seconds, timed_steps: the same without the first steps of each process, and the steps it covers.
+        timed_seconds, timed_steps: the same without the warm-up steps of each process, and the steps it covers.
     """
 
     step: int = 0
@@ -54,45 +54,45 @@ class TrainState:
         }
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> TrainState:
-        """The state in a checkpoint. Raises ValueError or TypeError where training cannot continue from it."""
+    def from_checkpoint(cls, values: dict[str, Any]) -> TrainState:
+        """The state that a checkpoint holds. Raises ValueError or TypeError for invalid values."""
         if "step" not in values:
-            raise ValueError("its progress has no count as step")
+            raise ValueError("progress.step is not a count")
         for name in ("step", "stale", "timed_steps"):
-            check_count(name, values.get(name, 0))
+            check_count(f"progress.{name}", values.get(name, 0))
         for name in ("best_epoch", "seconds", "timed_seconds"):
             value = values.get(name, 0.0)
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"its progress has no plain number of 0 or more as {name}")
+                raise ValueError(f"progress.{name} is not a finite number of at least 0")
         if not isinstance(values.get("best"), int | float | None):
-            raise ValueError("its progress has no plain number as best")
+            raise ValueError("progress.best is not a number")
         return cls(**values)
 
 
 def check_count(name: str, value: Any) -> int:
-    """The value, a count. Raises ValueError for anything else."""
+    """Return the value. Raises ValueError unless it is an int of at least 0."""
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f"its progress has no count as {name}")
+        raise ValueError(f"{name} is not a count")
     return value
 
 
 def restore(
     objective: Objective, optimisers: dict[str, Optimizer], checkpoint: dict[str, Any], device: torch.device
 ) -> tuple[TrainState, dict[str, Tensor], int]:
-    """Load a checkpoint into objective and optimisers; return the state, the sums of metrics and the images they cover.
+    """Load a checkpoint into objective and optimisers; return the state, the metrics' sums and the images they cover.
 
-    Raises InputError for a checkpoint that does not fit.
+    Raises InputError for a checkpoint that does not fit this model.
     """
     try:
         for name, value in objective.state_dict().items():
             if name in checkpoint["objective"] and number_type(checkpoint["objective"][name]) != number_type(value):
-                raise ValueError(f"{name} holds numbers of another kind")
+                raise ValueError(f"{name} has another kind of dtype than the model's")
         objective.load_state_dict(checkpoint["objective"])
         for name, optimiser in optimisers.items():
             _restore_optimiser(name, optimiser, checkpoint["optimisers"][name])
         sums = {k: v.to(device) for k, v in checkpoint["metrics"]["sums"].items()}
-        images = check_count("count", checkpoint["metrics"]["count"])
-        return TrainState.of(checkpoint["progress"]), sums, images
+        images = check_count("metrics.count", checkpoint["metrics"]["count"])
+        return TrainState.from_checkpoint(checkpoint["progress"]), sums, images
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"the checkpoint does not fit this run's model: {reason}") from error
@@ -101,28 +101,28 @@ def restore(
 def _restore_optimiser(name: str, optimiser: Optimizer, saved: dict[str, Any]) -> None:
     values = [moments.get(key) for moments in saved["state"].values() for key in MOMENTS]
     if not all(isinstance(value, Tensor) for value in values):
-        raise ValueError(f"{name}: an optimiser's moments are incomplete")
+        raise ValueError(f"the optimiser's moments of phase {name} are incomplete")
     if not all(value.is_floating_point() for value in values):
-        raise ValueError(f"{name}: an optimiser's moments hold numbers of another kind")
+        raise ValueError(f"the optimiser's moments of phase {name} are not floating point")
     options = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
     optimiser.load_state_dict(saved)
     for group, current in zip(optimiser.param_groups, options, strict=True):
-        group |= current  # this run's settings: a run that starts from another's checkpoint may differ
+        group |= current  # settings of this run, which may have started from another run's checkpoint
     for parameter, moments in optimiser.state.items():
         if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
-            raise ValueError(f"{name}: an optimiser's moments have other sizes than the parameters")
+            raise ValueError(f"the optimiser's moments of phase {name} do not have the shapes of the parameters")
 
 
 class Clock:
-    """Training time: in all, and after the first steps of a process."""
+    """Measures training time, in total and without the warm-up steps of this process."""
 
     def __init__(self, device: torch.device, first_step: int) -> None:
-        self.device, self.warm_step = device, first_step + WARM_UP
+        self.device, self.warm_step = device, first_step + WARMUP_STEPS
         self.since: float | None = None
         self.warm_since: tuple[float, int] | None = None
 
     def begin(self, state: TrainState) -> None:
-        """Start, or go on: a step begins."""
+        """Start or resume, before each step."""
         now = time.perf_counter()
         if self.since is None:
             self.since = now

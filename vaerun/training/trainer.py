@@ -1,7 +1,7 @@
-"""The training loop of every family of models: steps, validations, checkpoints and signals.
+"""The training loop of every model family: steps, validations, checkpoints and signals.
 
-Everything random is a function of position: the permutation of (seed, epoch), the noise of (seed, step). Together with
-the states of objective and optimisers a checkpoint is therefore complete, and 10 + 10 steps give the bits of 20.
+All randomness is a function of position: the permutation depends on (seed, epoch), the noise on (seed, step). A
+checkpoint therefore needs no generator state, and 10 steps, a resume and 10 more give the same bits as 20 steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vaerun.training.settings import TrainPlan, TrainSettings, lr_multiplier
 from vaerun.training.step import Step, make_optimisers
 from vaerun.training.train_state import Clock, TrainState, restore
 
-MIN_CAPTURED_STEPS = 20  # fewer are not worth a capture
+MIN_CAPTURED_STEPS = 20  # a capture does not pay off for fewer
 
 
 def _ignore(*arguments: Any) -> None:
@@ -38,17 +38,17 @@ def _ignore(*arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run does while it is trained.
+    """Callbacks of a training run.
 
     Attributes:
-        validate: gives metrics of the validation split; None: there is no such split.
-        selection: the metric that selects the best parameters: the highest, or the lowest of one whose name ends in
-            "_distance". None, or without `validate`: the last parameters are the best.
-        warn: called with one line, once for as long as its cause lasts.
-        on_validation_end: called with the step after each validation.
-        on_ready: called once, when the first step can be taken.
-        on_precision_compared: called with how a lower settings.precision differs from float32 on the first batch, by
-            phase.
+        validate: returns the metrics of the validation split; None: there is no such split.
+        selection: the metric that selects the best parameters: its maximum, or the minimum if its name ends in
+            "_distance". None, or no `validate`: the last parameters are the best.
+        warn: called with one line, once for as long as its cause persists.
+        on_validation_end: called after each validation, with the step.
+        on_ready: called once, before the first step.
+        on_precision_compared: called with the relative differences from float32 on the first batch, by phase, if
+            settings.precision is lower.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
@@ -66,12 +66,12 @@ class Trainer:
         objective: what to optimise.
         split: the training split.
         settings, plan: see TrainSettings and TrainPlan.
-        hooks: see Hooks; of a run over several processes, those of the first are used.
-        logger, checkpoints: records and checkpoints, written by the first process.
-        stop: signals.
-        ranks: the processes of this run, each of which has a trainer; None: there is one.
-        generator: where batch noise comes from; None: torch's global generator, which is then this run's alone.
-        checkpoint: to resume from.
+        hooks: see Hooks; used on rank 0 only.
+        logger, checkpoints: where metrics and checkpoints go; used on rank 0 only.
+        stop: signals to heed.
+        ranks: the processes of this run, each with a trainer of its own; None: a single process.
+        generator: of batch noise; None: torch's global generator, which no other run may use meanwhile.
+        checkpoint: to resume from; None: start at step 0.
 
     Raises InputError for a checkpoint that does not fit this run's model.
     """
@@ -101,10 +101,10 @@ class Trainer:
         self.guard = FiniteGuard(self.device, self.ranks)
         self.step = Step(objective, split, settings, self.optimisers, self.guard, self.ranks, generator)
         self.stepper: Step | GraphedStep = self.step
-        self.state, self.images = TrainState(), 0  # images that the metrics' sums cover
+        self.state, self.images = TrainState(), 0  # images: those that the metrics' sums cover
         if checkpoint is not None:
             self.state, sums, self.images = restore(objective, self.optimisers, checkpoint, self.device)
-            # What has been summed counts once, and the first process has it.
+            # The saved sums are those of all ranks: they count once, on rank 0.
             self.step.sums |= sums if first else {k: torch.zeros_like(v) for k, v in sums.items()}
         self.state.finished |= self.state.step >= self.plan.total_steps and not self.state.validation_due
         self.repeats = max(phase.repeats for phase in objective.phases.values())
@@ -112,15 +112,15 @@ class Trainer:
         self._orders: tuple[int, list[Tensor]] = (-1, [])  # an epoch and its permutations
         self._saved_at = time.monotonic()
         self._best: dict[str, Any] | None = None  # parameters that best.pt does not hold yet
-        self._warnings: set[str] = set()  # of the last record
+        self._warnings: set[str] = set()  # those of the previous `_log_metrics`
 
     def train(self) -> TrainState:
-        """Run the loop; return where it ended.
+        """Train to the end and return the final state.
 
         Raises:
             Interrupted: a signal came; the state is saved.
-            RunError: a loss or gradient was not finite; its update was not made, and last.pt is from before it. Or
-                settings.precision or settings.compile cannot be had for this objective.
+            RunError: a loss or gradient was not finite; the update was skipped, and last.pt is older. Or
+                this objective cannot be trained with settings.precision or settings.compile.
             PeerLost: another process of the run has ended.
         """
         self._start()
@@ -138,7 +138,7 @@ class Trainer:
         self.validates, self.selection = ranks.on_rank_zero(
             lambda: (hooks.validate is not None, None if hooks.validate is None else hooks.selection)
         )
-        ranks.listen(self.stop, lambda: time.monotonic() - self._saved_at > self.settings.checkpoint_seconds)
+        ranks.exchange_requests(self.stop, lambda: time.monotonic() - self._saved_at > self.settings.checkpoint_seconds)
         ranks.assert_ranks_equal(
             lambda: {
                 "parameters": self.objective.state_dict(),
@@ -154,7 +154,7 @@ class Trainer:
         hooks.on_ready()
 
     def train_step(self) -> None:
-        """Take the next step, and record the training metrics where they are due."""
+        """Take the next step, and log the training metrics where they are due."""
         state, plan = self.state, self.plan
         epoch, batch = divmod(state.step, plan.steps_per_epoch)
         multiplier = lr_multiplier(self.settings.schedule, epoch, state.step / plan.total_steps)
@@ -170,11 +170,11 @@ class Trainer:
         epoch_ends = state.step % plan.steps_per_epoch == 0
         state.validation_due = last or (epoch_ends and (epoch + 1) % self.settings.validate_every == 0)
         if state.step % self.settings.log_every == 0 or last:
-            self._record(multiplier)
+            self._log_metrics(multiplier)
             self.logger.progress(state.step, epoch + 1, self.settings.epochs)
 
     def _permutations(self, epoch: int) -> list[Tensor]:
-        """The epoch's order of images [N], one for each repeat of a phase: every update goes through all of them."""
+        """The epoch's permutations of the images [N], one for each repeat of a phase: each repeat sees every image."""
         if self._orders[0] != epoch:
             positions: list[tuple[str | int, ...]] = [("epoch", epoch)]
             positions += [("epoch", epoch, "repeat", r) for r in range(1, self.repeats)]
@@ -182,8 +182,8 @@ class Trainer:
             self._orders = epoch, orders
         return self._orders[1]
 
-    def _record(self, multiplier: float) -> None:
-        """Record the means since the last record; the only place where the host waits for the device."""
+    def _log_metrics(self, multiplier: float) -> None:
+        """Log the means since the last call; the only place in the loop where the host waits for the device."""
         values = {f"train/{k}": v / self.images for k, v in self.step.reduce_metrics().items()}
         values["train/learning_rate"] = self.settings.learning_rate * multiplier
         diagnostics = self.objective.diagnostics()
@@ -205,7 +205,7 @@ class Trainer:
         return self.state.step / self.plan.steps_per_epoch
 
     def validate(self) -> None:
-        """Measure the validation split, and keep the parameters that are the best so far."""
+        """Evaluate the validation split, and keep a copy of the best parameters so far."""
         state = self.state
         self.guard.check()
         self.clock.pause(state)
@@ -215,7 +215,7 @@ class Trainer:
                 self.objective.train(False)
                 metrics = self.ranks.on_rank_zero(self.hooks.validate)
             except Interrupted:
-                self.save()  # with the validation still due: a resumed run does it first
+                self.save()  # validation_due is still set: a resumed run validates first
                 raise
             finally:
                 self.objective.train()
@@ -223,7 +223,7 @@ class Trainer:
             if self.selection is not None and not math.isfinite(metrics[self.selection]):
                 problem = f"{self.selection} is not finite after step {state.step}"
                 remedy = "lower trainer.learning_rate or set trainer.clip_norm=100"
-                raise self.ranks.agreed(RunError(f"{problem}: {remedy}"))
+                raise self.ranks.mark_collective(RunError(f"{problem}: {remedy}"))
             self.logger.progress(state.step, math.ceil(self.epochs), self.settings.epochs, validated=True)
             if self.selection is not None:
                 self._select(metrics[self.selection], lower_is_better=self.selection.endswith("_distance"))
@@ -241,7 +241,7 @@ class Trainer:
             self.state.stale += 1
 
     def save(self) -> None:
-        """Write last.pt, and best.pt where there are new best parameters."""
+        """Write last.pt, and best.pt if there are new best parameters."""
         sums = self.ranks.sum(self.step.sums)
         self.ranks.on_rank_zero(lambda: self._write(sums))
         self._saved_at = time.monotonic()
@@ -262,7 +262,7 @@ class Trainer:
         )
 
     def _save_or_stop(self) -> None:
-        """Save where a checkpoint is due or training ends. Raises Interrupted where a signal has come."""
+        """Save if a checkpoint is due or training ends. Raises Interrupted if a signal has come."""
         signum, due = self.ranks.pending_requests()
         if signum is None and not self.state.finished and not due:
             return
@@ -272,4 +272,4 @@ class Trainer:
             self.state.best_epoch, self._best = self.epochs, self.objective.state_dict()
         self.save()
         if not self.state.finished:
-            self.ranks.check(self.stop, signum)
+            self.ranks.check_signal(self.stop, signum)

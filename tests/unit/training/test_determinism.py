@@ -16,10 +16,10 @@ from vaerun.errors import InputError, RunError
 from vaerun.launch import replicas
 from vaerun.launch.job import Job
 from vaerun.objectives import Variational
-from vaerun.training.determinism import choose_algorithms, named_operations
+from vaerun.training.determinism import reporting_nondeterminism, set_deterministic
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-REFUSED = "the operation put_ has no deterministic form on this device: choose parts without it, or leave trainer."
+REFUSED = "the operation put_ has no deterministic implementation on this device: choose modules without it, or set"
 
 
 @pytest.fixture(autouse=True)
@@ -30,34 +30,37 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def put() -> None:
-    """An operation that has no deterministic form, on a CPU too."""
+    """An operation without a deterministic implementation, on a CPU too."""
     torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_algorithms(wanted: bool) -> None:
-    """The workspace is there for runs of this process that come later, too."""
-    choose_algorithms(wanted)
+    """The workspace is set for later runs of this process, too."""
+    set_deterministic(wanted)
     assert torch.are_deterministic_algorithms_enabled() is wanted
     assert os.environ[CUBLAS] == ":4096:8"
 
 
 def test_a_workspace_that_was_chosen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CUBLAS, ":16:8")
-    choose_algorithms(True)
+    set_deterministic(True)
     assert os.environ[CUBLAS] == ":16:8"
 
 
 @pytest.mark.parametrize("kind", [InputError, RunError])
 def test_errors(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.use_deterministic_algorithms(True)
-    with pytest.raises(kind, match=f"trainer.deterministic=true: {REFUSED}"), named_operations(kind):
+    with pytest.raises(kind, match=f"trainer.deterministic=true: {REFUSED}"), reporting_nondeterminism(kind):
         put()
     monkeypatch.setenv(CUBLAS, ":0:0")
-    with pytest.raises(kind, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:8 .* it was :0:0 at"), named_operations(kind):
+    with (
+        pytest.raises(kind, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:8 .* it was :0:0 at"),
+        reporting_nondeterminism(kind),
+    ):
         raise RuntimeError("Deterministic behavior was enabled, you must set CUBLAS_WORKSPACE_CONFIG=:4096:8")
     for error in (RuntimeError("another"), RunError("known"), ValueError("other")):
-        with pytest.raises(type(error)) as raised, named_operations(kind):
+        with pytest.raises(type(error)) as raised, reporting_nondeterminism(kind):
             raise error
         assert raised.value is error
 
@@ -71,7 +74,7 @@ def test_a_run(
     grad: bool,
     code: int,
 ) -> None:
-    """Refused before it begins where its loss has such an operation, stopped where only its gradient has."""
+    """Rejected before it begins if its loss has such an operation, stopped if only its gradient has."""
     loss = Variational.loss
 
     def with_put(self: Variational, *arguments: Any) -> Any:
@@ -81,24 +84,24 @@ def test_a_run(
 
     monkeypatch.setattr(Variational, "loss", with_put)
     words = ["model=vae", *TINY, "trainer.max_steps=3", "trainer.deterministic=true", f"output_dir={tmp_path / 'run'}"]
-    found, out, err = here(*words)
-    assert (found, out, err.count("\n")) == (code, "", 1), err
+    exit_code, out, err = here(*words)
+    assert (exit_code, out, err.count("\n")) == (code, "", 1), err
     assert f"trainer.deterministic=true: {REFUSED}" in err
     assert (tmp_path / "run").exists() == grad
 
 
 def test_runs_that_differ_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice is the whole process's."""
+    """torch's switch applies to the whole process."""
     monkeypatch.setattr(replicas, "resolve_device", lambda name: torch.device("cuda"))
 
-    def jobs(*deterministic: bool) -> list[Job]:
-        found = []
-        for wanted in deterministic:
+    def make_jobs(*deterministic: bool) -> list[Job]:
+        jobs = []
+        for value in deterministic:
             settings = Settings()
-            settings.trainer.deterministic = wanted
-            found.append(Job(settings, Path("x"), []))
-        return found
+            settings.trainer.deterministic = value
+            jobs.append(Job(settings, Path("x"), []))
+        return jobs
 
-    assert replicas.can_run_concurrently(jobs(False, False))
-    assert replicas.can_run_concurrently(jobs(True, True))
-    assert not replicas.can_run_concurrently(jobs(False, True))
+    assert replicas.can_run_concurrently(make_jobs(False, False))
+    assert replicas.can_run_concurrently(make_jobs(True, True))
+    assert not replicas.can_run_concurrently(make_jobs(False, True))

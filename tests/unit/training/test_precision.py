@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs.captured_steps import step_of
 from support.runs.commands import SHORT
 from support.runs.processes import MODELS
-from support.runs.recording import step_of
 from torch import nn
 
 from vaerun.errors import InputError, RunError
 from vaerun.training import precision
-from vaerun.training.precision import check_precision, compare, matmul_precision
+from vaerun.training.precision import check_precision, compare_with_float32, matmul_precision
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("single_precision")
@@ -28,7 +28,7 @@ def test_bf16_is_near_float32(name: str) -> None:
     found = step.compare_precision()
     assert list(found) == list(step.objective.phases)
     for differences in found.values():
-        assert 0 < differences["gradient"] < precision.LIMITS["bf16"][1]
+        assert 0 < differences["gradient"] < precision.TOLERANCES["bf16"][1]
     for key, value in step.mutable_tensors().items():
         assert torch.equal(value, before[key]), key
 
@@ -55,9 +55,9 @@ def test_what_differs_too_much_is_refused() -> None:
     def loss() -> Any:
         return ((torch.eye(4) @ weight).diagonal() - 1).square().sum() * 1e6
 
-    with pytest.raises(RunError, match=r"trainer\.precision=bf16 does not hold for this model: on the first batch"):
-        compare(loss, [weight], "bf16", CPU)
-    assert compare(lambda: (torch.eye(4) @ weight).sum(), [weight], "bf16", CPU)["gradient"] < 0.01
+    with pytest.raises(RunError, match=r"trainer\.precision=bf16 is too inaccurate for this model: on the first batch"):
+        compare_with_float32(loss, [weight], "bf16", CPU)
+    assert compare_with_float32(lambda: (torch.eye(4) @ weight).sum(), [weight], "bf16", CPU)["gradient"] < 0.01
 
 
 def test_names_and_devices() -> None:
