@@ -11,7 +11,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from vaerun.config.overrides import parse
+from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import own_config_folder
 from vaerun.config.schema import EvaluationSettings
 from vaerun.config.settings import check
@@ -70,4 +70,4 @@ EVALUATIONS = commands("vaerun-eval")
 def test_a_documented_evaluation_is_valid(command: str) -> None:
     run, *words = EVALUATIONS[command]
     assert run.startswith("run=")
-    OmegaConf.merge(OmegaConf.structured(EvaluationSettings), parse(words).get("evaluation", {}))
+    OmegaConf.merge(OmegaConf.structured(EvaluationSettings), parse_overrides(words).get("evaluation", {}))
