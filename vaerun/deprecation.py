@@ -1,4 +1,4 @@
-"""Names of earlier versions, kept for one release with a DeprecationWarning."""
+"""Deprecations: names of earlier versions, kept for one release with a DeprecationWarning; and a warning of torch's."""
 
 from __future__ import annotations
 
@@ -73,3 +73,8 @@ class MovedModules(MetaPathFinder, Loader):
         new = self.names[module.__name__]
         warnings.warn(f"{module.__name__} has moved: import {new}", DeprecationWarning, stacklevel=2)
         module.__getattr__ = functools.partial(getattr, importlib.import_module(new))  # type: ignore[method-assign]
+
+
+def silence_torch_warnings() -> None:
+    """Silence torch's warning about its own use of torch.jit inside torch.func, which no user can act on."""
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")

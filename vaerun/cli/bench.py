@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vaerun.cli.console import Parser, reporting_errors
+from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import InputError
 from vaerun.text import did_you_mean
 
@@ -64,8 +65,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vaerun.launch.worker import silence_torch_warnings
-
     silence_torch_warnings()
     import torch
     from torch.distributions import Distribution

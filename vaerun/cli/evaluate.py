@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from vaerun.cli.console import reporting_errors
+from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import InputError, Interrupted
 from vaerun.signals import interrupt_on_signal
 from vaerun.text import print_output
@@ -61,7 +62,6 @@ def _run(words: list[str]) -> None:
     if len(folders) != 1 or not folders[0]:
         raise InputError("name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)")
     from vaerun.config.overrides import unquote
-    from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
     from vaerun.run.reevaluate import reevaluate

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vaerun.cli.console import reporting_errors
 from vaerun.cli.help import help_text
 from vaerun.cli.output_dir import OutputDir
+from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import Interrupted, RunError
 from vaerun.signals import interrupt_on_signal
 from vaerun.text import print_output
@@ -67,7 +68,6 @@ class Command:
     def run(self, cfg: DictConfig) -> None:
         """Run or check the composed configuration: Hydra's task of a single run."""
         from vaerun.config.settings import check
-        from vaerun.launch.worker import silence_torch_warnings
 
         folder, overrides, hydra = _hydra_job()
         silence_torch_warnings()
@@ -102,7 +102,6 @@ class Command:
         """Run or check a job for each combination of the overrides' values; returns the exit code."""
         from vaerun.cli.compose import hydra_application, readable_errors, without_cells
         from vaerun.config.composing import CompositionError, composing
-        from vaerun.launch.worker import silence_torch_warnings
 
         silence_torch_warnings()
         from vaerun.sweep.launcher import patched_launcher
@@ -134,7 +133,6 @@ def job(cfg: DictConfig) -> float | None:
     Returns the validation metric, for sweepers that optimise it.
     """
     from vaerun.config.settings import check
-    from vaerun.launch.worker import silence_torch_warnings
 
     silence_torch_warnings()
     from vaerun.sweep.remote import run_job

@@ -15,12 +15,12 @@ import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -31,11 +31,6 @@ from vaerun.errors import (
     error_line,
 )
 from vaerun.signals import install_handler
-
-
-def silence_torch_warnings() -> None:
-    """Silence torch's warning about its own use of torch.jit inside torch.func, which no user can act on."""
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*is deprecated")
 
 
 def _exit_early(signum: int, frame: FrameType | None = None) -> None:
