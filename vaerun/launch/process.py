@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from vaerun.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, RunError
 from vaerun.launch.job import EXIT_CODE_FILE, JOB_FILE, Job, JobOutcome, JobState, describe_exit, write_job
-from vaerun.run.result import JOB_LOG, RESULT, now, read_result, write_config
+from vaerun.run.result import JOB_LOG, RESULT_FILE, read_result, utc_now, write_config
 from vaerun.storage.json_files import write_json
 from vaerun.storage.run_dir import RunDirLocked, lock_run_dir
 
@@ -186,9 +186,9 @@ def record_failure(job: Job, reason: str) -> str:
             result = read_result(job.folder)
             if result is None:
                 write_config(job.folder, asdict(job.settings), job.overrides, job.hydra)
-                write_json(job.folder / RESULT, _failed_result(job, reason))
+                write_json(job.folder / RESULT_FILE, _failed_result(job, reason))
             elif result["fingerprint"] == job.fingerprint and result["status"] != "ok":
-                write_json(job.folder / RESULT, result | {"status": "failed", "ended": now(), "error": reason})
+                write_json(job.folder / RESULT_FILE, result | {"status": "failed", "ended": utc_now(), "error": reason})
     except (RunDirLocked, InputError, RunError, OSError) as error:  # the reason is reported in any case
         return f"{reason} ({error})"
     return reason
@@ -198,7 +198,7 @@ def _failed_result(job: Job, reason: str) -> dict[str, Any]:
     """Contents of result.json for a run that failed before it wrote any."""
     s = job.settings
     return {
-        "schema": 1, "status": "failed", "started": None, "ended": now(), "fingerprint": job.fingerprint,
+        "schema": 1, "status": "failed", "started": None, "ended": utc_now(), "fingerprint": job.fingerprint,
         "command": ["vaerun", *job.overrides], "model": s.model.name, "data": s.data.name,
         "estimator": s.estimator.name, "seed": s.seed, "metrics": {}, "details": {}, "protocol": {}, "timing": {},
         "environment": {}, "error": reason,

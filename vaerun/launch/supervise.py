@@ -19,7 +19,7 @@ from vaerun.launch.job import Job, JobState
 from vaerun.launch.process import GRACE_SECONDS, JobProcess
 from vaerun.run.build import build_data
 from vaerun.run.prepare import prepare
-from vaerun.run.result import check_existing_run, read_result, table
+from vaerun.run.result import check_existing_run, format_table, read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import is_locked, next_free_dir
 
@@ -83,7 +83,7 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
     identity = fingerprint(asdict(settings), data.sha256)
     result = check_existing_run(folder, identity)
     if result is not None and result["status"] == "ok":
-        print(f"finished before: {folder}\n{table(result, folder)}")
+        print(f"finished before: {folder}\n{format_table(result, folder)}")
         return result
     return supervise(Job(settings, folder.absolute(), overrides, hydra, identity), log=False)
 

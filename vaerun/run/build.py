@@ -25,7 +25,7 @@ from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel
 
-MOST_CLASSES = 10_000  # beyond it labels are taken for identifiers
+MAX_CLASSES = 10_000  # beyond it labels are taken for identifiers
 
 
 def resolve_device(name: str) -> torch.device:
@@ -92,10 +92,10 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
             f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: give labels, "
             "or choose an unconditional model (model.conditional=false)"
         )
-    if settings.conditional and data.classes > MOST_CLASSES:
+    if settings.conditional and data.classes > MAX_CLASSES:
         raise InputError(
             f"model={settings.name} is conditional on the label, and the labels of {data.name} reach "
-            f"{data.classes - 1}: number at most {MOST_CLASSES} classes from 0"
+            f"{data.classes - 1}: number at most {MAX_CLASSES} classes from 0"
         )
     if settings.family == "adversarial":
         return build_adversarial_model(settings, data, average)
@@ -181,7 +181,7 @@ def build_estimator(settings: EstimatorSettings) -> Estimator | AdversarialLoss:
     return bind(dict(settings.function) | given, "vaerun.estimators", f"estimator={settings.name}")
 
 
-def named_estimators(names: list[str]) -> dict[str, Any]:
+def estimators_by_name(names: list[str]) -> dict[str, Any]:
     """Estimators by name as the group `estimator` makes them; NAME/VALUE sets a choice's one option.
 
     The option is alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for what there is not.
@@ -219,7 +219,7 @@ def train_settings(settings: Settings) -> TrainSettings:
     return TrainSettings(seed=settings.seed, validate_every=settings.evaluation.every, **shared)
 
 
-def try_out(
+def dry_run(
     settings: ModelSettings, objective: Variational | Adversarial, data: ImageData, batch_size: int = 128
 ) -> None:
     """One loss on two images, so that a combination that cannot work is refused before anything is written."""

@@ -27,7 +27,7 @@ from vaerun.run.evaluate.write import prefixed_metrics, write_evaluation
 from vaerun.run.family import Validate
 from vaerun.run.preflight import check_step_options
 from vaerun.run.prepare import prepare
-from vaerun.run.recorder import Recorder, finished
+from vaerun.run.recorder import Recorder, is_finished
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run
 from vaerun.storage.paths import expand_user
@@ -88,11 +88,11 @@ class Experiment:
         """
         with self.stop, self.processes() as self.ranks:
             previous = self.prepare()
-            if finished(previous):
-                return self.recorder.show(previous)
+            if is_finished(previous):
+                return self.recorder.show_finished(previous)
             with self.lock() as previous:
-                if finished(previous):
-                    return self.recorder.show(previous)
+                if is_finished(previous):
+                    return self.recorder.show_finished(previous)
                 with self.stop.deferred(), self.recording(previous), side_stream(self.device):
                     state = self.train()
                     self.ranks.on_rank_zero(lambda: self.select(state))
@@ -125,7 +125,7 @@ class Experiment:
             self.data = (build_data if shared is None else shared.data)(self.settings.data, self.device)
             self.fingerprint = fingerprint(asdict(self.settings), self.data.sha256)
             previous = self.ranks.on_rank_zero(lambda: result.check_existing_run(self.folder, self.fingerprint))
-            if finished(previous):
+            if is_finished(previous):
                 return previous
             parts = prepare(self.settings, self.data)
             self.model, self.objective, self.family = parts.model, parts.objective, parts.family
@@ -170,7 +170,7 @@ class Experiment:
     def recording(self, previous: dict[str, Any] | None) -> Iterator[None]:
         """Open the run's records, and keep the status in result.json true, whatever happens inside."""
         settings, overrides = self.settings, self.overrides
-        record = result.start(
+        record = result.new_record(
             settings, self.data, self.device, self.fingerprint, overrides, self.started_from, self.model
         )
         last = self.checkpoints.load_last(self.device)
@@ -221,7 +221,7 @@ class Experiment:
         validate = self.validator()
         if validate is not None and validate.selection is not None:
             protocol["selection"] = f"best {validate.selection}"
-            result.keep_space(self.recorder.record, getattr(validate, "feature_space", None))
+            result.set_selection_space(self.recorder.record, getattr(validate, "feature_space", None))
         return Hooks(
             validate=validate,
             selection=None if validate is None else validate.selection,
@@ -292,7 +292,7 @@ class Experiment:
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train
-        self.recorder.pictures(self.family.pictures(self.model, split), step)
+        self.recorder.write_pictures(self.family.pictures(self.model, split), step)
         self.objective.train(training)
 
     def write(self) -> None:

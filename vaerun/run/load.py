@@ -27,7 +27,7 @@ from vaerun.storage.safe_pickle import number_type
 from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable
 
-_BESIDES_PARAMETERS = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
+_MEMORY_MARGIN = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Run:
             state = to_plain_dict(load(path, self.device, self.folder)["objective"], "it holds no parameters")
             if not all(isinstance(value, torch.Tensor) for value in state.values()):
                 raise CorruptCheckpoint("it holds no parameters")
-            room = 4 * sum(value.nbytes for value in state.values()) + _BESIDES_PARAMETERS
+            room = 4 * sum(value.nbytes for value in state.values()) + _MEMORY_MARGIN
         except (CorruptCheckpoint, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
@@ -92,12 +92,12 @@ class Run:
         return model
 
 
-def _interpolates(value: Any) -> bool:
+def _has_interpolation(value: Any) -> bool:
     """Whether a parsed configuration holds an interpolation or a gap; in the file's text an escape could hide them."""
     if isinstance(value, dict):
-        return any(_interpolates(v) for pair in value.items() for v in pair)
+        return any(_has_interpolation(v) for pair in value.items() for v in pair)
     if isinstance(value, list):
-        return any(map(_interpolates, value))
+        return any(map(_has_interpolation, value))
     return isinstance(value, str) and ("${" in value or value == "???")
 
 
@@ -126,7 +126,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     except (OSError, ValueError) as error:
         why = printable(error, 200)
         raise InputError(f"cannot read {path} ({why}): bring back the file, or train the run again") from error
-    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or _interpolates(plain):
+    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or _has_interpolation(plain):
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
         raise InputError(f"{path} is no configuration that vaerun has written")
     plain["data"]["root"] = data_root

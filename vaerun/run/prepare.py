@@ -13,7 +13,7 @@ from vaerun.errors import InputError
 from vaerun.evaluation.oom import oom_raises
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
-from vaerun.run.build import Model, build_model, build_objective, train_settings, try_out
+from vaerun.run.build import Model, build_model, build_objective, dry_run, train_settings
 from vaerun.run.family import AdversarialFamily, LikelihoodFamily, family_of
 from vaerun.training import TrainPlan, TrainSettings
 from vaerun.training.determinism import reporting_nondeterminism
@@ -54,7 +54,7 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
         reporting_nondeterminism(InputError),
         oom_raises(InputError, f"memory ran out for two images at once: lower {lower}"),
     ):
-        try_out(settings.model, objective, data, settings.trainer.batch_size)
+        dry_run(settings.model, objective, data, settings.trainer.batch_size)
     check_splittable(objective, data.train, settings.trainer.processes)
     how = train_settings(settings)
     closed_form = settings.model.fit == "closed_form"

@@ -23,7 +23,7 @@ from vaerun.tracking.logger import NullLogger, RunLogger, RunLogHandler
 from vaerun.training import TrainPlan
 
 
-def finished(record: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+def is_finished(record: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
     """Whether a record is that of a finished run."""
     return record is not None and record["status"] == "ok"
 
@@ -58,10 +58,10 @@ class Recorder:
         else:
             self._early_warnings.append(line)
 
-    def show(self, record: dict[str, Any]) -> dict[str, Any]:
+    def show_finished(self, record: dict[str, Any]) -> dict[str, Any]:
         """Print the record of a run that had finished before, and return it."""
         if not self.silent:
-            print_output(f"finished before: {self.folder}\n{result.table(record, self.folder)}")
+            print_output(f"finished before: {self.folder}\n{result.format_table(record, self.folder)}")
         return record
 
     @contextmanager
@@ -97,7 +97,7 @@ class Recorder:
     def _record_failure(self, error: BaseException) -> None:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
-        self.record["ended"] = result.now()
+        self.record["ended"] = result.utc_now()
         expected = stopped or isinstance(error, InputError | RunError)
         with suppress(RunError):  # a full disk may be why the run failed: that failure is the one to report
             self.run_log.error("%s", self.record["error"] if expected else traceback.format_exc())
@@ -127,7 +127,7 @@ class Recorder:
         finally:
             self.logger.close()
 
-    def pictures(self, pictures: dict[str, Tensor], step: int) -> None:
+    def write_pictures(self, pictures: dict[str, Tensor], step: int) -> None:
         """Pictures [C, H, W] by name, for TensorBoard and figures/."""
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, picture in pictures.items():
@@ -136,10 +136,10 @@ class Recorder:
 
     def finish(self, settings: Settings, texts: list[str]) -> None:
         """Record the results and print them, after these lines."""
-        metrics = result.columns(self.record["metrics"], settings.evaluation.split)
+        metrics = result.hparams_metrics(self.record["metrics"], settings.evaluation.split)
         self.logger.log_hyperparameters(result.hyperparameters(settings), metrics)
-        self.record |= {"status": "ok", "ended": result.now()}
-        text = "\n".join([*texts, result.table(self.record, self.folder)])
+        self.record |= {"status": "ok", "ended": result.utc_now()}
+        text = "\n".join([*texts, result.format_table(self.record, self.folder)])
         self.run_log.info("done\n%s", text)
         result.write_result(self.folder, self.record)
         print_output(text)

@@ -25,8 +25,8 @@ from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import format_fixed, printable, printable_lines
 
-RESULT = "result.json"
-FOREMOST = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of each kind of model
+RESULT_FILE = "result.json"
+HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of each kind of model
 JOB_LOG = "job.log"  # what a run that was started as a job of a sweep printed
 
 
@@ -35,7 +35,7 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
 
     Raises InputError for one that cannot be read, or is a link that leads out of the folder `within`.
     """
-    path = folder / RESULT
+    path = folder / RESULT_FILE
     try:
         record = read_json(path, root=within)
     except FileNotFoundError:
@@ -49,13 +49,13 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
     return record
 
 
-def check_existing_run(folder: Path, identity: str) -> dict[str, Any] | None:
+def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     """What result.json says, if there is one.
 
     Raises InputError where the folder is somebody else's, or a run that is not finished could not write into it.
     """
     before = read_result(folder)
-    if before is not None and before["fingerprint"] != identity:
+    if before is not None and before["fingerprint"] != fingerprint:
         raise InputError(
             f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
             "trainer.resume=never for a folder of its own"
@@ -71,14 +71,14 @@ def check_existing_run(folder: Path, identity: str) -> dict[str, Any] | None:
     return before
 
 
-def now() -> str:
+def utc_now() -> str:
     """UTC, to the microsecond: two attempts at a run never have the same."""
     return datetime.now(UTC).isoformat()
 
 
 def write_result(folder: Path, record: dict[str, Any]) -> None:
     """Write result.json whole."""
-    write_json(folder / RESULT, record)
+    write_json(folder / RESULT_FILE, record)
 
 
 def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
@@ -99,11 +99,11 @@ def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydr
         write_atomically(target / "hydra.yaml", hydra.encode())
 
 
-def start(
+def new_record(
     settings: Settings,
     data: ImageData,
     device: torch.device,
-    identity: str,
+    fingerprint: str,
     overrides: list[str],
     started_from: dict[str, str] | None,
     model: Model,
@@ -113,9 +113,9 @@ def start(
     return {
         "schema": 1,
         "status": "running",
-        "started": now(),
+        "started": utc_now(),
         "ended": None,
-        "fingerprint": identity,
+        "fingerprint": fingerprint,
         "command": ["vaerun", *overrides],
         "model": settings.model.name,
         "data": settings.data.name,
@@ -147,7 +147,7 @@ def keep_provenance(record: dict[str, Any], before: dict[str, Any]) -> None:
     record["protocol"] |= kept
 
 
-def keep_space(record: dict[str, Any], name: str | None) -> None:
+def set_selection_space(record: dict[str, Any], name: str | None) -> None:
     """Note the classifier in whose features epochs are compared.
 
     Raises InputError where those so far were compared in another one's: the distances would not be comparable.
@@ -196,10 +196,10 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     return found
 
 
-def columns(metrics: Mapping[str, float | None], split: str) -> list[str]:
+def hparams_metrics(metrics: Mapping[str, float | None], split: str) -> list[str]:
     """Tags of the numbers that TensorBoard's HParams tab shows: a run's own, and the foremost of others."""
     own = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
-    return list(dict.fromkeys([*own, *(f"{split}/{name}" for name in FOREMOST)]))
+    return list(dict.fromkeys([*own, *(f"{split}/{name}" for name in HEADLINE_METRICS)]))
 
 
 def hyperparameters(settings: Settings) -> dict[str, Any]:
@@ -232,16 +232,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, Any], folder: Path) -> str:
+def format_table(record: dict[str, Any], folder: Path) -> str:
     """The final numbers, each with what it is. Raises InputError for a record that does not hold them."""
     try:
-        return printable_lines(_table(record, folder))  # a stranger's record may hold control codes
+        return printable_lines(_format_table(record, folder))  # a stranger's record may hold control codes
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise InputError(f"{folder / RESULT} is damaged ({why}): move it away, or choose another output_dir") from error
+        raise InputError(
+            f"{folder / RESULT_FILE} is damaged ({why}): move it away, or choose another output_dir"
+        ) from error
 
 
-def _table(record: dict[str, Any], folder: Path) -> str:
+def _format_table(record: dict[str, Any], folder: Path) -> str:
     protocol, metrics = record["protocol"], record["metrics"]
     pixels = pixel_space(protocol)
     images, epoch = protocol["evaluated_images"], f"selected epoch {protocol['selected_epoch']:.4g}"

@@ -15,7 +15,7 @@ from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
-from vaerun.run.build import build_data, build_model, build_objective, try_out
+from vaerun.run.build import build_data, build_model, build_objective, dry_run
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "estimators.md"
 PRIOR = " + label prior"  # model.conditional=true model.conditional_prior=true
@@ -67,7 +67,7 @@ def outcome(estimator: str, model: str, digits: ImageData) -> str:
     built = build_model(settings.model, digits)
     try:
         objective = build_objective(settings, built, len(digits.train))
-        try_out(settings.model, objective, digits)
+        dry_run(settings.model, objective, digits)
     except InputError as refusal:
         text = str(refusal)
         assert "\n" not in text

@@ -16,7 +16,7 @@ from vaerun.config.plugins import group_file
 from vaerun.config.schema import EvaluationSettings
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.gaps import Refinement
-from vaerun.run.build import named_estimators
+from vaerun.run.build import estimators_by_name
 
 
 def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evaluate) -> None:
@@ -184,7 +184,7 @@ def test_the_settings_defaults_are_those_of_the_functions() -> None:
         assert in_file == in_schema
         assert asdict(own) == {k: v for k, v in in_file.items() if k != "images"}
     names = plain["noise"].pop("estimators")
-    assert named_estimators(names).keys() == set(names)
+    assert estimators_by_name(names).keys() == set(names)
     schema = {k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"}
     adversarial = yaml.safe_load(group_file("evaluation", "adversarial").read_text())
     only = {"diversity", "observation", "parzen", "selection"}

@@ -14,7 +14,7 @@ from support.runs.evaluating import result
 import vaerun
 from vaerun.errors import InputError
 from vaerun.evaluation.plots.pictures import sample_labels
-from vaerun.run.result import keep_provenance, keep_space
+from vaerun.run.result import keep_provenance, set_selection_space
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -78,12 +78,12 @@ def test_arrays_say_which_label_a_sample_has(here: Command, tmp_path: Path) -> N
 def test_distances_of_two_classifiers_are_not_compared() -> None:
     """A run that was selected in one classifier's features does not go on in another's."""
     record: dict[str, Any] = {"protocol": {}}
-    keep_space(record, None)
+    set_selection_space(record, None)
     assert record == {"protocol": {}}
-    keep_space(record, "one")
+    set_selection_space(record, "one")
     later: dict[str, Any] = {"protocol": {"started_from": None}}
     keep_provenance(later, record)
     assert later["protocol"] == {"started_from": None, "selection_space": "one"}
-    keep_space(later, "one")
+    set_selection_space(later, "one")
     with pytest.raises(InputError, match=r"compared in the features of one, and the cache has two"):
-        keep_space(later, "two")
+        set_selection_space(later, "two")

@@ -21,7 +21,7 @@ from vaerun.config.plugins import resolve
 from vaerun.config.settings import check
 from vaerun.errors import InputError
 from vaerun.report.text import clean, escape_csv, escape_markdown, escape_tex
-from vaerun.run.load import _interpolates
+from vaerun.run.load import _has_interpolation
 from vaerun.storage.json_files import read_json
 from vaerun.storage.plain_values import check_size
 from vaerun.storage.yaml_files import read_config
@@ -154,7 +154,7 @@ def test_settings_are_checked_or_refused(group: str, key: str, value: Any) -> No
     }
     for name in (key, known.get(group, key)):
         plain = {**BASE, group: {**BASE.get(group, {}), name: value}}
-        if _interpolates(plain):
+        if _has_interpolation(plain):
             continue
         try:
             made = OmegaConf.create(plain)

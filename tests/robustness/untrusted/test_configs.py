@@ -219,8 +219,8 @@ def test_a_model_of_four_times_its_checkpoint(
     stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int, said: str
 ) -> None:
     """It is refused from there on, and what it may have besides is 256 MiB."""
-    assert load._BESIDES_PARAMETERS == 256 << 20
-    monkeypatch.setattr(load, "_BESIDES_PARAMETERS", 0)
+    assert load._MEMORY_MARGIN == 256 << 20
+    monkeypatch.setattr(load, "_MEMORY_MARGIN", 0)
 
     def change(plain: dict[str, Any]) -> None:
         for part in ("encoder", "decoder"):
@@ -280,14 +280,14 @@ def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str
 
 def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None:
     """What `vaerun` prints of a directory that holds this run already."""
-    from vaerun.run.result import table
+    from vaerun.run.result import format_table
 
     record = json.loads((stranger / "result.json").read_text())
     for key in ("likelihood", "binarize", "evaluated_split"):
         clear(
-            table(record | {"protocol": record["protocol"] | {key: CODES + HALVES}, "model": CODES}, stranger).replace(
-                "�", ""
-            )
+            format_table(
+                record | {"protocol": record["protocol"] | {key: CODES + HALVES}, "model": CODES}, stranger
+            ).replace("�", "")
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vaerun.config.schema import Settings
-from vaerun.run.result import columns, hyperparameters
+from vaerun.run.result import hparams_metrics, hyperparameters
 from vaerun.tracking.hparams import SHOWN_BY_DEFAULT, hparams_summaries
 from vaerun.tracking.tensorboard import EventWriter
 
@@ -28,7 +28,7 @@ def write(folder: Path, own: Settings, metrics: dict[str, float]) -> None:
     events = EventWriter(folder, 0)
     for name, value in metrics.items():
         events.add(scalar(name, value))
-    for summary in hparams_summaries(hyperparameters(own), columns(metrics, "test")):
+    for summary in hparams_summaries(hyperparameters(own), hparams_metrics(metrics, "test")):
         events.add(summary)
     events.close()
 

@@ -19,7 +19,7 @@ from vaerun.evaluation.samples.feature_pooling import pooled_features
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
-from vaerun.run.build import MOST_CLASSES
+from vaerun.run.build import MAX_CLASSES
 from vaerun.run.evaluate.evaluator import Evaluator
 from vaerun.run.evaluate.samples import sample_quality, traversal_pictures
 from vaerun.run.preflight import make_annealing
@@ -58,7 +58,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
                 f"{self.split.name} images, below evaluation.diversity={s.diversity:g}"
             )
         if self.model.codes is not None and self.model.codes.categorical and self.split.labels is not None:
-            if self.data.classes <= MOST_CLASSES:
+            if self.data.classes <= MAX_CLASSES:
                 self.code_accuracy()
             else:
                 found.warnings.append(f"the labels of {self.data.name} are no classes: no code was matched to them")

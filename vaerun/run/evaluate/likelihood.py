@@ -19,7 +19,7 @@ from vaerun.evaluation.plots.charts import bar_chart
 from vaerun.evaluation.plots.pictures import sample_images
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import LatentModel, ppca
-from vaerun.run.build import named_estimators
+from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.evaluator import Evaluator
 from vaerun.run.evaluate.samples import sample_quality, traversal_pictures
 from vaerun.run.preflight import make_refinement
@@ -213,7 +213,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
     def gradient_noise(self) -> None:
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
-        names = named_estimators(noise.estimators)
+        names = estimators_by_name(noise.estimators)
         with self.monitor.task("gradient noise", len(names), unit="estimators") as task:
             found = gradient_noise(
                 self.model,

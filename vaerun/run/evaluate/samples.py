@@ -18,7 +18,7 @@ from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inceptio
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, generate_images, real_images
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.run.build import MOST_CLASSES
+from vaerun.run.build import MAX_CLASSES
 from vaerun.storage.paths import expand_user
 from vaerun.tracking.monitor import SILENT, Monitor
 
@@ -26,7 +26,7 @@ from vaerun.tracking.monitor import SILENT, Monitor
 def has_classifier(data: ImageData) -> bool:
     """Whether the data set's labels are classes, and enough of them for a classifier of its own."""
     labels = data.arrays.train_labels
-    return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
+    return 2 <= data.classes <= MAX_CLASSES and labels is not None and len(np.unique(labels)) >= 2
 
 
 def check_classifier_cache() -> None:
@@ -75,7 +75,7 @@ def sample_quality(
         results.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], truth[:DIVERSITY_IMAGES])
         if settings.quality and not has_classifier(data):
             results.warnings.append(
-                f"data set {data.name} has no labels of two to {MOST_CLASSES} classes, so there is no classifier whose "
+                f"data set {data.name} has no labels of two to {MAX_CLASSES} classes, so there is no classifier whose "
                 "features could be compared: no Frechet distance, precision, recall, density and coverage"
             )
         elif settings.quality:
