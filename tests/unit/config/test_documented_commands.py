@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
@@ -13,8 +14,9 @@ from omegaconf import OmegaConf
 
 from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import own_config_folder
-from vaerun.config.schema import EvaluationSettings
+from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.config.settings import check
+from vaerun.storage.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -71,3 +73,27 @@ def test_a_documented_evaluation_is_valid(command: str) -> None:
     run, *words = EVALUATIONS[command]
     assert run.startswith("run=")
     OmegaConf.merge(OmegaConf.structured(EvaluationSettings), parse_overrides(words).get("evaluation", {}))
+
+
+def keys(config: object, prefix: str) -> Iterator[str]:
+    """Dotted names of a nested mapping's keys."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield f"{prefix}{key}"
+        yield from keys(value, f"{prefix}{key}.")
+
+
+def known_keys() -> set[str]:
+    """Every key that some choice of some group has."""
+    known = set(keys(OmegaConf.to_container(OmegaConf.structured(Settings)), ""))
+    for path in own_config_folder().glob("*/*.yaml"):
+        group = "model" if path.parent.name == "network" else path.parent.name
+        known |= set(keys(read_yaml(path), f"{group}."))
+    return known | set(keys(read_yaml(own_config_folder() / "config.yaml"), ""))
+
+
+def test_documented_keys_exist() -> None:
+    quoted = {word for path in DOCUMENTS for word in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8"))}
+    pattern = re.compile(r"((?:data|model|estimator|trainer|evaluation|sweep)\.[a-z_.\d]*[a-z_\d])(=\S*)?")
+    named = {match.group(1) for word in quoted if (match := pattern.fullmatch(word))}
+    assert len(named) > 50
+    assert named - known_keys() == {"sweep.json"}  # a file
