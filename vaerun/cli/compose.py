@@ -20,7 +20,7 @@ from vaerun.cli.output_dir import OutputDir
 from vaerun.cli.override_errors import explain, missing_package
 from vaerun.config.composing import CompositionError
 from vaerun.config.identity import short_name
-from vaerun.config.plugins import config_folders, group_file, own_config_folder
+from vaerun.config.plugins import builtin_config_dir, group_file, plugin_config_dirs
 from vaerun.config.schema import Settings
 from vaerun.errors import InputError
 from vaerun.incidental import is_incidental
@@ -56,12 +56,12 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     from vaerun.sweep.launcher_plugins import prefer_own_presets
 
     prefer_own_presets()
-    folders = [f"file://{p}" for p in config_folders()]
+    folders = [f"file://{p}" for p in plugin_config_dirs()]
     if folders and not any(word.startswith("hydra.searchpath") for word in words):
         words = [*words, f"hydra.searchpath=[{','.join(folders)}]"]
     sys.argv = [sys.argv[0], *words]  # where Hydra reads them
     application: Callable[[], Any] = hydra.main(
-        version_base="1.3", config_path=str(own_config_folder()), config_name="config"
+        version_base="1.3", config_path=str(builtin_config_dir()), config_name="config"
     )(task)
     return application
 

@@ -33,9 +33,9 @@ def choices(group: str, folders: list[Path]) -> dict[str, str]:
 
 def help_text() -> str:
     """The usage, then all groups with a line for each choice."""
-    from vaerun.config.plugins import config_folders, own_config_folder
+    from vaerun.config.plugins import config_dirs
 
-    folders = [own_config_folder(), *config_folders()]
+    folders = config_dirs()
     lines = [HELP.format(default="a VLAE on scikit-learn's digits (no download, under a minute)")]
     for group in GROUPS:
         lines.append(f"{group}=")

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.overrides import QUOTING, unreadable
-from vaerun.config.plugins import config_folders, own_config_folder, unknown_choice
+from vaerun.config.plugins import builtin_config_dir, config_dirs, plugin_config_dirs, unknown_choice
 from vaerun.config.settings import keys, missing_value
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
@@ -40,7 +40,7 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
     text = str(error)
     if (extra := missing_extra(error)) is not None:
         return extra
-    folders = [own_config_folder(), *config_folders()]
+    folders = config_dirs()
     if isinstance(error, hydra_errors.OverrideParseException):
         return _not_an_override(str(error.override), text, words, folders)
     if (line := _not_a_choice(words, folders)) is not None:
@@ -138,7 +138,7 @@ def _several_values(text: str) -> str | None:
 
 def _unusable_file() -> str | None:
     """Of the first file in a trusted package's config groups that is not yaml, or whose defaults Hydra cannot use."""
-    for folder in config_folders():
+    for folder in plugin_config_dirs():
         for path in sorted(folder.rglob("*.yaml")):
             try:
                 content = read_yaml(path)
@@ -157,7 +157,7 @@ def _choices_with(key: str) -> list[str]:
     """GROUP=CHOICE for those choices of the key's own group whose files have the key."""
     group, _, rest = key.partition(".")
     available = []
-    for folder in (own_config_folder(), *config_folders()):
+    for folder in config_dirs():
         for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
             with suppress(InputError):  # reported once it is chosen
                 if rest in keys(read_yaml(path)):
@@ -173,7 +173,7 @@ def _known_keys(words: list[str]) -> list[str]:
     for overrides in (chosen, []):
         try:
             GlobalHydra.instance().clear()
-            with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+            with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
                 cfg = hydra.compose("config", overrides)
             return list(keys(OmegaConf.to_container(cfg)))
         except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here

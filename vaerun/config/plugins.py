@@ -1,8 +1,8 @@
-"""Where parts of a model may come from: vaerun itself, and packages that the user has named as trusted.
+"""Where the parts of a model may come from: vaerun itself, and packages that the user trusts.
 
-A package is trusted when it is installed with an entry point in the group `vaerun.plugins`, or is named in the
-environment variable VAERUN_PLUGINS (comma-separated), or by `trust()` in code; never by a file of a run directory. A
-trusted package's `configs/` folder joins the search path of config groups.
+A package is trusted if it declares an entry point in the group `vaerun.plugins`, or is named in the environment
+variable VAERUN_PLUGINS (comma-separated) or by `trust()` in code; never by a file of a run directory. The `configs/`
+folder of a trusted package joins Hydra's search path.
 """
 
 from __future__ import annotations
@@ -21,45 +21,67 @@ from typing import Any
 from vaerun.errors import InputError
 from vaerun.text import did_you_mean, printable
 
-MOST_LETTERS = 200  # of a part's name
-_UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
+MAX_LETTERS = 200  # of a _target_
+_CONSTRUCTION_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 _trusted: set[str] = set()
 
 
 def trust(package: str) -> None:
-    """Let configurations name classes and functions of this top-level package."""
+    """Allow configurations to name classes and functions of this top-level package."""
     _trusted.add(package)
 
 
 @cache
 def _declared() -> frozenset[str]:
-    named = {e.value.split(":")[0].split(".")[0] for e in metadata.entry_points(group="vaerun.plugins")}
-    return frozenset(named | {n.strip() for n in os.environ.get("VAERUN_PLUGINS", "").split(",") if n.strip()})
+    installed = {e.value.split(":")[0].split(".")[0] for e in metadata.entry_points(group="vaerun.plugins")}
+    named = {name.strip() for name in os.environ.get("VAERUN_PLUGINS", "").split(",")}
+    return frozenset(installed | named - {""})
 
 
 def trusted() -> set[str]:
-    """Top-level packages whose parts a configuration may name."""
+    """Top-level packages whose classes and functions a configuration may name."""
     return {"vaerun"} | _declared() | _trusted
 
 
-def own_config_folder() -> Path:
-    """Where vaerun's own config groups are: inside the installed package, or beside it in a source tree."""
+# -- config groups ----------------------------------------------------------------------------------------------------
+
+
+def builtin_config_dir() -> Path:
+    """vaerun's own config groups: inside the installed package, or beside it in a source tree."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def plugin_config_dirs() -> list[Path]:
+    """`configs/` of each trusted package but vaerun, which is not imported. Raises InputError if one is missing."""
+    folders = []
+    for name in sorted(trusted() - {"vaerun"}):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise InputError(
+                f"plugin package '{name}' (VAERUN_PLUGINS or an entry point) is not installed: install it, or add its "
+                "parent folder to PYTHONPATH"
+            )
+        locations = list(spec.submodule_search_locations or []) or [str(Path(spec.origin or ".").parent)]
+        folders += [Path(p) / "configs" for p in locations if (Path(p) / "configs").is_dir()]
+    return folders
+
+
+def config_dirs() -> list[Path]:
+    """All folders with config groups, vaerun's own first."""
+    return [builtin_config_dir(), *plugin_config_dirs()]
+
+
 def group_file(group: str, name: str) -> Path:
-    """The file of a group's choice. Raises InputError where there is none."""
-    folders = [own_config_folder(), *config_folders()]
+    """The file of a group's choice. Raises InputError for an unknown one."""
+    folders = config_dirs()
     for folder in folders:
         path = folder / group / f"{name}.yaml"
-        if path.name == f"{name}.yaml" and path.is_file():
+        if path.name == f"{name}.yaml" and path.is_file():  # not a path that leads elsewhere
             return path
-    raise InputError(
-        unknown_choice(group, name, {p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-    )
+    raise InputError(unknown_choice(group, name, {p.stem for f in folders for p in (f / group).glob("*.yaml")}))
 
 
 def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
@@ -69,125 +91,111 @@ def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
     return f"unknown choice {group}={name}.{did_you_mean(name, names)} {choices}"
 
 
-def config_folders() -> list[Path]:
-    """`configs/` folders of the trusted packages (vaerun's own left out), without importing them."""
-    found = []
-    for name in sorted(trusted() - {"vaerun"}):
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise InputError(
-                f"plugin package '{name}' (VAERUN_PLUGINS or an entry point) cannot be found: "
-                "install it, or add the folder that it is in to PYTHONPATH"
-            )
-        places = list(spec.submodule_search_locations or []) or [str(Path(spec.origin or ".").parent)]
-        found += [Path(p) / "configs" for p in places if (Path(p) / "configs").is_dir()]
-    return found
+# -- classes and functions --------------------------------------------------------------------------------------------
 
 
-def resolve(target: str, kind: str) -> Any:
+def resolve(target: str, package: str) -> Any:
     """The class or function of a dotted name.
 
     Arguments:
-        target: e.g. vaerun.inference.Laplace.
-        kind: the part of vaerun that such a part is from, e.g. vaerun.inference: what else vaerun has is no part.
+        target: such as vaerun.inference.Laplace.
+        package: of vaerun that the target belongs to, such as vaerun.inference; other parts of vaerun are rejected.
 
-    Raises InputError where there is none, its package is not trusted, or it is of another kind.
+    Raises InputError where there is none, or it belongs to another package, or to one that is not trusted.
     """
-    if len(str(target)) > MOST_LETTERS:  # importing goes down one call for each part of a name
-        raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} characters: it names no part")
+    if len(str(target)) > MAX_LETTERS:  # importing recurses once for each part of the name
+        raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} letters, too many for a name")
     module_name, _, attribute = str(target).rpartition(".")
     if module_name.split(".")[0] not in trusted():
         raise InputError(
             f"_target_ '{target}' is outside vaerun and the trusted packages ({', '.join(sorted(trusted()))}): "
-            "name its package in VAERUN_PLUGINS to trust it"
+            "add its package to VAERUN_PLUGINS to trust it"
         )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         if module_name.split(".")[0] == "vaerun" and not isinstance(error, ImportError):
-            raise  # a bug of ours
+            raise  # a bug
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"_target_ '{target}': cannot import {module_name} ({why})") from error
     if not hasattr(module, attribute) or attribute.startswith("_"):
-        raise InputError(f"_target_ '{target}': {module_name} has no '{attribute}' to be chosen")
-    found = getattr(module, attribute)
-    # The name may be an alias: what counts is where the object itself lives.
-    home = getattr(found, "__module__", None) or ""
-    if not callable(found) or home.split(".")[0] not in trusted():
-        raise InputError(f"_target_ '{target}' is no class or function of a trusted package (it lives in '{home}')")
-    if home.split(".")[0] == "vaerun" and not f"{home}.".startswith(f"{kind}."):
-        raise InputError(f"_target_ '{target}' is not of the kind that is needed here: choose one of {kind}")
-    return found
+        raise InputError(f"_target_ '{target}': {module_name} has no public attribute '{attribute}'")
+    part = getattr(module, attribute)
+    # The name may be an alias: what counts is where the object is defined.
+    home = getattr(part, "__module__", None) or ""
+    if not callable(part) or home.split(".")[0] not in trusted():
+        raise InputError(f"_target_ '{target}' is not a class or function of a trusted package (defined in '{home}')")
+    if home.split(".")[0] == "vaerun" and not f"{home}.".startswith(f"{package}."):
+        raise InputError(f"_target_ '{target}' cannot be used here: choose one of {package}")
+    return part
 
 
-def _resolved(target: str, kind: str, where: str) -> Any:
-    """The same; what is wrong with the name is said with the key that it is of."""
-    try:
-        return resolve(target, kind)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-
-
-def bind(spec: Mapping[str, Any], kind: str, where: str) -> Any:
-    """A function with the options of `spec` bound, or an instance of a class made with them.
-
-    Raises InputError for options that it does not take, or a class that cannot be made of them.
-    """
-    target = _resolved(spec.get("_target_", ""), kind, where)
-    given = {k: v for k, v in spec.items() if k != "_target_"}
-    check_options(target, where, spec, (), given, inspect.isclass(target))
-    if inspect.isclass(target):
-        return _made(target, where, spec, (), given)
-    return update_wrapper(partial(target, **given), target)  # with what the function says of itself
-
-
-def check_options(
-    target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...], given: dict[str, Any], whole: bool
-) -> None:
-    """Raises InputError where `target` does not take these arguments; `whole`: where it misses some, too."""
-    signature = inspect.signature(target)
-    try:
-        (signature.bind if whole else signature.bind_partial)(*args, **given)
-    except TypeError as error:
-        options = ", ".join(p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY) or "none"
-        raise InputError(f"{where} ({spec['_target_']}): {error}; its options: {options}") from error
-
-
-def build(spec: Mapping[str, Any], *args: Any, kind: str, where: str) -> Any:
+def instantiate(spec: Mapping[str, Any], *args: Any, package: str, key: str) -> Any:
     """Call `spec["_target_"]` with the positional arguments and its other keys.
 
     Arguments:
         spec: a mapping with `_target_`.
-        kind: see resolve.
-        where: the configuration key, for messages.
+        args: positional arguments.
+        package: see resolve.
+        key: of the configuration that the spec is from, for messages.
 
-    Raises InputError for keys that the target does not take or misses, and where it cannot be made of their values.
+    Raises InputError for keys that the target does not take or lacks, and where it cannot be made with their values.
     """
     if "_target_" not in spec:
-        raise InputError(f"{where} has no _target_")
-    target = _resolved(spec["_target_"], kind, where)
-    given = {k: v for k, v in spec.items() if k != "_target_"}
-    check_options(target, where, spec, args, given, True)
-    return _made(target, where, spec, args, given)
+        raise InputError(f"{key} has no _target_")
+    target, options = _resolve(spec, package, key)
+    check_options(target, key, spec, args, options, complete=True)
+    return _call(target, key, spec, args, options)
 
 
-def _made(target: Any, where: str, spec: Mapping[str, Any], args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-    # Values of a wrong type, or a part in another one's place: the configuration's fault, and it may be a stranger's.
+def bind(spec: Mapping[str, Any], package: str, key: str) -> Any:
+    """A function with the spec's options bound, or an instance of a class. Arguments and errors: see instantiate."""
+    target, options = _resolve(spec, package, key)
+    is_class = inspect.isclass(target)
+    check_options(target, key, spec, (), options, complete=is_class)
+    if is_class:
+        return _call(target, key, spec, (), options)
+    return update_wrapper(partial(target, **options), target)  # with the function's own attributes
+
+
+def check_options(
+    target: Any, key: str, spec: Mapping[str, Any], args: tuple[Any, ...], options: dict[str, Any], complete: bool
+) -> None:
+    """Raises InputError for options that the target does not take; `complete`: or lacks."""
+    signature = inspect.signature(target)
     try:
-        return target(*args, **given)
+        (signature.bind if complete else signature.bind_partial)(*args, **options)
+    except TypeError as error:
+        known = ", ".join(p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY) or "none"
+        raise InputError(f"{key} ({spec['_target_']}): {error}; its options: {known}") from error
+
+
+def _resolve(spec: Mapping[str, Any], package: str, key: str) -> tuple[Any, dict[str, Any]]:
+    """The target of a spec and its options."""
+    try:
+        target = resolve(spec.get("_target_", ""), package)
     except InputError as error:
-        if where in str(error):
+        raise InputError(f"{key}: {error}") from error
+    return target, {k: v for k, v in spec.items() if k != "_target_"}
+
+
+def _call(target: Any, key: str, spec: Mapping[str, Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    # A value of the wrong type, or a part in the place of another: an error in the configuration, whoever wrote it.
+    try:
+        return target(*args, **options)
+    except InputError as error:
+        if key in str(error):
             raise
-        raise InputError(f"{where}: {error}") from error
-    except _UNFIT as error:
-        why = printable(told(error), 200)
+        raise InputError(f"{key}: {error}") from error
+    except _CONSTRUCTION_ERRORS as error:
+        why = printable(describe_error(error), 200)
         raise InputError(
-            f"{where} ({spec['_target_']}) cannot be made of its options ({why}): give others, or choose another part"
+            f"{key} ({spec['_target_']}) cannot be created from its options ({why}): change them, or choose another"
         ) from error
 
 
-def told(error: BaseException) -> str:
-    """An error's kind, its text, and for whoever writes the part the line, outside torch, that raised it."""
+def describe_error(error: BaseException) -> str:
+    """An error's type and text, and the line outside torch that raised it, for whoever wrote that line."""
     frames = traceback.extract_tb(error.__traceback__)
     at = next((f for f in reversed(frames) if "torch" not in Path(f.filename).parts), frames[-1])
     return f"{type(error).__name__}: {error}, {Path(at.filename).name} line {at.lineno}"

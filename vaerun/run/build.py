@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vaerun.config.plugins import bind, build, check_options, group_file, resolve
+from vaerun.config.plugins import bind, check_options, group_file, instantiate, resolve
 from vaerun.config.schema import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData
@@ -119,10 +119,10 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
     shape, d = data.image_shape, settings.latent_dim
     encoder = None
     if settings.encoder is not None:
-        encoder = build(settings.encoder, shape, classes, kind="vaerun.nets", where="model.encoder")
-    inference = build(settings.inference, encoder, d, kind="vaerun.inference", where="model.inference")
+        encoder = instantiate(settings.encoder, shape, classes, package="vaerun.nets", key="model.encoder")
+    inference = instantiate(settings.inference, encoder, d, package="vaerun.inference", key="model.inference")
     return LatentModel(
-        build(settings.decoder, d, shape, classes, kind="vaerun.nets", where="model.decoder"),
+        instantiate(settings.decoder, d, shape, classes, package="vaerun.nets", key="model.decoder"),
         likelihood,
         inference,
         latent_dim=d,

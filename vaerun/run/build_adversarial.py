@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vaerun.config.plugins import build
+from vaerun.config.plugins import instantiate
 from vaerun.config.schema import ModelSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
@@ -45,8 +45,8 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
     size = settings.latent_dim + (0 if codes is None else codes.size)
     shape = data.image_shape
     return AdversarialModel(
-        build(settings.generator, size, shape, classes, kind="vaerun.nets", where="model.generator"),
-        build(settings.discriminator, shape, classes, kind="vaerun.nets", where="model.discriminator"),
+        instantiate(settings.generator, size, shape, classes, package="vaerun.nets", key="model.generator"),
+        instantiate(settings.discriminator, shape, classes, package="vaerun.nets", key="model.discriminator"),
         latent_dim=settings.latent_dim,
         image_shape=shape,
         classes=classes,

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vaerun.config.plugins import told
+from vaerun.config.plugins import describe_error
 from vaerun.data.dataset import Batch, ImageData
 from vaerun.errors import InputError
 from vaerun.evaluation.oom import is_out_of_memory
@@ -43,7 +43,7 @@ def blame_configuration(folder: Path) -> Iterator[None]:
     except Exception as error:  # whoever chooses the parts can make them raise anything
         if is_out_of_memory(error):
             raise InputError(f"memory ran out for the model of {folder}: it needs a machine with more") from error
-        why = printable(error if isinstance(error, IncompatibleModel) else told(error), 300)
+        why = printable(error if isinstance(error, IncompatibleModel) else describe_error(error), 300)
         raise InputError(
             f"the model of {folder} does not run ({why}): the parts that its configuration names do not go together"
         ) from error

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.errors import RunError
 
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray", "hydra_optuna_sweeper": "optuna"}
@@ -31,7 +31,7 @@ def prefer_own_presets() -> None:
     """
     Plugins.instance()  # imports the plugins, which register their configurations
     declared = ConfigStore.instance().repo.get("hydra", {})
-    for preset in (own_config_folder() / "hydra").glob("*/*.yaml"):
+    for preset in (builtin_config_dir() / "hydra").glob("*/*.yaml"):
         declared.get(preset.parent.name, {}).pop(preset.name, None)
 
 

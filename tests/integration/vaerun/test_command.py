@@ -19,7 +19,7 @@ from support.runs.commands import SHORT, assert_same_scalars, records, shell, st
 import vaerun
 from vaerun.cli.help import GROUPS
 from vaerun.config.identity import fingerprint
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -206,7 +206,7 @@ def test_help_lists_all_choices(tmp_path: Path, env: dict[str, str]) -> None:
     lines = light(["--help"], tmp_path, env).splitlines()
     for group in GROUPS:
         at = lines.index(f"{group}=") + 1
-        for path in sorted((own_config_folder() / group).glob("*.yaml")):
+        for path in sorted((builtin_config_dir() / group).glob("*.yaml")):
             name, text = lines[at].split(maxsplit=1)
             assert lines[at].startswith("  ")
             assert name == path.stem

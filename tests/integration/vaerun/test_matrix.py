@@ -10,7 +10,7 @@ import hydra
 import pytest
 import torch
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 from vaerun.data.dataset import ImageData
@@ -42,7 +42,7 @@ SMALL_DRAW = ["model.decoder.hidden=16", "model.encoder.hidden=16", "model.decod
 
 @cache
 def compose(*words: str) -> Settings:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", [*TINY, *words]))
 
 
@@ -104,7 +104,7 @@ def test_the_documented_table_is_what_happens(
 
 def test_every_estimator_and_model_is_in_the_table() -> None:
     def named(group: str) -> set[str]:
-        return {p.stem for p in (own_config_folder() / group).glob("*.yaml")}
+        return {p.stem for p in (builtin_config_dir() / group).glob("*.yaml")}
 
     assert named("estimator") == set(ESTIMATORS)
     assert named("model") == {m.removesuffix(PRIOR) for m in MODELS + ADVERSARIAL}

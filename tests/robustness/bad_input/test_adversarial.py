@@ -14,7 +14,7 @@ import torch
 import yaml
 from support.runs.adversarial_runs import NETWORKS, QUICK, Command, environment, save
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.settings import check
 from vaerun.errors import InputError
 from vaerun.run.experiment import Experiment
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 def choices(group: str) -> dict[str, bool]:
     """Every choice of a group, and whether it is for adversarial models, by what its file says."""
     found = {}
-    for path in sorted((own_config_folder() / group).glob("*.yaml")):
+    for path in sorted((builtin_config_dir() / group).glob("*.yaml")):
         plain = yaml.safe_load(path.read_text())
         found[path.stem] = plain.get("family") == "adversarial" or "label_smoothing" in plain
     return found
@@ -128,7 +128,7 @@ def assert_not_adversarial(line: str, estimator: str, model: str) -> None:
 
 def test_every_other_pair(work: Path) -> None:
     """What lies behind the command, which takes most of the time."""
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         models = {m: check(hydra.compose("config", [f"model={m}", *TINY[:2]])) for m in MODELS}
         estimators = {e: check(hydra.compose("config", [f"estimator={e}"])).estimator for e in ESTIMATORS}
     done = {

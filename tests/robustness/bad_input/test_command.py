@@ -260,7 +260,7 @@ def test_plugin_not_installed(vaerun: Any, work: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VAERUN_PLUGINS", "no_such_package")
     plugins._declared.cache_clear()
     try:
-        assert_refused(vaerun, work, [], "plugin package 'no_such_package'", "cannot be found")
+        assert_refused(vaerun, work, [], "plugin package 'no_such_package'", "is not installed")
     finally:
         plugins._declared.cache_clear()
 

@@ -49,27 +49,27 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unhashable": (lambda p: p["model"]["encoder"].update(activation=["relu"]), "unknown activation"),
     "a decoder as encoder": (
         lambda p: p["model"]["encoder"].update(_target_="vaerun.nets.MLPDecoder"),
-        "model.encoder (vaerun.nets.MLPDecoder) cannot be made of its options",
+        "model.encoder (vaerun.nets.MLPDecoder) cannot be created from its options",
     ),
     "a layer as encoder": (
         lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.linear"}),
-        "model.encoder (vaerun.nets.init.linear) cannot be made of its options",
+        "model.encoder (vaerun.nets.init.linear) cannot be created from its options",
     ),
     "a function as encoder": (
         lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.initialise"}),
-        "model.encoder (vaerun.nets.init.initialise) cannot be made of its options",
+        "model.encoder (vaerun.nets.init.initialise) cannot be created from its options",
     ),
     "a number as encoder": (
         lambda p: p["model"].update(encoder={"_target_": "vaerun.nets.init.check_integer", "minimum": 0}),
-        "model.inference (vaerun.inference.Amortised) cannot be made of its options",
+        "model.inference (vaerun.inference.Amortised) cannot be created from its options",
     ),
     "a name without end": (
         lambda p: p["model"]["encoder"].update(_target_="vaerun." + "a." * 400_000),
-        "names no part",
+        "too many for a name",
     ),
     "a name of a part too many": (
         lambda p: p["estimator"]["function"].update(_target_="vaerun." + "a" * 200),
-        "names no part",
+        "too many for a name",
     ),
     "a warm-up without end": (lambda p: p["estimator"].update(kl_warmup_epochs=1e308), "estimator.kl_warmup_epochs"),
     "a warm-up of 2^70 steps": (
@@ -100,7 +100,7 @@ def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch
     monkeypatch.setattr(plugins, "_trusted", set())
     plugins.trust("mine_of_the_user")
     assert plugins.resolve("mine_of_the_user.own", "vaerun.nets")() == 0
-    with pytest.raises(InputError, match="has no '_private' to be chosen"):
+    with pytest.raises(InputError, match="has no public attribute '_private'"):
         plugins.resolve("mine_of_the_user._private", "vaerun.nets")
     for alias in ("system", "Popen", "run", "partial", "number"):
         with pytest.raises(InputError, match="no class or function of a trusted package"):
@@ -133,7 +133,7 @@ def test_a_module_whose_name_begins_alike_is_another(monkeypatch: pytest.MonkeyP
         if kind == "right":
             assert plugins.resolve("vaerun.nets.part", "vaerun.nets") is part
         else:
-            with pytest.raises(InputError, match="not of the kind that is needed here"):
+            with pytest.raises(InputError, match="cannot be used here"):
                 plugins.resolve("vaerun.nets.part", "vaerun.nets")
 
 
@@ -141,7 +141,7 @@ def test_a_private_name_is_none_to_choose(monkeypatch: pytest.MonkeyPatch) -> No
     from vaerun import nets
 
     monkeypatch.setattr(nets, "_Part", nets.MLPEncoder, raising=False)
-    with pytest.raises(InputError, match="has no '_Part' to be chosen"):
+    with pytest.raises(InputError, match="has no public attribute '_Part'"):
         plugins.resolve("vaerun.nets._Part", "vaerun.nets")
 
 

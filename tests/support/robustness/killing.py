@@ -43,7 +43,7 @@ from support.robustness.places import Places
 from support.runs.adversarial_runs import NETWORKS
 from support.runs.commands import flat, lasting, tensorboard
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 from vaerun.errors import InputError, RunError
@@ -78,7 +78,7 @@ USUAL = ("epoch ", "vaerun: warning: mode collapse")  # what runs of so few step
 
 
 def settings_of(family: str, words: list[str]) -> Settings:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
 
 

@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from support.runs.commands import TINY
 
 import vaerun.report
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings, SweepSettings
 from vaerun.config.settings import check
 from vaerun.launch import process
@@ -50,7 +50,7 @@ WORDS = ["-m", "model=vae", *TINY, "trainer.max_steps=20"]
 def settings() -> Settings:
     """Settings of a run that takes a moment."""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", ["model=vae", *TINY]))
 
 

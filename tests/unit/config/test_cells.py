@@ -11,7 +11,7 @@ import yaml
 from vaerun.cli.compose import without_cells
 from vaerun.cli.help import choices
 from vaerun.config.identity import fingerprint
-from vaerun.config.plugins import group_file, own_config_folder
+from vaerun.config.plugins import builtin_config_dir, group_file
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 
@@ -20,7 +20,7 @@ EXPERIMENTS = ("vlae_cifar10_quick", "vlae_cifar10_small", "vlae_cifar10_big")
 
 
 def compose(*overrides: str) -> Settings:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", list(overrides)))
 
 
@@ -34,7 +34,7 @@ def test_every_method_at_every_number_of_steps(experiment: str) -> None:
     cells = swept(experiment)["cell"].split(",")
     assert cells == ["vae", *(f"{method}_t{steps}" for method in METHODS for steps in (1, 2, 4, 8))]
     assert swept(experiment)["seed"] == "range(3)"
-    assert set(cells) <= set(choices("cell", [own_config_folder()]))
+    assert set(cells) <= set(choices("cell", [builtin_config_dir()]))
     seen = set()
     for cell in cells:
         settings = compose(f"experiment={experiment}", f"cell={cell}")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vaerun.cli.help import GROUPS, choices
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
 from vaerun.config.settings import check
 from vaerun.errors import InputError
@@ -31,7 +31,7 @@ WITH = {
 }
 """Choices that go with one model, or family, alone."""
 ADVERSARIAL_EXPERIMENTS = {"infogan_mnist", "dcgan_cifar10"}
-FILES = sorted(p for group in GROUPS for p in (own_config_folder() / group).glob("*.yaml"))
+FILES = sorted(p for group in GROUPS for p in (builtin_config_dir() / group).glob("*.yaml"))
 SHAPES = {
     "mnist": (1, 28, 28),
     "fashion_mnist": (1, 28, 28),
@@ -79,7 +79,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def compose(*overrides: str) -> Settings:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", list(overrides)))
 
 
@@ -90,7 +90,7 @@ def data_overrides(name: str, root: Path) -> list[str]:
 
 
 def names(group: str) -> list[str]:
-    return sorted(choices(group, [own_config_folder()]))
+    return sorted(choices(group, [builtin_config_dir()]))
 
 
 def assert_ran(folder: Path, result: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
 
 
 def test_every_group_is_listed() -> None:
-    folders = {p.name for p in own_config_folder().iterdir() if p.is_dir() and any(p.glob("*.yaml"))}
+    folders = {p.name for p in builtin_config_dir().iterdir() if p.is_dir() and any(p.glob("*.yaml"))}
     assert folders == set(GROUPS)
     assert {p.parent.name for p in FILES} == set(GROUPS)
 
@@ -150,14 +150,14 @@ def test_first_comment_is_a_help_line(path: Path) -> None:
         first = rest[0]
     assert first.startswith("# ")
     assert len(first) > 12
-    assert choices(path.parent.name, [own_config_folder()])[path.stem] == first[2:]
+    assert choices(path.parent.name, [builtin_config_dir()])[path.stem] == first[2:]
     assert not any(line.startswith("# @package") for line in rest)
 
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_experiment_opens_with_commands_that_run(name: str, prepared: Path, tmp_path: Path) -> None:
     header = []
-    for line in (own_config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (builtin_config_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         header.append(line.lstrip("# "))

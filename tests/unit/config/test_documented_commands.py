@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from vaerun.config.overrides import parse_overrides
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.config.settings import check
 from vaerun.storage.yaml_files import read_yaml
@@ -61,7 +61,7 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_composes(command: str) -> None:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         check(hydra.compose("config", first_job(COMMANDS[command])))
 
 
@@ -85,10 +85,10 @@ def keys(config: object, prefix: str) -> Iterator[str]:
 def known_keys() -> set[str]:
     """Every key that some choice of some group has."""
     known = set(keys(OmegaConf.to_container(OmegaConf.structured(Settings)), ""))
-    for path in own_config_folder().glob("*/*.yaml"):
+    for path in builtin_config_dir().glob("*/*.yaml"):
         group = "model" if path.parent.name == "network" else path.parent.name
         known |= set(keys(read_yaml(path), f"{group}."))
-    return known | set(keys(read_yaml(own_config_folder() / "config.yaml"), ""))
+    return known | set(keys(read_yaml(builtin_config_dir() / "config.yaml"), ""))
 
 
 def test_documented_keys_exist() -> None:

@@ -8,12 +8,12 @@ import hydra
 import pytest
 
 from vaerun.config.identity import fingerprint, identity, short_name
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.settings import check
 
 
 def plain(*words: str) -> dict:
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return asdict(check(hydra.compose("config", list(words))))
 
 

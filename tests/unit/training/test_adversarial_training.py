@@ -15,7 +15,7 @@ from support.models.adversarial import everything, fit, make_model, make_split, 
 from support.runs.commands import assert_same_bits, lasting, load
 from torch import Tensor, nn
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.settings import check
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
@@ -104,7 +104,7 @@ def test_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same of a whole run: batches of 64, 64 and 22, a real signal at the fifth step."""
 
     def run(folder: Path) -> dict[str, Any]:
-        with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+        with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
             settings = check(hydra.compose("config", ["model=infogan", *TINY.split()]))
         return Experiment(settings, folder, []).run()
 

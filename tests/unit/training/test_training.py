@@ -20,7 +20,7 @@ from support.runs.commands import assert_same_bits, lasting, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from vaerun.config.plugins import own_config_folder
+from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.settings import check
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
@@ -38,7 +38,7 @@ MODELS = ["vae", "vae_hf", "sa_vae", "vlae", "cvae"]
 
 def run(folder: Path, *overrides: str, model: str = "vae") -> dict[str, Any]:
     words = [w for w in TINY.split() if model not in ("vae", "cvae") or "inference" not in w]
-    with hydra.initialize_config_dir(str(own_config_folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         settings = check(hydra.compose("config", [f"model={model}", *words, *overrides]))
     return Experiment(settings, folder, list(overrides)).run()
 
