@@ -103,7 +103,7 @@ def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="has no public attribute '_private'"):
         plugins.resolve("mine_of_the_user._private", "vaerun.nets")
     for alias in ("system", "Popen", "run", "partial", "number"):
-        with pytest.raises(InputError, match="no class or function of a trusted package"):
+        with pytest.raises(InputError, match="not a class or function of a trusted package"):
             plugins.resolve(f"mine_of_the_user.{alias}", "vaerun.nets")
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_called_is_no_part(monkeypatch: pytest.MonkeyPatch) -> No
     from vaerun import nets
 
     monkeypatch.setattr(nets, "thing", Unhomely(), raising=False)
-    with pytest.raises(InputError, match="no class or function"):
+    with pytest.raises(InputError, match="not a class or function"):
         plugins.resolve("vaerun.nets.thing", "vaerun.nets")
 
 
