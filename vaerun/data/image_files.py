@@ -54,7 +54,7 @@ def walk_files(path: Path) -> Iterator[Path]:
         visits[status.st_dev, status.st_ino] += 1
         if visits[status.st_dev, status.st_ino] > MAXIMUM_PATHS:
             raise InputError(
-                f"{path}: links lead to {base} in more than {MAXIMUM_PATHS} ways, as in a ring: remove some"
+                f"{path}: links lead to {base} by more than {MAXIMUM_PATHS} paths, as in a cycle: remove some"
             )
         yield from (Path(base, name) for name in names)
 

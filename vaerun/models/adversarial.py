@@ -126,7 +126,7 @@ class AdversarialModel(nn.Module):
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """n images [n, C, H, W] in [0, 1]; c: [n, classes] when conditional. Raises InputError if it is missing."""
         if self.classes and c is None:
-            raise InputError(f"the model is conditional on {self.classes} classes: give one-hot labels, sample(n, c)")
+            raise InputError(f"the model is conditional on {self.classes} classes: pass one-hot labels, sample(n, c)")
         return self.generate(torch.randn(n, self.noise_dim, dtype=self.zero.dtype, device=self.zero.device), c)
 
     def feature_maps(self, x: Tensor, c: Tensor | None = None) -> list[Tensor]:

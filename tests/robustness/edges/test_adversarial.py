@@ -67,7 +67,7 @@ def test_arrays_say_which_label_a_sample_has(here: Command, tmp_path: Path) -> N
         assert arrays["sample_labels"].tolist() == sample_labels(10).tolist()
         assert arrays["samples"].shape == (100, 1, 8, 8)
     model = vaerun.load_run(tmp_path / "run").model
-    with pytest.raises(InputError, match=r"conditional on 10 classes: give one-hot labels"):
+    with pytest.raises(InputError, match=r"conditional on 10 classes: pass one-hot labels"):
         model.sample(3)
     assert model.sample(3, torch.eye(10)[:3]).shape == (3, 1, 8, 8)
     for variance in (0.0, -1.0, float("nan"), float("inf")):
