@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from vaerun.errors import InputError
 
-BINARIZE = ("none", "dynamic", "fixed")
 ALPHA = 1e-6  # keeps the logit finite at 0 and 1
 
 
@@ -37,8 +36,8 @@ class Transform:
     logit: bool = False
 
     def __post_init__(self) -> None:
-        if self.binarize not in BINARIZE:
-            raise InputError(f"unknown data.binarize '{self.binarize}': choose one of {', '.join(BINARIZE)}")
+        if self.binarize not in ("none", "dynamic", "fixed"):
+            raise ValueError(f"unknown binarize {self.binarize!r}")
         if self.dequantize and self.binarize != "none":
             raise InputError("data.dequantize=true is for pixels that are not binarised: set data.binarize=none")
         if self.logit and not self.dequantize:

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from vaerun.errors import InputError, RunError
 
-PRECISIONS = ("float32", "tf32", "bf16")
 # Relative differences from float32 that a lower precision may have on the first batch: of the loss, and of the gradient
 # in norm. Sound models stay a factor of ten below.
 TOLERANCES = {"tf32": (1e-3, 0.05), "bf16": (1e-2, 0.3)}
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError for an unknown precision, or one that this device does not support."""
-    if precision not in PRECISIONS:
-        raise InputError(f"trainer.precision={precision}: choose one of {', '.join(PRECISIONS)}")
+    """Raises InputError for a precision that this device does not support, ValueError for an unknown one."""
+    if precision not in ("float32", *TOLERANCES):
+        raise ValueError(f"unknown precision {precision!r}")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
         raise InputError(
             f"trainer.precision=tf32 needs an NVIDIA GPU of compute capability 8.0 or later, and this run is on "
