@@ -83,7 +83,7 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
     identity = fingerprint(asdict(settings), data.sha256)
     result = check_existing_run(folder, identity)
     if result is not None and result["status"] == "ok":
-        print(f"finished before: {folder}\n{format_table(result, folder)}")
+        print(f"already finished: {folder}\n{format_table(result, folder)}")
         return result
     return supervise(Job(settings, folder.absolute(), overrides, hydra, identity), log=False)
 

@@ -1,4 +1,4 @@
-"""From settings to parts."""
+"""Build the parts of a run from its settings: device, data, model, estimator, objective."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel
 
-MAX_CLASSES = 10_000  # beyond it labels are taken for identifiers
+MAX_CLASSES = 10_000  # larger labels are probably identifiers
 
 
 def resolve_device(name: str) -> torch.device:
     """The device of trainer.device. Raises InputError where this machine has no such device."""
     if name == "auto":
-        # Apple's GPUs only when asked for: they lack float64, which the log-likelihood is summed in.
+        # Apple's GPUs must be asked for: they lack float64, in which log-likelihoods are summed.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"trainer.device={name} is no device: use auto, cpu, cuda, cuda:N or mps") from error
+        raise InputError(f"trainer.device={name} is not a device: use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"trainer.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use trainer.device=cpu"
@@ -49,13 +49,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def build_data(settings: DataSettings, device: torch.device) -> ImageData:
-    """The data set on the device."""
+    """The data set, on the device."""
     transform = Transform(settings.binarize, settings.dequantize, settings.logit)
     source = settings.source
     options = {k: v for k, v in source.items() if k not in ("_target_", "path") and v is not None}
     function = resolve(source.get("_target_", ""), "vaerun.data.sources")
-    place = {} if settings.path is None else {"path": settings.path}
-    check_options(function, "data.source", source, (Path(),), options | place, True)
+    path = {} if settings.path is None else {"path": settings.path}
+    check_options(function, "data.source", source, (Path(),), options | path, True)
     if settings.path is not None:
         function = partial(function, path=settings.path)
     arrays = cache.load_arrays(
@@ -64,7 +64,7 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
         root=settings.root,
         path=settings.path,
         options=options,
-        # Kept where the key shows that a copy is out of date; a user's own function may give other arrays next time.
+        # Cached only if the key reveals an outdated copy: a user's function may return other arrays next time.
         cached=settings.path is not None or (settings.name in sources.BUILT_IN and settings.name != "digits"),
     )
     return ImageData(
@@ -78,36 +78,36 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
 
 
 def build_model(settings: ModelSettings, data: ImageData, average: bool = False) -> Model:
-    """The model for this data, its parameters drawn from torch's global generator.
+    """The model for this data, initialised from torch's global generator.
 
     Arguments:
         settings: of the model.
-        data: to be modelled.
+        data: to model.
         average: keep a moving average of an adversarial model's generator.
 
-    Raises InputError for combinations that make no sense.
+    Raises InputError for settings that contradict each other or the data.
     """
     if settings.conditional and not data.classes:
         raise InputError(
-            f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: give labels, "
-            "or choose an unconditional model (model.conditional=false)"
+            f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: add labels, "
+            "or set model.conditional=false"
         )
     if settings.conditional and data.classes > MAX_CLASSES:
         raise InputError(
-            f"model={settings.name} is conditional on the label, and the labels of {data.name} reach "
-            f"{data.classes - 1}: number at most {MAX_CLASSES} classes from 0"
+            f"model={settings.name} is conditional on the label, and the largest label of {data.name} is "
+            f"{data.classes - 1}: number the classes from 0, at most {MAX_CLASSES} of them"
         )
     if settings.family == "adversarial":
         return build_adversarial_model(settings, data, average)
     if settings.decoder is None or settings.inference is None:
         raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
     if settings.codes is not None:
-        raise InputError(f"model.codes is for adversarial models, and model={settings.name} is none")
+        raise InputError(f"model.codes is for adversarial models, which model={settings.name} is not")
     if settings.conditional_prior and not settings.conditional:
         raise InputError("model.conditional_prior=true needs model.conditional=true")
     if settings.likelihood == "bernoulli" and not data.binary:
         raise InputError(
-            f"model.likelihood=bernoulli needs pixels that are 0 or 1, and {data.name} is grey or colour: set "
+            f"model.likelihood=bernoulli needs binary pixels, and those of {data.name} are not: set "
             "data.binarize=dynamic (or fixed), or model.likelihood=gaussian"
         )
     classes = data.classes if settings.conditional else 0
@@ -133,14 +133,14 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
 
 
 def build_objective(settings: Settings, model: Model, images: int) -> Variational | Adversarial:
-    """The objective; the estimator is `estimator.function` with its options bound.
+    """The objective of this model and estimator.
 
     Arguments:
-        settings: the run's.
+        settings: of the run.
         model: to train.
-        images: of the training split, for what is counted in epochs.
+        images: of the training split, which convert epochs into steps.
 
-    Raises InputError for an estimator of the other family, and for options that do not go together.
+    Raises InputError for an estimator of the other family, and for incompatible options.
     """
     e, t = settings.estimator, settings.trainer
     estimator = build_estimator(e)
@@ -153,7 +153,7 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
         return build_adversarial_objective(settings, model, estimator)
     if isinstance(estimator, AdversarialLoss):
         raise InputError(
-            f"estimator={e.name} is for adversarial models, and model={settings.model.name} is none: "
+            f"estimator={e.name} is for adversarial models, which model={settings.model.name} is not: "
             f"use estimator={'elbo_mc' if model.has_density else 'reconstruction'}"
         )
     for key in ("average", "discriminator_learning_rate", "discriminator_betas"):
@@ -161,75 +161,76 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
             raise InputError(f"trainer.{key} is for adversarial models: set trainer.{key}=null, or use trainer=default")
     for key in ("discriminator_steps", "r1"):
         if getattr(e, key) is not None:
-            raise InputError(f"estimator.{key} is for adversarial models, and model={settings.model.name} is none")
+            raise InputError(f"estimator.{key} is for adversarial models, which model={settings.model.name} is not")
     warm_up = None
     if e.kl_warmup_epochs:
         if e.kl_weight is None:
-            raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} takes no KL weight")
+            raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} has no KL weight")
         steps = e.kl_warmup_epochs * math.ceil(images / t.batch_size)
         if not steps < 2**63:
-            raise InputError(f"estimator.kl_warmup_epochs={e.kl_warmup_epochs:g} has more steps than can be counted")
+            raise InputError(f"estimator.kl_warmup_epochs={e.kl_warmup_epochs:g} has more steps than an int64 can hold")
         warm_up = KLWarmup(e.kl_weight, math.ceil(steps))
     return Variational(model, estimator, e.samples, warm_up)
 
 
 def build_estimator(settings: EstimatorSettings) -> Estimator | AdversarialLoss:
-    """The estimator with its options bound. Raises InputError for options that it does not take."""
+    """`estimator.function` with its options bound. Raises InputError for options that it does not take."""
     options = {k: getattr(settings, k) for k in ("alpha", "control_variate", "kl_weight", "free_bits")}
     options["label_smoothing"] = settings.label_smoothing
-    given = {k: v for k, v in options.items() if v is not None}
-    return bind(dict(settings.function) | given, "vaerun.estimators", f"estimator={settings.name}")
+    options = {k: v for k, v in options.items() if v is not None}
+    return bind(dict(settings.function) | options, "vaerun.estimators", f"estimator={settings.name}")
 
 
 def estimators_by_name(names: list[str]) -> dict[str, Any]:
-    """Estimators by name as the group `estimator` makes them; NAME/VALUE sets a choice's one option.
+    """The named choices of the config group `estimator`, built.
 
-    The option is alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for what there is not.
+    NAME/VALUE sets alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for unknown choices and
+    values.
     """
     if not names:
-        raise InputError("evaluation.noise.estimators names no estimator: give some, such as [elbo_mc,score_function]")
-    found = {}
+        raise InputError("evaluation.noise.estimators is empty: name some, such as [elbo_mc,score_function]")
+    estimators = {}
     for entry in names:
         name, slash, value = entry.partition("/")
-        plain = read_yaml(group_file("estimator", name))
-        option = next((k for k in ("alpha", "control_variate") if k in plain), None)
+        choice = read_yaml(group_file("estimator", name))
+        option = next((k for k in ("alpha", "control_variate") if k in choice), None)
         if slash and (option is None or not value):
-            why = "has no option to set" if option is None else f"needs a value of {option} after the slash"
-            raise InputError(f"evaluation.noise.estimators: {entry}: estimator={name} {why}")
+            reason = "has no option to set" if option is None else f"needs a value of {option} after the slash"
+            raise InputError(f"evaluation.noise.estimators: {entry}: estimator={name} {reason}")
         try:
-            settings = EstimatorSettings(**plain)
+            settings = EstimatorSettings(**choice)
             if value and option == "alpha":
                 settings.alpha = float(value)
             elif value:
                 settings.control_variate = value
-            found[entry] = build_estimator(settings)
-            if isinstance(found[entry], AdversarialLoss):
+            estimators[entry] = build_estimator(settings)
+            if isinstance(estimators[entry], AdversarialLoss):
                 raise InputError("it is for adversarial models")
         except (TypeError, ValueError) as error:  # an InputError is a ValueError
             raise InputError(f"evaluation.noise.estimators: {entry}: {error}") from error
-    return found
+    return estimators
 
 
 def train_settings(settings: Settings) -> TrainSettings:
-    """What the trainer needs of the settings."""
+    """The trainer's part of the settings, as plain values."""
     trainer = asdict(settings.trainer)
-    shared = {f.name: trainer[f.name] for f in fields(TrainSettings) if f.name in trainer}
+    values = {f.name: trainer[f.name] for f in fields(TrainSettings) if f.name in trainer}
     for key in ("betas", "discriminator_betas"):
-        shared[key] = shared[key] and tuple(shared[key])
-    return TrainSettings(seed=settings.seed, validate_every=settings.evaluation.every, **shared)
+        values[key] = values[key] and tuple(values[key])
+    return TrainSettings(seed=settings.seed, validate_every=settings.evaluation.every, **values)
 
 
 def dry_run(
     settings: ModelSettings, objective: Variational | Adversarial, data: ImageData, batch_size: int = 128
 ) -> None:
-    """One loss on two images, so that a combination that cannot work is refused before anything is written."""
+    """Compute the loss of two images, so that settings that cannot work are rejected before anything is written."""
     if settings.fit == "closed_form" and isinstance(objective, Variational):
         ppca.check_closed_form(objective.model, len(data.train))
     smallest = len(data.train) % batch_size or batch_size
     if smallest == 1 and any(isinstance(m, torch.nn.BatchNorm1d) for m in objective.modules()):
         raise InputError(
-            f"trainer.batch_size={batch_size} leaves one of the {len(data.train)} training images to an epoch's last "
-            "batch, and batch normalisation needs two: choose another batch size"
+            f"trainer.batch_size={batch_size} leaves a single image (of {len(data.train)}) for the last batch of an "
+            "epoch, and batch normalisation needs two: choose another batch size"
         )
     state = torch.get_rng_state()
     objective.eval()

@@ -1,4 +1,4 @@
-"""Adversarial models and their objective, from settings."""
+"""Build adversarial models and their objective from settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vaerun.objectives import Adversarial, InformationWeights
 
 
 def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:
-    """The model for this data, its parameters drawn from torch's global generator.
+    """The model for this data, initialised from torch's global generator.
 
     Arguments:
         settings: of the model.
-        data: to be generated.
+        data: to generate.
         average: keep a moving average of the generator.
 
-    Raises InputError for combinations that make no sense.
+    Raises InputError for settings that contradict each other or the data.
     """
     if settings.generator is None or settings.discriminator is None:
         raise InputError(
@@ -39,8 +39,8 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
     if settings.codes is not None:
         if settings.conditional:
             raise InputError(f"model={settings.name} has codes, which stand for labels: set model.conditional=false")
-        given = settings.codes
-        codes = Codes(given.categorical, given.continuous, variance=given.continuous_variance)
+        c = settings.codes
+        codes = Codes(c.categorical, c.continuous, variance=c.continuous_variance)
     classes = data.classes if settings.conditional else 0
     size = settings.latent_dim + (0 if codes is None else codes.size)
     shape = data.image_shape
@@ -57,7 +57,7 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
 
 
 def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:
-    """The two phases. Raises InputError for options that do not go together."""
+    """The objective, with a discriminator and a generator phase. Raises InputError for invalid code weights."""
     e, t, codes = settings.estimator, settings.trainer, settings.model.codes
     information = None
     if codes is not None:

@@ -1,4 +1,4 @@
-"""Fitting a model whose maximum-likelihood parameters have a closed form (probabilistic PCA)."""
+"""Fit a model whose maximum-likelihood parameters have a closed form (probabilistic PCA)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import NullLogger, RunLogger
 from vaerun.training import TrainState
 
-BATCH = 4096  # images at a time; no result depends on it beyond rounding
+BATCH = 4096  # images at a time; affects results only by rounding
 
 
 def fit_closed_form(
@@ -25,13 +25,13 @@ def fit_closed_form(
     checkpoints: CheckpointManager,
     warn: Callable[[str], None],
 ) -> TrainState:
-    """Set the parameters to their maximum-likelihood values on the split, validate, and save them as best.pt."""
+    """Set the parameters to their maximum-likelihood estimate on the split, validate, and save them as best.pt."""
     started, model = time.perf_counter(), objective.model
     ppca.fit_closed_form(model, (batch.x for batch in split.batches(BATCH)))
     if ppca.variance_at_minimum(model):
         warn(
-            f"the training images fill no more than model.latent_dim={model.latent_dim} dimensions: "
-            f"their likelihood has no upper bound, and is given at the variance {ppca.MINIMUM_VARIANCE:g}"
+            f"the training images span at most model.latent_dim={model.latent_dim} dimensions: their likelihood is "
+            f"unbounded, and is reported at the variance {ppca.MINIMUM_VARIANCE:g}"
         )
     objective.train(False)
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""A finished (or interrupted) run from its directory, for Python."""
+"""load_run: open the directory of a run, finished or interrupted, from Python."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ from vaerun.storage.safe_pickle import number_type
 from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable
 
-_MEMORY_MARGIN = 256 << 20  # bytes that building a model may take beyond four times its checkpoint's tensors
+_MEMORY_MARGIN = 256 << 20  # bytes that building a model may take, beyond four times those of its checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """What load_run gives.
+    """A run that was read from its directory; data and model are loaded at first use.
 
     Attributes:
         folder: the run directory.
         config: its settings.
-        result: its result.json.
+        result: contents of its result.json.
+        device: of data and model.
     """
 
     folder: Path
@@ -47,42 +48,43 @@ class Run:
 
     @cached_property
     def data(self) -> ImageData:
-        """Its data on the device: `train`, `validation`, `test`. Raises InputError where the data is not the run's."""
+        """Its data, with splits `train`, `validation` and `test`. Raises InputError if the data has changed."""
         data = build_data(self.config.data, self.device)
         recorded = str(self.result["protocol"].get("data_sha256"))
         if data.sha256 != recorded:
             raise InputError(
-                f"{self.folder} was made on other data: {data.name} here has sha256 {data.sha256[:12]}..., the run's "
-                f"had {printable(recorded[:12])}..."
+                f"{self.folder} used other data: {data.name} has sha256 {data.sha256[:12]}... here and had "
+                f"{printable(recorded[:12])}... there: point VAERUN_DATA to the run's data"
             )
         return data
 
     @cached_property
     def model(self) -> Model:
-        """Its model with the parameters of best.pt, in evaluation mode, once two images have gone through it.
+        """Its model with the parameters of best.pt, in evaluation mode, tested on two images.
 
-        Raises InputError where the checkpoint is not the model's, or the model does not run.
+        Raises InputError if the checkpoint does not fit the model, or the model does not run.
         """
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
-        remedy = "bring back the file, or train the run again"
+        remedy = "restore the file, or train the run again"
         try:
             state = to_plain_dict(load(path, self.device, self.folder)["objective"], "it holds no parameters")
             if not all(isinstance(value, torch.Tensor) for value in state.values()):
                 raise CorruptCheckpoint("it holds no parameters")
-            room = 4 * sum(value.nbytes for value in state.values()) + _MEMORY_MARGIN
+            limit = 4 * sum(value.nbytes for value in state.values()) + _MEMORY_MARGIN
         except (CorruptCheckpoint, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
-            with blame_configuration(self.folder), AllocationLimit(room):
+            with blame_configuration(self.folder), AllocationLimit(limit):
                 model = build_model(self.config.model, data, bool(self.config.trainer.average))
                 objective = build_objective(self.config, model, len(data.train))
         except MemoryLimitExceeded as error:
             raise InputError(
-                f"{self.folder} names a model far larger than the parameters in {path}: they are not of one run"
+                f"the configuration of {self.folder} builds a model far larger than the parameters in {path}: they are "
+                "from different runs; restore the file, or train the run again"
             ) from error
         try:
-            for name, own in objective.state_dict().items():
-                if (number_type(state[name]) if name in state else number_type(own)) != number_type(own):
+            for name, value in objective.state_dict().items():
+                if name in state and number_type(state[name]) != number_type(value):
                     raise TypeError(f"{name} is of type {state[name].dtype}")
             objective.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -93,7 +95,7 @@ class Run:
 
 
 def _has_interpolation(value: Any) -> bool:
-    """Whether a parsed configuration holds an interpolation or a gap; in the file's text an escape could hide them."""
+    """Whether a parsed configuration has interpolations or missing values; in the raw text, escapes could hide them."""
     if isinstance(value, dict):
         return any(_has_interpolation(v) for pair in value.items() for v in pair)
     if isinstance(value, list):
@@ -102,44 +104,47 @@ def _has_interpolation(value: Any) -> bool:
 
 
 def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None = None) -> Run:
-    """Open a run directory. It is read as plain values and tensors: no code of it runs.
+    """Open a run directory. Only plain values and tensors are read from it: none of its code runs.
 
     Arguments:
         folder: the run directory.
-        device: as trainer.device.
-        data_root: where the prepared data lies here; None: VAERUN_DATA, else the cache.
+        device: see trainer.device.
+        data_root: directory of the prepared data; None: VAERUN_DATA, else the cache.
 
-    Raises InputError for a directory that holds no run, or names parts outside vaerun and the trusted packages.
+    Raises InputError for a directory that holds no run, or whose configuration names code outside vaerun and the
+    trusted packages.
     """
     folder = expand_user(folder)
     if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"{folder} is no directory: name the run's directory")
+        raise InputError(f"{folder} is not a directory: name a run directory")
     link = find_escaping_link(folder)
-    if link is not None:  # a run makes none: what is read or written there is somebody else's
-        raise InputError(f"{link} is a link that leads out of {folder}: put the file itself in its place")
+    if link is not None:  # vaerun creates none: reading or writing there would touch foreign files
+        raise InputError(f"{link} is a link that leads out of {folder}: replace it by the file itself")
     result = read_result(folder, folder)
     if result is None:
-        raise InputError(f"{folder} holds no run (there is no result.json)")
+        raise InputError(f"{folder} holds no run (there is no result.json): name a run directory")
     path = folder / ".hydra" / "config.yaml"
     try:
-        plain = read_config(path, folder)
+        config = read_config(path, folder)
     except (OSError, ValueError) as error:
-        why = printable(error, 200)
-        raise InputError(f"cannot read {path} ({why}): bring back the file, or train the run again") from error
-    if not isinstance(plain, dict) or not isinstance(plain.get("data"), dict) or _has_interpolation(plain):
+        reason = printable(error, 200)
+        raise InputError(f"cannot read {path} ({reason}): restore the file, or train the run again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or _has_interpolation(config):
         # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
-        raise InputError(f"{path} is no configuration that vaerun has written")
-    plain["data"]["root"] = data_root
+        raise InputError(f"{path} was not written by vaerun: restore the file, or train the run again")
+    config["data"]["root"] = data_root
     try:
-        settings = check(OmegaConf.create(plain))
+        settings = check(OmegaConf.create(config))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        why = printable(error, 200)
-        raise InputError(f"{path} is no configuration that vaerun has written ({why})") from error
-    if fingerprint(plain, str(result["protocol"].get("data_sha256"))) != result["fingerprint"]:
+        reason = printable(error, 200)
         raise InputError(
-            f"{path} is not the configuration that {folder / 'result.json'} was made with (or an earlier "
-            "version of vaerun made them: train the run again)"
+            f"{path} was not written by vaerun ({reason}): restore the file, or train the run again"
+        ) from error
+    if fingerprint(config, str(result["protocol"].get("data_sha256"))) != result["fingerprint"]:
+        raise InputError(
+            f"{path} is not the configuration of {folder / 'result.json'}, or an earlier version of vaerun wrote them: "
+            "restore the file, or train the run again"
         )
     return Run(folder, settings, result, resolve_device(device))

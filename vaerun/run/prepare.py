@@ -1,4 +1,4 @@
-"""A run's parts, built and tried without a trace on the disk: by the run itself, and ahead of a sweep."""
+"""Build and test the parts of a run without touching the disk: for the run itself, and before a sweep."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vaerun.training.determinism import reporting_nondeterminism
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
         model, objective: on the data's device.
-        family: how models of this kind are validated, evaluated and shown.
+        family: validates, evaluates and depicts models of this kind.
         train_settings, plan: for the trainer.
     """
 
@@ -37,9 +37,9 @@ class Parts:
 
 
 def prepare(settings: Settings, data: ImageData) -> Parts:
-    """Build model and objective for this data, initialised by the seed, and try one loss on two images.
+    """Build model and objective for this data, initialised from the seed, and compute the loss of two images.
 
-    Raises InputError for whatever of these settings cannot work.
+    Raises InputError for settings that cannot work.
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     images = len(data.train)
@@ -56,7 +56,7 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     ):
         dry_run(settings.model, objective, data, settings.trainer.batch_size)
     check_splittable(objective, data.train, settings.trainer.processes)
-    how = train_settings(settings)
+    trainer = train_settings(settings)
     closed_form = settings.model.fit == "closed_form"
-    plan = TrainPlan(images, how.batch_size, total_steps=0) if closed_form else how.plan(images)
-    return Parts(model, objective, family, how, plan)
+    plan = TrainPlan(images, trainer.batch_size, total_steps=0) if closed_form else trainer.plan(images)
+    return Parts(model, objective, family, trainer, plan)

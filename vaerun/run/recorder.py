@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: result.json, run.log, metrics.jsonl, figures and TensorBoard's files."""
+"""Records a run in its directory: result.json, run.log, metrics.jsonl, figures and TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vaerun.training import TrainPlan
 
 
 def is_finished(record: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
-    """Whether a record is that of a finished run."""
+    """Whether this is the record of a finished run."""
     return record is not None and record["status"] == "ok"
 
 
@@ -32,24 +32,24 @@ class Recorder:
     """Records one run.
 
     Arguments:
-        folder: the run directory; it is made by whoever locks it.
-        label: prefix of warnings on standard error, where several runs share it.
-        silent: another process of the run records it.
+        folder: the run directory; created when it is locked.
+        label: prefix of warnings, where several runs share standard error.
+        silent: write and print nothing; another rank records the run.
 
     Attributes:
-        record: of result.json.
-        logger: metrics and pictures, while `logging`.
+        record: contents of result.json.
+        logger: of metrics and pictures, inside `logging`.
     """
 
     def __init__(self, folder: Path, label: str = "", silent: bool = False) -> None:
         self.folder, self.label, self.silent = folder, label, silent
         self.record: dict[str, Any] = {}
         self.logger: RunLogger | NullLogger = NullLogger()
-        self.run_log = logging.Logger("vaerun.run", logging.INFO)  # of this run alone: no other handler sees it
-        self._early_warnings: list[str] = []  # run.log is opened once the run can no longer be refused
+        self.run_log = logging.Logger("vaerun.run", logging.INFO)  # outside the hierarchy: no other handler sees it
+        self._early_warnings: list[str] = []  # run.log is opened only once the run can no longer be rejected
 
     def warn(self, line: str) -> None:
-        """One line on standard error and in run.log."""
+        """Write one line to standard error and to run.log."""
         if self.silent:
             return
         print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
@@ -59,16 +59,16 @@ class Recorder:
             self._early_warnings.append(line)
 
     def show_finished(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Print the record of a run that had finished before, and return it."""
+        """Print the record of a run that was already finished, and return it."""
         if not self.silent:
-            print_output(f"finished before: {self.folder}\n{result.format_table(record, self.folder)}")
+            print_output(f"already finished: {self.folder}\n{result.format_table(record, self.folder)}")
         return record
 
     @contextmanager
     def recording(
         self, record: dict[str, Any], settings: Settings, overrides: list[str], hydra: str | None
     ) -> Iterator[None]:
-        """Keep the status in result.json and in run.log: running, and whatever ends the block early.
+        """Keep the status in result.json and run.log up to date: running, or the error that ends the block.
 
         Arguments:
             record: of a run that begins.
@@ -95,20 +95,20 @@ class Recorder:
             handler.close()
 
     def _record_failure(self, error: BaseException) -> None:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        self.record |= {"status": "interrupted" if stopped else "failed", "error": str(error) or repr(error)}
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        self.record |= {"status": "interrupted" if interrupted else "failed", "error": str(error) or repr(error)}
         self.record["ended"] = result.utc_now()
-        expected = stopped or isinstance(error, InputError | RunError)
-        with suppress(RunError):  # a full disk may be why the run failed: that failure is the one to report
+        expected = interrupted or isinstance(error, InputError | RunError)
+        with suppress(RunError):  # a full disk may be why the run failed: report that first failure
             self.run_log.error("%s", self.record["error"] if expected else traceback.format_exc())
         with suppress(RunError):
             result.write_result(self.folder, self.record)
 
     @contextmanager
     def logging(self, plan: TrainPlan, checkpoint: dict[str, Any] | None) -> Iterator[None]:
-        """Open metrics.jsonl and TensorBoard's files where the checkpoint left them; None: they are begun anew.
+        """Open metrics.jsonl and TensorBoard's files, truncated to the position in the checkpoint; None: from scratch.
 
-        Raises RunError where the folder cannot be written to, by whatever happens inside.
+        Raises RunError if the block fails to write into the folder.
         """
         if self.silent:
             yield
@@ -122,20 +122,20 @@ class Recorder:
                 images_per_step=plan.images_per_step,
             )
             yield
-        except OSError as error:  # the folder is gone, the disk is full: no check beforehand could have told
+        except OSError as error:  # the folder was removed, or the disk is full
             raise RunError(f"cannot write into {self.folder}: {error}; run the same command again to resume") from error
         finally:
             self.logger.close()
 
     def write_pictures(self, pictures: dict[str, Tensor], step: int) -> None:
-        """Pictures [C, H, W] by name, for TensorBoard and figures/."""
+        """Write pictures [C, H, W], by name, to TensorBoard and figures/."""
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, picture in pictures.items():
             self.logger.log_image(f"images/{name}", picture, step)
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
 
     def finish(self, settings: Settings, texts: list[str]) -> None:
-        """Record the results and print them, after these lines."""
+        """Record the results and print them, after these texts."""
         metrics = result.hparams_metrics(self.record["metrics"], settings.evaluation.split)
         self.logger.log_hyperparameters(result.hyperparameters(settings), metrics)
         self.record |= {"status": "ok", "ended": result.utc_now()}

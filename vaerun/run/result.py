@@ -1,4 +1,4 @@
-"""result.json and the table in the terminal."""
+"""result.json: its contents, its reading and writing, and the table of its numbers for the terminal."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import format_fixed, printable, printable_lines
 
 RESULT_FILE = "result.json"
-HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of each kind of model
-JOB_LOG = "job.log"  # what a run that was started as a job of a sweep printed
+HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of all kinds of models
+JOB_LOG = "job.log"  # output of a run that was started as a sweep's job
 
 
 def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | None:
-    """The folder's result.json, or None where there is none.
+    """The folder's result.json, or None if there is none.
 
-    Raises InputError for one that cannot be read, or is a link that leads out of the folder `within`.
+    Raises InputError if it cannot be read, or is a link that leads out of the folder `within`.
     """
     path = folder / RESULT_FILE
     try:
@@ -41,50 +41,50 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        why = printable(error, 200)
-        raise InputError(f"{path} cannot be read ({why}): move it away, or choose another output_dir") from error
-    kinds = {"fingerprint": str, "status": str, "metrics": dict, "protocol": dict}
-    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in kinds.items()):
-        raise InputError(f"{path} is no result of vaerun's: choose another output_dir")
+        reason = printable(error, 200)
+        raise InputError(f"{path} cannot be read ({reason}): move it away, or choose another output_dir") from error
+    types = {"fingerprint": str, "status": str, "metrics": dict, "protocol": dict}
+    if not isinstance(record, dict) or any(not isinstance(record.get(k), expected) for k, expected in types.items()):
+        raise InputError(f"{path} is not a result of vaerun: choose another output_dir")
     return record
 
 
 def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What result.json says, if there is one.
+    """The record of an earlier attempt at this run, or None if there was none.
 
-    Raises InputError where the folder is somebody else's, or a run that is not finished could not write into it.
+    Raises InputError if the folder holds anything else, or an unfinished run could not write into it.
     """
-    before = read_result(folder)
-    if before is not None and before["fingerprint"] != fingerprint:
+    record = read_result(folder)
+    if record is not None and record["fingerprint"] != fingerprint:
         raise InputError(
-            f"{folder} holds a run of another configuration or other data: choose another output_dir, or "
-            "trainer.resume=never for a folder of its own"
+            f"{folder} holds a run of another configuration or other data: choose another output_dir, or set "
+            "trainer.resume=never for a new one"
         )
     if (
-        before is None
+        record is None
         and folder.exists()
         and any(not p.name.startswith(".") and p.name != JOB_LOG for p in folder.iterdir())
     ):
-        raise InputError(f"{folder} is not empty and holds no run of vaerun's: choose another output_dir")
-    if before is None or before["status"] != "ok":
+        raise InputError(f"{folder} is not empty and holds no vaerun run: choose another output_dir")
+    if record is None or record["status"] != "ok":
         check_run_paths(folder)
-    return before
+    return record
 
 
 def utc_now() -> str:
-    """UTC, to the microsecond: two attempts at a run never have the same."""
+    """The time in UTC, in microseconds, so that it identifies an attempt at a run."""
     return datetime.now(UTC).isoformat()
 
 
 def write_result(folder: Path, record: dict[str, Any]) -> None:
-    """Write result.json whole."""
+    """Write result.json atomically."""
     write_json(folder / RESULT_FILE, record)
 
 
-def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
-    """`.hydra/` as Hydra writes it: config.yaml (all interpolations resolved), overrides.yaml, hydra.yaml.
+def write_config(folder: Path, config: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
+    """Write `.hydra/` as Hydra does: config.yaml (with interpolations resolved), overrides.yaml, hydra.yaml.
 
-    Raises RunError where they cannot be written.
+    Raises RunError if they cannot be written.
     """
     target = folder / ".hydra"
     try:
@@ -93,7 +93,7 @@ def write_config(folder: Path, plain: dict[str, Any], overrides: list[str], hydr
         raise RunError(
             f"cannot make {target}: {error.strerror or error}; run the same command again to resume"
         ) from error
-    write_atomically(target / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
+    write_atomically(target / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     write_atomically(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True).encode())
     if hydra is not None:
         write_atomically(target / "hydra.yaml", hydra.encode())
@@ -108,7 +108,7 @@ def new_record(
     started_from: dict[str, str] | None,
     model: Model,
 ) -> dict[str, Any]:
-    """The record of a run that begins: everything but its results."""
+    """The record of a run that begins, without results."""
     closed_form = settings.model.fit == "closed_form"
     return {
         "schema": 1,
@@ -141,69 +141,69 @@ def new_record(
     }
 
 
-def keep_provenance(record: dict[str, Any], before: dict[str, Any]) -> None:
-    """Take over what the run's record said of its beginning."""
-    kept = {k: before["protocol"][k] for k in ("started_from", "selection_space") if k in before["protocol"]}
-    record["protocol"] |= kept
+def keep_provenance(record: dict[str, Any], previous: dict[str, Any]) -> None:
+    """Carry over from the record of an earlier attempt where the run started from, and how epochs were compared."""
+    protocol = previous["protocol"]
+    record["protocol"] |= {k: protocol[k] for k in ("started_from", "selection_space") if k in protocol}
 
 
 def set_selection_space(record: dict[str, Any], name: str | None) -> None:
-    """Note the classifier in whose features epochs are compared.
+    """Record the classifier in whose feature space epochs are compared.
 
-    Raises InputError where those so far were compared in another one's: the distances would not be comparable.
+    Raises InputError if it was another one before: the distances would not be comparable.
     """
-    before = record["protocol"].get("selection_space")
-    if before is not None and before != name:
+    previous = record["protocol"].get("selection_space")
+    if previous is not None and previous != name:
         raise InputError(
-            f"this run's epochs were compared in the features of {before}, and the cache has {name}: bring back the "
-            "cache's folder `classifiers`, or start afresh with trainer.resume=never"
+            f"this run's epochs were compared in the features of {previous}, and the cache has {name}: restore the "
+            "cache's folder `classifiers`, or start a new run with trainer.resume=never"
         )
     if name is not None:
         record["protocol"]["selection_space"] = name
 
 
 def units(model: Model) -> str:
-    """Of the numbers per image."""
+    """The unit of the numbers per image."""
     if isinstance(model, AdversarialModel):
         return "nats per image under N(G(z), s2 I) where it is a log-likelihood: a generator has none of its own"
     return "nats per image" if model.has_density else "squared error per image: no likelihood"
 
 
 def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Model) -> dict[str, Any]:
-    """What was evaluated, and how: what must agree for two evaluations to be comparable."""
+    """What was evaluated and how; two evaluations are comparable if they agree in it."""
     images = len(getattr(data, settings.split))
     n = images if settings.images is None else min(settings.images, images)
-    found: dict[str, Any] = {
+    protocol: dict[str, Any] = {
         "importance_samples": settings.samples if model.has_density else None,
         "evaluated_split": settings.split,
         "evaluated_images": n,
     }
     if settings.ais or settings.bdmc:
-        found["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
+        protocol["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
         if isinstance(model, AdversarialModel) and model.variance is None:
-            found["observation"] = asdict(settings.observation)
+            protocol["observation"] = asdict(settings.observation)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
-        found["generated"] = asdict(settings.generated) | {"samples": min(n, settings.generated.samples)}
+        protocol["generated"] = asdict(settings.generated) | {"samples": min(n, settings.generated.samples)}
     if isinstance(model, AdversarialModel):
-        found["diversity_threshold"] = settings.diversity
-        found["categorical_codes"] = 0 if model.codes is None else len(model.codes.categorical)
+        protocol["diversity_threshold"] = settings.diversity
+        protocol["categorical_codes"] = 0 if model.codes is None else len(model.codes.categorical)
     if settings.parzen:
-        found["parzen_samples"] = settings.generated.samples
+        protocol["parzen_samples"] = settings.generated.samples
     if settings.gaps:
-        found["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
+        protocol["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
     if settings.gradient_noise:
-        found["noise"] = asdict(settings.noise)
-    return found
+        protocol["noise"] = asdict(settings.noise)
+    return protocol
 
 
 def hparams_metrics(metrics: Mapping[str, float | None], split: str) -> list[str]:
-    """Tags of the numbers that TensorBoard's HParams tab shows: a run's own, and the foremost of others."""
-    own = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
-    return list(dict.fromkeys([*own, *(f"{split}/{name}" for name in HEADLINE_METRICS)]))
+    """Tags of the columns in TensorBoard's HParams tab: this run's metrics, and the headline metrics of other runs."""
+    tags = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
+    return list(dict.fromkeys([*tags, *(f"{split}/{name}" for name in HEADLINE_METRICS)]))
 
 
 def hyperparameters(settings: Settings) -> dict[str, Any]:
-    """What TensorBoard's HParams tab shows of a run's settings; None: it has no such setting."""
+    """The settings that TensorBoard's HParams tab shows; None: not a setting of this run."""
     return {
         "data": settings.data.name,
         "model": settings.model.name,
@@ -220,7 +220,7 @@ def hyperparameters(settings: Settings) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware."""
+    """Versions and hardware that the run uses."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -233,13 +233,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def format_table(record: dict[str, Any], folder: Path) -> str:
-    """The final numbers, each with what it is. Raises InputError for a record that does not hold them."""
+    """The final numbers, each with its description. Raises InputError for a record without them."""
     try:
-        return printable_lines(_format_table(record, folder))  # a stranger's record may hold control codes
+        return printable_lines(_format_table(record, folder))  # an untrusted record may hold control codes
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        why = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{folder / RESULT_FILE} is damaged ({why}): move it away, or choose another output_dir"
+            f"{folder / RESULT_FILE} is damaged ({reason}): move it away, or choose another output_dir"
         ) from error
 
 
@@ -265,8 +265,8 @@ def _format_table(record: dict[str, Any], folder: Path) -> str:
             f"{record['model']} on {record['data']} ({pixels} pixels): nats per image, mean over {images} "
             f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
         )
-    other = any(name in metrics for name in ("val/iwae", "val/renyi"))
-    elbo_samples = f"mean over {protocol.get('training_samples')} samples" if other else "1 sample"
+    multi_sample = any(name in metrics for name in ("val/iwae", "val/renyi"))  # a multi-sample bound was trained
+    elbo_samples = f"mean over {protocol.get('training_samples')} samples" if multi_sample else "1 sample"
     validation, samples = f"{protocol['images']['validation']} images", f"K={protocol.get('training_samples')}"
     selected = {
         "val/elbo": f"validation ELBO at the selected epoch, {elbo_samples}, {validation}",
@@ -275,7 +275,9 @@ def _format_table(record: dict[str, Any], folder: Path) -> str:
         "val/classifier_frechet_distance": "validation Frechet distance, classifier's features, selected epoch",
         "val/reconstruction": f"validation log p(x|z) at the encoder's z and the selected epoch, {validation}",
     }
-    own = [
+    selection_rows = [
         (name, format_fixed(metrics[name], 2), text) for name, text in selected.items() if metrics.get(name) is not None
     ]
-    return "\n".join([head, *align_rows(own + metric_rows(metrics, protocol, split)), f"recorded in {folder}"])
+    return "\n".join(
+        [head, *align_rows(selection_rows + metric_rows(metrics, protocol, split)), f"recorded in {folder}"]
+    )

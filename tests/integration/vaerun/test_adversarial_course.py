@@ -252,6 +252,6 @@ def test_the_same_command_again_shows_the_same(finished: Callable[..., Finished]
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
     code, out, err = here(*INFOGAN, f"output_dir={run.folder}")
     assert (code, err) == (0, "")
-    assert out == f"finished before: {run.folder}\n{run.out}"
+    assert out == f"already finished: {run.folder}\n{run.out}"
     assert before == {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
     assert json.loads((run.folder / "result.json").read_text())["status"] == "ok"

@@ -136,7 +136,7 @@ def test_same_command_again(finished: SimpleNamespace, env: dict[str, str]) -> N
     again = shell(SHORT, finished.cwd, env)
     assert again.returncode == 0
     assert again.stderr == ""
-    assert again.stdout == f"finished before: {finished.folder}\n{finished.done.stdout}"
+    assert again.stdout == f"already finished: {finished.folder}\n{finished.done.stdout}"
     assert state(finished.cwd) == before
 
 

@@ -122,7 +122,7 @@ def assert_no_likelihood(line: str, estimator: str, model: str) -> None:
 
 
 def assert_not_adversarial(line: str, estimator: str, model: str) -> None:
-    assert f"estimator={estimator} is for adversarial models, and model={model} is none" in line
+    assert f"estimator={estimator} is for adversarial models, which model={model} is not" in line
     assert line.split("use estimator=")[1].strip() in BOUNDS
 
 
@@ -267,7 +267,7 @@ LIKELIHOOD: dict[str, list[str]] = {
     "model=vae +estimator.r1=1": ["estimator.r1 is for adversarial models"],
     "model=vae +estimator.discriminator_steps=3": ["estimator.discriminator_steps is for adversarial models"],
     "model=vae +estimator.label_smoothing=0.1": ["unexpected keyword argument 'label_smoothing'"],
-    "model=vae +model.codes.categorical=[10]": ["model.codes is for adversarial models, and model=vae is none"],
+    "model=vae +model.codes.categorical=[10]": ["model.codes is for adversarial models, which model=vae is not"],
     "model=vae evaluation=adversarial evaluation.parzen=true": ["evaluation.parzen is for adversarial models"],
     f"model=vae evaluation=adversarial {SELECT}": ["evaluation.selection is for adversarial models"],
     "model=vae evaluation.quality=true evaluation.images=1": ["compared with 1 test image"],

@@ -32,7 +32,7 @@ from vaerun.config.identity import fingerprint
         (["data.binarize=fixed"], "train anew"),
         (["--samples=5"], "unknown flag"),
         (["run=elsewhere"], "name one run directory"),
-        (["trainer.device=quantum"], "is no device"),
+        (["trainer.device=quantum"], "is not a device"),
         (["trainer.device.x=1"], "trainer.device"),
         (["trainer.device=[cpu]"], "trainer.device"),
         (["evaluation.split=2001-99-99"], "evaluation.split=2001-99-99: choose one of"),
@@ -65,7 +65,7 @@ from vaerun.config.identity import fingerprint
         (["evaluation.gap.learning_rate=-1", "evaluation.gaps=true"], "evaluation.gap.learning_rate"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[stl/3]"], "has no option"),
-        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[]"], "names no estimator"),
+        (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[]"], "estimators is empty"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[score_function/x]"], "control_variate"),
         (["evaluation.gradient_noise=true", "evaluation.noise.estimators=[renyi/x]"], "renyi/x"),
     ],
@@ -197,7 +197,7 @@ def test_no_interpolation_is_resolved(run: Path, evaluate: Evaluate, monkeypatch
     path.write_text(path.read_text().replace("name: digits", 'name: "digits\\x24{oc.env:SECRET}"'))
     code, out, err = evaluate(f"run={run}")
     assert code == 2
-    assert "no configuration that vaerun has written" in err
+    assert "was not written by vaerun" in err
     assert "hush" not in out + err
 
 

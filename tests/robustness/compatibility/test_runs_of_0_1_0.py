@@ -97,7 +97,7 @@ def test_settings_that_are_not_the_runs_are_refused(copy: Callable[[str], Path])
     folder = copy("vae")
     config = folder / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
-    with pytest.raises(vaerun.InputError, match="is not the configuration that"):
+    with pytest.raises(vaerun.InputError, match="is not the configuration of"):
         vaerun.load_run(folder)
 
 
@@ -108,7 +108,7 @@ def test_the_same_command_shows_the_result(name: str, copy: Callable[[str], Path
     before = files(folder)
     code, out, err = here(*words(folder, folder))
     assert (code, err) == (0, "")
-    assert out.startswith(f"finished before: {folder}\n")
+    assert out.startswith(f"already finished: {folder}\n")
     assert files(folder) == before
 
 

@@ -84,7 +84,7 @@ def test_names_of_folders(
     assert code == 0, err
     assert f"recorded in {folder}" in out
     assert_same_scalars(tensorboard(folder), records(folder))
-    assert here(*words)[1].startswith(f"finished before: {folder}\n")
+    assert here(*words)[1].startswith(f"already finished: {folder}\n")
     code, out, err = evaluate(f"run={folder}", "evaluation.samples=10")
     assert code == 0, err
     assert table.main([str(tmp_path), "--list"]) == 0

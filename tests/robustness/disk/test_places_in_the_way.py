@@ -91,7 +91,7 @@ def test_a_finished_run_is_shown(here: Command, run: Path) -> None:
     (run / "figures").write_text("mine")
     code, out, _ = here("model=vae", *SMALL, f"output_dir={run}")
     assert code == 0
-    assert "finished before" in out
+    assert "already finished" in out
 
 
 def test_an_evaluations_arrays(run: Path, evaluate: Evaluate) -> None:

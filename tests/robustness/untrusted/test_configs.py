@@ -61,7 +61,7 @@ def test_keys_are_looked_at_as_values_are(
 ) -> None:
     monkeypatch.setenv("SECRET", "hushhush")
     with_config(stranger, lambda config: config["evaluation"].update(sets=plain))
-    assert "hushhush" not in refused(stranger, capsys, cache, "is no configuration that vaerun has written")
+    assert "hushhush" not in refused(stranger, capsys, cache, "was not written by vaerun")
 
 
 BOMB = "a: &a {x: 1}\n" + "".join(

@@ -85,7 +85,7 @@ def begin() -> None:
     path = folder / "result.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if before is not None and before["status"] == "ok":
-        print("finished before", flush=True)
+        print("already finished", flush=True)
         leave(0)
     note(train=None if before is None else before["status"])
     record("running")

@@ -213,7 +213,7 @@ def test_checking_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert checker.check(never, tmp_path / "0", [], None, 0).job.folder == tmp_path / "0-2"
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "mine.txt").touch()
-    with pytest.raises(InputError, match="is not empty and holds no run of vaerun's"):
+    with pytest.raises(InputError, match="is not empty and holds no vaerun run"):
         checker.check(replace(base, seed=1), tmp_path / "1", [], None, 0)
 
 
