@@ -1,1 +1,1 @@
-"""What a run shows and records while it goes on: metrics.jsonl, TensorBoard, progress."""
+"""Logging and progress of a run: metrics.jsonl, TensorBoard, progress bars."""
