@@ -22,6 +22,7 @@ from vaerun.run.prepare import prepare
 from vaerun.run.result import check_existing_run, format_table, read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import is_locked, next_free_dir
+from vaerun.text import print_output
 
 TICK_SECONDS = 0.2
 
@@ -83,7 +84,7 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
     identity = fingerprint(asdict(settings), data.sha256)
     result = check_existing_run(folder, identity)
     if result is not None and result["status"] == "ok":
-        print(f"already finished: {folder}\n{format_table(result, folder)}")
+        print_output(f"already finished: {folder}\n{format_table(result, folder)}")
         return result
     return supervise(Job(settings, folder.absolute(), overrides, hydra, identity), log=False)
 
