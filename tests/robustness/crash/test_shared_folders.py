@@ -21,7 +21,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from vaerun.data.arrays import Arrays
-from vaerun.data.cache import prepare
+from vaerun.data.cache import load_arrays
 
 def source(scratch):
     with open(sys.argv[1], "a") as calls:
@@ -31,7 +31,7 @@ def source(scratch):
     images = np.random.RandomState(0).randint(0, 256, (50, 1, 8, 8)).astype(np.uint8)
     return Arrays(images, None, images[:5], None, split="all")
 
-arrays = prepare("own", source)
+arrays = load_arrays("own", source)
 print(arrays.sha256, int(np.asarray(arrays.train_images, dtype=np.int64).sum()))
 """
 
