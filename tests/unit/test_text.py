@@ -1,4 +1,4 @@
-"""Huge numbers are printed in short, in every table; the others with their digits."""
+"""Huge numbers are printed in short form in every table, others with all digits."""
 
 from __future__ import annotations
 

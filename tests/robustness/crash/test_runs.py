@@ -1,4 +1,4 @@
-"""Runs whose folder, data, disk, clock or reader goes, and runs that are stopped outside training."""
+"""Runs whose directory, data, disk, clock or reader disappears, and runs interrupted outside training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_run_whose_clock_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_two_names_for_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun from another's checkpoint and killed between two renames: previous.pt is this run's beginning too."""
+    """Started from another run's checkpoint and killed between two renames: previous.pt also belongs to this run."""
     run(tmp_path / "first", "trainer.max_steps=10")
     named = f"trainer.resume={tmp_path / 'first'}"
     whole = run(tmp_path / "whole", named)
@@ -76,8 +76,8 @@ def test_stopped_while_its_beginning_is_recorded(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(record, "write_result", signalled)
     with pytest.raises(Interrupted):
         run(tmp_path)
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert (found["status"], load(tmp_path)["progress"]["step"]) == ("interrupted", 1)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["status"], load(tmp_path)["progress"]["step"]) == ("interrupted", 1)
 
 
 @pytest.mark.parametrize("where", ["evaluation", "second SIGINT"])
@@ -119,7 +119,7 @@ def test_vanished_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as in `vaerun | head -1`: the run has finished, and says so."""
+    """As in `vaerun | head -1`: the run has finished, and reports it."""
     read, write = os.pipe()
     os.close(read)
     with open(write, "w", encoding="utf-8") as closed:

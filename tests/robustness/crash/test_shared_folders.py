@@ -1,4 +1,4 @@
-"""Several processes at the same files, and folders with names that files may have."""
+"""Concurrent processes on the same files, and unusual directory names."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def test_ten_processes_prepare_the_same_data(tmp_path: Path, env: dict[str, str]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", PREPARE, str(calls)]
     ten = [subprocess.Popen(command, env=env | {"VAERUN_CACHE": str(cache)}, **pipes) for _ in range(10)]
-    said = [process.communicate(timeout=120) for process in ten]
-    assert [err for _, err in said] == [""] * 10
-    assert len({out for out, _ in said}) == 1
+    outputs = [process.communicate(timeout=120) for process in ten]
+    assert [err for _, err in outputs] == [""] * 10
+    assert len({out for out, _ in outputs}) == 1
     assert calls.read_text() == "called\n"
     assert len([p for p in (cache / "prepared").iterdir() if p.suffix != ".lock"]) == 1
 

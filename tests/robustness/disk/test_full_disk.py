@@ -1,6 +1,6 @@
-"""A disk that is full or read-only: one line, nothing lost, and the same command goes on once there is space.
+"""Full and read-only disks: one line, nothing lost, and re-running the command resumes once there is space.
 
-That this holds at every place that writes is shown by robustness/crash/test_killed.py; here the disk is a real one.
+robustness/crash/test_killed.py covers every place that writes; here the disk is a real one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ evaluation.images=20 evaluation.samples=20 evaluation.pictures=0""".split()  # n
 
 
 class Disk:
-    """A file system of a given size in memory."""
+    """An in-memory file system of a given size."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -50,9 +50,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def whole(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Path:
-    assert here(*WORDS, f"output_dir={tmp_path / 'whole'}")[0] == 0
-    return tmp_path / "whole"
+def reference(here: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Path:
+    assert here(*WORDS, f"output_dir={tmp_path / 'reference'}")[0] == 0
+    return tmp_path / "reference"
 
 
 def one_line(err: str) -> str:
@@ -61,7 +61,9 @@ def one_line(err: str) -> str:
 
 
 @pytest.mark.parametrize("size", ["40k", "1500k"])
-def test_a_run_on_a_full_disk(size: str, disk: Disk, here: Callable[..., tuple[int, str, str]], whole: Path) -> None:
+def test_a_run_on_a_full_disk(
+    size: str, disk: Disk, here: Callable[..., tuple[int, str, str]], reference: Path
+) -> None:
     folder = disk.place / "run"
     disk.options(f"size={size}")
     code, out, err = here(*WORDS, f"output_dir={folder}")
@@ -73,12 +75,14 @@ def test_a_run_on_a_full_disk(size: str, disk: Disk, here: Callable[..., tuple[i
     disk.options("size=64m")
     assert here(*WORDS, f"output_dir={folder}")[0] == 0
     for name in ("last", "best"):
-        assert_same_bits(lasting(folder, name), lasting(whole, name))
-    assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+        assert_same_bits(lasting(folder, name), lasting(reference, name))
+    assert (folder / "metrics.jsonl").read_text() == (reference / "metrics.jsonl").read_text()
     assert_same_scalars(tensorboard(folder), records(folder))
 
 
-def test_a_read_only_disk(disk: Disk, here: Callable[..., tuple[int, str, str]], whole: Path, evaluate: Any) -> None:
+def test_a_read_only_disk(
+    disk: Disk, here: Callable[..., tuple[int, str, str]], reference: Path, evaluate: Any
+) -> None:
     disk.options("size=64m")
     assert here(*WORDS, f"output_dir={disk.place / 'run'}")[0] == 0
     disk.options("ro")

@@ -1,4 +1,4 @@
-"""What stands in the place of a file or folder that a run writes is told of before any work."""
+"""Files or directories in the way of what a run writes are reported before any work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = ("run.log", "metrics.jsonl", "per_example.npz", "arrays.npz", ".hydra/co
 
 
 def begun(run: Path) -> list[str]:
-    """The words of a run that was stopped early, in this folder."""
+    """The overrides of a run in this directory that was stopped early."""
     (run / "result.json").write_text(json.dumps(result(run) | {"status": "interrupted"}))
     shutil.rmtree(run / "checkpoints")
     return ["model=vae", *SMALL, f"output_dir={run}"]
@@ -63,7 +63,7 @@ def test_no_file(here: Command, run: Path, name: str) -> None:
 
 
 def test_a_pipe(here: Command, run: Path) -> None:
-    """Opening it would wait for a reader for ever."""
+    """Opening it would wait for a reader forever."""
     words, place = begun(run), run / "metrics.jsonl"
     place.unlink()
     os.mkfifo(place)
@@ -78,7 +78,7 @@ def test_a_new_run(here: Command, tmp_path: Path) -> None:
 
 
 def test_a_job_of_a_sweep(here: Command, run: Path) -> None:
-    """Refused with the check of all jobs."""
+    """Rejected when all jobs are checked."""
     words = begun(run)
     (run / "run.log").unlink()
     (run / "run.log").mkdir()
@@ -97,13 +97,13 @@ def test_a_finished_run_is_shown(here: Command, run: Path) -> None:
 def test_an_evaluations_arrays(run: Path, evaluate: Evaluate) -> None:
     words = [f"run={run}", "evaluation.arrays=true"]
     assert evaluate(*words)[0] == 0
-    (own,) = run.glob("arrays-*.npz")
-    own.unlink()
-    own.mkdir()
+    (arrays,) = run.glob("arrays-*.npz")
+    arrays.unlink()
+    arrays.mkdir()
     before = state(run)
     code, out, err = evaluate(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"{own} is not a file" in err
+    assert f"{arrays} is not a file" in err
     assert state(run) == before
 
 
@@ -118,7 +118,7 @@ def test_no_file_of_a_sweep(here: Command, tmp_path: Path, name: str) -> None:
 
 
 def test_no_folder_of_a_sweep(here: Command, tmp_path: Path) -> None:
-    """Its TensorBoard's, itself, and one above it."""
+    """The events directory, the sweep directory itself, and its parent."""
     (tmp_path / "table").write_text("mine")
     assert_refused(here, sweep(tmp_path), tmp_path, f"{tmp_path / 'table'} is not a directory")
     for folder in (tmp_path / "table", tmp_path / "table" / "a" / "b"):

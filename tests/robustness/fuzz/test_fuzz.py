@@ -1,8 +1,8 @@
 """Mutated input of every kind ends in success, or in one clear line with a documented exit code.
 
 A night's run, in parts and with its counts: `pytest -m nightly -s tests/robustness/fuzz/test_fuzz.py`. A failure
-names the kind and the number of its input, which is the same each time: `bench` and `maker` make it again.
-VAERUN_FUZZ_FIRST=100000 takes other inputs.
+names the kind and the number of its input, which is reproducible: `workspace` and `case_factory` make it again.
+VAERUN_FUZZ_FIRST=100000 selects other inputs.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 
 import pytest
 import torch
-from support.robustness.fuzz_kinds import KINDS, Bench, maker
-from support.robustness.fuzzing import Case, Ended, apart, here, judge, run
+from support.robustness.fuzz_kinds import KINDS, Workspace, case_factory
+from support.robustness.fuzzing import Case, Outcome, find_violation, run, run_in_process, run_in_subprocess
 from torch.distributions import Distribution
 from torchvision.datasets import utils
 
 PART = 500  # inputs of one nightly test
-FIRST = int(os.environ.get("VAERUN_FUZZ_FIRST", "0"))  # number of a night's inputs: others, for other inputs
-NIGHTLY_APART, CI_APART = 200, 20  # as processes of their own
-ROOM = 16 << 30  # bytes of addresses beyond those of the test itself: torch alone takes some
+FIRST = int(os.environ.get("VAERUN_FUZZ_FIRST", "0"))  # number of the first nightly input
+NIGHTLY_APART, CI_APART = 200, 20  # inputs run as separate processes
+ROOM = 16 << 30  # address space beyond that of the test itself
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """Made once; each case writes its own input anew."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """Created once; each case writes its own input."""
     folder = tmp_path_factory.mktemp("fuzz")
     dtype, checked = torch.get_default_dtype(), Distribution._validate_args
     torch.set_default_dtype(torch.float32)
@@ -41,17 +41,17 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         patch.delenv("VAERUN_DATA", raising=False)
         patch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
         patch.setattr(utils, "_urlretrieve", lambda _, name, **more: shutil.copy(folder / "served" / "content", name))
-        bench = Bench(folder)
-        yield bench
-        bench.close()
+        workspace = Workspace(folder)
+        yield workspace
+        workspace.close()
     torch.set_default_dtype(dtype)
     Distribution.set_default_validate_args(checked)
 
 
 @pytest.fixture(autouse=True)
-def surroundings(bench: Bench, single_precision: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The working folder, and a limit on memory: what asks for terabytes is to be refused, not served in part."""
-    monkeypatch.chdir(bench.work)
+def surroundings(workspace: Workspace, single_precision: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The working directory, and a limit on memory: a request for terabytes must be rejected, not served in part."""
+    monkeypatch.chdir(workspace.work)
     before = resource.getrlimit(resource.RLIMIT_AS)
     statistics = Path("/proc/self/statm")  # of Linux
     used = int(statistics.read_text().split()[0]) * resource.getpagesize() if statistics.exists() else 0
@@ -62,40 +62,40 @@ def surroundings(bench: Bench, single_precision: None, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_input(bench: Bench, kind: str) -> None:
-    count = run(kind, maker(bench, kind), range(KINDS[kind][2]))
-    assert not count.wrong, "\n".join([count.line(), *count.wrong])
+def test_mutated_input(workspace: Workspace, kind: str) -> None:
+    tally = run(kind, case_factory(workspace, kind), range(KINDS[kind][2]))
+    assert not tally.violations, "\n".join([tally.line(), *tally.violations])
 
 
 def sample(number: int) -> list[tuple[str, int]]:
-    """So many inputs of all kinds, in proportion; not those that CI runs in this process."""
+    """Inputs of all kinds in proportion, other than those that CI runs in this process."""
     kinds = [kind for kind in KINDS for _ in range(KINDS[kind][1])]
     drawn = random.Random(number).sample(range(len(kinds)), number)
     return [(kinds[i], KINDS[kinds[i]][2] + i % 1000) for i in drawn]
 
 
-def run_apart(bench: Bench, number: int) -> str:
-    """Runs such a sample as processes; returns the counts."""
+def run_apart(workspace: Workspace, number: int) -> str:
+    """Run such a sample as separate processes and return the counts."""
     lines, wrong = [], []
     chosen = sample(number)
     for kind in KINDS:
         for of, place in chosen:
             if of == kind:
-                count = run(kind, maker(bench, kind), range(place, place + 1), apart)
-                lines += list(count.ends)
-                wrong += count.wrong
+                tally = run(kind, case_factory(workspace, kind), range(place, place + 1), run_in_subprocess)
+                lines += list(tally.endings)
+                wrong += tally.violations
     assert not wrong, "\n".join(wrong)
-    return ", ".join(f"{lines.count(end)} {end}" for end in sorted(set(lines)))
+    return ", ".join(f"{lines.tally(end)} {end}" for end in sorted(set(lines)))
 
 
 @pytest.mark.slow
-def test_as_processes(bench: Bench) -> None:
-    run_apart(bench, CI_APART)
+def test_as_processes(workspace: Workspace) -> None:
+    run_apart(workspace, CI_APART)
 
 
 @pytest.mark.nightly
-def test_a_night_as_processes(bench: Bench, capsys: Any) -> None:
-    counts = run_apart(bench, NIGHTLY_APART)
+def test_a_night_as_processes(workspace: Workspace, capsys: Any) -> None:
+    counts = run_apart(workspace, NIGHTLY_APART)
     with capsys.disabled():
         print(f"\nas processes: {NIGHTLY_APART} inputs, {counts}")
 
@@ -104,12 +104,12 @@ def test_a_night_as_processes(bench: Bench, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "start"), [(kind, start) for kind, (_, night, _) in KINDS.items() for start in range(0, night, PART)]
 )
-def test_a_night(bench: Bench, kind: str, start: int, capsys: Any) -> None:
+def test_a_night(workspace: Workspace, kind: str, start: int, capsys: Any) -> None:
     numbers = range(start, min(start + PART, KINDS[kind][1]))
-    count = run(kind, maker(bench, kind), range(FIRST + numbers.start, FIRST + numbers.stop))
+    tally = run(kind, case_factory(workspace, kind), range(FIRST + numbers.start, FIRST + numbers.stop))
     with capsys.disabled():
-        print(f"\n{count.line()}")
-    assert not count.wrong, "\n".join(count.wrong)
+        print(f"\n{tally.line()}")
+    assert not tally.violations, "\n".join(tally.violations)
 
 
 def test_a_night_has_twenty_thousand_inputs() -> None:
@@ -121,26 +121,27 @@ GOOD, LINE = Case("vaerun", []), "vaerun: error: what, where, what to do\n"
 
 
 @pytest.mark.parametrize(
-    ("ended", "wrong"),
-    [(Ended(0, "x", ""), False), (Ended(2, "", LINE), False), (Ended(1, "", f"vaerun: warning: x\n{LINE}"), False),
-     (Ended("traceback", "", LINE), True), (Ended("hang", "", ""), True), (Ended(2, "", LINE + LINE), True),
-     (Ended(2, "", "x\n"), True), (Ended(2, "x", LINE), True), (Ended(3, "", LINE), True), (Ended(-9, "", ""), True),
-     (Ended(2, "", LINE.replace("what,", "\x1b[31m")), True), (Ended(0, "", "a library: warning\n"), True),
-     (Ended(1, "", "Traceback (most recent call last):\n"), True)],
+    ("outcome", "is_wrong"),
+    [(Outcome(0, "x", ""), False), (Outcome(2, "", LINE), False),
+     (Outcome(1, "", f"vaerun: warning: x\n{LINE}"), False),
+     (Outcome("traceback", "", LINE), True), (Outcome("hang", "", ""), True), (Outcome(2, "", LINE + LINE), True),
+     (Outcome(2, "", "x\n"), True), (Outcome(2, "x", LINE), True), (Outcome(3, "", LINE), True),
+     (Outcome(-9, "", ""), True), (Outcome(2, "", LINE.replace("what,", "\x1b[31m")), True),
+     (Outcome(0, "", "a library: warning\n"), True), (Outcome(1, "", "Traceback (most recent call last):\n"), True)],
 )  # fmt: skip
-def test_the_judge(ended: Ended, wrong: bool) -> None:
-    assert bool(judge(GOOD, ended)) == wrong
+def test_the_judge(outcome: Outcome, is_wrong: bool) -> None:
+    assert bool(find_violation(GOOD, outcome)) == is_wrong
 
 
 @pytest.mark.parametrize("how", ["raise", "change", "hang", "print"])
-def test_the_harness_sees(bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What must not be is found: each once, planted in a command."""
+def test_the_harness_sees(workspace: Workspace, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Violations planted in a command are detected, each once."""
 
     def planted(program: str, words: list[str]) -> int:
         if how == "raise":
             raise KeyError("planted")
         if how == "change":
-            (bench.work / "mine.txt").write_text("other")
+            (workspace.work / "mine.txt").write_text("other")
         while how == "hang":
             pass
         print("vaerun: error: x", file=sys.stderr)
@@ -150,8 +151,8 @@ def test_the_harness_sees(bench: Bench, how: str, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("support.robustness.fuzzing.call", planted)
     monkeypatch.setattr("support.robustness.fuzzing.SECONDS", 0.3)
-    count = run("planted", lambda _: Case("vaerun", [], kept=(bench.work,)), range(1), here)
-    (bench.work / "mine.txt").write_text("keep")
-    assert len(count.wrong) == 1
-    assert {"raise": "traceback", "change": "changed", "hang": "hang", "print": "partial"}[how] in count.wrong[0]
+    tally = run("planted", lambda _: Case("vaerun", [], unchanged=(workspace.work,)), range(1), run_in_process)
+    (workspace.work / "mine.txt").write_text("keep")
+    assert len(tally.violations) == 1
+    assert {"raise": "traceback", "change": "changed", "hang": "hang", "print": "partial"}[how] in tally.violations[0]
     assert os.environ.get("VAERUN_PLUGINS") is None

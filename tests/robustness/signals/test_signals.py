@@ -1,4 +1,4 @@
-"""Signals from a command's first lines to its last: the documented exit code and one line, whatever it is at."""
+"""Signals from a command's first line to its last: the documented exit code and one line, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CATCHES = 1 << (signal.SIGUSR1 - 1)  # which Python itself does not
 
 
 def listens(process: subprocess.Popen[str]) -> None:
-    """Wait until a process has said what is to be done with signals, before it imports anything that takes its time.
+    """Wait until a process has installed its signal handlers, which it does before any slow import.
 
-    Python's own start, some 25 ms, is earlier still.
+    Python's own start takes some 25 ms before that.
     """
     until = time.monotonic() + 60
     status = Path("/proc", str(process.pid), "status")
@@ -75,7 +75,7 @@ def test_stopped_in_its_first_second(program: str, name: str, seconds: float, tm
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see what a process listens to")
 @pytest.mark.parametrize("words", [LONG, ["-m", *LONG, "seed=0,1"]], ids=["run", "sweep"])
 def test_nohup(words: list[str], tmp_path: Path, env: Any) -> None:
-    """Who asked that a command survive its terminal gets that; other signals stop it all the same."""
+    """Under nohup a command survives its terminal; other signals still stop it."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(["nohup", COMMAND, *words], cwd=tmp_path, env=env, text=True, **pipes)
     listens(process)
@@ -88,7 +88,7 @@ def test_nohup(words: list[str], tmp_path: Path, env: Any) -> None:
 
 
 def test_an_import_is_not_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception in one may be lost, or leave half a module: the process ends there instead."""
+    """An exception in an import may be lost or leave a half-initialised module: the process exits instead."""
     monkeypatch.syspath_prepend(str(tmp_path))
     seen: list[bool] = []
     monkeypatch.setattr("builtins.look", lambda: seen.append(is_importing(sys._getframe())), raising=False)
@@ -167,8 +167,8 @@ def test_stopped_while_data_is_prepared(
 
     def command() -> tuple[int, str]:
         if program == "vaerun":
-            found = here("data=mnist", *LONG, *QUICK, f"data.root={tmp_path}", "output_dir=out/run")
-            return found[0], found[2]
+            ended = here("data=mnist", *LONG, *QUICK, f"data.root={tmp_path}", "output_dir=out/run")
+            return ended[0], ended[2]
         return data.main(["mnist", "--root", str(tmp_path)]), capsys.readouterr().err
 
     assert command() == (code, f"{program}: stopped by {name}; run the same command again to resume\n")

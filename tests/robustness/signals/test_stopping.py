@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or doubled, as real processes."""
+"""Runs interrupted, killed or started twice, as real processes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_two_runs_at_once(tmp_path: Path, env: dict[str, str], here: Any) -> Non
 
 @pytest.mark.slow
 def test_two_starters_while_one_prepares(tmp_path: Path, env: dict[str, str]) -> None:
-    """Both start at once in one new folder: one runs to its end, the other is refused, nothing is taken away."""
+    """Both start at once in a new directory: one finishes, the other is rejected, nothing is removed."""
     words = [COMMAND, *SHORT, "output_dir=run"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(words, cwd=tmp_path, env=env, **pipes) for _ in range(2)]
@@ -125,9 +125,9 @@ def test_a_progress_line_shows_that_time_passes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(9.0, ""), (30.4, "about 30 s\n"), (89.0, "about 89 s\n"), (150.0, "about 2 min\n")]
+    ("seconds", "lines"), [(9.0, ""), (30.4, "about 30 s\n"), (89.0, "about 89 s\n"), (150.0, "about 2 min\n")]
 )
-def test_long_work_is_announced(seconds, said, capsys):
+def test_long_work_is_announced(seconds, lines, capsys):
     with shown.ProgressBar("log-likelihood of test, K=5000", 10_000) as progression:
         progression.forecast(seconds)
-    assert capsys.readouterr().err == (said and f"log-likelihood of test, K=5000: 10000 images, {said}")
+    assert capsys.readouterr().err == (lines and f"log-likelihood of test, K=5000: 10000 images, {lines}")

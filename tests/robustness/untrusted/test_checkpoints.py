@@ -1,4 +1,4 @@
-"""A stranger's checkpoint runs nothing, and takes no more memory than its file."""
+"""An untrusted checkpoint runs no code, and takes no more memory than its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.robustness.untrusted import innocent, open_all, peak_bytes
+from support.robustness.untrusted import assert_harmless, open_all, peak_bytes
 from support.runs.commands import assert_same_bits
 from support.runs.evaluating import SMALL
 
@@ -24,7 +24,7 @@ GIB = 1 << 30
 
 
 class Call:
-    """Pickled as a call of a function."""
+    """Pickled as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -36,7 +36,7 @@ class Call:
 def archive(
     path: Path, content: bytes, storages: dict[str, bytes] | None = None, kind: int = zipfile.ZIP_STORED
 ) -> Path:
-    """A file as torch.save writes it, around this pickle."""
+    """An archive as torch.save writes it, with this pickle."""
     with zipfile.ZipFile(path, "w", kind) as file:
         file.writestr("archive/data.pkl", content)
         file.writestr("archive/version", "3\n")
@@ -54,10 +54,10 @@ def announced(
     rebuilt: tuple[Any, ...] | None = None,
     kind: Callable[[Any], Any] = list,
 ) -> bytes:
-    """The pickle of {"x": tensor}, whose tensor is announced like this.
+    """The pickle of {"x": tensor}, with this declaration of the tensor.
 
     Arguments:
-        rebuilt: given to the tensor once it is made, as a `kind`: torch calls set_(storage, *rebuilt).
+        rebuilt: state of the tensor, as a `kind`: torch calls set_(storage, *rebuilt).
     """
 
     class Pickler(pickle.Pickler):
@@ -99,10 +99,12 @@ def test_all_that_a_checkpoint_may_hold_comes_back(tmp_path: Path) -> None:
         "generator": torch.get_rng_state(),
     }
     save(tmp_path / "a.pt", state)
-    found = load(tmp_path / "a.pt")
-    assert_same_bits({k: v for k, v in state.items() if k != "plain"}, {k: v for k, v in found.items() if k != "plain"})
-    assert found["plain"] == state["plain"]
-    assert found["views"][0].untyped_storage().data_ptr() == found["views"][1].untyped_storage().data_ptr()
+    loaded = load(tmp_path / "a.pt")
+    assert_same_bits(
+        {k: v for k, v in state.items() if k != "plain"}, {k: v for k, v in loaded.items() if k != "plain"}
+    )
+    assert loaded["plain"] == state["plain"]
+    assert loaded["views"][0].untyped_storage().data_ptr() == loaded["views"][1].untyped_storage().data_ptr()
 
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -128,8 +130,8 @@ def test_no_function_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         path.write_bytes(pickle.dumps(value, 2))
     else:
         torch.save(value, path, _use_new_zipfile_serialization=wrap == "torch.save")
-    why = refused(path)
-    assert "archive" in why if wrap in ("bare pickle", "legacy") else "not only tensors" in why
+    message = refused(path)
+    assert "archive" in message if wrap in ("bare pickle", "legacy") else "not only tensors" in message
     assert not (tmp_path / "pwned").exists()
 
 
@@ -175,7 +177,7 @@ def test_a_size_that_fits(tmp_path: Path) -> None:
     ("kind", "word"), [(list, "sets the state"), (dict.fromkeys, "key of type"), (tuple, "sets the state")]
 )
 def test_a_tensor_is_not_made_anew(tmp_path: Path, kind: Callable[[Any], Any], word: str) -> None:
-    """torch's reader would give it another size than the one that was looked at."""
+    """torch's unpickler would give it a size other than the validated one."""
     content = announced(4, 0, (4,), (1,), (0, (10**12,), (0,)), kind)
     assert word in refused(archive(tmp_path / "a.pt", content, {"0": bytes(16)}))
 
@@ -225,7 +227,7 @@ def test_bombs(tmp_path: Path) -> None:
 
 
 def test_two_readers_see_one_archive(tmp_path: Path) -> None:
-    """Two members of one name: which one is read depends on who reads."""
+    """Two members with one name: which one is read depends on the reader."""
     path = archive(tmp_path / "a.pt", pickle.dumps({"x": 1}, 2))
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("archive/data.pkl", pickle.dumps({"x": Call(os.system, "touch pwned")}, 2))
@@ -256,4 +258,4 @@ def test_opened_in_all_ways(
     opened = open_all(run, capsys)
     assert (opened.codes.pop("load_run"), opened.codes.pop("eval")) == (2, 2)
     assert set(opened.codes.values()) == {0}  # tables read no checkpoint
-    innocent(opened, run, Path(env["VAERUN_CACHE"]))
+    assert_harmless(opened, run, Path(env["VAERUN_CACHE"]))

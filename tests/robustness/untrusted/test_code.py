@@ -1,4 +1,4 @@
-"""A stranger's run directory names parts of models: none is executed but vaerun's own, and those the user trusts."""
+"""An untrusted run directory names parts of models: only vaerun's own and those of trusted packages are called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support.robustness.untrusted import innocent, open_all, refused, sign, with_config
+from support.robustness.untrusted import assert_harmless, assert_rejected, edit_config, open_all, sign
 
 import vaerun
 from vaerun.config import plugins
@@ -38,10 +38,10 @@ def test_only_parts_of_the_right_kind_are_made(stranger: Path, capsys: Any, cach
         lambda plain: plain["estimator"]["function"].update(_target_=target),
     ):
         before = (stranger / ".hydra" / "config.yaml").read_text()
-        with_config(stranger, change)
+        edit_config(stranger, change)
         opened = open_all(stranger, capsys, ("load_run",))
         assert opened.codes["load_run"] == 2
-        innocent(opened, stranger, cache)
+        assert_harmless(opened, stranger, cache)
         (stranger / ".hydra" / "config.yaml").write_text(before)
 
 
@@ -82,14 +82,14 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_model_that_cannot_be_made(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
-    change, said = PARTS[name]
-    with_config(stranger, change)
-    text = refused(stranger, capsys, cache, said)
+    change, message = PARTS[name]
+    edit_config(stranger, change)
+    text = assert_rejected(stranger, capsys, cache, message)
     assert max(map(len, text.splitlines())) < 2000
 
 
 def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What counts is where the object lives: a package that is trusted hands on what it has imported."""
+    """What counts is where an object is defined: a trusted package also exposes what it imported."""
     (tmp_path / "mine_of_the_user.py").write_text(
         "from os import system\nfrom subprocess import Popen\nfrom functools import partial\n"
         "run = partial(system)\ndef own(x=0): return x\n_private, number = own, 3\n"
@@ -108,7 +108,7 @@ def test_a_name_in_a_trusted_package_may_be_an_alias(tmp_path: Path, monkeypatch
 
 
 class Unhomely:
-    """Of a trusted package by its name, and nothing to call."""
+    """A member of a trusted package that is not callable."""
 
     __module__ = "vaerun.nets.mlp"
 
@@ -146,7 +146,7 @@ def test_a_private_name_is_none_to_choose(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_directory_trusts_nobody(stranger: Path, capsys: Any, cache: Path) -> None:
-    """Neither a package beside the run nor what its files say; the working folder is no place either."""
+    """Neither a package next to the run, nor its files, nor the working directory can extend the trust."""
     for name in ("evil", "torch", "yaml", "vaerun_plugins", "sitecustomize"):
         (stranger / f"{name}.py").write_text("open('pwned', 'w')\n")
     (stranger / "evil.py").write_text("open('pwned', 'w')\nclass Net: pass\n")
@@ -184,7 +184,7 @@ def test_processes_of_a_sweep_import_nothing_from_the_working_folder(tmp_path: P
 
 
 def test_another_functions_images_are_no_mnist(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The cache is shared: a configuration must not put its own images there under a known name."""
+    """The cache is shared: a configuration must not place its own images there under a known name."""
     from vaerun.data import sources
     from vaerun.data.arrays import Arrays
     from vaerun.data.cache import load_arrays

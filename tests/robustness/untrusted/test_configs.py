@@ -1,4 +1,4 @@
-"""Configurations and records of strangers: of bounded size, without interpolation, and no control code is printed."""
+"""Untrusted configurations and results: bounded in size, without interpolation, and no control code is printed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from support.robustness.untrusted import innocent, open_all, peak_bytes, refused, with_config, with_record
+from support.robustness.untrusted import (
+    assert_harmless,
+    assert_rejected,
+    edit_config,
+    edit_result,
+    open_all,
+    peak_bytes,
+)
 
 from vaerun.config.identity import fingerprint
 from vaerun.run import load
@@ -44,10 +51,10 @@ def test_nothing_is_interpolated(
             plain = plain[parent]
         plain[last] = text
 
-    with_config(stranger, change)
+    edit_config(stranger, change)
     opened = open_all(stranger, capsys)
     assert opened.codes["load_run"] == opened.codes["eval"] == 2
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
     assert "hushhush" not in opened.text
 
 
@@ -60,8 +67,8 @@ def test_keys_are_looked_at_as_values_are(
     stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, plain: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("SECRET", "hushhush")
-    with_config(stranger, lambda config: config["evaluation"].update(sets=plain))
-    assert "hushhush" not in refused(stranger, capsys, cache, "was not written by vaerun")
+    edit_config(stranger, lambda config: config["evaluation"].update(sets=plain))
+    assert "hushhush" not in assert_rejected(stranger, capsys, cache, "was not written by vaerun")
 
 
 BOMB = "a: &a {x: 1}\n" + "".join(
@@ -101,7 +108,7 @@ def test_configurations_that_are_none(stranger: Path, capsys: Any, cache: Path, 
     content = DOCUMENTS[name].encode("utf-8", "surrogateescape")
     (stranger / ".hydra" / "config.yaml").write_bytes(content)
     before = peak_bytes()
-    refused(stranger, capsys, cache, "config.yaml")
+    assert_rejected(stranger, capsys, cache, "config.yaml")
     assert peak_bytes() - before < GIB // 4
 
 
@@ -116,14 +123,14 @@ def test_too_many_values_are_not_made(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_file_that_holds_more_than_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may grow while it is read, and files of the system's say that they have no bytes."""
+    """A file may grow while it is read, and system files claim to have no bytes."""
     path = Path("/proc/self/status")
     if not path.exists():  # a system without it
         path = tmp_path / "grown"
         path.write_bytes(b"x" * 200)
         monkeypatch.setattr(os, "fstat", lambda _: os.stat_result((stat.S_IFREG, *[0] * 9)))
-    whole = untrusted.read_bytes(path, 1 << 20)
-    assert len(whole) > 100
+    content = untrusted.read_bytes(path, 1 << 20)
+    assert len(content) > 100
     with pytest.raises(ValueError, match=r"it has 101 bytes, more than the limit of 100"):
         untrusted.read_bytes(path, 100)
 
@@ -133,14 +140,14 @@ def test_a_file_that_holds_more_than_its_size(tmp_path: Path, monkeypatch: pytes
 def test_a_number_that_python_does_not_print(
     stranger: Path, capsys: Any, cache: Path, tmp_path: Path, key: str, number: str
 ) -> None:
-    """The other runs' rows of a table stay."""
+    """The other runs keep their rows in a table."""
     shutil.copytree(stranger, tmp_path / "both" / "other")
     stranger = stranger.rename(tmp_path / "both" / "stranger")
     *parents, last = key.split(".")
-    with_config(stranger, lambda plain: (plain[parents[0]] if parents else plain).update({last: "NUMBER"}))
+    edit_config(stranger, lambda plain: (plain[parents[0]] if parents else plain).update({last: "NUMBER"}))
     path = stranger / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("NUMBER", f"[[{number}]]" if key.startswith("evaluation") else number))
-    refused(stranger, capsys, cache, "config.yaml", "characters is longer than the limit of 100")
+    assert_rejected(stranger, capsys, cache, "config.yaml", "characters is longer than the limit of 100")
     opened = open_all(tmp_path / "both", capsys, ("table",))
     assert opened.codes["table --list"] == 0
     assert "unreadable" in opened.text
@@ -148,14 +155,14 @@ def test_a_number_that_python_does_not_print(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "the limit"),
      (b'{"metrics": ' + b"9" * 5000 + b"}", "integer of 5000 characters"), (b"\xff", "decode"),
      (b"", ""), (b"[]", "no result")],
 )  # fmt: skip
-def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content: bytes, said: str) -> None:
+def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content: bytes, message: str) -> None:
     (stranger / "result.json").write_bytes(content)
-    refused(stranger, capsys, cache, "result.json", said)
+    assert_rejected(stranger, capsys, cache, "result.json", message)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +172,9 @@ def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content
      lambda p: p["model"]["decoder"].update(hidden=[3000] * 100)],
 )  # fmt: skip
 def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:
-    with_config(stranger, change)
+    edit_config(stranger, change)
     before = peak_bytes()
-    refused(stranger, capsys, cache, "far larger than the parameters")
+    assert_rejected(stranger, capsys, cache, "far larger than the parameters")
     assert peak_bytes() - before < GIB // 2
 
 
@@ -181,8 +188,8 @@ def test_a_model_larger_than_its_checkpoint(stranger: Path, capsys: Any, cache: 
      lambda r: r["metrics"].update({"\udfff": 1}), lambda r: r.update(x=[{"y": "a\ud800"}])],
 )  # fmt: skip
 def test_a_record_that_cannot_be_written_again(stranger: Path, capsys: Any, cache: Path, change: Any) -> None:
-    """It is refused before the work, not after it: with nothing in metrics.jsonl and no file of TensorBoard's."""
-    with_record(stranger, change)
+    """It is rejected before any work: nothing is added to metrics.jsonl and no event file is created."""
+    edit_result(stranger, change)
     before = {p: p.read_bytes() for p in stranger.rglob("*") if p.is_file() and p.name != ".lock"}
     opened = open_all(stranger, capsys, ("eval",))
     assert opened.codes["eval"] == 2
@@ -191,18 +198,18 @@ def test_a_record_that_cannot_be_written_again(stranger: Path, capsys: Any, cach
     assert {p: p.read_bytes() for p in stranger.rglob("*") if p.is_file() and p.name != ".lock"} == before
     opened = open_all(stranger, capsys, ("table",))
     assert set(opened.codes.values()) <= {0, 2}
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
 
 
 def test_whole_letters_may_be_escaped(stranger: Path, capsys: Any) -> None:
-    with_record(stranger, lambda record: record.update(x="\U0001f600", y="\\ud800"))
+    edit_result(stranger, lambda record: record.update(x="\U0001f600", y="\\ud800"))
     assert "\\ud83d" in (stranger / "result.json").read_text()
     assert open_all(stranger, capsys, ("eval",)).codes["eval"] == 0
     assert json.loads((stranger / "result.json").read_text())["x"] == "\U0001f600"
 
 
 def test_names_that_are_no_unicode(stranger: Path, capsys: Any, here: Any, tmp_path: Path) -> None:
-    """A folder's name is bytes; what is recorded of it is text."""
+    """A directory's name is bytes; what is recorded of it is text."""
     odd = stranger.rename(stranger.with_name("odd\udcff"))
     (odd / f"events.out.tfevents.{'9' * 200}.x").touch()  # whose successor would have a name too long for a file
     opened = open_all(odd, capsys)
@@ -214,11 +221,11 @@ def test_names_that_are_no_unicode(stranger: Path, capsys: Any, here: Any, tmp_p
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize(("times", "said"), [(3, "size mismatch"), (5, "far larger than the parameters")])
+@pytest.mark.parametrize(("times", "message"), [(3, "size mismatch"), (5, "far larger than the parameters")])
 def test_a_model_of_four_times_its_checkpoint(
-    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int, said: str
+    stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int, message: str
 ) -> None:
-    """It is refused from there on, and what it may have besides is 256 MiB."""
+    """Beyond that it is rejected; 256 MiB are allowed on top."""
     assert load._MEMORY_MARGIN == 256 << 20
     monkeypatch.setattr(load, "_MEMORY_MARGIN", 0)
 
@@ -226,8 +233,8 @@ def test_a_model_of_four_times_its_checkpoint(
         for part in ("encoder", "decoder"):
             plain["model"][part]["hidden"] = [8 * times]
 
-    with_config(stranger, change)
-    refused(stranger, capsys, cache, said)
+    edit_config(stranger, change)
+    assert_rejected(stranger, capsys, cache, message)
 
 
 CODES = "\x1b[31m\x1b]0;title\x07\x9b2J\r\x08\u202e\u200b"
@@ -235,7 +242,7 @@ HALVES = "\udcff\ud800"  # of letters: a record that has some is refused
 
 
 def polluted(value: Any, codes: str) -> Any:
-    """The same with control codes in every text, keys too."""
+    """The same value with control codes in every string and key."""
     if isinstance(value, dict):
         return {(k if k in _KEPT else k + codes): polluted(v, codes) for k, v in value.items()} | {
             k: polluted(v, codes) for k, v in value.items()
@@ -257,9 +264,9 @@ def clear(text: str) -> None:
 @pytest.mark.parametrize("codes", [CODES, CODES + HALVES], ids=["codes", "halves"])
 def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str, codes: str) -> None:
     if which in ("result.json", "both"):
-        with_record(stranger, lambda record: record.update(polluted(record, codes)))
+        edit_result(stranger, lambda record: record.update(polluted(record, codes)))
     if which == "failed":
-        with_record(stranger, lambda record: record.update(status="failed", error=codes))
+        edit_result(stranger, lambda record: record.update(status="failed", error=codes))
     if which in ("config.yaml", "both"):
         path = stranger / ".hydra" / "config.yaml"
         plain = polluted(yaml.safe_load(path.read_text()), codes)
@@ -279,7 +286,7 @@ def test_nothing_is_said_to_the_terminal(stranger: Path, capsys: Any, which: str
 
 
 def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None:
-    """What `vaerun` prints of a directory that holds this run already."""
+    """What `vaerun` prints for a directory that already holds this run."""
     from vaerun.run.result import format_table
 
     record = json.loads((stranger / "result.json").read_text())
@@ -295,15 +302,15 @@ def test_a_finished_run_is_told_of_without_control_codes(stranger: Path) -> None
 @pytest.mark.parametrize("damage", ["data_sha256", "units", "images", "selected_epoch", "evaluated_images"])
 @pytest.mark.parametrize("value", [None, [], {}, "x", 1e400, 10**400, True])
 def test_a_protocol_that_is_none(stranger: Path, capsys: Any, cache: Path, damage: str, value: Any) -> None:
-    with_record(stranger, lambda record: record["protocol"].update({damage: value}))
+    edit_result(stranger, lambda record: record["protocol"].update({damage: value}))
     opened = open_all(stranger, capsys)
     assert set(opened.codes.values()) <= {0, 2}
-    innocent(opened, stranger, cache)
-    with_record(stranger, lambda record: record["protocol"].pop(damage))
+    assert_harmless(opened, stranger, cache)
+    edit_result(stranger, lambda record: record["protocol"].pop(damage))
     record = json.loads((stranger / "result.json").read_text())
     plain = yaml.safe_load((stranger / ".hydra" / "config.yaml").read_text())
     record["fingerprint"] = fingerprint(plain, str(record["protocol"].get("data_sha256")))
     (stranger / "result.json").write_text(json.dumps(record))
     opened = open_all(stranger, capsys)
     assert set(opened.codes.values()) <= {0, 2}
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)

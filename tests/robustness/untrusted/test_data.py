@@ -1,4 +1,4 @@
-"""Data files of strangers: no program is called for them, nothing is allocated that they do not hold, no plain http."""
+"""Untrusted data files: no program is started, nothing is allocated that they do not hold, no plain http."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.robustness.untrusted import innocent, open_all, peak_bytes, watched
+from support.robustness.untrusted import assert_harmless, open_all, peak_bytes, watch_side_effects
 from support.runs.evaluating import SMALL
 from torchvision import datasets
 
@@ -47,7 +47,7 @@ def npz(path: Path, members: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED)
 
 
 def overlapping(path: Path) -> Path:
-    """A hundred entries of a directory for one compressed member."""
+    """A hundred directory entries for one compressed member."""
     content = npz(path, {"a.npy": npy((1 << 20,), bytes(1 << 20))}).read_bytes()
     start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
     entries = b"".join(content[start:end].replace(b"a.npy", f"{i:05d}".encode()) for i in range(100))
@@ -58,7 +58,7 @@ def overlapping(path: Path) -> Path:
 
 
 def expanding(path: Path) -> Path:
-    """A directory that says of a few bytes that they are a terabyte."""
+    """A directory that declares a few bytes to be a terabyte."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train_images.npy", npy((1 << 40,), bytes(1 << 20)))
         archive.filelist[0].file_size = 1 << 40
@@ -66,7 +66,7 @@ def expanding(path: Path) -> Path:
 
 
 def with_dictionary(path: Path, size: int) -> Path:
-    """Images compressed by LZMA, whose unpacking asks for so many bytes."""
+    """Images compressed by LZMA with a dictionary of this size."""
     content = bytearray(npz(path, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_LZMA).read_bytes())
     start = 30 + len("train_images.npy") + 5  # the local header, its name; version, length and first property of LZMA
     assert int.from_bytes(content[start : start + 4], "little") == 1 << 23
@@ -76,7 +76,7 @@ def with_dictionary(path: Path, size: int) -> Path:
 
 
 def changed(path: Path, offset: int, value: bytes) -> Path:
-    """A stored array, with other bytes at this place of both its headers (counted in the directory's)."""
+    """A stored array with changed bytes in both of its headers, at this offset into the directory entry."""
     content = bytearray(npz(path, {"train_images.npy": npy((64,), bytes(64))}, zipfile.ZIP_STORED).read_bytes())
     entry = content.index(b"PK\x01\x02")
     for start in (entry + offset, offset - 2):  # the local header lacks the version of its maker
@@ -113,7 +113,7 @@ def test_archives_that_claim_more_than_they_hold(
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
     path = FILES[name](tmp_path / "a.npz")
     before = peak_bytes()
-    with pytest.raises(InputError, match=r"a\.npz"), watched() as deeds:
+    with pytest.raises(InputError, match=r"a\.npz"), watch_side_effects() as effects:
         load_arrays("npz", sources.npz, path=str(path))
     with pytest.raises((ValueError, OSError)):
         read_npz(path)
@@ -122,10 +122,10 @@ def test_archives_that_claim_more_than_they_hold(
     os.link(path, run / "per_example.npz")
     assert evaluate.main([f"run={run}"]) == 2
     assert "per_example.npz cannot be read" in capsys.readouterr().err
-    innocent(open_all(run, capsys, ("table",)), run)
+    assert_harmless(open_all(run, capsys, ("table",)), run)
     assert peak_bytes() - before < GIB // 4
     assert not (tmp_path / "pwned").exists()
-    assert deeds.started == []
+    assert effects.started == []
 
 
 def test_an_archive_may_expand_as_images_do(tmp_path: Path) -> None:
@@ -134,27 +134,27 @@ def test_an_archive_may_expand_as_images_do(tmp_path: Path) -> None:
 
 
 def test_an_archive_may_be_compressed_by_lzma(tmp_path: Path) -> None:
-    """As data sets are that had to be small; up to the dictionary of its strongest setting."""
+    """As in data sets packed for size; up to the dictionary of the strongest preset."""
     for size in (1 << 23, 1 << 26):
         assert read_npz(with_dictionary(tmp_path / "a.npz", size))["train_images"].shape == (64,)
 
 
 @pytest.mark.parametrize(
-    ("offset", "value", "says"),
+    ("offset", "value", "message"),
     [
         (24, (10**6).to_bytes(4, "little"), "sizes of its member train_images.npy contradict each other"),
         (8, b"\x01", "member train_images.npy is encrypted or uses"),
     ],
 )
-def test_headers_of_a_stored_array(tmp_path: Path, offset: int, value: bytes, says: str) -> None:
-    """Its size once it is unpacked, and the bit that says that it is encrypted."""
+def test_headers_of_a_stored_array(tmp_path: Path, offset: int, value: bytes, message: str) -> None:
+    """Its uncompressed size, and the flag for encryption."""
     assert read_npz(changed(tmp_path / "a.npz", 8, b"\x00"))["train_images"].shape == (64,)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         read_npz(changed(tmp_path / "a.npz", offset, value))
 
 
 def test_bytes_behind_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The header's check finds them first; what has read the array looks as well."""
+    """The header check detects them first; reading the array checks as well."""
     array = npy((64,), bytes(64))
     path = npz(tmp_path / "a.npz", {"train_images.npy": array + array})
     with pytest.raises(ValueError, match="does not match its"):
@@ -165,15 +165,15 @@ def test_bytes_behind_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def refused(folder: Path, *words: str) -> None:
-    with watched() as deeds, pytest.raises(InputError) as caught:
+    with watch_side_effects() as effects, pytest.raises(InputError) as caught:
         sources.folder(folder, path=folder, channels=1)
-    assert deeds.started == []
+    assert effects.started == []
     for word in words:
         assert word in str(caught.value)
 
 
 def test_images_that_other_programs_draw(tmp_path: Path) -> None:
-    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    """Pillow passes PostScript to Ghostscript, whatever the file name."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     refused(tmp_path, "a.png: cannot be read as an image")
 
@@ -230,7 +230,7 @@ def test_an_image_that_is_enlarged_without_end(tmp_path: Path, size: Any) -> Non
 
 
 def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of one colour: each may be as large as it is, all of them together may not."""
+    """Images of one colour: each is within the limit, their sum is not."""
     for i in range(20):
         Image.new("L", (1000, 1000)).save(tmp_path / f"{i}.png")
     assert len(read_pixels(list_image_files(tmp_path), None, 1)) == 20
@@ -244,18 +244,18 @@ def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytes
 
 
 def test_all_addresses_are_encrypted_and_all_files_have_a_checksum() -> None:
-    found: list[tuple[str, str]] = []
+    downloads: list[tuple[str, str]] = []
     for kind in (datasets.MNIST, datasets.FashionMNIST):
         assert len(kind.resources) == 4
         mirrors = [url for url in map(sources._https_url, kind.mirrors) if url.startswith("https://")]
         assert mirrors
-        found += [(url + name, md5) for url in mirrors for name, md5 in kind.resources]
-    found.append((datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5))
+        downloads += [(url + name, md5) for url in mirrors for name, md5 in kind.resources]
+    downloads.append((datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5))
     parts = [datasets.SVHN.split_list[part] for part in ("train", "test")]
-    found += [(sources._https_url(url), md5) for url, _, md5 in parts]
+    downloads += [(sources._https_url(url), md5) for url, _, md5 in parts]
     place = datasets.Omniglot.download_url_prefix
-    found += [(f"{place}/{name}.zip", md5) for name, md5 in datasets.Omniglot.zips_md5.items()]
-    for url, md5 in found:
+    downloads += [(f"{place}/{name}.zip", md5) for name, md5 in datasets.Omniglot.zips_md5.items()]
+    for url, md5 in downloads:
         assert url.startswith("https://"), url
         assert len(md5) == 32
 
@@ -275,9 +275,9 @@ def test_plain_http_is_not_spoken() -> None:
         "[::2]",
     ):
         url = f"http://{host}"
-        with watched() as deeds, pytest.raises(urllib.error.URLError, match="does not use https"):
+        with watch_side_effects() as effects, pytest.raises(urllib.error.URLError, match="does not use https"):
             fetch(url)
-        assert deeds.spoken == []
+        assert effects.connected == []
 
 
 def test_a_server_sends_nobody_on_to_plain_http() -> None:

@@ -1,4 +1,4 @@
-"""What a stranger's run asks of an evaluation, and brings to it: the work ends well, or in one line."""
+"""What an untrusted run requests of an evaluation, and feeds into it: success, or one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.robustness.untrusted import innocent, open_all, refused, with_config
+from support.robustness.untrusted import assert_harmless, assert_rejected, edit_config, open_all
 
 from vaerun.cli import table
 from vaerun.run import preflight as checks
@@ -21,7 +21,7 @@ from vaerun.storage.npz import read_npz
 
 @pytest.mark.parametrize("name", ["file", "allow_pickle", "args", "self"])
 def test_values_per_image_of_any_name(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
-    """They are kept when others are added. numpy's function takes a name for one of its own arguments."""
+    """They are kept when others are added. np.savez would take such a name for one of its own arguments."""
     path = stranger / "per_example.npz"
     member = io.BytesIO()
     np.save(member, np.arange(3.0))
@@ -30,7 +30,7 @@ def test_values_per_image_of_any_name(stranger: Path, capsys: Any, cache: Path, 
     before = read_npz(path)
     opened = open_all(stranger, capsys, ("eval",))
     assert opened.codes == {"eval": 0}
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
     after = read_npz(path)
     assert all(np.array_equal(after[key], value) for key, value in before.items())
     assert len(after) > len(before)
@@ -56,11 +56,11 @@ def test_samples_of_the_gradient_that_fit_into_no_memory(
 
     monkeypatch.setattr(checks, "estimate", estimate)
 
-    with_config(stranger, change)
+    edit_config(stranger, change)
     opened = open_all(stranger, capsys)
     assert (opened.codes["load_run"], opened.codes["eval"]) == (0, 2)
     assert "evaluation.noise.samples=1000000000: memory ran out for 2 images" in opened.text
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
 
 
 def test_memory_that_runs_out_in_what_cannot_be_halved(
@@ -78,15 +78,15 @@ def test_memory_that_runs_out_in_what_cannot_be_halved(
 
 @pytest.mark.parametrize("value", [2.0**70, 2**63 - 1, 2**62 + 2**10, 1e300])
 def test_columns_that_are_no_steps_of_tensorboards(stranger: Path, capsys: Any, value: float) -> None:
-    with_config(stranger, lambda plain: plain["model"]["inference"].update(steps=value))
+    edit_config(stranger, lambda plain: plain["model"]["inference"].update(steps=value))
     words = ["--rows", "model", "--columns", "model.inference.steps", "--format", "tensorboard"]
     assert table.main([str(stranger), *words]) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_a_metric_that_no_font_has(stranger: Path, capsys: Any, tmp_path: Path) -> None:
-    """matplotlib would warn of each of its letters."""
-    with_config(stranger, lambda plain: plain["sweep"]["table"].update(metric="\x1b[31m\u4e2d"))
+    """matplotlib would warn about each of its characters."""
+    edit_config(stranger, lambda plain: plain["sweep"]["table"].update(metric="\x1b[31m\u4e2d"))
     picture = tmp_path / "a.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -96,5 +96,5 @@ def test_a_metric_that_no_font_has(stranger: Path, capsys: Any, tmp_path: Path) 
 
 
 def test_steps_of_an_evaluation_beyond_those(stranger: Path, capsys: Any, cache: Path) -> None:
-    with_config(stranger, lambda plain: plain["model"]["inference"].update(steps=2.0**70))
-    refused(stranger, capsys, cache, "model.inference")
+    edit_config(stranger, lambda plain: plain["model"]["inference"].update(steps=2.0**70))
+    assert_rejected(stranger, capsys, cache, "model.inference")

@@ -1,4 +1,4 @@
-"""Links, pipes and paths of a stranger's run directory lead nowhere: nothing outside it is read or written."""
+"""Links, pipes and paths of an untrusted run directory: nothing outside it is read or written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.robustness.untrusted import innocent, open_all, refused, with_config, with_record
+from support.robustness.untrusted import assert_harmless, assert_rejected, edit_config, edit_result, open_all
 
 NAMES = ["metrics.jsonl", "result.json", ".hydra", ".hydra/config.yaml", "checkpoints", "checkpoints/best.pt",
          "figures",
@@ -31,7 +31,7 @@ def test_links_that_lead_out(
         outside.write_text("mine")
     place.symlink_to(os.path.relpath(outside, place.parent) if relative else outside)
     before = {p: (p.read_bytes() if p.is_file() else b"", p.stat().st_mtime_ns) for p in (outside, *outside.rglob("*"))}
-    refused(stranger, capsys, cache, "is a link that leads out of")
+    assert_rejected(stranger, capsys, cache, "is a link that leads out of")
     assert {p: (p.read_bytes() if p.is_file() else b"", p.stat().st_mtime_ns) for p in before} == before
     assert set(outside.rglob("*")) | {outside} == set(before)
 
@@ -46,14 +46,14 @@ def test_a_link_within_the_directory_and_one_to_it(stranger: Path, capsys: Any, 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
 def test_files_that_are_somebodys_too(stranger: Path, capsys: Any, cache: Path, tmp_path: Path, name: str) -> None:
-    """A hard link: what is appended, or emptied, would be so elsewhere."""
+    """A hard link: appending or truncating would change a file elsewhere."""
     (stranger / name).unlink()
     (tmp_path / "mine").write_text("mine")
     os.link(tmp_path / "mine", stranger / name)
-    with_record(stranger, lambda record: record.update(status="running"))
+    edit_result(stranger, lambda record: record.update(status="running"))
     for ways in (("table",), ("eval",)):
-        innocent(open_all(stranger, capsys, ways), stranger, cache)
-    with_record(stranger, lambda record: record.update(status="ok"))
+        assert_harmless(open_all(stranger, capsys, ways), stranger, cache)
+    edit_result(stranger, lambda record: record.update(status="ok"))
     assert open_all(stranger, capsys, ("eval",)).codes == {"eval": 2}
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -62,7 +62,7 @@ def test_files_that_are_somebodys_too(stranger: Path, capsys: Any, cache: Path, 
                                   "metrics.jsonl"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["pipe", "folder", "ring", "dangling"])
 def test_what_is_no_file(stranger: Path, capsys: Any, cache: Path, name: str, kind: str) -> None:
-    """load_run needs the first three, vaerun-eval all; no table waits for a writer."""
+    """load_run needs the first three, vaerun-eval all of them; no table waits for a writer."""
     place = stranger / name
     place.unlink(missing_ok=True)
     if kind == "pipe":
@@ -75,14 +75,14 @@ def test_what_is_no_file(stranger: Path, capsys: Any, cache: Path, name: str, ki
     assert opened.codes["load_run"] == 0 if name in ("per_example.npz", "metrics.jsonl") else 2
     assert opened.codes["eval"] == (0 if (name, kind) == ("per_example.npz", "dangling") else 2)
     assert set(opened.codes.values()) <= {0, 2}
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
 
 
 def test_a_plan_leads_nowhere(stranger: Path, capsys: Any, cache: Path, tmp_path: Path) -> None:
     secret = tmp_path / "other"
     stranger.rename(secret)
-    with_record(secret, lambda record: record.update(model="hushhush", status="running"))
-    with_config(secret, lambda plain: plain["model"].update(name="hushhush"))
+    edit_result(secret, lambda record: record.update(model="hushhush", status="running"))
+    edit_config(secret, lambda plain: plain["model"].update(name="hushhush"))
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     (sweep / "inside").symlink_to(secret)
@@ -92,7 +92,7 @@ def test_a_plan_leads_nowhere(stranger: Path, capsys: Any, cache: Path, tmp_path
     )
     (secret / ".lock").write_text("mine")
     opened = open_all(sweep, capsys, ("table",))
-    innocent(opened, sweep, cache)
+    assert_harmless(opened, sweep, cache)
     assert "hushhush" not in opened.text
     assert "is not below sweep: skipped" in opened.text
     assert (secret / ".lock").read_text() == "mine"
@@ -100,8 +100,8 @@ def test_a_plan_leads_nowhere(stranger: Path, capsys: Any, cache: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["result.json", ".hydra/config.yaml"])
 def test_a_table_reads_through_no_link(stranger: Path, capsys: Any, tmp_path: Path, name: str) -> None:
-    with_record(stranger, lambda record: record.update(model="hushhush"))
-    with_config(stranger, lambda plain: plain["model"].update(name="hushhush"))
+    edit_result(stranger, lambda record: record.update(model="hushhush"))
+    edit_config(stranger, lambda plain: plain["model"].update(name="hushhush"))
     (stranger / name).rename(tmp_path / "secret")
     (stranger / name).symlink_to(tmp_path / "secret")
     other = "result.json" if name == ".hydra/config.yaml" else ".hydra/config.yaml"
@@ -124,18 +124,18 @@ def test_tables_are_written_to_no_link(stranger: Path, tmp_path: Path, capsys: A
 @pytest.mark.parametrize("name", ["../../outside", "/etc", "a/b", "..", "", "\x1b[31m", "a" * 5000, "x\n"])
 @pytest.mark.parametrize("group", ["data", *(pytest.param(g, marks=pytest.mark.slow) for g in ("model", "estimator"))])
 def test_a_name_is_no_path(stranger: Path, capsys: Any, cache: Path, name: str, group: str) -> None:
-    with_config(stranger, lambda plain: plain[group].update(name=name))
+    edit_config(stranger, lambda plain: plain[group].update(name=name))
     opened = open_all(stranger, capsys, ("load_run", "eval"))
     assert opened.codes["load_run"] == 2 or len(name) == 5000
-    innocent(opened, stranger, cache)
+    assert_harmless(opened, stranger, cache)
 
 
 def test_another_data_set_is_not_evaluated(stranger: Path, capsys: Any, cache: Path, tmp_path: Path) -> None:
-    """A path of the configuration is read as images at most, and only those with the recorded sha256 are used."""
+    """A path in the configuration is at most read as images, which are used only if they have the recorded sha256."""
     np.savez(tmp_path / "private.npz", train_images=np.zeros((2000, 1, 8, 8), dtype=np.uint8))
     for path in (str(tmp_path / "private.npz"), "/dev/zero", "/etc/passwd", "/nowhere"):
-        with_config(
+        edit_config(
             stranger,
             lambda plain, path=path: plain["data"].update(path=path, source={"_target_": "vaerun.data.sources.npz"}),
         )
-        refused(stranger, capsys, cache)
+        assert_rejected(stranger, capsys, cache)

@@ -1,4 +1,4 @@
-"""A stranger's model that can be made and loaded, and does not run, or not in any memory, is told of in one line."""
+"""An untrusted model that can be built and loaded but fails to run, or exceeds any memory, is reported in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.robustness.untrusted import open_all, peak_bytes, refused, with_config, with_fitting_checkpoint
+from support.robustness.untrusted import assert_rejected, edit_config, open_all, peak_bytes, write_fitting_checkpoint
 from support.runs.adversarial_runs import GAN, INFOGAN, NETWORKS, QUICK
 from support.runs.evaluating import SMALL
 from torch import Tensor, nn
@@ -37,16 +37,16 @@ MISPLACED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 def no_model(run: Path, capsys: Any, cache: Path, *words: str) -> None:
-    text = refused(run, capsys, cache, f"the model of {run} does not run", *words)
+    text = assert_rejected(run, capsys, cache, f"the model of {run} does not run", *words)
     assert all(line.startswith("vaerun") for line in text.splitlines() if "does not run" in line)
 
 
 @pytest.mark.parametrize("name", MISPLACED)
 def test_parts_that_are_made_and_do_not_run(stranger: Path, capsys: Any, cache: Path, name: str) -> None:
-    change, said = MISPLACED[name]
-    with_config(stranger, lambda plain: change(plain["model"]))
-    with_fitting_checkpoint(stranger)
-    no_model(stranger, capsys, cache, said)
+    change, message = MISPLACED[name]
+    edit_config(stranger, lambda plain: change(plain["model"]))
+    write_fitting_checkpoint(stranger)
+    no_model(stranger, capsys, cache, message)
 
 
 def test_an_encoder_as_discriminator(
@@ -54,17 +54,17 @@ def test_an_encoder_as_discriminator(
 ) -> None:
     run = copied(*GAN)
     encoder = {"_target_": "vaerun.nets.MLPEncoder", "hidden": [8]}
-    with_config(run, lambda plain: plain["model"].update(discriminator=encoder))
-    with_fitting_checkpoint(run)
+    edit_config(run, lambda plain: plain["model"].update(discriminator=encoder))
+    write_fitting_checkpoint(run)
     no_model(run, capsys, cache, "has no attribute 'feature_maps'")
 
 
 def test_a_model_that_cannot_be_put_together(
     copied: Callable[..., Path], command_environment: None, capsys: Any, cache: Path
 ) -> None:
-    """Each part can be made, and the model cannot be made of them."""
+    """Each part can be built, but they do not fit together."""
     run = copied(*GAN)
-    with_config(run, lambda plain: plain["model"].update(discriminator={"_target_": "vaerun.nets.draw.EncoderState"}))
+    edit_config(run, lambda plain: plain["model"].update(discriminator={"_target_": "vaerun.nets.draw.EncoderState"}))
     no_model(run, capsys, cache, "'EncoderState' object has no attribute 'features'")
 
 
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_put_together(
 def test_a_model_whose_numbers_are_no_matter_of_its_parameters(
     stranger: Path, capsys: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Laplace inference has a matrix d x d, and DRAW's decoder as many steps as it is told, of few parameters each."""
+    """Laplace inference has d x d matrices, and DRAW's decoder any number of steps, of few parameters each."""
     monkeypatch.setattr(trial, "_EXTRA_BYTES", 1 << 26)  # so that what is refused would fit, should it not be
 
     def change(plain: dict[str, Any]) -> None:
@@ -83,11 +83,11 @@ def test_a_model_whose_numbers_are_no_matter_of_its_parameters(
             model["latent_dim"] = n = 10**7
             model["decoder"] = {"_target_": "vaerun.nets.DrawDecoder", "steps": n, "hidden": 8, "write_size": None}
 
-    with_config(stranger, change)
-    with_fitting_checkpoint(stranger)
+    edit_config(stranger, change)
+    write_fitting_checkpoint(stranger)
     assert (stranger / "checkpoints" / "best.pt").stat().st_size < 1 << 20
     before = peak_bytes()
-    refused(stranger, capsys, cache, "takes far more memory for 2 images than its parameters do")
+    assert_rejected(stranger, capsys, cache, "takes far more memory for 2 images than its parameters do")
     assert peak_bytes() - before < 1 << 27
 
 
@@ -98,11 +98,11 @@ def test_memory_that_runs_out_in_the_trial(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(trial, "_infer", infer)
-    refused(stranger, capsys, cache, f"memory ran out for the model of {stranger}")
+    assert_rejected(stranger, capsys, cache, f"memory ran out for the model of {stranger}")
 
 
 class Wrong(nn.Module):
-    """A decoder whose pictures are of another shape, which broadcasting would hide."""
+    """A decoder whose images have another shape, which broadcasting would hide."""
 
     affine = None
 

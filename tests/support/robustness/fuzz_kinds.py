@@ -1,4 +1,4 @@
-"""The kinds of input that are mutated: what a command is given, and which folders it must leave as they are."""
+"""The kinds of mutated input: which command receives it, and which directories must not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ import torch
 import yaml
 from support.robustness.fuzz_words import evaluation_words, override_words, table_words
 from support.robustness.fuzzing import Case, call
-from support.robustness.mutation import Random, checkpoint, content, document, json_file, npz, originals, text
+from support.robustness.mutation import (
+    Random,
+    mutate_bytes,
+    mutate_checkpoint,
+    mutate_document,
+    mutate_json,
+    mutate_npz,
+    mutate_text,
+    originals,
+)
 from support.runs.evaluating import CHEAP, SMALL
 
 from vaerun.config.identity import fingerprint
@@ -31,11 +40,11 @@ def dump(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-class Bench:
-    """A working folder with a finished run, a plug-in package and data, from which inputs are made.
+class Workspace:
+    """A directory with a finished run, a plug-in package and data, from which inputs are made.
 
     Arguments:
-        folder: empty; the working folder of all commands is its `work`.
+        folder: empty; its subdirectory `work` is the working directory of all commands.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,13 +66,13 @@ class Bench:
         sys.path.remove(str(self.package.parent))
 
     def copy(self, leave_out: tuple[str, ...] = ("figures", "events*")) -> Path:
-        """The finished run, to be changed."""
-        place = self.folder / "changed"
-        shutil.rmtree(place, ignore_errors=True)
-        return Path(shutil.copytree(self.run, place, ignore=shutil.ignore_patterns(*leave_out)))
+        """A copy of the finished run, to change."""
+        target = self.folder / "changed"
+        shutil.rmtree(target, ignore_errors=True)
+        return Path(shutil.copytree(self.run, target, ignore=shutil.ignore_patterns(*leave_out)))
 
-    def signed(self, plain: Any, run: Path) -> None:
-        """With the fingerprint of this configuration, so that what it says is looked at."""
+    def sign(self, plain: Any, run: Path) -> None:
+        """Write the fingerprint of this configuration, so that a command gets past it."""
         try:
             data = plain["data"] | {"root": None}
             record = self.result | {
@@ -74,84 +83,96 @@ class Bench:
             pass
 
 
-def overrides(bench: Bench, random: Random) -> Case:
+def overrides(workspace: Workspace, random: Random) -> Case:
     way = ["--check", *QUICK] if random.random() < 0.6 else ["--cfg", "job"]
-    return Case("vaerun", [*way, *override_words(random)], kept=(bench.work,))
+    return Case("vaerun", [*way, *override_words(random)], unchanged=(workspace.work,))
 
 
-def evaluation_of(bench: Bench, random: Random) -> Case:
-    run = bench.copy()
-    return Case("vaerun-eval", [f"run={run}", *CHEAP, *evaluation_words(random)], kept=(bench.work,), safe=(run,))
+def evaluation_of(workspace: Workspace, random: Random) -> Case:
+    run = workspace.copy()
+    return Case(
+        "vaerun-eval",
+        [f"run={run}", *CHEAP, *evaluation_words(random)],
+        unchanged=(workspace.work,),
+        atomic=(run,),
+    )
 
 
-def table_of(bench: Bench, random: Random) -> Case:
-    return Case("vaerun-table", [str(bench.run), *table_words(random)], kept=(bench.run,), safe=(bench.work,))
+def table_of(workspace: Workspace, random: Random) -> Case:
+    return Case(
+        "vaerun-table",
+        [str(workspace.run), *table_words(random)],
+        unchanged=(workspace.run,),
+        atomic=(workspace.work,),
+    )
 
 
-def plugin(bench: Bench, random: Random) -> Case:
-    """A model of a package of the user's."""
+def plugin(workspace: Workspace, random: Random) -> Case:
+    """A model of a user's package."""
     base = yaml.safe_load(
         (
             Path(__file__).parents[3] / "configs" / "model" / f"{random.choice(('vlae', 'vae_iaf', 'gan'))}.yaml"
         ).read_text()
     )
-    (bench.package / "configs" / "model" / "mutant.yaml").write_bytes(document(random, base, dump))
-    env = {"VAERUN_PLUGINS": "mutants", "PYTHONPATH": f"{Path(__file__).parents[3]}:{bench.package.parent}"}
+    (workspace.package / "configs" / "model" / "mutant.yaml").write_bytes(mutate_document(random, base, dump))
+    env = {"VAERUN_PLUGINS": "mutants", "PYTHONPATH": f"{Path(__file__).parents[3]}:{workspace.package.parent}"}
     way = ["--check", *QUICK] if random.random() < 0.7 else ["--cfg", "job"]
-    return Case("vaerun", [*way, "model=mutant"], kept=(bench.work, bench.package), env=env)
+    return Case("vaerun", [*way, "model=mutant"], unchanged=(workspace.work, workspace.package), env=env)
 
 
-def configuration(bench: Bench, random: Random) -> Case:
+def configuration(workspace: Workspace, random: Random) -> Case:
     """.hydra/config.yaml of a run directory, signed where that is possible."""
-    run = bench.copy()
-    data = document(random, bench.config, dump)
+    run = workspace.copy()
+    data = mutate_document(random, workspace.config, dump)
     (run / ".hydra" / "config.yaml").write_bytes(data)
-    with contextlib.suppress(Exception):  # it cannot be signed: the command will say that it is none
-        bench.signed(yaml.safe_load(data), run)
-    return opened(bench, random, run)
+    with contextlib.suppress(Exception):  # it cannot be signed: the command will report that it is invalid
+        workspace.sign(yaml.safe_load(data), run)
+    return open_run(workspace, random, run)
 
 
-def opened(bench: Bench, random: Random, run: Path) -> Case:
-    """The directory opened in one of the ways."""
+def open_run(workspace: Workspace, random: Random, run: Path) -> Case:
+    """Open the directory by a random command."""
     words = [["--list"], ["--format", "csv"], ["--rows", "model"], ["--rows", "model", "--format", "tex"],
              ["--rows", "model", "--format", "csv"], ["--rows", "model", "--paired", "--mix", "all"]]  # fmt: skip
     how = random.random()
     if how < 0.5:
-        return Case("load_run", [str(run)], kept=(run, bench.work))
+        return Case("load_run", [str(run)], unchanged=(run, workspace.work))
     if how < 0.95:
-        return Case("vaerun-table", [str(run), *random.choice(words)], kept=(run, bench.work))
-    return Case("vaerun-eval", [f"run={run}"], kept=(bench.work,), safe=(run,))
+        return Case("vaerun-table", [str(run), *random.choice(words)], unchanged=(run, workspace.work))
+    return Case("vaerun-eval", [f"run={run}"], unchanged=(workspace.work,), atomic=(run,))
 
 
-def record(bench: Bench, random: Random) -> Case:
-    run = bench.copy()
-    (run / "result.json").write_bytes(json_file(random, bench.result))
-    return opened(bench, random, run)
+def result_json(workspace: Workspace, random: Random) -> Case:
+    run = workspace.copy()
+    (run / "result.json").write_bytes(mutate_json(random, workspace.result))
+    return open_run(workspace, random, run)
 
 
-def plan(bench: Bench, random: Random) -> Case:
-    run = bench.copy()
-    jobs = [{"folder": n, "words": ["seed=0"], "total_steps": 20, "config": bench.config} for n in (".", "missing")]
-    (run / "sweep.json").write_bytes(json_file(random, {"schema": 1, "command": ["vaerun"], "jobs": jobs}))
+def plan(workspace: Workspace, random: Random) -> Case:
+    run = workspace.copy()
+    jobs = [{"folder": n, "words": ["seed=0"], "total_steps": 20, "config": workspace.config} for n in (".", "missing")]
+    (run / "sweep.json").write_bytes(mutate_json(random, {"schema": 1, "command": ["vaerun"], "jobs": jobs}))
     lines = [json.dumps({"step": i, "epoch": i / 9, "val/elbo": -i}) for i in range(9)]
-    (run / "metrics.jsonl").write_bytes(content(random, "\n".join(lines).encode()))
+    (run / "metrics.jsonl").write_bytes(mutate_bytes(random, "\n".join(lines).encode()))
     if random.random() < 0.5:
-        (run / "result.json").write_text(json.dumps(bench.result | {"status": "running"}))
+        (run / "result.json").write_text(json.dumps(workspace.result | {"status": "running"}))
     return Case(
-        "vaerun-table", [str(run), *random.choice(([], ["--list"], ["--format", "tex"]))], kept=(run, bench.work)
+        "vaerun-table",
+        [str(run), *random.choice(([], ["--list"], ["--format", "tex"]))],
+        unchanged=(run, workspace.work),
     )
 
 
-def best(bench: Bench, random: Random) -> Case:
-    run = bench.copy()
-    (run / "checkpoints" / "best.pt").write_bytes(checkpoint(random, bench.states["best"]))
-    return Case("load_run", [str(run)], kept=(run, bench.work))
+def best(workspace: Workspace, random: Random) -> Case:
+    run = workspace.copy()
+    (run / "checkpoints" / "best.pt").write_bytes(mutate_checkpoint(random, workspace.states["best"]))
+    return Case("load_run", [str(run)], unchanged=(run, workspace.work))
 
 
-def last(bench: Bench, random: Random) -> Case:
-    """trainer.resume=PATH, and for some the run that goes on from it."""
-    run = bench.copy()
-    (run / "checkpoints" / "last.pt").write_bytes(checkpoint(random, bench.states["last"]))
+def last(workspace: Workspace, random: Random) -> Case:
+    """trainer.resume=PATH, or a run that resumes."""
+    run = workspace.copy()
+    (run / "checkpoints" / "last.pt").write_bytes(mutate_checkpoint(random, workspace.states["last"]))
     if random.random() < 0.6:
         words = [
             "--check",
@@ -160,34 +181,38 @@ def last(bench: Bench, random: Random) -> Case:
             "trainer.max_steps=40",
             f"trainer.resume={run / 'checkpoints' / 'last.pt'}",
         ]
-        return Case("vaerun", words, kept=(run, bench.work))
-    (run / "result.json").write_text(json.dumps(bench.result | {"status": "interrupted"}))
+        return Case("vaerun", words, unchanged=(run, workspace.work))
+    (run / "result.json").write_text(json.dumps(workspace.result | {"status": "interrupted"}))
     shutil.rmtree(run / "checkpoints" / "previous.pt", ignore_errors=True)
-    return Case("vaerun", ["model=vae", *SMALL, f"output_dir={run}"], kept=(bench.work,))
+    return Case("vaerun", ["model=vae", *SMALL, f"output_dir={run}"], unchanged=(workspace.work,))
 
 
-def per_image(bench: Bench, random: Random) -> Case:
-    run = bench.copy()
-    (run / "per_example.npz").write_bytes(npz(random, bench.per_image))
+def per_image(workspace: Workspace, random: Random) -> Case:
+    run = workspace.copy()
+    (run / "per_example.npz").write_bytes(mutate_npz(random, workspace.per_image))
     other = run / "other"
-    shutil.copytree(bench.run, other, ignore=shutil.ignore_patterns("figures", "checkpoints", "events*"))
-    plain = bench.config | {"model": bench.config["model"] | {"name": "vae_hf"}}
+    shutil.copytree(workspace.run, other, ignore=shutil.ignore_patterns("figures", "checkpoints", "events*"))
+    plain = workspace.config | {"model": workspace.config["model"] | {"name": "vae_hf"}}
     (other / ".hydra" / "config.yaml").write_text(dump(plain))
     if random.random() < 0.1:
         shutil.rmtree(other)
-        return Case("vaerun-eval", [f"run={run}"], kept=(bench.work,), safe=(run,))
-    return Case("vaerun-table", [str(run), "--rows", "model", "--paired", "--mix", "all"], kept=(run, bench.work))
+        return Case("vaerun-eval", [f"run={run}"], unchanged=(workspace.work,), atomic=(run,))
+    return Case(
+        "vaerun-table", [str(run), "--rows", "model", "--paired", "--mix", "all"], unchanged=(run, workspace.work)
+    )
 
 
-def data_file(bench: Bench, random: Random) -> Case:
+def data_file(workspace: Workspace, random: Random) -> Case:
     """A user's npz file: data.path, and a prepared file below VAERUN_DATA."""
-    folder = bench.folder / "data"
+    folder = workspace.folder / "data"
     folder.mkdir(exist_ok=True)
-    (folder / "mnist.npz").write_bytes(npz(random, ARRAYS))
-    env = {"VAERUN_CACHE": str(bench.folder / "cache-of-data")}
-    shutil.rmtree(bench.folder / "cache-of-data", ignore_errors=True)
+    (folder / "mnist.npz").write_bytes(mutate_npz(random, ARRAYS))
+    env = {"VAERUN_CACHE": str(workspace.folder / "cache-of-data")}
+    shutil.rmtree(workspace.folder / "cache-of-data", ignore_errors=True)
     if random.random() < 0.9:
-        return Case("vaerun-data", ["mnist"], kept=(folder, bench.work), env=env | {"VAERUN_DATA": str(folder)})
+        return Case(
+            "vaerun-data", ["mnist"], unchanged=(folder, workspace.work), env=env | {"VAERUN_DATA": str(folder)}
+        )
     path = folder / "mnist.npz"
     words = [
         "--check",
@@ -198,21 +223,21 @@ def data_file(bench: Bench, random: Random) -> Case:
         "trainer.batch_size=8",
         "data.train_images=null",
     ]
-    return Case("vaerun", words, kept=(folder, bench.work), env=env)
+    return Case("vaerun", words, unchanged=(folder, workspace.work), env=env)
 
 
-def images(bench: Bench, random: Random) -> Case:
+def images(workspace: Workspace, random: Random) -> Case:
     """A folder of image files, one of them changed."""
     from PIL import Image
 
-    folder = bench.folder / "images"
+    folder = workspace.folder / "images"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for i in range(12):
         kind = random.choice(("png", "jpg", "bmp", "webp", "ppm", "tiff"))
         Image.fromarray(IMAGES[i, 0]).convert("RGB").save(folder / f"{i}.{kind}")
     chosen = random.choice(sorted(folder.iterdir()))
-    chosen.write_bytes(content(random, chosen.read_bytes()))
+    chosen.write_bytes(mutate_bytes(random, chosen.read_bytes()))
     if random.random() < 0.2:
         (folder / f"odd{random.randrange(99)}.png").write_bytes(
             random.choice((b"", b"GIF89a", b"%!PS\n", b"\xff" * 40))
@@ -226,45 +251,47 @@ def images(bench: Bench, random: Random) -> Case:
         "trainer.batch_size=4",
         "data.train_images=null",
     ]
-    return Case("vaerun", words, kept=(folder, bench.work))
+    return Case("vaerun", words, unchanged=(folder, workspace.work))
 
 
-def raw_files(bench: Bench, random: Random) -> Case:
+def raw_files(workspace: Workspace, random: Random) -> Case:
     """What a server sends in place of the files of a built-in source: idx, mat, batches of pickles."""
-    served = bench.folder / "served"
+    served = workspace.folder / "served"
     served.mkdir(exist_ok=True)
     name = random.choice(("mnist", "fashion_mnist", "cifar10", "svhn"))
-    (served / "content").write_bytes(content(random, random.choice(originals())))
-    empty = bench.folder / "empty"
+    (served / "content").write_bytes(mutate_bytes(random, random.choice(originals())))
+    empty = workspace.folder / "empty"
     empty.mkdir(exist_ok=True)
-    env = {"VAERUN_CACHE": str(bench.folder / "cache-of-raw"), "VAERUN_DATA": str(empty)}
+    env = {"VAERUN_CACHE": str(workspace.folder / "cache-of-raw"), "VAERUN_DATA": str(empty)}
     env |= {"https_proxy": "http://127.0.0.1:9"}  # nobody is there: a process of its own reaches no server
-    return Case("vaerun-data", [name], kept=(bench.work, empty), env=env)
+    return Case("vaerun-data", [name], unchanged=(workspace.work, empty), env=env)
 
 
-def events(bench: Bench, random: Random) -> Case:
+def events(workspace: Workspace, random: Random) -> Case:
     """TensorBoard's files in a run that goes on, and in the folder that a table is written to."""
-    run = bench.copy(("figures",))
+    run = workspace.copy(("figures",))
     base = next(run.glob("events.out.tfevents.*"))
     for _ in range(random.choice((1, 2))):
-        name = f"events.out.tfevents.{text(random, '1700000000')}.{text(random, 'host.1.0')}".replace("/", "_").replace(
-            "\0", ""
-        )
+        name = f"events.out.tfevents.{mutate_text(random, '1700000000')}.{mutate_text(random, 'host.1.0')}".replace(
+            "/", "_"
+        ).replace("\0", "")
         place = run / random.choice((".", "table")) / name[:100].encode("utf-8", "replace").decode()
         place.parent.mkdir(exist_ok=True)
         if random.random() < 0.1:
             place.mkdir(exist_ok=True)
         elif not place.is_dir():
-            place.write_bytes(content(random, base.read_bytes()[:2000]))
+            place.write_bytes(mutate_bytes(random, base.read_bytes()[:2000]))
     if random.random() < 0.85:
-        return Case("vaerun-table", [str(run), "--rows", "model", "--format", "tensorboard"], kept=(bench.work,))
-    (run / "result.json").write_text(json.dumps(bench.result | {"status": "interrupted"}))
-    return Case("vaerun", ["model=vae", *SMALL, f"output_dir={run}"], kept=(bench.work,))
+        return Case(
+            "vaerun-table", [str(run), "--rows", "model", "--format", "tensorboard"], unchanged=(workspace.work,)
+        )
+    (run / "result.json").write_text(json.dumps(workspace.result | {"status": "interrupted"}))
+    return Case("vaerun", ["model=vae", *SMALL, f"output_dir={run}"], unchanged=(workspace.work,))
 
 
 # kind -> (how a case is made, inputs a night, inputs in CI)
-KINDS: dict[str, tuple[Callable[[Bench, Random], Case], int, int]] = {
-    "result.json": (record, 4000, 60),
+KINDS: dict[str, tuple[Callable[[Workspace, Random], Case], int, int]] = {
+    "result.json": (result_json, 4000, 60),
     ".hydra/config.yaml": (configuration, 3500, 60),
     "best.pt": (best, 2500, 60),
     "npz data file": (data_file, 3000, 60),
@@ -281,6 +308,6 @@ KINDS: dict[str, tuple[Callable[[Bench, Random], Case], int, int]] = {
 }
 
 
-def maker(bench: Bench, kind: str) -> Callable[[int], Case]:
+def case_factory(workspace: Workspace, kind: str) -> Callable[[int], Case]:
     """The case of a number; the same each time."""
-    return lambda number: KINDS[kind][0](bench, random_.Random(f"{kind} {number}"))
+    return lambda number: KINDS[kind][0](workspace, random_.Random(f"{kind} {number}"))

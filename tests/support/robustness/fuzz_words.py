@@ -1,10 +1,10 @@
-"""Words of commands, right and wrong, and mutated."""
+"""Command-line arguments: valid, invalid and mutated."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from support.robustness.mutation import Random, text, weird
+from support.robustness.mutation import Random, mutate_text, odd_value
 
 from vaerun.config.schema import Settings
 from vaerun.config.settings import keys
@@ -23,8 +23,8 @@ TABLE = "--rows --columns --metric --published --where --mix --format --list --p
 ANSWERS = ["none", "model,seed", "seed=0", "test/elbo", "all", "md", "tex", "csv", ""]
 
 
-def word(random: Random) -> str:
-    """One word of the command `vaerun`."""
+def override(random: Random) -> str:
+    """One override of the command `vaerun`."""
     how = random.randrange(12)
     key = random.choice(KEYS)
     if how < 5:
@@ -34,24 +34,24 @@ def word(random: Random) -> str:
     elif how == 7:
         made = random.choice(("+", "++", "~", "-", "--", "")) + f"{key}={random.choice(VALUES)}"
     elif how == 8:
-        made = f"{key}={weird(random)}"
+        made = f"{key}={odd_value(random)}"
     elif how == 9:
         made = random.choice(FLAGS)
     else:
-        made = text(random, f"{key}={random.choice(VALUES)}")
-    return text(random, made) if random.random() < 0.15 else made
+        made = mutate_text(random, f"{key}={random.choice(VALUES)}")
+    return mutate_text(random, made) if random.random() < 0.15 else made
 
 
-def sayable(made: str) -> str:
-    """As an argument of a process, which holds no zero and, here, only whole letters."""
+def as_argument(made: str) -> str:
+    """Make text usable as an argument of a process: no NUL and no lone surrogates."""
     return made.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def override_words(random: Random) -> list[str]:
-    """A few words, none of them of much work."""
-    found = [sayable(word(random)) for _ in range(random.choice((1, 1, 2, 3)))]
-    heavy = ("--info", "--hydra-help", "-sc", "experiment=", "cell=", "data=mnist")
-    return [w for w in found if not w.startswith(heavy)] or ["seed=x"]
+    """A few overrides, none of them expensive."""
+    overrides = [as_argument(override(random)) for _ in range(random.choice((1, 1, 2, 3)))]
+    expensive = ("--info", "--hydra-help", "-sc", "experiment=", "cell=", "data=mnist")
+    return [w for w in overrides if not w.startswith(expensive)] or ["seed=x"]
 
 
 def evaluation_words(random: Random) -> list[str]:
@@ -59,8 +59,8 @@ def evaluation_words(random: Random) -> list[str]:
     words = []
     for _ in range(random.choice((1, 1, 2))):
         key = random.choice([k for k in KEYS if k.startswith(("evaluation", "data", "seed", "trainer.device"))])
-        made = f"{key}={random.choice(VALUES) if random.random() < 0.7 else weird(random)}"
-        words.append(sayable(text(random, made) if random.random() < 0.3 else made))
+        made = f"{key}={random.choice(VALUES) if random.random() < 0.7 else odd_value(random)}"
+        words.append(as_argument(mutate_text(random, made) if random.random() < 0.3 else made))
     return [w for w in words if not any(s in w for s in ("9999999999", "samples=1e", "data=mnist", "data=cifar"))]
 
 
@@ -70,7 +70,7 @@ def table_words(random: Random) -> list[str]:
     for _ in range(random.choice((1, 2, 3))):
         flag = random.choice(TABLE)
         pair = f"{random.choice(KEYS)}={random.choice(VALUES)}"
-        value = random.choice((random.choice(KEYS), *ANSWERS, pair, str(weird(random))))
-        value = text(random, value) if random.random() < 0.3 else value
-        words += [flag] if flag in ("--list", "--paired") else [flag, sayable(value)]
+        value = random.choice((random.choice(KEYS), *ANSWERS, pair, str(odd_value(random))))
+        value = mutate_text(random, value) if random.random() < 0.3 else value
+        words += [flag] if flag in ("--list", "--paired") else [flag, as_argument(value)]
     return words

@@ -1,4 +1,4 @@
-"""Commands on mutated input, and what may come of them: success, or one clear line and a documented exit code."""
+"""Running commands on mutated input. They may succeed, or end with one clear line and a documented exit code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ import vaerun
 from vaerun.config import plugins
 from vaerun.errors import InputError
 
-SECONDS = 20.0  # after which a command hangs
+SECONDS = 20.0  # after which a command counts as hanging
 ROOT = str(Path(vaerun.__file__).parents[1])
 OPEN = "import sys, vaerun; run = vaerun.load_run(sys.argv[1]); run.model; run.data"
-KEPT = (".lock",)  # files that whoever looks may touch
+IGNORED = (".lock",)  # files that any reader may touch
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,31 @@ class Case:
 
     program: str
     words: list[str]
-    kept: tuple[Path, ...] = ()
-    safe: tuple[Path, ...] = ()
+    unchanged: tuple[Path, ...] = ()
+    atomic: tuple[Path, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class Ended:
-    """How a command ended; `wrong`: what should not be, or ''."""
+class Outcome:
+    """How a command ended, and what is wrong with that, or ''."""
 
     code: int | str
     out: str
     err: str
-    wrong: str = ""
+    violation: str = ""
 
 
-class Hang(BaseException):
+class TimedOut(BaseException):
     """The command took too long."""
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    def leave(*_: Any) -> None:
-        raise Hang
+def time_limit(seconds: float) -> Iterator[None]:
+    def time_out(*_: Any) -> None:
+        raise TimedOut
 
-    before = signal.signal(signal.SIGALRM, leave)
+    before = signal.signal(signal.SIGALRM, time_out)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -77,7 +77,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def call(program: str, words: list[str]) -> int:
-    """The command in this process."""
+    """Run the command in this process and return its exit code."""
     if program == "load_run":
         try:
             run = vaerun.load_run(words[0])
@@ -91,16 +91,16 @@ def call(program: str, words: list[str]) -> int:
         name = {"vaerun-eval": "evaluate", "vaerun-table": "table", "vaerun-data": "data"}[program]
         try:
             return int(importlib.import_module(f"vaerun.cli.{name}").main(words))
-        except SystemExit as left:
-            return int(left.code or 0)
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
     from vaerun.cli import main
 
     before = sys.argv
     sys.argv = ["vaerun", *words]
     try:
         main.main()
-    except SystemExit as left:
-        return int(left.code or 0)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
     finally:
         sys.argv = before
     return 0
@@ -110,8 +110,8 @@ def _to_stderr(message: Any, category: Any, filename: str, line: int, *_: Any) -
     print(warnings.formatwarning(message, category, filename, line), file=sys.stderr)
 
 
-def here(case: Case) -> Ended:
-    """Run in this process."""
+def run_in_process(case: Case) -> Outcome:
+    """Run a case in this process."""
     out, err = io.StringIO(), io.StringIO()
     code: int | str
     before = {k: os.environ.get(k) for k in case.env}
@@ -121,13 +121,13 @@ def here(case: Case) -> Ended:
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
-            limited(SECONDS),
+            time_limit(SECONDS),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("default")  # as in a process of its own
-            warnings.showwarning = _to_stderr  # where pytest would keep it for itself
+            warnings.simplefilter("default")  # as in a separate process
+            warnings.showwarning = _to_stderr  # else pytest captures it
             code = call(case.program, case.words)
-    except Hang:
+    except TimedOut:
         code = "hang"
     except BaseException:
         code = "traceback"
@@ -139,87 +139,91 @@ def here(case: Case) -> Ended:
             else:
                 os.environ[key] = value
         plugins._declared.cache_clear()
-    return Ended(code, out.getvalue(), err.getvalue())
+    return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def apart(case: Case) -> Ended:
-    """Run as a process of its own."""
+def run_in_subprocess(case: Case) -> Outcome:
+    """Run a case as a separate process."""
     words = [os.fsencode(word) for word in case.words]
     program: list[Any] = [Path(sys.executable).with_name(case.program)]
     if case.program == "load_run":
         program = [sys.executable, "-c", OPEN]
     env = dict(os.environ) | {"PYTHONPATH": ROOT} | case.env
     try:
-        done = subprocess.run([*program, *words], capture_output=True, timeout=6 * SECONDS, env=env, check=False)
+        process = subprocess.run([*program, *words], capture_output=True, timeout=6 * SECONDS, env=env, check=False)
     except subprocess.TimeoutExpired:
-        return Ended("hang", "", "")
-    out, err = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
-    if case.program == "load_run" and done.returncode == 1 and "vaerun.errors.InputError: " in err:
-        return Ended(2, out, f"load_run: error: {err.splitlines()[-1].partition(': ')[2]}\n")
-    return Ended(done.returncode, out, err)
+        return Outcome("hang", "", "")
+    out, err = process.stdout.decode("utf-8", "replace"), process.stderr.decode("utf-8", "replace")
+    if case.program == "load_run" and process.returncode == 1 and "vaerun.errors.InputError: " in err:
+        return Outcome(2, out, f"load_run: error: {err.splitlines()[-1].partition(': ')[2]}\n")
+    return Outcome(process.returncode, out, err)
 
 
 def snapshot(folders: tuple[Path, ...]) -> dict[str, bytes | None]:
-    found: dict[str, bytes | None] = {}
+    contents: dict[str, bytes | None] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.name not in KEPT:
-                found[str(path)] = path.read_bytes() if path.is_file() and not path.is_symlink() else None
-    return found
+            if path.name not in IGNORED:
+                contents[str(path)] = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+    return contents
 
 
 WARNING = re.compile(r"[\w-]+: warning: .*")
 PROGRESS = re.compile(r".*(images/s|log-likelihood of|s left|s so far|about \d+ (s|min)).*")
 
 
-def judge(case: Case, ended: Ended) -> str:
-    """What is wrong with how it ended, or ''."""
-    lines = ended.err.splitlines()
-    if ended.code in ("hang", "traceback"):
-        return str(ended.code)
-    if "Traceback" in ended.err:
+def find_violation(case: Case, outcome: Outcome) -> str:
+    """What is wrong with how a command ended, or ''."""
+    lines = outcome.err.splitlines()
+    if outcome.code in ("hang", "traceback"):
+        return str(outcome.code)
+    if "Traceback" in outcome.err:
         return "traceback"
-    told = [line for line in lines if not WARNING.fullmatch(line) and not PROGRESS.fullmatch(line)]
-    if ended.code == 0:
-        return f"says {told[0]}" if told else ""
-    if ended.code not in (1, 2):
-        return f"exit code {ended.code}"
-    if len(told) != 1 or not told[0].startswith(f"{case.program}: error: "):
-        return f"{len(told)} lines: {told[:3]}"
-    if not told[0].isprintable() or len(told[0]) > 6000:
-        return "the line is not printable, or endless"
-    if ended.out and ended.code == 2 and not any(word.startswith("hydra.verbose") for word in case.words):
-        return f"partial output {ended.out[:60]!r}"
+    reported = [line for line in lines if not WARNING.fullmatch(line) and not PROGRESS.fullmatch(line)]
+    if outcome.code == 0:
+        return f"prints {reported[0]}" if reported else ""
+    if outcome.code not in (1, 2):
+        return f"exit code {outcome.code}"
+    if len(reported) != 1 or not reported[0].startswith(f"{case.program}: error: "):
+        return f"{len(reported)} lines: {reported[:3]}"
+    if not reported[0].isprintable() or len(reported[0]) > 6000:
+        return "the line is not printable, or too long"
+    if outcome.out and outcome.code == 2 and not any(word.startswith("hydra.verbose") for word in case.words):
+        return f"partial output {outcome.out[:60]!r}"
     return ""
 
 
 @dataclass
-class Count:
-    """How the inputs of one kind ended."""
+class Tally:
+    """How the commands on one kind of input ended."""
 
     kind: str
-    ends: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    endings: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def line(self) -> str:
-        ends = ", ".join(f"{n} {what}" for what, n in sorted(self.ends.items()))
-        return f"{self.kind}: {sum(self.ends.values())} inputs, {ends}; {self.seconds:.0f} s"
+        endings = ", ".join(f"{n} {what}" for what, n in sorted(self.endings.items()))
+        return f"{self.kind}: {sum(self.endings.values())} inputs, {endings}; {self.seconds:.0f} s"
 
 
-def run(kind: str, make: Callable[[int], Case], numbers: range, way: Callable[[Case], Ended] = here) -> Count:
-    """Run the cases of these numbers."""
-    count, started = Count(kind), time.monotonic()
+def run(
+    kind: str, make: Callable[[int], Case], numbers: range, runner: Callable[[Case], Outcome] = run_in_process
+) -> Tally:
+    """Run the cases with these numbers."""
+    tally, started = Tally(kind), time.monotonic()
     for number in numbers:
         case = make(number)
-        kept, safe = snapshot(case.kept), snapshot(case.safe)
-        ended = way(case)
-        wrong = judge(case, ended)
-        if not wrong and (snapshot(case.kept) != kept or (ended.code != 0 and snapshot(case.safe) != safe)):
-            wrong = "a file of the user's has changed"
-        count.ends[f"exit {ended.code}" if not wrong else "wrong"] += 1
-        if wrong:
-            last = ended.err.strip().splitlines()[-1:] or [""]
-            count.wrong.append(f"{kind} {number}: {wrong}; {case.program} {case.words!r}"[:600] + f"; {last[0][:300]}")
-    count.seconds = time.monotonic() - started
-    return count
+        unchanged, atomic = snapshot(case.unchanged), snapshot(case.atomic)
+        outcome = runner(case)
+        violation = find_violation(case, outcome)
+        failed = outcome.code != 0
+        if not violation and (snapshot(case.unchanged) != unchanged or (failed and snapshot(case.atomic) != atomic)):
+            violation = "a user's file has changed"
+        tally.endings[f"exit {outcome.code}" if not violation else "wrong"] += 1
+        if violation:
+            last = outcome.err.strip().splitlines()[-1:] or [""]
+            description = f"{kind} {number}: {violation}; {case.program} {case.words!r}"
+            tally.violations.append(f"{description[:600]}; {last[0][:300]}")
+    tally.seconds = time.monotonic() - started
+    return tally

@@ -1,20 +1,20 @@
-"""Runs that are killed: `python -m support.robustness.killing JOBFILE` kills runs of a model at many moments.
+"""Killing runs: `python -m support.robustness.killing JOBFILE` kills runs of a model at many points.
 
-One process imports what a run needs; each attempt at a run is a fork of it, so that nearly all of an attempt's time is
+One process imports what a run needs; each attempt at a run is a fork of it, so that nearly all of its time goes to
 training, evaluation and writing. An attempt ends by SIGKILL, from outside after a random time, or from inside at the
-n-th place of a kind:
+n-th point of a kind:
 
-    time    whenever it is
-    call    before a file of the run is opened, renamed, linked or removed, or a folder is made
-    write   in the middle of a write, half of which is in the file
-    torn    before a flush to the disk, what was written since the last one cut short
-    placed  after a file was put in its place
+    time    at any time
+    call    before a file of the run is opened, renamed, linked or removed, or a directory is created
+    write   in the middle of a write, with half of it in the file
+    torn    before an fsync, with what was written since the last one truncated
+    placed  after a file was renamed into place
 
-Or from the n-th place on the disk is full, and the run has to say so:
+Or the disk is full from the n-th point on, and the run has to report that:
 
-    full    a write (half of it is done), a flush, a new file, folder or link fails
+    full    a write (half of it is done), an fsync, a new file, directory or link fails
 
-When it is let through the run must have what the run has that was never killed.
+Once it is left to finish, the run must equal one that was never killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401  before the fork
 import tensorboard.compat.proto.event_pb2
 import torch
-from support.robustness.places import Places
+from support.robustness.fault_injection import FaultInjector
 from support.runs.adversarial_runs import NETWORKS
 from support.runs.commands import flat, lasting, tensorboard
 
@@ -70,43 +70,45 @@ FAMILIES = {
     "infogan": ["model=infogan", *NETWORKS["gan_mlp"], *ADVERSARIAL],
 }
 KINDS = ("call", "write", "torn", "placed")
-MOST = 6  # kills of one run, which then goes on to its end
-Place = tuple[str | None, int, float, float]
-"""Of a kill: the kind, the n-th of it, the time in seconds, the share of a write that is done."""
-THROUGH: Place = (None, 0, 0.0, 0.0)
-USUAL = ("epoch ", "vaerun: warning: mode collapse")  # what runs of so few steps say anyway
+MAXIMUM_KILLS = 6  # of one run, which is then left to finish
+KillPoint = tuple[str | None, int, float, float]
+"""(kind, n, time in seconds, fraction of a write that is done)."""
+NO_KILL: KillPoint = (None, 0, 0.0, 0.0)
+EXPECTED_LINES = ("epoch ", "vaerun: warning: mode collapse")  # printed by any run with so few steps
 
 
-def settings_of(family: str, words: list[str]) -> Settings:
+def compose_settings(family: str, words: list[str]) -> Settings:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         return check(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
 
 
-def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: float, share: float) -> tuple[int, Any]:
-    """One attempt at the run, in a fork: its exit status (negative: killed); where it ended, counts and seconds."""
-    begun, told = os.pipe()
+def attempt(
+    settings: Settings, folder: Path, kind: str | None, n: int, seconds: float, fraction: float
+) -> tuple[int, Any]:
+    """Attempt the run in a fork; return its exit status (negative: killed), its counts if it ended, and seconds."""
+    reader, writer = os.pipe()
     counts = folder.with_suffix(".counts")
-    known = set(sys.modules)
+    modules = set(sys.modules)
     pid = os.fork()
     if not pid:
         status = 3
         try:
-            os.close(begun)
+            os.close(reader)
             with open(folder.with_suffix(".log"), "ab") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-            places = Places(folder, kind, n, share)
-            places.install()
+            faults = FaultInjector(folder, kind, n, fraction)
+            faults.install()
             recording = Experiment.recording
 
-            def first(*arguments: Any) -> Any:
-                os.write(told, b".")
+            def signal_start(*arguments: Any) -> Any:
+                os.write(writer, b".")
                 return recording(*arguments)
 
-            Experiment.recording = first  # type: ignore[method-assign]
+            Experiment.recording = signal_start  # type: ignore[method-assign]
             Experiment(settings, folder, ["tests"], None, ShutdownSignal()).run()
-            places.on = False
-            counts.write_text(json.dumps({"counts": places.counts, "modules": sorted(sys.modules.keys() - known)}))
+            faults.enabled = False
+            counts.write_text(json.dumps({"counts": faults.counts, "modules": sorted(sys.modules.keys() - modules)}))
             status = 0
         except (RunError, InputError) as error:
             status = 1 if isinstance(error, RunError) else 2
@@ -119,21 +121,21 @@ def attempt(settings: Settings, folder: Path, kind: str | None, n: int, moment: 
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    os.close(told)
-    os.read(begun, 1)  # it writes from now on, or has ended
-    os.close(begun)
+    os.close(writer)
+    os.read(reader, 1)  # it writes from now on, or has ended
+    os.close(reader)
     started = time.monotonic()
     if kind == "time":
-        time.sleep(moment)
+        time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    found = json.loads(counts.read_text()) if code == 0 else None
-    return code, (found, time.monotonic() - started)
+    report = json.loads(counts.read_text()) if code == 0 else None
+    return code, (report, time.monotonic() - started)
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """What a run directory holds and must hold however often it was killed, by name."""
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of a run directory that must not depend on kills, by name."""
     states = {name: lasting(folder, name) for name in ("last", "best")}
     result = json.loads((folder / "result.json").read_text())
     events = tensorboard(folder)
@@ -154,72 +156,71 @@ def contents(folder: Path) -> dict[str, Any]:
     }
 
 
-def differences(one: Any, other: Any) -> list[str]:
-    """Names of what is not the same to the bit."""
-    one, other = flat(one), flat(other)
-    differing = [k for k in one.keys() & other.keys() if not same(one[k], other[k])]
-    return sorted([*differing, *(one.keys() ^ other.keys())])
+def differences(a: Any, b: Any) -> list[str]:
+    """Names of what differs in any bit."""
+    a, b = flat(a), flat(b)
+    differing = [k for k in a.keys() & b.keys() if not is_identical(a[k], b[k])]
+    return sorted([*differing, *(a.keys() ^ b.keys())])
 
 
-def same(one: Any, other: Any) -> bool:
-    """To the bit, NaN included."""
-    if isinstance(one, torch.Tensor):
-        return one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
-    return one == other
+def is_identical(a: Any, b: Any) -> bool:
+    """Whether two values are equal to the bit, NaN included."""
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    return a == b
 
 
-class Killing:
-    """Kills runs of one model, lets them go on, and compares them with one that was never killed."""
+class KillHarness:
+    """Kills runs of one model, resumes them, and compares them with one that was never killed."""
 
     def __init__(self, family: str, folder: Path, words: list[str]) -> None:
-        self.settings, self.folder = settings_of(family, words), folder
+        self.settings, self.folder = compose_settings(family, words), folder
         self.folder.mkdir(parents=True)
-        whole = folder / "whole"
-        code, found = attempt(self.settings, whole, None, 0, 0.0, 0.0)
-        assert code == 0, whole.with_suffix(".log").read_text()
-        ended, self.seconds = found
-        self.counts = ended["counts"]
-        for name in ended["modules"]:  # what it imported is not to be imported by every fork again
+        reference = folder / "whole"
+        code, (report, self.seconds) = attempt(self.settings, reference, *NO_KILL)
+        assert code == 0, reference.with_suffix(".log").read_text()
+        self.counts = report["counts"]
+        for name in report["modules"]:  # so that the forks need not import them again
             with suppress(Exception):
                 importlib.import_module(name)
         gc.collect()
-        gc.freeze()  # a fork copies what the collector touches
-        self.expected = contents(whole)
+        gc.freeze()  # a fork copies the pages that the collector touches
+        self.expected = read_run(reference)
         self.runs, self.kills, self.steps = 0, Counter[str](), list[int]()
         self.lost: list[dict[str, Any]] = []
         self.unclear: list[dict[str, Any]] = []
         self.different: list[dict[str, Any]] = []
 
-    def run(self, plan: list[Place]) -> None:
-        """A run that meets these places in turn, and is let through at last."""
+    def run(self, plan: list[KillPoint]) -> None:
+        """A run that is killed at these points in turn and finally left to finish."""
         run, code = self.folder / f"run{self.runs}", -signal.SIGKILL
         self.runs += 1
         log = run.with_suffix(".log")
-        for place in [*plan, THROUGH]:
-            said = log.stat().st_size if log.exists() else 0
-            code, _ = attempt(self.settings, run, *place)
-            if place[0] == "full" and code in (1, 2):
-                lines = log.read_bytes()[said:].decode().splitlines()
-                errors = [line for line in lines if not line.startswith(USUAL)]
+        for point in [*plan, NO_KILL]:
+            logged = log.stat().st_size if log.exists() else 0
+            code, _ = attempt(self.settings, run, *point)
+            if point[0] == "full" and code in (1, 2):
+                lines = log.read_bytes()[logged:].decode().splitlines()
+                errors = [line for line in lines if not line.startswith(EXPECTED_LINES)]
                 if len(errors) != 1 or "No space left on device" not in errors[0]:
                     self.unclear.append({"plan": plan, "lines": lines})
             elif code != -signal.SIGKILL:
                 break
-            self.kills[str(place[0])] += 1
-            self.steps.append(step_of(run))
+            self.kills[str(point[0])] += 1
+            self.steps.append(last_step(run))
         if code:
             self.lost.append({"run": str(run), "plan": plan, "log": log.read_text()[-2000:]})
-        elif names := differences(self.expected, contents(run)):
+        elif names := differences(self.expected, read_run(run)):
             self.different.append({"run": str(run), "plan": plan, "names": names[:20]})
         else:
             shutil.rmtree(run)
 
-    def at_random(self, kills: int, seed: int, kinds: Sequence[str] = ("time", "time", *KINDS)) -> None:
-        """Kill so many times in all, each run a few times."""
+    def kill_at_random(self, kills: int, seed: int, kinds: Sequence[str] = ("time", "time", *KINDS)) -> None:
+        """Kill `kills` times in all, each run a few times."""
         choose = random.Random(seed)
-        until = self.kills.total() + kills
-        while (left := until - self.kills.total()) > 0:
-            several = [choose.choice(kinds) for _ in range(min(left, choose.randint(1, MOST)))]
+        target = self.kills.total() + kills
+        while (left := target - self.kills.total()) > 0:
+            chosen = [choose.choice(kinds) for _ in range(min(left, choose.randint(1, MAXIMUM_KILLS)))]
             self.run(
                 [
                     (
@@ -228,24 +229,24 @@ class Killing:
                         choose.uniform(0, self.seconds),
                         choose.random(),
                     )
-                    for kind in several
+                    for kind in chosen
                 ]
             )
 
-    def everywhere(self, kinds: Sequence[str]) -> None:
-        """Kill once at each place that a run comes through."""
+    def kill_everywhere(self, kinds: Sequence[str]) -> None:
+        """Kill once at every point that a run passes."""
         for kind in kinds:
             for n in range(1, self.counts[kind] + 1):
                 self.run([(kind, n, 0.0, 0.5)])
 
     def outcome(self) -> dict[str, Any]:
-        """What was killed how often, after which steps, and what came of it."""
+        """What was killed how often and after which steps, and the runs that were lost or differ."""
         names = ("runs", "kills", "steps", "lost", "different", "unclear", "counts", "seconds")
         return {name: getattr(self, name) for name in names}
 
 
-def step_of(run: Path) -> int:
-    """After how many recorded steps an attempt died; -1: before the first record."""
+def last_step(run: Path) -> int:
+    """The last logged step of an attempt; -1: none."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         return json.loads(lines[-1])["step"] if lines else -1
@@ -258,11 +259,11 @@ def main(file: str) -> None:
     torch.set_num_threads(1)
     outcomes = {}
     for name, task in job["tasks"].items():
-        killing = Killing(task["family"], Path(job["folder"]) / name, task.get("words", []))
+        killing = KillHarness(task["family"], Path(job["folder"]) / name, task.get("words", []))
         if "kills" in task:
-            killing.at_random(task["kills"], task["seed"], task.get("kinds", ["time", "time", *KINDS]))
+            killing.kill_at_random(task["kills"], task["seed"], task.get("kinds", ["time", "time", *KINDS]))
         else:
-            killing.everywhere(task.get("kinds", KINDS))
+            killing.kill_everywhere(task.get("kinds", KINDS))
         outcomes[name] = killing.outcome()
         Path(job["outcome"]).write_text(json.dumps(outcomes))
 

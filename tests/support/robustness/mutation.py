@@ -1,4 +1,4 @@
-"""Mutations of texts, structures and files, each a function of a seeded generator."""
+"""Mutations of text, structures and files, as functions of a seeded generator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scipy.io import savemat
 
 Random = random_.Random
 
-WEIRD: list[Any] = [
+ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, 1e-320, math.inf, -math.inf, math.nan, 2**31, 2**63, 2**64,
     -(2**63),
     10**40, "", " ", "null", "~", "x", "0", "-1", "1e400", "nan", ".inf", "true", "a,b", "[1", "{a", "???",
@@ -38,12 +38,12 @@ WEIRD: list[Any] = [
 LETTERS = "abz019_-.,:;=+~@!?#$%&*()[]{}<>|\\/'\"` \t\n\0\x1b\x7f\u202e\ufeffé漢\U0001f600"
 
 
-def weird(random: Random) -> Any:
-    return copy.deepcopy(random.choice(WEIRD))
+def odd_value(random: Random) -> Any:
+    return copy.deepcopy(random.choice(ODD_VALUES))
 
 
-def text(random: Random, base: str) -> str:
-    """A few letters put in, taken out, doubled, exchanged or cut off."""
+def mutate_text(random: Random, base: str) -> str:
+    """Insert, delete, duplicate or replace a few characters, or cut the text off."""
     letters = list(base)
     for _ in range(random.choice((1, 1, 1, 2, 3, 8))):
         at, how = random.randint(0, len(letters)), random.randrange(6)
@@ -56,54 +56,55 @@ def text(random: Random, base: str) -> str:
         elif how == 3:
             letters[at : at + 1] = random.choice(LETTERS)
         elif how == 4:
-            letters[at:at] = str(random.choice([w for w in WEIRD if not isinstance(w, list | dict)]))
+            letters[at:at] = str(random.choice([w for w in ODD_VALUES if not isinstance(w, list | dict)]))
         else:
             del letters[at if random.random() < 0.2 else len(letters) :]
     return "".join(letters)
 
 
-def content(random: Random, base: bytes) -> bytes:
-    """A few bytes of a file changed, or a part of it gone, doubled or zeroed."""
+def mutate_bytes(random: Random, base: bytes) -> bytes:
+    """Change a few bytes, or delete, duplicate or zero a part."""
     data = bytearray(base)
     for _ in range(random.choice((1, 1, 2, 4, 16))):
-        at, how, some = random.randint(0, len(data)), random.randrange(7), random.choice((1, 2, 4, 8, 64, 1000))
+        at, how, length = random.randint(0, len(data)), random.randrange(7), random.choice((1, 2, 4, 8, 64, 1000))
         if how == 0 and data:
             data[at % len(data)] ^= 1 << random.randrange(8)
         elif how == 1:
-            data[at : at + some] = random.randbytes(some)
+            data[at : at + length] = random.randbytes(length)
         elif how == 2:
-            del data[at : at + some]
+            del data[at : at + length]
         elif how == 3:
-            data[at:at] = data[at : at + some]
+            data[at:at] = data[at : at + length]
         elif how == 4:
-            data[at : at + some] = bytes(some)
+            data[at : at + length] = bytes(length)
         elif how == 5:
-            data[at : at + some] = random.choice((b"\xff", b"\x7f", b"\x80")) * some
+            data[at : at + length] = random.choice((b"\xff", b"\x7f", b"\x80")) * length
         elif random.random() < 0.3:
             del data[at:]
     return bytes(data)
 
 
-def structure(random: Random, value: Any) -> Any:
-    """A few values of a nested structure replaced, taken out, renamed, added or exchanged."""
+def mutate_structure(random: Random, value: Any) -> Any:
+    """Replace, delete, rename or exchange a few values of a nested structure."""
     value = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         places = list(_places(value))
         if not places or random.random() < 0.01:
-            return weird(random)
+            return odd_value(random)
         parent, key = random.choice(places)
         other, at = random.choice(places)
         how = random.randrange(6)
         if how <= 1:
-            parent[key] = weird(random)
+            parent[key] = odd_value(random)
         elif how == 2:
             del parent[key]
         elif how == 3 and isinstance(parent, dict):
-            parent[str(weird(random)) if random.random() < 0.5 else f"{key}{random.choice(LETTERS)}"] = parent.pop(key)
+            renamed = str(odd_value(random)) if random.random() < 0.5 else f"{key}{random.choice(LETTERS)}"
+            parent[renamed] = parent.pop(key)
         elif how == 4:
             parent[key] = copy.deepcopy(other[at])
         elif isinstance(parent[key], str):
-            parent[key] = text(random, parent[key])
+            parent[key] = mutate_text(random, parent[key])
         elif isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
             parent[key] = random.choice(
                 (parent[key] * -1, parent[key] + 1, parent[key] * 1.5, str(parent[key]), [parent[key]])
@@ -118,22 +119,22 @@ def _places(value: Any) -> Any:
             yield from _places(value[key])
 
 
-def document(random: Random, value: Any, dump: Callable[[Any], str]) -> bytes:
-    """A structure written down, changed before or after."""
+def mutate_document(random: Random, value: Any, dump: Callable[[Any], str]) -> bytes:
+    """Serialise a structure, mutated before or after."""
     if random.random() < 0.6:
         try:
-            return dump(structure(random, value)).encode("utf-8", "surrogatepass")
+            return dump(mutate_structure(random, value)).encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, RecursionError):
             pass
-    return content(random, dump(value).encode())
+    return mutate_bytes(random, dump(value).encode())
 
 
-def json_file(random: Random, value: Any) -> bytes:
-    return document(random, value, json.dumps)
+def mutate_json(random: Random, value: Any) -> bytes:
+    return mutate_document(random, value, json.dumps)
 
 
-def npy(random: Random, base: np.ndarray) -> bytes:
-    """An array's file: another type, another shape, or its header or its bytes changed."""
+def mutate_npy(random: Random, base: np.ndarray) -> bytes:
+    """An .npy file with another dtype or shape, or with a mutated header or mutated bytes."""
     how, array = random.randrange(8), base
     if how == 0:
         kind = random.choice(["f4", "f8", "i8", "u2", "i1", "?", "U3", "S2", "c8", "M8[s]", "f2", ">i4", "O"])
@@ -148,7 +149,7 @@ def npy(random: Random, base: np.ndarray) -> bytes:
     elif how == 3 and base.ndim:
         array = np.moveaxis(base, 0, -1)
     elif how == 4:
-        array = np.array(weird(random), dtype=object)
+        array = np.array(odd_value(random), dtype=object)
     buffer = io.BytesIO()
     try:
         np.save(buffer, array, allow_pickle=True)
@@ -157,15 +158,15 @@ def npy(random: Random, base: np.ndarray) -> bytes:
     data = buffer.getvalue()
     if how == 5:  # the header alone
         end = data.index(b"\n") if b"\n" in data else 128
-        return content(random, data[:end]) + data[end:]
+        return mutate_bytes(random, data[:end]) + data[end:]
     if how == 6:
         number = str(random.choice((10**6, 10**12, 10**20, -1, 0))).encode()
         return data.replace(str(base.shape[0] if base.ndim else 1).encode(), number, 1)
-    return content(random, data) if how == 7 else data
+    return mutate_bytes(random, data) if how == 7 else data
 
 
-def npz(random: Random, arrays: dict[str, np.ndarray]) -> bytes:
-    """An archive of arrays; whole, with one of them changed, or with its own bytes changed."""
+def mutate_npz(random: Random, arrays: dict[str, np.ndarray]) -> bytes:
+    """An .npz file with one mutated array, or with mutated bytes."""
     buffer = io.BytesIO()
     kind = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     changed = random.choice(list(arrays)) if random.random() < 0.7 else None
@@ -175,43 +176,43 @@ def npz(random: Random, arrays: dict[str, np.ndarray]) -> bytes:
                 continue
             member = io.BytesIO()
             np.save(member, array)
-            data = npy(random, array) if name == changed else member.getvalue()
-            shown = text(random, name) if name == changed and random.random() < 0.1 else name
+            data = mutate_npy(random, array) if name == changed else member.getvalue()
+            shown = mutate_text(random, name) if name == changed and random.random() < 0.1 else name
             member_name = f"{shown}.npy" if random.random() < 0.98 else shown
-            # zipfile cuts names at a zero, and cannot write one that is empty.
+            # zipfile cuts names at a NUL and cannot write an empty one.
             archive.writestr(member_name if member_name.partition("\0")[0] else "x", data)
-    return buffer.getvalue() if changed is not None else content(random, buffer.getvalue())
+    return buffer.getvalue() if changed is not None else mutate_bytes(random, buffer.getvalue())
 
 
-def checkpoint(random: Random, state: dict[str, Any]) -> bytes:
-    """A checkpoint: values and tensors changed, its pickle changed in an archive that is whole, or any byte."""
+def mutate_checkpoint(random: Random, state: dict[str, Any]) -> bytes:
+    """A checkpoint with mutated values or tensors, with a mutated pickle in a valid archive, or with mutated bytes."""
     how = random.randrange(4)
     if how == 0:
-        changed = structure(random, state)
+        changed = mutate_structure(random, state)
     elif how == 1:
         changed = copy.deepcopy(state)
         places = [(p, k) for p, k in _places(changed) if isinstance(p[k], torch.Tensor)]
         parent, key = random.choice(places)
-        parent[key] = tensor(random, parent[key])
+        parent[key] = mutate_tensor(random, parent[key])
     else:
         changed = state
     buffer = io.BytesIO()
     torch.save(changed, buffer, _use_new_zipfile_serialization=random.random() < 0.97)
     data = buffer.getvalue()
     if how == 2:
-        return content(random, data)
+        return mutate_bytes(random, data)
     if how == 3 and data[:2] == b"PK":
         clean = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(clean, "w") as new:
             chosen = "data.pkl" if random.random() < 0.8 else random.choice(old.namelist())
             for name in old.namelist():
-                new.writestr(name, content(random, old.read(name)) if name.endswith(chosen) else old.read(name))
+                new.writestr(name, mutate_bytes(random, old.read(name)) if name.endswith(chosen) else old.read(name))
         return clean.getvalue()
     return data
 
 
-def tensor(random: Random, base: torch.Tensor) -> Any:
-    """Another type, shape or content."""
+def mutate_tensor(random: Random, base: torch.Tensor) -> Any:
+    """A tensor with another dtype, shape or content."""
     choices: list[Callable[[], Any]] = [
         lambda: base.double(), lambda: base.half(), lambda: base.to(torch.int64), lambda: base.bool(),
         lambda: base.flatten(),
@@ -225,7 +226,7 @@ def tensor(random: Random, base: torch.Tensor) -> Any:
 
 @cache
 def originals() -> tuple[bytes, ...]:
-    """Files as the built-in sources download them: idx, mat, an archive of pickles, and none."""
+    """Files as the built-in sources download them: idx, mat, an archive of pickles, and one that is none of these."""
     images = np.random.RandomState(0).randint(0, 256, (40, 1, 8, 8)).astype(np.uint8)
     idx = gzip.compress(struct.pack(">4I", 2051, 40, 8, 8) + images.tobytes())
     mat = io.BytesIO()

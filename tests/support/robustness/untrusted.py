@@ -1,4 +1,4 @@
-"""What the tests of hostile and damaged input share: all ways to open a run directory, and what they did meanwhile."""
+"""For tests of malicious and damaged input: every command that opens a run directory, and its side effects."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ COMPARED = (
 
 
 @dataclass
-class Deeds:
-    """What Python was asked to do: programs started, addresses spoken to, files opened for writing."""
+class SideEffects:
+    """What Python was asked to do: programs started, addresses connected to, files changed."""
 
     started: list[str] = field(default_factory=list)
-    spoken: list[str] = field(default_factory=list)
+    connected: list[str] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
 
 
-_watching: list[Deeds] = []
-_STARTS = {
+_active: list[SideEffects] = []
+_START_EVENTS = {
     "subprocess.Popen",
     "os.system",
     "os.exec",
@@ -50,92 +50,101 @@ _STARTS = {
     "os.forkpty",
     "pty.spawn",
 }
-_CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
+_CHANGE_EVENTS = {
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watching:
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _active:
         return
-    deeds = _watching[-1]
-    if event in _STARTS:
-        deeds.started.append(f"{event} {arguments[:2]}")
+    effects = _active[-1]
+    if event in _START_EVENTS:
+        effects.started.append(f"{event} {arguments[:2]}")
     elif event == "socket.connect":
-        deeds.spoken.append(str(arguments[1:]))
-    elif event in _CHANGES and event != "shutil.rmtree" and isinstance(arguments[-1], int) and arguments[-1] >= 0:
-        return  # relative to an open folder: shutil.rmtree at work, whose own event came before
-    elif event in _CHANGES:
-        deeds.written += [str(a) for a in arguments[: 2 if event == "os.rename" else 1]]
+        effects.connected.append(str(arguments[1:]))
+    elif event in _CHANGE_EVENTS and event != "shutil.rmtree" and isinstance(arguments[-1], int) and arguments[-1] >= 0:
+        return  # relative to an open directory: within shutil.rmtree, whose own event came before
+    elif event in _CHANGE_EVENTS:
+        effects.written += [str(a) for a in arguments[: 2 if event == "os.rename" else 1]]
     elif event == "open":
         path, mode, flags = arguments
         if isinstance(path, str | bytes) and (set(mode or "") & set("wxa+") or (mode is None and flags & 3)):
-            deeds.written.append(path if isinstance(path, str) else path.decode())
+            effects.written.append(path if isinstance(path, str) else path.decode())
 
 
-_heard = False
+_installed = False
 
 
 @contextmanager
-def watched() -> Iterator[Deeds]:
-    """What happens inside; an audit hook stays for ever, so there is one."""
-    global _heard
-    if not _heard:
-        sys.addaudithook(_hear)
-        _heard = True
-    _watching.append(Deeds())
+def watch_side_effects() -> Iterator[SideEffects]:
+    """Record the side effects of a block. Audit hooks cannot be removed, so a single one is installed."""
+    global _installed
+    if not _installed:
+        sys.addaudithook(_audit)
+        _installed = True
+    _active.append(SideEffects())
     try:
-        yield _watching[-1]
+        yield _active[-1]
     finally:
-        _watching.pop()
+        _active.pop()
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had."""
+    """Peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @dataclass
-class Opened:
-    """How each way to open a directory ended: exit code (2: InputError), and all that was printed."""
+class Outcome:
+    """How the commands that opened a directory ended: exit codes (2: InputError), all output, and side effects."""
 
     codes: dict[str, int]
     text: str
-    deeds: Deeds
+    side_effects: SideEffects
 
 
-def open_all(folder: Path, capsys: Any, ways: tuple[str, ...] = ("load_run", "eval", "table")) -> Opened:
-    """Open a run directory in all ways: load_run, vaerun-eval and vaerun-table in all formats."""
+def open_all(folder: Path, capsys: Any, commands: tuple[str, ...] = ("load_run", "eval", "table")) -> Outcome:
+    """Open a run directory by load_run, vaerun-eval and vaerun-table in all formats."""
     codes, errors = {}, ""
     capsys.readouterr()
-    with watched() as deeds:
-        if "load_run" in ways:
+    with watch_side_effects() as effects:
+        if "load_run" in commands:
             try:
                 vaerun.load_run(folder).model  # noqa: B018
                 codes["load_run"] = 0
             except InputError as error:
                 codes["load_run"] = 2
                 errors += f"vaerun: error: {error}"
-        if "eval" in ways:
+        if "eval" in commands:
             codes["eval"] = evaluate.main([f"run={folder}", "seed=3"])
-        if "table" in ways:
+        if "table" in commands:
             for words in (*FORMATS, *COMPARED):
                 codes[f"table {' '.join(words)}"] = table.main([str(folder), *words])
     out, err = capsys.readouterr()
-    return Opened(codes, out + err + errors, deeds)
+    return Outcome(codes, out + err + errors, effects)
 
 
-def innocent(opened: Opened, *allowed: Path) -> None:
-    """Nothing was started nor asked of the network, and nothing written but below these folders."""
-    assert opened.deeds.started == []
-    assert opened.deeds.spoken == []
-    scratch = str(Path(tempfile.gettempdir(), "vaerun-"))  # a folder of a source's own, empty again at the end
-    for path in opened.deeds.written:
-        below = any(Path(path).absolute().is_relative_to(place) for place in allowed)
+def assert_harmless(opened: Outcome, *allowed: Path) -> None:
+    """Assert that nothing was started or connected to, and nothing written except below these directories."""
+    assert opened.side_effects.started == []
+    assert opened.side_effects.connected == []
+    scratch = str(Path(tempfile.gettempdir(), "vaerun-"))  # scratch directory of a data source, removed at the end
+    for path in opened.side_effects.written:
+        below = any(Path(path).absolute().is_relative_to(folder) for folder in allowed)
         assert below or path.startswith(("/dev/null", scratch)), path
     assert "Traceback" not in opened.text
 
 
-def with_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """A stranger's configuration, with the fingerprint that belongs to it."""
+def edit_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a run's configuration, with a matching fingerprint."""
     path = run / ".hydra" / "config.yaml"
     plain = yaml.safe_load(path.read_text())
     change(plain)
@@ -143,8 +152,8 @@ def with_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     sign(run, plain)
 
 
-def with_fitting_checkpoint(run: Path) -> None:
-    """Parameters of the very model that the configuration names, whatever that is."""
+def write_fitting_checkpoint(run: Path) -> None:
+    """Write a checkpoint that fits whatever model the configuration names."""
     opened, path = vaerun.load_run(run), run / "checkpoints" / "best.pt"
     model = build_model(opened.config.model, opened.data, bool(opened.config.trainer.average))
     objective = build_objective(opened.config, model, len(opened.data.train))
@@ -159,18 +168,18 @@ def sign(run: Path, plain: dict[str, Any]) -> None:
     (run / "result.json").write_text(json.dumps(record))
 
 
-def with_record(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def edit_result(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     record = json.loads((run / "result.json").read_text())
     change(record)
     (run / "result.json").write_text(json.dumps(record))
 
 
-def refused(run: Path, capsys: Any, cache: Path, *words: str) -> str:
-    """load_run and vaerun-eval refuse in one line, the tables do what they can; nobody does harm."""
+def assert_rejected(run: Path, capsys: Any, cache: Path, *words: str) -> str:
+    """Assert that load_run and vaerun-eval reject the run in one line, tables cope with it, and nothing does harm."""
     opened = open_all(run, capsys)
     assert (opened.codes["load_run"], opened.codes["eval"]) == (2, 2), opened.text
     assert set(opened.codes.values()) <= {0, 2}
-    innocent(opened, run, cache)
+    assert_harmless(opened, run, cache)
     for word in words:
         assert word in opened.text, opened.text
     return opened.text

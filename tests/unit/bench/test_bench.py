@@ -147,7 +147,7 @@ def test_names_and_list(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["vlea"], "unknown benchmark vlea. Did you mean vlae?"),
         (["vae", "--rounds", "4"], "--rounds must be at least 5, got 4"),
@@ -159,14 +159,14 @@ def test_names_and_list(capsys):
         (["vae", "--json", "/"], "--json / is a folder: name a file"),
     ],
 )
-def test_bad_input(words, said, capsys):
+def test_bad_input(words, message, capsys):
     try:
         code = bench.main(words)
     except SystemExit as end:
         code = end.code
     err = capsys.readouterr().err
     assert code == 2
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""A cell is the mean over seeds of finished runs; what is not finished stands there as what it is."""
+"""A cell shows the mean over seeds of finished runs, and the states of the others."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def cell(table: Comparison, row: str, column: str) -> Cell:
 def test_mean_standard_deviation_and_standard_error(tmp_path: Path) -> None:
     for seed, value in enumerate((1.0, 2.0, 4.5)):
         run(tmp_path, "vlae", 4, seed, value)
-    found = cell(compare(tmp_path, TableSpec()), "VLAE", "T=4")
-    assert found.n == 3
-    assert found.mean == 2.5
-    assert found.sd == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 2.0**2) / 2))
-    assert found.se == pytest.approx(found.sd / math.sqrt(3))
-    assert found.format(2) == "2.50 ± 1.80 (n=3)"
+    summary = cell(compare(tmp_path, TableSpec()), "VLAE", "T=4")
+    assert summary.n == 3
+    assert summary.mean == 2.5
+    assert summary.sd == pytest.approx(math.sqrt((1.5**2 + 0.5**2 + 2.0**2) / 2))
+    assert summary.se == pytest.approx(summary.sd / math.sqrt(3))
+    assert summary.format(2) == "2.50 ± 1.80 (n=3)"
 
 
 def test_one_seed_has_no_standard_deviation(tmp_path: Path) -> None:
     run(tmp_path, "vlae", 4, 0, 1.0)
     table = compare(tmp_path, TableSpec())
-    found = cell(table, "VLAE", "T=4")
-    assert (found.sd, found.se) == (None, None)
-    assert found.format(2) == "1.00 (n=1)"
+    summary = cell(table, "VLAE", "T=4")
+    assert (summary.sd, summary.se) == (None, None)
+    assert summary.format(2) == "1.00 (n=1)"
     assert any("only one seed in VLAE T=4" in note for note in table.notes)
 
 
@@ -63,10 +63,10 @@ def test_without_published_numbers_rows_are_in_the_plans_order(tmp_path: Path) -
     assert compare(tmp_path, TableSpec()).rows == ["SA-VAE", "VAE+HF", "VLAE"]
 
 
-def states(root: Path, *some: str) -> list[dict[str, Any]]:
-    """Runs of VLAE T=4, seed by seed in the state named; `ok` ones have the value 10 + seed."""
+def states(root: Path, *names: str) -> list[dict[str, Any]]:
+    """Runs of VLAE T=4, one per seed in the given states; `ok` ones have the value 10 + seed."""
     jobs = []
-    for seed, state in enumerate(some):
+    for seed, state in enumerate(names):
         settings = config(seed=seed)
         jobs.append(job(f"run{seed}", settings))
         if state == "missing":
@@ -87,7 +87,7 @@ def states(root: Path, *some: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("some", "text"),
+    ("names", "text"),
     [
         (["failed"], "failed"),
         (["missing"], "missing"),
@@ -101,13 +101,13 @@ def states(root: Path, *some: str) -> list[dict[str, Any]]:
          "2 failed, 1 interrupted 43%, 1 stopped 43%, 1 unreadable, 1 missing"),
     ],
 )  # fmt: skip
-def test_states(tmp_path: Path, some: list[str], text: str) -> None:
-    states(tmp_path, *some)
+def test_states(tmp_path: Path, names: list[str], text: str) -> None:
+    states(tmp_path, *names)
     table = compare(tmp_path, TableSpec())
-    found = cell(table, "VLAE", "T=4")
-    assert found.format(2) == text
-    assert found.n == some.count("ok")
-    assert all(value < 90 for value in found.values.values())
+    summary = cell(table, "VLAE", "T=4")
+    assert summary.format(2) == text
+    assert summary.n == names.count("ok")
+    assert all(value < 90 for value in summary.values.values())
 
 
 def test_a_running_job_is_one_whose_folder_is_held(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_running_job_is_one_whose_folder_is_held(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_a_link_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older versions of filelock empty the file that it points to."""
+    """Older versions of filelock truncate the file that it points to."""
     states(tmp_path, "running")
     (tmp_path / "run0" / ".lock").symlink_to(tmp_path / "victim")
     monkeypatch.setattr(runs, "is_locked", lambda folder: pytest.fail("tried"))
@@ -144,7 +144,7 @@ def test_those_that_gave_no_number_are_named_with_the_cause(tmp_path: Path) -> N
 
 
 def test_a_failure_before_the_record_began(tmp_path: Path) -> None:
-    """A minimal result.json; the plan knows the settings."""
+    """A minimal result.json; the plan has the settings."""
     write_plan(tmp_path, [job("a", config())])
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "result.json").write_text('{"status": "failed", "metrics": {}, "protocol": {}, "error": "died"}')
@@ -250,8 +250,8 @@ def test_a_configuration_without_sweeps(tmp_path: Path) -> None:
 
 def test_what_the_configuration_says_of_the_table(tmp_path: Path) -> None:
     for epochs in (5, 15):
-        own = {"trainer.epochs": epochs, "sweep.table.columns": "trainer.epochs", "sweep.table.metric": "test/elbo"}
-        run(tmp_path / str(epochs), "vlae", 4, 0, epochs, **own)
+        changes = {"trainer.epochs": epochs, "sweep.table.columns": "trainer.epochs", "sweep.table.metric": "test/elbo"}
+        run(tmp_path / str(epochs), "vlae", 4, 0, epochs, **changes)
     table = compare(tmp_path, TableSpec())
     assert (table.columns, table.metric, cell(table, "VLAE", "epochs=5").mean) == (
         ["epochs=5", "epochs=15"],
@@ -267,7 +267,7 @@ def test_what_the_configuration_says_of_the_table(tmp_path: Path) -> None:
 
 
 def test_what_was_planned_last_says_what_the_table_is(tmp_path: Path) -> None:
-    """A finished run keeps the configuration it began with; its sweep's command may ask for another table."""
+    """A finished run keeps its configuration; the sweep's command may request another table."""
     settings = config(**{"sweep.table.metric": "test/elbo"})
     write_run(tmp_path / "a", config(), record(config(), 7.0))
     write_plan(tmp_path, [job("a", settings)])

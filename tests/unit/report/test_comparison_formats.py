@@ -1,4 +1,4 @@
-"""Every format holds the same numbers, and nothing of a stranger's names gets out of its cell."""
+"""Every format has the same numbers, and untrusted names cannot escape their cell."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def test_times_that_do_not_compare(tmp_path: Path) -> None:
 def test_csv(table: Comparison) -> None:
     rows = {(row["row"], row["column"]): row for row in csv.DictReader(io.StringIO(to_csv(table)))}
     assert len(rows) == 17
-    found = rows["VLAE", "4"]
-    assert float(found["mean"]) == pytest.approx(1845.8)
-    assert float(found["sd"]) == pytest.approx(0.4 / np.sqrt(2))
-    assert float(found["se"]) == pytest.approx(0.2)
-    assert float(found["difference"]) == pytest.approx(1845.8 - 2387)
-    assert (found["seeds"], found["n"], found["runs"], found["failed"], found["ok"]) == ("0 1", "2", "3", "1", "2")
-    assert (found["metric"], found["K"], found["images"], found["split"]) == (
+    actual = rows["VLAE", "4"]
+    assert float(actual["mean"]) == pytest.approx(1845.8)
+    assert float(actual["sd"]) == pytest.approx(0.4 / np.sqrt(2))
+    assert float(actual["se"]) == pytest.approx(0.2)
+    assert float(actual["difference"]) == pytest.approx(1845.8 - 2387)
+    assert (actual["seeds"], actual["n"], actual["runs"], actual["failed"], actual["ok"]) == ("0 1", "2", "3", "1", "2")
+    assert (actual["metric"], actual["K"], actual["images"], actual["split"]) == (
         "test/log_likelihood",
         "5000",
         "2000",
         "test",
     )
-    assert (found["unit"], found["train_seconds"], found["mixed"]) == ("nats per image", "68.0", "false")
+    assert (actual["unit"], actual["train_seconds"], actual["mixed"]) == ("nats per image", "68.0", "false")
     assert rows["VAE", ""]["published"] == "2364.0"
 
 
@@ -104,8 +104,8 @@ HOSTILE = [
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     for number, name in enumerate(HOSTILE):
-        own = {"model.name": name, "model.inference.steps": name, "seed": name}
-        settings = config(**own)
+        changes = {"model.name": name, "model.inference.steps": name, "seed": name}
+        settings = config(**changes)
         entries = {"error": name, "environment.device_name": name, "protocol.split": HOSTILE[0]}
         status = "failed" if number % 3 == 2 else "ok"
         write_run(tmp_path / f"run{number}", settings, record(settings, float(number), status, **entries))
@@ -224,8 +224,8 @@ def test_board(tmp_path: Path) -> None:
 def test_steps_that_are_no_whole_numbers(tmp_path: Path) -> None:
     for number, rate in enumerate((0.5, 0.001)):
         run(tmp_path / str(rate), "vlae", 4, 0, float(number), **{"trainer.learning_rate": rate})
-    found = scalars(compare(tmp_path, TableSpec(columns="trainer.learning_rate")))
-    assert found == [("table/test/log_likelihood/VLAE", 0, 1.0), ("table/test/log_likelihood/VLAE", 1, 0.0)]
+    actual = scalars(compare(tmp_path, TableSpec(columns="trainer.learning_rate")))
+    assert actual == [("table/test/log_likelihood/VLAE", 0, 1.0), ("table/test/log_likelihood/VLAE", 1, 0.0)]
 
 
 def test_write_all(tmp_path: Path) -> None:

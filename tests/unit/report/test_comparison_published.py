@@ -1,4 +1,4 @@
-"""Published numbers stand beside with the difference, and what differs in protocol is told line by line."""
+"""Published numbers are shown with the differences, and footnotes list the differences in protocol."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_cifar10(tmp_path: Path) -> None:
 
 
 def test_mnist(tmp_path: Path) -> None:
-    own = {"data.name": "mnist", "model.likelihood": "bernoulli", "record.protocol.binarize": "dynamic"}
-    run(tmp_path, "vae", None, 0, -86.0, **own)
+    changes = {"data.name": "mnist", "model.likelihood": "bernoulli", "record.protocol.binarize": "dynamic"}
+    run(tmp_path, "vae", None, 0, -86.0, **changes)
     table = compare(tmp_path, TableSpec(published="vlae_mnist_binary"))
     assert published_of(table) == POSTER
     assert lines(table)["VAE, published"][0] == "-85.37"
@@ -123,7 +123,7 @@ def test_cells_that_one_of_the_two_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "question", "why"),
+    ("changes", "question", "reason"),
     [
         ({"data.name": "digits"}, {}, "its data set is cifar10, here digits"),
         ({}, {"rows": "estimator"}, "its rows are model, here estimator"),
@@ -131,13 +131,15 @@ def test_cells_that_one_of_the_two_lacks(tmp_path: Path) -> None:
         ({}, {"metric": "test/elbo"}, "its metric is test/log_likelihood, here test/elbo"),
     ],
 )
-def test_numbers_of_something_else(tmp_path: Path, own: dict[str, Any], question: dict[str, str], why: str) -> None:
-    """Asked for: refused. From the configuration: left out, and said."""
-    run(tmp_path, "vlae", 4, 0, 1.0, **own, **{"sweep.table.published": "vlae_cifar10"})
+def test_numbers_of_something_else(
+    tmp_path: Path, changes: dict[str, Any], question: dict[str, str], reason: str
+) -> None:
+    """An error if requested; omitted with a footnote if from the configuration."""
+    run(tmp_path, "vlae", 4, 0, 1.0, **changes, **{"sweep.table.published": "vlae_cifar10"})
     table = compare(tmp_path, TableSpec(**question))
     assert table.published is None
-    assert f"published numbers (vlae_cifar10) omitted: {why}" in table.notes
-    with pytest.raises(InputError, match=why):
+    assert f"published numbers (vlae_cifar10) omitted: {reason}" in table.notes
+    with pytest.raises(InputError, match=reason):
         compare(tmp_path, TableSpec(published="vlae_cifar10", **question))
     assert compare(tmp_path, TableSpec(published="none", **question)).notes == table.notes[1:]
 

@@ -1,4 +1,4 @@
-"""Numbers that do not compare are not put beside each other unless that is asked for, and then it is told."""
+"""Numbers that do not compare are not put side by side unless requested, and then a footnote says so."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_follows_from_another_data_set_is_not_told_beside_it(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("own", "setting"),
+    ("changes", "setting"),
     [
         ({"record.protocol.units": "none", "model.family": "adversarial"}, "model.family"),
         ({"record.protocol.units": "squared error"}, "model"),
@@ -95,9 +95,9 @@ def test_what_follows_from_another_data_set_is_not_told_beside_it(tmp_path: Path
         ({"record.protocol.evaluated_images": 7, "evaluation.images": 7}, "evaluation.images"),
     ],
 )
-def test_the_setting_to_choose_by_tells_the_runs_apart(tmp_path: Path, own: dict[str, Any], setting: str) -> None:
+def test_the_setting_to_choose_by_tells_the_runs_apart(tmp_path: Path, changes: dict[str, Any], setting: str) -> None:
     run(tmp_path, "vae", None, 0, 1.0)
-    folder = run(tmp_path, "vlae", 4, 0, 2.0, **own)
+    folder = run(tmp_path, "vlae", 4, 0, 2.0, **changes)
     with pytest.raises(InputError, match=f"choose by --where {setting}=VALUE"):
         compare(tmp_path, TableSpec())
     value = next(r.setting(setting) for r in read_runs(tmp_path)[0] if r.folder == folder)
@@ -136,8 +136,8 @@ def test_a_likelihood_does_not_matter_to_generated_images(tmp_path: Path) -> Non
 def test_an_axis_may_be_a_part_of_the_protocol(tmp_path: Path) -> None:
     for k in (100, 5000):
         for seed in (0, 1):
-            own = {"evaluation.samples": k, "record.protocol.importance_samples": k}
-            run(tmp_path / str(k), "vlae", 4, seed, k + seed, **own)
+            changes = {"evaluation.samples": k, "record.protocol.importance_samples": k}
+            run(tmp_path / str(k), "vlae", 4, seed, k + seed, **changes)
     table = compare(tmp_path, TableSpec(columns="evaluation.samples"))
     assert {column: cell.mean for (_, column), cell in table.cells.items()} == {
         "samples=100": 100.5,
@@ -197,7 +197,7 @@ def test_what_cannot_change_a_result_may_differ(tmp_path: Path, key: str, value:
 
 
 def test_incidental_settings_are_those_of_the_fingerprint() -> None:
-    """Both leave out the same settings; where the data are stored, the fingerprint leaves out through their hash."""
+    """Both leave out the same settings. The paths of the data are replaced by their hash."""
     known = {*keys(asdict(Settings()))}
     assert known >= INCIDENTAL
     for key in known - {"seed"}:
@@ -212,7 +212,7 @@ def test_incidental_settings_are_those_of_the_fingerprint() -> None:
 
 
 def test_settings_of_another_version(tmp_path: Path) -> None:
-    """A key that one of them lacks was off there."""
+    """An option that one of them lacks was off there."""
     run(tmp_path / "a", "vlae", 4, 0, 1.0)
     run(tmp_path / "b", "vlae", 4, 1, 3.0, **{"trainer.later": False, "model.later": None})
     assert compare(tmp_path, TableSpec()).cells["VLAE", "T=4"].n == 2
@@ -242,12 +242,12 @@ def test_other_differences_between_cells_are_told(tmp_path: Path) -> None:
 
 def test_what_is_mixed_allows_no_more_than_it_says(tmp_path: Path) -> None:
     run(tmp_path, "vae", None, 0, 1.0)
-    own = {"evaluation.images": 10, "record.protocol.evaluated_images": 10}
-    run(tmp_path, "vlae", 4, 0, 2.0, **own)
-    run(tmp_path, "vlae", 4, 1, 4.0, **own | {"evaluation.images": 11, "record.protocol.evaluated_images": 11})
+    changes = {"evaluation.images": 10, "record.protocol.evaluated_images": 10}
+    run(tmp_path, "vlae", 4, 0, 2.0, **changes)
+    run(tmp_path, "vlae", 4, 1, 4.0, **changes | {"evaluation.images": 11, "record.protocol.evaluated_images": 11})
     assert compare(tmp_path, TableSpec(mix=("evaluated_images",))).cells["VLAE", "T=4"].mean == 3.0  # the setting too
     assert compare(tmp_path, TableSpec(mix=("evaluation.images",))).cells["VLAE", "T=4"].mean == 3.0
-    run(tmp_path, "vlae", 4, 2, 4.0, **own | {"data.name": "mnist"})
+    run(tmp_path, "vlae", 4, 2, 4.0, **changes | {"data.name": "mnist"})
     with pytest.raises(InputError, match="do not compare: data is cifar10"):
         compare(tmp_path, TableSpec(mix=("evaluated_images",)))
     with pytest.raises(InputError, match="evaluated_images is 2000 in"):

@@ -1,4 +1,4 @@
-"""The table of run directories is made from their files alone, whatever state they are in."""
+"""The listing of run directories is made from their files alone, whatever state they are in."""
 
 import csv
 import io
@@ -42,16 +42,16 @@ def test_rows_of_runs_in_all_states(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "d" / "result.json").write_text("{")
     assert main([str(tmp_path), "--format", "csv"]) == 0
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    found = {row["folder"]: row for row in table}
+    actual = {row["folder"]: row for row in table}
     assert [row["folder"] for row in table if row["model"]] == ["a", "b", "c"]
     assert [row["pixels"] for row in table if row["model"]] == ["as stored", "as stored", "dequantised"]
     assert [row["given"] for row in table if row["model"]] == ["", "label", ""]
-    assert (found["c"]["images"], found["c"]["d"], found["c"]["likelihood"]) == ("7", "16", "gaussian")
-    assert (found["c"]["T"], found["c"]["test/log_likelihood"], found["c"]["± se"], found["c"]["K"]) == (
+    assert (actual["c"]["images"], actual["c"]["d"], actual["c"]["likelihood"]) == ("7", "16", "gaussian")
+    assert (actual["c"]["T"], actual["c"]["test/log_likelihood"], actual["c"]["± se"], actual["c"]["K"]) == (
         "4", "-12.345", "0.25", "5000",
     )  # fmt: skip
-    assert (found["a"]["status"], found["a"]["test/log_likelihood"], found["a"]["K"]) == ("failed", "", "")
-    assert "unreadable" in found["d"]["status"]
+    assert (actual["a"]["status"], actual["a"]["test/log_likelihood"], actual["a"]["K"]) == ("failed", "", "")
+    assert "unreadable" in actual["d"]["status"]
 
 
 def test_networks_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,8 +72,8 @@ def test_networks_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(tmp_path)]) == 0
     assert "| network  |" in capsys.readouterr().out
     assert main([str(tmp_path), "--format", "csv"]) == 0
-    found = {r["folder"].partition("/")[0]: r["network"] for r in csv.DictReader(io.StringIO(capsys.readouterr().out))}
-    assert found == {"mlp": "mlp", "conv": "conv", "both": "conv/mlp", "gan": "conv"}
+    actual = {r["folder"].partition("/")[0]: r["network"] for r in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert actual == {"mlp": "mlp", "conv": "conv", "both": "conv/mlp", "gan": "conv"}
 
 
 def test_markdown_is_one_line_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["--list", "--paired"], "--list does not go with --paired"),
         (["--list", "--format", "tex"], "--list does not go with --format tex"),
@@ -149,17 +149,17 @@ def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--format", "pdf"], "invalid choice"),
     ],
 )
-def test_unusable_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
+def test_unusable_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     sweeping_records.run(tmp_path, "vlae", 4, 0, 20.0)
     try:
         code = main([str(tmp_path), *words])
     except SystemExit as left:
         code = int(left.code or 0)
-    found = capsys.readouterr()
+    actual = capsys.readouterr()
     assert code == 2
-    assert says in found.err
-    assert len(found.err.splitlines()) == 1
-    assert found.out == ""
+    assert message in actual.err
+    assert len(actual.err.splitlines()) == 1
+    assert actual.out == ""
 
 
 def test_listed_text_is_no_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

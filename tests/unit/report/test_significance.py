@@ -1,4 +1,4 @@
-"""What seeds can tell: standard errors of differences and paired tests against computations by hand."""
+"""Standard errors of differences and paired tests, against computations by hand."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def table_of(root: Path, values: dict[tuple[str, int | None], list[float]]) -> C
 
 
 def names(compared: list[tuple[Cell, Cell]]) -> list[tuple[str, str]]:
-    return [(one.name, other.name) for one, other in compared]
+    return [(first.name, second.name) for first, second in compared]
 
 
 def test_standard_error_of_a_difference(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 4): [1.0, 3.0, 5.0], ("sa_vae", 4): [2.0, 3.0]})
-    one, other = table.cells["VLAE", "T=4"], table.cells["SA-VAE", "T=4"]
-    assert standard_error(one, other) == pytest.approx(math.sqrt(4 / 3 + 0.5 / 2))
+    first, second = table.cells["VLAE", "T=4"], table.cells["SA-VAE", "T=4"]
+    assert standard_error(first, second) == pytest.approx(math.sqrt(4 / 3 + 0.5 / 2))
 
 
 def test_which_cells_are_compared(tmp_path: Path) -> None:
@@ -47,16 +47,16 @@ def test_which_cells_are_compared(tmp_path: Path) -> None:
     ("shift", "flagged"), [(0.99, True), (1.0, True), (1.01, False), (-0.99, True), (-1.01, False)]
 )
 def test_differences_within_their_standard_error(tmp_path: Path, shift: float, flagged: bool) -> None:
-    """Two seeds at ±a have the variance 2 a^2, so that the difference's standard error is sqrt(2 a^2 / 2 * 2) = 1."""
+    """Two seeds at ±a have variance 2 a^2, so the standard error of the difference is sqrt(2 a^2 / 2 * 2) = 1."""
     a = math.sqrt(0.5)
     values = {("vlae", 4): [10 - a, 10 + a], ("vae", None): [10 + shift - a, 10 + shift + a]}
     table = table_of(tmp_path, values)
     compared = list(comparable_pairs(list(table.cells.values()), table.empty))
     if abs(shift) != 1.0:  # rounding decides there
         assert bool(inconclusive_differences(compared, 2)) == flagged
-    told = "not distinguishable with these seeds (difference within its standard error): "
+    prefix = "not distinguishable with these seeds (difference within its standard error): "
     if shift == 0.99:
-        assert f"{told}VLAE T=4 and VAE (difference -0.99, standard error 1.00)" in table.notes
+        assert f"{prefix}VLAE T=4 and VAE (difference -0.99, standard error 1.00)" in table.notes
 
 
 def test_equal_cells_are_not_told_apart(tmp_path: Path) -> None:
@@ -80,13 +80,13 @@ def test_how_many_seeds(tmp_path: Path) -> None:
 
 def test_paired_by_seed(tmp_path: Path) -> None:
     table = table_of(tmp_path, {("vlae", 4): [10.0, 20.0, 30.0, 4.0], ("vae", None): [9.0, 17.0, 28.0]})
-    found = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
-    assert found.seeds == ("0", "1", "2")
-    assert found.mean == 2.0  # of 1, 3, 2: sd 1
-    assert found.se == pytest.approx(1 / math.sqrt(3))
-    assert found.t == pytest.approx(2 * math.sqrt(3))
-    assert found.p == pytest.approx(2 * stats.t.sf(2 * math.sqrt(3), 2))
-    assert found.p == pytest.approx(
+    result = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
+    assert result.seeds == ("0", "1", "2")
+    assert result.mean == 2.0  # of 1, 3, 2: sd 1
+    assert result.se == pytest.approx(1 / math.sqrt(3))
+    assert result.t == pytest.approx(2 * math.sqrt(3))
+    assert result.p == pytest.approx(2 * stats.t.sf(2 * math.sqrt(3), 2))
+    assert result.p == pytest.approx(
         1 - 2 * math.sqrt(3) / math.sqrt(12 + 2)
     )  # the closed form for 2 degrees of freedom
 
@@ -94,16 +94,19 @@ def test_paired_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("vae", "seeds", "mean"), [([9.0], ("0",), 1.0), ([9.0, 19.0], ("0", "1"), 1.0)])
 def test_too_few_or_equal_differences(tmp_path: Path, vae: list[float], seeds: tuple[str, ...], mean: float) -> None:
     table = table_of(tmp_path, {("vlae", 4): [10.0, 20.0], ("vae", None): vae})
-    found = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
-    assert (found.seeds, found.mean, found.t, found.p) == (seeds, mean, None, None)
-    text = to_markdown(table, [found])
+    result = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
+    assert (result.seeds, result.mean, result.t, result.p) == (seeds, mean, None, None)
+    text = to_markdown(table, [result])
     assert ("fewer than 2 common seeds" if len(vae) == 1 else "all differences are equal") in text
 
 
-def two(root: Path, one: Any, other: Any, **own: Any) -> Any:
-    """The comparison over images of two runs whose values per image are these."""
-    folders = (run(root, "vlae", 4, 0, float(np.mean(one))), run(root, "vae", None, 0, float(np.mean(other)), **own))
-    for folder, values in zip(folders, (one, other), strict=True):
+def two(root: Path, first: Any, second: Any, **changes: Any) -> Any:
+    """The comparison over images of two runs with these per-image values."""
+    folders = (
+        run(root, "vlae", 4, 0, float(np.mean(first))),
+        run(root, "vae", None, 0, float(np.mean(second)), **changes),
+    )
+    for folder, values in zip(folders, (first, second), strict=True):
         per_image(folder, values)
     table = compare(root, TableSpec(mix=("all",)))
     return paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"]).images["0"]
@@ -116,7 +119,7 @@ def test_paired_over_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "why"),
+    ("changes", "why"),
     [
         ({"record.protocol.data_sha256": "x"}, "different images"),
         ({"record.protocol.evaluated_images": 3}, "different images"),
@@ -124,8 +127,8 @@ def test_paired_over_images(tmp_path: Path) -> None:
         ({"record.metrics.test/log_likelihood": 7.0}, "contradict result.json"),
     ],
 )
-def test_no_pairs_of_other_images(tmp_path: Path, own: dict[str, Any], why: str) -> None:
-    assert why in two(tmp_path, [1.0, 5.0], [0.0, 3.0], **own)
+def test_no_pairs_of_other_images(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    assert why in two(tmp_path, [1.0, 5.0], [0.0, 3.0], **changes)
 
 
 def test_other_lengths(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is written is the old or the new, whole; what a killed process left is passed over and removed."""
+"""Atomic writes, checkpoint rotation and truncation of logs; leftovers of killed processes are skipped and removed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_write_that_fails_changes_nothing(place: str, tmp_path: Path, monkeypa
 
 
 def test_killed_between_the_two_renames(tmp_path: Path) -> None:
-    """The old name and the new one are then links to one file, and renaming one to the other does nothing."""
+    """The two names are then links to one file, and renaming one to the other does nothing."""
     path, old = tmp_path / "file", tmp_path / "old"
     write_atomically(path, b"first")
     os.link(path, old)
@@ -82,8 +82,8 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     ago = time.time() - atomic.STALE_SECONDS - 1
     os.utime(tmp_path / ".job.json.81.tmp", (ago, ago))  # the other may be about to be put in its place
     with lock_run_dir(tmp_path):
-        found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {*mine, ".job.json.80.tmp", ".lock"}
+        remaining = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert remaining == {*mine, ".job.json.80.tmp", ".lock"}
 
 
 def test_without_a_lock_only_old_leftovers_are_removed(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def steps(store: CheckpointManager) -> dict[str, int]:
 
 
 def test_a_damaged_checkpoint_does_not_push_out_the_good_one(tmp_path: Path) -> None:
-    """Between the fall-back and the next save there is still one to go on from."""
+    """Between the fall-back and the next save there is still a checkpoint to resume from."""
     warnings: list[str] = []
     first = CheckpointManager(tmp_path / "checkpoints", "f", warnings.append)
     for step in (1, 2):
@@ -166,7 +166,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_what_a_killed_process_recorded_too_much_is_cut_off(tmp_path: Path) -> None:
-    """Also of the checkpoint's own step, and of events files that it does not know."""
+    """Also records of the checkpoint's own step, and event files that it does not know."""
     first = log(tmp_path, None)
     for step in (1, 2):
         first.log_scalars(step, 0.0, {"a": float(step)})
@@ -199,7 +199,7 @@ def test_half_a_line_is_not_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers of TensorBoard's files take them in the order of their names, which say when they were made."""
+    """TensorBoard reads event files in the order of their names, which hold the creation time."""
     clock, position = time.time, None
     for i in range(3):
         monkeypatch.setattr(time, "time", lambda i=i: clock() - i * 1e6)

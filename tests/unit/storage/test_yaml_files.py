@@ -1,4 +1,4 @@
-"""Yaml as plain values: what was written comes back, numbers are short and decimal, else there is one ValueError."""
+"""YAML as plain values: round trips, short decimal numbers, and a one-line ValueError for anything else."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_what_is_written_comes_back() -> None:
      (f"'{'1' * 1000}'", "1" * 1000)],
 )  # fmt: skip
 def test_numbers_are_decimal(text: str, value: Any) -> None:
-    found = parse_yaml(text)
-    assert found == value
-    assert type(found) is type(value)
+    parsed = parse_yaml(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(

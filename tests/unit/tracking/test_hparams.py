@@ -1,4 +1,4 @@
-"""The HParams tab, as TensorBoard itself makes it of several runs."""
+"""The HParams tab as TensorBoard's own plug-in builds it from several runs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from vaerun.tracking.tensorboard import EventWriter
 
 
 def settings(model: str, inference: dict[str, Any] | None, family: str = "likelihood") -> Settings:
-    own = SimpleNamespace(name=model, latent_dim=2, likelihood="gaussian", family=family, inference=inference)
+    settings = SimpleNamespace(name=model, latent_dim=2, likelihood="gaussian", family=family, inference=inference)
     trainer = SimpleNamespace(epochs=3, max_steps=None, batch_size=8, learning_rate=0.5)
     named = {name: SimpleNamespace(name=name) for name in ("data", "estimator")}
-    return SimpleNamespace(model=own, trainer=trainer, seed=4, **named)  # type: ignore[return-value]
+    return SimpleNamespace(model=settings, trainer=trainer, seed=4, **named)  # type: ignore[return-value]
 
 
-def write(folder: Path, own: Settings, metrics: dict[str, float]) -> None:
+def write(folder: Path, settings: Settings, metrics: dict[str, float]) -> None:
     from torch.utils.tensorboard.summary import scalar
 
     folder.mkdir()
     events = EventWriter(folder, 0)
     for name, value in metrics.items():
         events.add(scalar(name, value))
-    for summary in hparams_summaries(hyperparameters(own), hparams_metrics(metrics, "test")):
+    for summary in hparams_summaries(hyperparameters(settings), hparams_metrics(metrics, "test")):
         events.add(summary)
     events.close()
 
 
 def tab(folder: Path) -> tuple[Any, list[Any]]:
-    """The experiment, and the session groups, of TensorBoard's plugin."""
+    """The experiment and the session groups of TensorBoard's plug-in."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext
@@ -45,15 +45,15 @@ def tab(folder: Path) -> tuple[Any, list[Any]]:
     multiplexer.Reload()
     provider = MultiplexerDataProvider(multiplexer, str(folder))
     context, request = backend_context.Context(TBContext(data_provider=provider, logdir=str(folder))), RequestContext()
-    found = context.hparams_metadata(request, "")
-    experiment = context.experiment_from_metadata(request, "", True, found, [])
-    wanted = api_pb2.ListSessionGroupsRequest(
+    metadata = context.hparams_metadata(request, "")
+    experiment = context.experiment_from_metadata(request, "", True, metadata, [])
+    session_request = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=10, allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
     )
-    wanted.col_params.add(hparam="model", order=api_pb2.ORDER_ASC)
+    session_request.col_params.add(hparam="model", order=api_pb2.ORDER_ASC)
     for metric in experiment.metric_infos:
-        wanted.col_params.add(metric=metric.name)
-    groups = list_session_groups.Handler(request, context, "", wanted).run().session_groups
+        session_request.col_params.add(metric=metric.name)
+    groups = list_session_groups.Handler(request, context, "", session_request).run().session_groups
     return experiment, list(groups)
 
 
