@@ -117,8 +117,8 @@ def steps_work(size: ModelSize) -> Work | None:
 def sizes(setting: BenchSettings) -> Iterator[tuple[str, ModelSize]]:
     """(name of the network, model) of each case."""
     for name, (hidden, latent) in (QUICK if setting.quick else NETWORKS).items():
-        for kind, steps in MODELS[:2] if setting.quick else MODELS:
-            yield name, ModelSize(kind, steps, tuple(hidden), latent, (1, 4, 4) if setting.quick else (3, 32, 32))
+        for model, steps in MODELS[:2] if setting.quick else MODELS:
+            yield name, ModelSize(model, steps, tuple(hidden), latent, (1, 4, 4) if setting.quick else (3, 32, 32))
 
 
 def steps(setting: BenchSettings) -> Iterator[Case]:
@@ -149,8 +149,8 @@ def together(setting: BenchSettings) -> Iterator[Case]:
         return
     name, (hidden, latent) = next(iter((QUICK if setting.quick else NETWORKS).items()))
     shape = (1, 4, 4) if setting.quick else (3, 32, 32)
-    for kind, t in [("VAE", 0), ("VLAE", 4)] if setting.quick else [("VAE", 0), ("SA-VAE", 4), ("VLAE", 4)]:
-        size = ModelSize(kind, t, tuple(hidden), latent, shape)
+    for model, t in [("VAE", 0), ("VLAE", 4)] if setting.quick else [("VAE", 0), ("SA-VAE", 4), ("VLAE", 4)]:
+        size = ModelSize(model, t, tuple(hidden), latent, shape)
         counts = CONCURRENT_RUNS[:2] if setting.quick else CONCURRENT_RUNS
         yield Case(
             f"{name}: {size}, concurrent runs",

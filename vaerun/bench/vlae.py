@@ -93,38 +93,39 @@ def loss_differences(size: Size, device: torch.device) -> dict[str, float]:
     """Relative errors of loss and gradient, per implementation and precision, against the explicit one in float64."""
     first, x, noise = model_and_data(size, device)
 
-    def measured(loss: Loss, dtype: torch.dtype) -> tuple[float, Tensor]:
+    def loss_and_gradient(loss: Loss, dtype: torch.dtype) -> tuple[float, Tensor]:
         model = copy.deepcopy(first).to(dtype)
         value = loss(model, x.to(dtype), noise.to(dtype)).mean()
         value.backward()
         return value.item(), torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
 
-    exact_loss, exact = measured(explicit_laplace, torch.float64)
-    found = {}
+    exact_loss, exact = loss_and_gradient(explicit_laplace, torch.float64)
+    errors = {}
     for name, dtype in ((VAERUN, torch.float64), (VAERUN, torch.float32), (TEXTBOOK, torch.float32)):
-        value, gradient = measured(LOSSES[name], dtype)
-        # In float32 a unit may fall on the other side of its kink, in either form.
-        kind = str(dtype).removeprefix("torch.")
-        found[f"loss, {name} in {kind}"] = abs(value / exact_loss - 1)
-        found[f"gradient, {name} in {kind}"] = float((gradient - exact).norm() / exact.norm())
-    return found
+        value, gradient = loss_and_gradient(LOSSES[name], dtype)
+        # In float32 a unit may fall on the other side of its kink, in either implementation.
+        precision = str(dtype).removeprefix("torch.")
+        errors[f"loss, {name} in {precision}"] = abs(value / exact_loss - 1)
+        errors[f"gradient, {name} in {precision}"] = float((gradient - exact).norm() / exact.norm())
+    return errors
 
 
 def step_work(size: Size) -> Work:
-    """What one step of vaerun's algorithm needs; a product [m, k] x [k, n] is 2 m k n operations.
+    """Minimal work of one step of vaerun's algorithm; a product [m, k] x [k, n] takes 2 m k n operations.
 
-    With h_0 = d, h_1, ..., h_n = H the decoder's widths and P = sum_{i>=1} h_{i-1} h_i its trunk's weights:
+    Let h_0 = d, h_1, ..., h_n = H be the decoder's widths and P = sum_{i>=1} h_{i-1} h_i the weights of its trunk:
 
-    * Tangents of the trunk for d directions, the first layer's being its weights: C = 2 B d sum_{i>=2} h_{i-1} h_i.
-    * Gaussian, each of T + 1 linearisations: M G M' with G symmetric, half of 2 B d H^2 and 2 B d^2 H (half of it, for
-      the result is symmetric as well). The last has a graph: M G whole (its backward pass needs it), and backward
-      two products for each of the tangents', 2 B d H^2 for G's gradient and twice 2 B d^2 H.
+    * Tangents of the trunk in d directions, where those of the first layer are its weights:
+      C = 2 B d sum_{i>=2} h_{i-1} h_i.
+    * Gaussian, each of T + 1 linearisations: M G M' with symmetric G, half of 2 B d H^2, and half of 2 B d^2 H since
+      the result is symmetric as well. The last one is differentiated: all of M G (the backward pass needs it), and
+      backward two products per product of the tangents, 2 B d H^2 for the gradient of G and twice 2 B d^2 H.
     * Bernoulli, each: J = M W', 2 B d H D, and J F J', half of 2 B d^2 D; backward of the last: two products each.
-    * Each step's value and gradient of the residual: forward three passes of single vectors (value, push, pull) and
-      backward twice that, of 2 B (P + H^2) where there is G, else of 2 B (P + H D); and the gradient of the held
-      linearisation, which shares the value, one pass.
-    * G = W'W, half of 2 D H^2 for its symmetry, and as much again backward twice; (x - b) W once, backward once.
-    * Encoder and the decoded sample: forward, backward twice, but for the gradient of the images.
+    * Value and gradient of the residual in each step: forward three passes of single vectors (value, push, pull) and
+      backward twice that, each of 2 B (P + H^2) with G, else of 2 B (P + H D); and one pass for the gradient of the
+      detached linearisation, which shares the value.
+    * G = W'W, half of 2 D H^2 by symmetry, and twice that backward; (x - b) W once, and once backward.
+    * Encoder and decoded sample: forward, and backward twice, except the gradient of the images.
     """
     b, d, dims, steps = size.batch, size.latent, math.prod(size.shape), size.steps
     gaussian = size.likelihood == "gaussian"
@@ -134,12 +135,12 @@ def step_work(size: Size) -> Work:
     last = widths[-1]
     tangents = 2 * b * d * later
     if gaussian:
-        held, final = tangents + b * d * last**2 + b * d**2 * last, tangents * 3 + 4 * b * d * last**2
+        detached, final = tangents + b * d * last**2 + b * d**2 * last, tangents * 3 + 4 * b * d * last**2
         final += 5 * b * d**2 * last
         vector = 2 * b * (trunk + last**2)
         once = 3 * dims * last**2 + 4 * b * dims * last
     else:
-        held = tangents + 2 * b * d * last * dims + b * d**2 * dims
+        detached = tangents + 2 * b * d * last * dims + b * d**2 * dims
         final = 3 * tangents + 6 * b * d * last * dims + 5 * b * d**2 * dims
         vector = 2 * b * (trunk + last * dims)
         once = 0
@@ -149,7 +150,7 @@ def step_work(size: Size) -> Work:
     network += 2 * b * 3 * (trunk + last * dims)
     parameters = encoding + encoder[-1] * d + trunk + last * dims
     return Work(
-        flops=steps * (held + 10 * vector) + final + once + network,
+        flops=steps * (detached + 10 * vector) + final + once + network,
         bytes=4 * 8 * parameters,  # Adam reads and writes parameters and two moments; gradients once each
         factorisations=steps + 1,
         solves=2 * 2 * steps + d,  # two triangular solves per step, the same backward, and the inverse
