@@ -11,7 +11,7 @@ from vaerun.bench.machine import Rates, time_call
 from vaerun.bench.memory import peak_memory
 from vaerun.bench.scaling import exponent
 
-NAMES = {"factor": "batch of Cholesky factorisations", "solve": "batch of triangular solves"}
+OPERATION_NAMES = {"factor": "batch of Cholesky factorisations", "solve": "batch of triangular solves"}
 
 
 @dataclass
@@ -113,7 +113,9 @@ def to_markdown(measurement: Measurement) -> str:
     if measurement.floor is not None:
         parts = [f"floor {_seconds(measurement.floor)}", f"products {measurement.rates['product'] / 1e9:.0f} GFLOP/s"]
         parts.append(f"copies {measurement.rates['copy'] / 1e9:.1f} GB/s")
-        parts += [f"{1e3 / measurement.rates[n]:.3g} ms per {w}" for n, w in NAMES.items() if n in measurement.rates]
+        parts += [
+            f"{1e3 / measurement.rates[n]:.3g} ms per {w}" for n, w in OPERATION_NAMES.items() if n in measurement.rates
+        ]
         lines.append(f"- {', '.join(parts)} (medians of the same rounds)")
     lines += [f"- difference: {name}: {value:.1e}" for name, value in measurement.differences.items()]
     return "\n".join([*lines, *(f"- {note}" for note in measurement.notes)])

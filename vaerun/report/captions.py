@@ -8,7 +8,7 @@ from vaerun.report.listing import pixel_space
 from vaerun.report.protocol import common_value
 from vaerun.report.runs import Run
 
-LIKELIHOOD, ADVERSARIAL = "test/log_likelihood", "test/classifier_frechet_distance"
+LIKELIHOOD_METRIC, ADVERSARIAL_METRIC = "test/log_likelihood", "test/classifier_frechet_distance"
 IN_NATS = ("log_likelihood", "elbo", "kl", "reconstruction", "ais", "iwae", "renyi", "bdmc", "gap_")
 HIGHER = ("log_likelihood", "elbo", "iwae", "ais", "recall", "precision", "accuracy", "coverage")
 LOWER = ("bits_per_dimension", "frechet_distance", "gap_inference", "reconstruction_error")

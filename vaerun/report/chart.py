@@ -25,7 +25,7 @@ from vaerun.plotting import (
 from vaerun.report import captions
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
-from vaerun.report.cost import cost
+from vaerun.report.cost import mean_cost
 from vaerun.report.text import clean
 from vaerun.text import HUGE, format_fixed
 
@@ -197,7 +197,9 @@ def _times(axes: Any, table: Comparison) -> None:
     seconds: list[float] = []
     for index, row in enumerate(table.rows):
         cells = [table.cells[row, c] for c in table.columns if (row, c) in table.cells]
-        known = [(time, cell) for cell in cells if (time := cost(cell).train) is not None and cell.mean is not None]
+        known = [
+            (time, cell) for cell in cells if (time := mean_cost(cell).train) is not None and cell.mean is not None
+        ]
         if not known:
             continue
         x, y = [time for time, _ in known], [cell.mean for _, cell in known]

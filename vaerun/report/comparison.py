@@ -15,7 +15,7 @@ from vaerun.report.cells import Axis, Cell, Position, deduplicate, has_no_value,
 from vaerun.report.filters import canonical_argument, filter_runs, known_keys
 from vaerun.report.footnotes import collect_footnotes
 from vaerun.report.protocol import AllowedDifferences, canonical, check_cell, check_protocol
-from vaerun.report.published import Published, load
+from vaerun.report.published import Published, load_published
 from vaerun.report.runs import OK, Run, read_runs
 from vaerun.report.text import clean, is_number
 from vaerun.text import did_you_mean
@@ -172,7 +172,7 @@ def _resolve(spec: TableSpec, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _default_metric(runs: Sequence[Run]) -> str:
     families = {canonical(run.settings.get("model.family", run.section("protocol").get("family"))) for run in runs}
-    return captions.ADVERSARIAL if families == {canonical("adversarial")} else captions.LIKELIHOOD
+    return captions.ADVERSARIAL_METRIC if families == {canonical("adversarial")} else captions.LIKELIHOOD_METRIC
 
 
 def _check_metric(metric: str, runs: Sequence[Run]) -> None:
@@ -191,7 +191,7 @@ def _published(
     """The published numbers if they apply to this table; else a footnote, or an error where they were requested."""
     if name is None or name == "none":
         return None
-    published = load(name)
+    published = load_published(name)
     mismatch = published.mismatch(rows.keys, columns.keys, metric, [run.setting("data") for run in runs])
     if not mismatch:
         return published

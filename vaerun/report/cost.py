@@ -27,15 +27,15 @@ class Cost:
     hardware: str
 
 
-def cost(cell: Cell) -> Cost:
+def mean_cost(cell: Cell) -> Cost:
     """The mean cost of a cell's runs."""
     seconds, rate, evaluation = (
         cell.mean_of("timing", key) for key in ("train_seconds", "steps_per_second", "evaluation_seconds")
     )
-    return Cost(seconds, rate, evaluation, " and ".join(dict.fromkeys(hardware(run) for run in cell.finished)))
+    return Cost(seconds, rate, evaluation, " and ".join(dict.fromkeys(describe_hardware(run) for run in cell.finished)))
 
 
-def hardware(run: Run) -> str:
+def describe_hardware(run: Run) -> str:
     """The hardware of a run; the index of a GPU is left out."""
     environment = run.section("environment")
     device, name, threads = (environment.get(key) for key in ("device", "device_name", "threads"))
@@ -50,7 +50,7 @@ def timing_warnings(cells: Sequence[Cell]) -> list[str]:
     notes = []
     cells_by_hardware: dict[str, list[str]] = {}
     for cell in cells:
-        for machine in {hardware(run) for run in cell.finished}:
+        for machine in {describe_hardware(run) for run in cell.finished}:
             cells_by_hardware.setdefault(machine, []).append(cell.name)
     if len(cells_by_hardware) > 1:
         parts = [f"{machine} ({abbreviate(names)})" for machine, names in cells_by_hardware.items()]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from vaerun.report import captions
 from vaerun.report.cells import OK, STATES, Cell
 from vaerun.report.comparison import Comparison
-from vaerun.report.cost import cost, timing_warnings
+from vaerun.report.cost import mean_cost, timing_warnings
 from vaerun.report.significance import PairedTest
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 from vaerun.text import format_fixed
@@ -41,7 +41,7 @@ def cost_rows(table: Comparison) -> list[list[str]]:
     lines = [[*header, "training s", "steps/s", "evaluation s", "on"]]
     for cell in table.cells.values():
         if cell.n:
-            times = cost(cell)
+            times = mean_cost(cell)
             line = [
                 cell.row,
                 *([cell.column] if table.axes[1] else []),
@@ -140,7 +140,7 @@ def to_csv(table: Comparison) -> str:
 
 
 def _csv_row(table: Comparison, cell: Cell) -> dict[str, object]:
-    times = cost(cell)
+    times = mean_cost(cell)
     column: object = "" if cell.column == table.empty else escape_csv(cell.column)
     if cell.column in table.steps:
         column = f"{table.steps[cell.column]:.15g}"

@@ -26,7 +26,7 @@ PROTOCOL = (
     *DATA, *DENSITY, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
 )  # fmt: skip
 INCOMPARABLE = (*DENSITY, "data", "binarize", "dequantize", "logit", "conditional", "evaluated_split")
-SETTING = {
+DETERMINING_SETTINGS = {
     **dict.fromkeys(DATA, ("data", "data.name", "data.path", "data.source.path", "data.image_size", "data.channels")),
     "images.train": ("data", "data.name", "data.path", "data.source.path", "data.train_images", "data.validation"),
     "images.validation": ("data", "data.name", "data.path", "data.source.path", "data.validation"),
@@ -39,20 +39,23 @@ SETTING = {
     "likelihood": ("model.likelihood",),
     "conditional": ("model.conditional",),
 }
-SETTING["validation_split"] = SETTING["images.validation"]
+DETERMINING_SETTINGS["validation_split"] = DETERMINING_SETTINGS["images.validation"]
 """Settings that determine an entry of the protocol. The entry may differ along an axis of the table that is one of
 them, and is allowed to differ together with them."""
 
-RESOLVING = dict.fromkeys(DENSITY, ("model.family", "model"))
+DISTINGUISHING_SETTINGS = dict.fromkeys(DENSITY, ("model.family", "model"))
 """Further settings that distinguish runs which differ in an entry of the protocol."""
 
-IMPLIED_BY_DATA = ("units", *(key for key, settings in SETTING.items() if "data" in settings and key != "data"))
+IMPLIED_BY_DATA = (
+    "units",
+    *(key for key, settings in DETERMINING_SETTINGS.items() if "data" in settings and key != "data"),
+)
 """Entries of the protocol that add nothing where the data sets differ."""
 
 MAXIMUM_DIFFERENCES = 3  # spelled out
 MAXIMUM_KEYS = 10  # listed after --mix; beyond, --mix all
 
-SHARED = (
+FOOTNOTED_MODEL_SETTINGS = (
     "model.latent_dim",
     "model.encoder.hidden",
     "model.decoder.hidden",
@@ -111,22 +114,22 @@ class AllowedDifferences:
 
     def __init__(self, keys: Sequence[str], runs: Sequence[Run], metric: str) -> None:
         self.keys = {key.strip() for text in keys for key in text.split(",") if key.strip()}
-        self.all = "all" in self.keys
+        self.allow_all = "all" in self.keys
         known = {key for run in runs for key in (*run.settings, *protocol_of(run, metric))} | {"fingerprint", "images"}
         for key in sorted(self.keys - {"all"} - known):
             raise InputError(f"--mix {clean(key)}: no run has this key.{did_you_mean(key, sorted(known))}")
 
     def allows(self, key: str) -> bool:
         """Whether runs may differ in this entry of the protocol or this setting."""
-        if self.all or key in self.keys or (key.startswith("images.") and "images" in self.keys):
+        if self.allow_all or key in self.keys or (key.startswith("images.") and "images" in self.keys):
             return True
         if any(
-            setting in self.keys for setting in SETTING.get(key, ())
+            setting in self.keys for setting in DETERMINING_SETTINGS.get(key, ())
         ):  # an entry of the protocol, by what determines it
             return True
         if key.startswith("data.") and "data" in self.keys:
             return True
-        return key not in ("data", "data.name") and any(key in SETTING.get(part, ()) for part in self.keys)
+        return key not in ("data", "data.name") and any(key in DETERMINING_SETTINGS.get(part, ()) for part in self.keys)
 
 
 def _shown(value: Any) -> str:
@@ -150,7 +153,7 @@ def _mix_argument(keys: Iterable[str]) -> str:
 
 def _distinguishing_setting(key: str, a: Run, b: Run) -> str | None:
     """The first setting behind an entry of the protocol in which two runs differ."""
-    for setting in (*SETTING.get(key, ()), *RESOLVING.get(key, ()), f"evaluation.{key}"):
+    for setting in (*DETERMINING_SETTINGS.get(key, ()), *DISTINGUISHING_SETTINGS.get(key, ()), f"evaluation.{key}"):
         if canonical(a.setting(setting)) != canonical(b.setting(setting)):
             return setting
     return None
@@ -171,7 +174,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], allowe
     notes = []
     recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.section("protocol")]
     for key in dict.fromkeys(key for _, protocol in recorded for key in protocol):
-        along = [axis for axis in axes if axis in SETTING.get(key, ())]
+        along = [axis for axis in axes if axis in DETERMINING_SETTINGS.get(key, ())]
         first: dict[tuple[str, ...], tuple[Any, Run]] = {}
         if along and key in INCOMPARABLE and len({canonical(p.get(key, UNRECORDED)) for _, p in recorded}) > 1:
             notes.append(f"{key} differs along {', '.join(along)}: numbers do not compare across it")
@@ -190,7 +193,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], allowe
         setting = _distinguishing_setting(shown[0], *rejected[shown[0]][1:])
         remedy = f"choose by --where {setting}=VALUE" if setting else "choose other runs by --where KEY=VALUE"
         # --mix data allows the others
-        mix = [key for key in rejected if key in shown or "data" not in SETTING.get(key, ())]
+        mix = [key for key in rejected if key in shown or "data" not in DETERMINING_SETTINGS.get(key, ())]
         raise InputError(
             f"these runs do not compare: {_first_of([rejected[key][0] for key in shown])}: {remedy}, "
             f"or allow it by --mix {_mix_argument(mix)}"
@@ -248,7 +251,7 @@ def cell_differences(cells: Sequence[tuple[str, Sequence[Run]]], axes: Sequence[
     for name, runs in cells:
         for run in runs[:1]:
             for key, value in _settings(run, axes).items():
-                if key.partition(".")[0] not in groups or key in SHARED:
+                if key.partition(".")[0] not in groups or key in FOOTNOTED_MODEL_SETTINGS:
                     cells_by_value[key][canonical(value)].append(name)
     notes = []
     for key, values in cells_by_value.items():

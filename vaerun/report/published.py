@@ -105,15 +105,15 @@ def _all() -> dict[str, Any]:
     return tables
 
 
-def names() -> list[str]:
+def published_names() -> list[str]:
     """Names of the published tables."""
     return list(_all())
 
 
-def load(name: str) -> Published:
+def load_published(name: str) -> Published:
     """The published table of this name. Raises InputError where there is none."""
     if name not in _all():
-        known = names()
+        known = published_names()
         raise InputError(
             f"unknown published numbers {clean(name, 60)}.{did_you_mean(name, known)} Choices: {', '.join(known)}"
         )

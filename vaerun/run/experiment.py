@@ -29,7 +29,7 @@ from vaerun.run.preflight import check_step_options
 from vaerun.run.prepare import prepare
 from vaerun.run.recorder import Recorder, is_finished
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load, load_from_other_run
+from vaerun.storage.checkpoint import CheckpointManager, CorruptCheckpoint, load_checkpoint, load_from_other_run
 from vaerun.storage.paths import expand_user
 from vaerun.storage.run_dir import lock_run_dir, next_free_dir
 from vaerun.tracking.monitor import Monitor
@@ -255,7 +255,7 @@ class Experiment:
         """Load the best parameters."""
         folder, record = self.checkpoints.folder, self.recorder.record
         try:
-            best = load(folder / "best.pt", self.device)
+            best = load_checkpoint(folder / "best.pt", self.device)
         except CorruptCheckpoint as damage:
             remedy = f"remove {folder} and run the same command to train again"
             raise RunError(f"cannot read {folder / 'best.pt'}: {damage}; {remedy}") from damage

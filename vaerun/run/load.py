@@ -21,7 +21,7 @@ from vaerun.run.build import Model, build_data, build_model, build_objective, re
 from vaerun.run.memory_limits import AllocationLimit, MemoryLimitExceeded
 from vaerun.run.result import read_result
 from vaerun.run.smoke_test import blame_configuration, smoke_test
-from vaerun.storage.checkpoint import CorruptCheckpoint, load, to_plain_dict
+from vaerun.storage.checkpoint import CorruptCheckpoint, load_checkpoint, to_plain_dict
 from vaerun.storage.paths import expand_user, find_escaping_link
 from vaerun.storage.safe_pickle import number_type
 from vaerun.storage.yaml_files import read_config
@@ -67,7 +67,9 @@ class Run:
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
         remedy = "restore the file, or train the run again"
         try:
-            state = to_plain_dict(load(path, self.device, self.folder)["objective"], "it holds no parameters")
+            state = to_plain_dict(
+                load_checkpoint(path, self.device, self.folder)["objective"], "it holds no parameters"
+            )
             if not all(isinstance(value, torch.Tensor) for value in state.values()):
                 raise CorruptCheckpoint("it holds no parameters")
             limit = 4 * sum(value.nbytes for value in state.values()) + _MEMORY_MARGIN

@@ -28,14 +28,14 @@ class CorruptCheckpoint(Exception):
     """A checkpoint cannot be read; the message is the cause."""
 
 
-def save(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
     """Write a state of tensors and plain values; the previous file at `path` is kept as `backup`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue(), backup)
 
 
-def load(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain values only.
 
     Raises CorruptCheckpoint, also for a wrong checksum, a file that declares more than it holds, and a link that leads
@@ -86,13 +86,13 @@ class CheckpointManager:
         if self._last_is_valid is None and last.exists():
             self._last_is_valid = self._read(last, "cpu")[0] is not None
         backup = self.folder / "previous.pt" if self._last_is_valid else None
-        save(last, state | {"fingerprint": self.fingerprint}, backup)
+        save_checkpoint(last, state | {"fingerprint": self.fingerprint}, backup)
         self._last_is_valid = True
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write best.pt."""
         self._create_folder()
-        save(self.folder / "best.pt", state | {"fingerprint": self.fingerprint})
+        save_checkpoint(self.folder / "best.pt", state | {"fingerprint": self.fingerprint})
 
     def _create_folder(self) -> None:
         if self.folder.exists():
@@ -131,7 +131,7 @@ class CheckpointManager:
     def _read(self, path: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, str]:
         """(state, '') of a checkpoint of this run, or (None, cause) where the file has none."""
         try:
-            state = load(path, device)
+            state = load_checkpoint(path, device)
             if state.get("fingerprint") != self.fingerprint:
                 raise CorruptCheckpoint("it belongs to another configuration")
         except CorruptCheckpoint as error:
@@ -159,7 +159,7 @@ def load_from_other_run(path: Path, device: torch.device | str) -> tuple[dict[st
     if not path.exists():
         raise InputError(f"trainer.resume: there is no checkpoint {path}: use auto, never or the path of one")
     try:
-        state = load(path, device)
+        state = load_checkpoint(path, device)
     except CorruptCheckpoint as error:
         raise InputError(f"trainer.resume: cannot read the checkpoint {path}: {error}") from error
     progress = state.get("progress")

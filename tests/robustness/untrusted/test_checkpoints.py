@@ -18,7 +18,7 @@ from support.robustness.untrusted import assert_harmless, open_all, peak_bytes
 from support.runs.commands import assert_same_bits
 from support.runs.evaluating import SMALL
 
-from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
+from vaerun.storage.checkpoint import CorruptCheckpoint, load_checkpoint, save_checkpoint
 
 GIB = 1 << 30
 
@@ -80,7 +80,7 @@ def announced(
 def refused(path: Path) -> str:
     before = peak_bytes()
     with pytest.raises(CorruptCheckpoint) as caught:
-        load(path)
+        load_checkpoint(path)
     assert peak_bytes() - before < GIB // 4
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -98,8 +98,8 @@ def test_all_that_a_checkpoint_may_hold_comes_back(tmp_path: Path) -> None:
         "optimiser": torch.optim.Adam([torch.nn.Parameter(base.clone())]).state_dict(),
         "generator": torch.get_rng_state(),
     }
-    save(tmp_path / "a.pt", state)
-    loaded = load(tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "a.pt", state)
+    loaded = load_checkpoint(tmp_path / "a.pt")
     assert_same_bits(
         {k: v for k, v in state.items() if k != "plain"}, {k: v for k, v in loaded.items() if k != "plain"}
     )
@@ -140,7 +140,7 @@ def test_no_script_is_loaded(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("archive/constants.pkl", pickle.dumps(()))
         file.writestr("archive/code/__torch__.py", "boom")
-    assert load(path) == {"objective": 1}  # of which torch sees the state alone
+    assert load_checkpoint(path) == {"objective": 1}  # of which torch sees the state alone
 
 
 SIZES: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...]]] = {
@@ -170,7 +170,7 @@ def test_sizes_that_do_not_fit_the_file(tmp_path: Path, name: str) -> None:
 
 def test_a_size_that_fits(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", announced(4, 0, (2, 2), (2, 1)), {"0": struct.pack("4f", 1, 2, 3, 4)})
-    assert load(path)["x"].tolist() == [[1, 2], [3, 4]]
+    assert load_checkpoint(path)["x"].tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(

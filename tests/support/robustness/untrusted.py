@@ -19,7 +19,7 @@ from vaerun.cli import evaluate, table
 from vaerun.config.identity import fingerprint
 from vaerun.errors import InputError
 from vaerun.run.build import build_model, build_objective
-from vaerun.storage.checkpoint import load, save
+from vaerun.storage.checkpoint import load_checkpoint, save_checkpoint
 
 FORMATS = (["--format", "md"], ["--format", "csv"], ["--list", "--format", "csv"], ["--list"])
 COMPARED = (
@@ -157,7 +157,7 @@ def write_fitting_checkpoint(run: Path) -> None:
     opened, path = vaerun.load_run(run), run / "checkpoints" / "best.pt"
     model = build_model(opened.config.model, opened.data, bool(opened.config.trainer.average))
     objective = build_objective(opened.config, model, len(opened.data.train))
-    save(path, load(path) | {"objective": objective.state_dict()})
+    save_checkpoint(path, load_checkpoint(path) | {"objective": objective.state_dict()})
 
 
 def sign(run: Path, plain: dict[str, Any]) -> None:

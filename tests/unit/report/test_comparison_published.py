@@ -11,7 +11,7 @@ from support.sweeps.records import config, job, paper, run, write_plan
 from vaerun.errors import InputError
 from vaerun.report.comparison import Comparison, TableSpec, compare
 from vaerun.report.formats import table_rows
-from vaerun.report.published import load, names
+from vaerun.report.published import load_published, published_names
 
 CHART = {  # of the authors' slides: T = 1, 2, 4, 8
     "SA-VAE": (2366, 2366, 2366, 2365),
@@ -58,7 +58,7 @@ def test_mnist(tmp_path: Path) -> None:
     assert lines(table)["VAE, difference"][0] == "-0.63"  # worse: these are log-likelihoods, not their negatives
     assert "protocol: binarisation: ours dynamic; published not stated in the source" in table.notes
     assert not any("protocol: likelihood" in note for note in table.notes)
-    assert "higher is better" in load("vlae_mnist_binary").source
+    assert "higher is better" in load_published("vlae_mnist_binary").source
 
 
 EXACT = {
@@ -145,6 +145,6 @@ def test_numbers_of_something_else(
 
 
 def test_names() -> None:
-    assert names() == ["vlae_cifar10", "vlae_mnist_binary"]
+    assert published_names() == ["vlae_cifar10", "vlae_mnist_binary"]
     with pytest.raises(InputError, match=r"vlae_cifar. Did you mean vlae_cifar10\?"):
-        load("vlae_cifar")
+        load_published("vlae_cifar")

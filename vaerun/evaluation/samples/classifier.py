@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
 from vaerun.randomness import permutation, seeded_generator
-from vaerun.storage.checkpoint import CorruptCheckpoint, load, save
+from vaerun.storage.checkpoint import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from vaerun.text import printable
 from vaerun.tracking.monitor import SILENT, Monitor
 
@@ -134,7 +134,7 @@ def load_or_train_classifier(
 def _save(path: Path, state: dict[str, Any], monitor: Monitor) -> None:
     # A signal that raises at once would leave the temporary file behind.
     with monitor.deferred():
-        save(path, state)
+        save_checkpoint(path, state)
 
 
 @contextmanager
@@ -233,7 +233,7 @@ def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int
     if not unfinished.exists():
         return 0
     try:
-        state = load(unfinished)
+        state = load_checkpoint(unfinished)
         network.load_state_dict(state["weights"])
         adam.load_state_dict(state["adam"])
         return int(state["step"])
@@ -292,7 +292,7 @@ def _train(arrays: Arrays, name: str, device: torch.device, monitor: Monitor, un
 
 def _read(path: Path, arrays: Arrays, name: str, device: torch.device | str) -> Classifier:
     """Read a state that `_train` returned. Raises CorruptCheckpoint for anything else."""
-    state = load(path)
+    state = load_checkpoint(path)
     try:
         return _restore(state, arrays, name, device)
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from vaerun.data.arrays import digest
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.samples import classifier as module
 from vaerun.signals import ShutdownSignal
-from vaerun.storage.checkpoint import load, save
+from vaerun.storage.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -153,13 +153,15 @@ def test_stopped_training_goes_on(damage: Any, tmp_path: Path, capsys: pytest.Ca
             make(tmp_path / "stopped", arrays, stop=Stops(at))
         (left,) = files(tmp_path / "stopped")
         assert left.endswith(".unfinished.pt")
-        assert load(tmp_path / "stopped" / left)["step"] == {7: 6, 13: 18}[at]  # goes on where the first was saved
+        assert (
+            load_checkpoint(tmp_path / "stopped" / left)["step"] == {7: 6, 13: 18}[at]
+        )  # resumes from the last save
     file = tmp_path / "stopped" / left
     if damage == "other":  # half of it fits: nothing of it may stay
-        state = load(file)
-        save(file, state | {"adam": {**state["adam"], "param_groups": []}})
+        state = load_checkpoint(file)
+        save_checkpoint(file, state | {"adam": {**state["adam"], "param_groups": []}})
     elif isinstance(damage, dict):
-        save(file, damage)
+        save_checkpoint(file, damage)
     elif damage is not None:
         file.write_bytes(damage)
     found = weights(make(tmp_path / "stopped", arrays))
@@ -174,8 +176,10 @@ def test_killed_training_loses_half_a_minute(tmp_path: Path, monkeypatch: pytest
     """It is saved while it goes on, without being asked."""
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     saved: list[int] = []
-    write = module.save
-    monkeypatch.setattr(module, "save", lambda path, state: (saved.append(state.get("step")), write(path, state)))
+    write = module.save_checkpoint
+    monkeypatch.setattr(
+        module, "save_checkpoint", lambda path, state: (saved.append(state.get("step")), write(path, state))
+    )
     make(tmp_path)
     assert saved == [*range(1, 40), None]
 

@@ -82,17 +82,17 @@ def test_a_damaged_file_is_trained_anew(
     name = make(tmp_path).name
     (file,) = tmp_path.glob("*.pt")
     whole = file.read_bytes()
-    state = checkpoint.load(file)
+    state = checkpoint.load_checkpoint(file)
     if damage == "cut":
         file.write_bytes(whole[:-100])
     elif damage == "no checkpoint":
         file.write_bytes(b"nothing")
     elif damage == "other shapes":
-        checkpoint.save(
+        checkpoint.save_checkpoint(
             file, state | {"weights": {key: value[:1] for key, value in state["weights"].items() if value.dim()}}
         )
     else:
-        checkpoint.save(file, {"accuracy": 1.0})
+        checkpoint.save_checkpoint(file, {"accuracy": 1.0})
     capsys.readouterr()
     assert make(tmp_path).name == name
     lines = capsys.readouterr().err.splitlines()
