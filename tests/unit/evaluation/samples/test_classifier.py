@@ -153,9 +153,7 @@ def test_stopped_training_goes_on(damage: Any, tmp_path: Path, capsys: pytest.Ca
             make(tmp_path / "stopped", arrays, stop=Stops(at))
         (left,) = files(tmp_path / "stopped")
         assert left.endswith(".unfinished.pt")
-        assert (
-            load_checkpoint(tmp_path / "stopped" / left)["step"] == {7: 6, 13: 18}[at]
-        )  # resumes from the last save
+        assert load_checkpoint(tmp_path / "stopped" / left)["step"] == {7: 6, 13: 18}[at]  # resumes from the last save
     file = tmp_path / "stopped" / left
     if damage == "other":  # half of it fits: nothing of it may stay
         state = load_checkpoint(file)
