@@ -50,11 +50,13 @@ def test_one_and_very_many_samples(samples, images):
     x, _ = make_data(model, images)
     with torch.no_grad():
         joint = model.joint(x)
-        found = importance_statistics(joint, model.infer(joint), samples)
-    torch.testing.assert_close(found["log_likelihood"], exact_log_likelihood(model, x), atol=1e-8, rtol=0)
-    torch.testing.assert_close(found["elbo"], found["log_likelihood"], atol=1e-8, rtol=0)
-    torch.testing.assert_close(found["effective_sample_size"], torch.full((images,), float(samples)), rtol=1e-8, atol=0)
-    assert found["pareto_k"].isnan().all() if samples <= 20 else (found["pareto_k"] == -math.inf).all()
+        result = importance_statistics(joint, model.infer(joint), samples)
+    torch.testing.assert_close(result["log_likelihood"], exact_log_likelihood(model, x), atol=1e-8, rtol=0)
+    torch.testing.assert_close(result["elbo"], result["log_likelihood"], atol=1e-8, rtol=0)
+    torch.testing.assert_close(
+        result["effective_sample_size"], torch.full((images,), float(samples)), rtol=1e-8, atol=0
+    )
+    assert result["pareto_k"].isnan().all() if samples <= 20 else (result["pareto_k"] == -math.inf).all()
 
 
 def test_very_many_samples_of_a_posterior_that_is_off():
@@ -63,20 +65,20 @@ def test_very_many_samples_of_a_posterior_that_is_off():
         model.likelihood.log_variance.fill_(2.0)  # the exact posterior is then near the prior ...
         model.inference.log_variance.bias.fill_(0.5)  # ... and this one wider
     x, _ = make_data(model, 2)
-    found = log_likelihood(model, x, samples=100_000)
-    torch.testing.assert_close(found, exact_log_likelihood(model, x), atol=0.02, rtol=0)
+    result = log_likelihood(model, x, samples=100_000)
+    torch.testing.assert_close(result, exact_log_likelihood(model, x), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("samples", [1, 30, 1300])
 def test_weights_that_are_infinite_or_missing(samples):
     """Images whose weights are all zero; all zero but one; one infinite; one no number; all equal."""
-    some = torch.full((samples, 5), -7000.0)
-    some[:, 0] = -math.inf
-    some[1:, 1] = -math.inf
-    some[0, 2], some[0, 3] = math.inf, math.nan
-    joint = Prescribed(some)
-    found = importance_statistics(joint, joint.infer(joint), samples)
-    value, size, tail = (found[k] for k in ("log_likelihood", "effective_sample_size", "pareto_k"))
+    log_w = torch.full((samples, 5), -7000.0)
+    log_w[:, 0] = -math.inf
+    log_w[1:, 1] = -math.inf
+    log_w[0, 2], log_w[0, 3] = math.inf, math.nan
+    joint = Prescribed(log_w)
+    result = importance_statistics(joint, joint.infer(joint), samples)
+    value, size, tail = (result[k] for k in ("log_likelihood", "effective_sample_size", "pareto_k"))
     assert value[0] == -math.inf
     assert size[0].isnan()  # no weight at all
     torch.testing.assert_close(value[1], torch.tensor(-7000 - math.log(samples)))
@@ -85,7 +87,7 @@ def test_weights_that_are_infinite_or_missing(samples):
     assert value[3].isnan()
     torch.testing.assert_close(value[4], torch.tensor(-7000.0))
     torch.testing.assert_close(size[4], torch.tensor(float(samples)))
-    assert found["elbo"][:4].isfinite().tolist() == [False, samples == 1, False, False]
+    assert result["elbo"][:4].isfinite().tolist() == [False, samples == 1, False, False]
     if samples > 20:
         # One weight that carries all is nothing to rely on, and what is no number never counts as reliable.
         assert tail[1] == math.inf
@@ -134,10 +136,10 @@ def test_annealing_of_a_flat_likelihood(likelihood):
     split = make_split(model, 4, Transform(binarize="fixed" if likelihood == "bernoulli" else "none"))
     batch = split.batch(0, 4)
     exact = model.joint(batch.x).log_likelihood(torch.zeros(1, 4, 3))[0].detach()
-    found = annealed_importance_sampling(model, split, FEW, seed=0)
-    torch.testing.assert_close(found["ais"], exact, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found["ais_ess"], torch.full((4,), float(FEW.chains)))
-    assert (found["ais_acceptance"] > 0.3).all()
+    result = annealed_importance_sampling(model, split, FEW, seed=0)
+    torch.testing.assert_close(result["ais"], exact, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["ais_ess"], torch.full((4,), float(FEW.chains)))
+    assert (result["ais_acceptance"] > 0.3).all()
     both = bidirectional(model, FEW, images=4, seed=0)
     torch.testing.assert_close(both["bdmc_lower"], both["bdmc_upper"], atol=1e-9, rtol=0)
 
@@ -160,9 +162,9 @@ def test_annealing_where_no_sample_of_the_prior_has_a_likelihood(single_precisio
 
 
 def test_frechet_distance_of_constant_features():
-    one, other = torch.full((5, 3), 2.0), torch.full((7, 3), -1.0)
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-12)
-    assert frechet_distance(one, other) == pytest.approx(27)
+    a, b = torch.full((5, 3), 2.0), torch.full((7, 3), -1.0)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(a, b) == pytest.approx(27)
     spread = torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]).repeat(50, 1)  # variance 100/99 along one axis
     assert frechet_distance(spread, torch.zeros(4, 3)) == pytest.approx(100 / 99)
     assert frechet_distance(1e8 * spread, 1e8 * spread) == pytest.approx(0, abs=1e4)  # 1e-12 of 1e16

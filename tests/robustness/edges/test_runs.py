@@ -44,10 +44,10 @@ def at_edge(here: Command, tmp_path: Path) -> Run:
         arrays |= {"train_labels": np.arange(train) % 2, "test_labels": np.arange(test) % 2}
         np.savez(tmp_path / "data.npz", **arrays)
         small = [] if "evaluation=" in " ".join(words) or model.endswith("gan") else ["evaluation.samples=20"]
-        given = {w.split("=")[0]: w for w in [*SHORT, *small, *MODELS.get(model, "").split(), *words]}
+        overrides = {w.split("=")[0]: w for w in [*SHORT, *small, *MODELS.get(model, "").split(), *words]}
         folder = tmp_path / "run"
         head = [f"model={model}", "data=npz", f"data.path={tmp_path / 'data.npz'}", f"output_dir={folder}"]
-        code, _, err = here(*head, *given.values())
+        code, _, err = here(*head, *overrides.values())
         record = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
         return code, record, err
 
@@ -56,10 +56,10 @@ def at_edge(here: Command, tmp_path: Path) -> Run:
 
 def assert_finite(record: dict[str, Any], model: str) -> None:
     """Every number is there and finite; standard errors lack for a single image."""
-    found = {k: v for k, v in record["metrics"].items() if not k.endswith("_se")}
-    assert all(v is not None and math.isfinite(v) for v in found.values()), found
-    wanted = {"test/reconstruction_error"} if model in WITHOUT_LIKELIHOOD else {"test/log_likelihood", "test/elbo"}
-    assert wanted <= found.keys()
+    results = {k: v for k, v in record["metrics"].items() if not k.endswith("_se")}
+    assert all(v is not None and math.isfinite(v) for v in results.values()), results
+    required = {"test/reconstruction_error"} if model in WITHOUT_LIKELIHOOD else {"test/log_likelihood", "test/elbo"}
+    assert required <= results.keys()
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_a_posterior_without_width_is_told_of(at_edge: Run, evaluate: Evaluate, 
         state["objective"]["model.inference.log_variance.weight"].zero_()
         state["objective"]["model.inference.log_variance.bias"].fill_(log_variance)
         torch.save(state, path)
-        found, _, err = evaluate(f"run={tmp_path / 'run'}", f"evaluation.samples={21 + code}")
-        assert found == code, err
+        result, _, err = evaluate(f"run={tmp_path / 'run'}", f"evaluation.samples={21 + code}")
+        assert result == code, err
         assert "kl_by_dimension is not finite for 3 of 3 latent dimensions" in err
         assert "posterior collapse" not in err
         if code:

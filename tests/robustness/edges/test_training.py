@@ -72,8 +72,8 @@ def test_more_latent_dimensions_than_pixels(posterior, likelihood, network):
     model = make_model(chosen, likelihood, network, d=20)
     x, _ = make_data(model, 6)
     assert max(drift(model, x).values()) < 30
-    found = estimate(elbo_mc, model.infer, joint_of(model, x), 2)
-    found.surrogate.sum().backward()
+    result = estimate(elbo_mc, model.infer, joint_of(model, x), 2)
+    result.surrogate.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -91,9 +91,9 @@ def test_dead_units_leave_the_prior(posterior, likelihood):
     q = model.infer(joint)
     if posterior.startswith("laplace"):
         torch.testing.assert_close(q.cholesky, torch.eye(3).expand(4, 3, 3))
-    found = elbo_mc(joint, q, 3)
-    assert found.bound.isfinite().all()
-    found.surrogate.sum().backward()
+    result = elbo_mc(joint, q, 3)
+    assert result.bound.isfinite().all()
+    result.surrogate.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -126,7 +126,7 @@ def test_a_posterior_at_the_edge_is_right_or_stops_training(posterior, estimator
         model.inference.step_size = 1e-6  # else it leaves the edge
     set_log_variance(model, log_variance)
     x, _ = make_data(model, 4)
-    k = max(2, method.least)
+    k = max(2, method.minimum_samples)
     single, double = (
         estimate(method.make(), one.infer, joint_of(one, x), k).bound.detach() for one in (model, doubled(model))
     )
@@ -209,9 +209,9 @@ def test_the_factor_needs_no_control_flow():
     """Rows with and without one, mapped as replicas are: the same as one by one."""
     good = torch.eye(3) + 0.1
     stacked = torch.stack([torch.stack([good, -good]), torch.stack([2 * good, good])])
-    found = torch.vmap(cholesky)(stacked)
-    assert found.isnan().all(-1).all(-1).tolist() == [[False, True], [False, False]]
-    torch.testing.assert_close(found, torch.stack([cholesky(rows) for rows in stacked]), equal_nan=True)
+    result = torch.vmap(cholesky)(stacked)
+    assert result.isnan().all(-1).all(-1).tolist() == [[False, True], [False, False]]
+    torch.testing.assert_close(result, torch.stack([cholesky(rows) for rows in stacked]), equal_nan=True)
 
 
 def test_a_precision_without_a_factor_stops_training_by_name():
@@ -236,10 +236,10 @@ def test_one_image_without_a_factor_is_lost_alone():
     with torch.no_grad():
         q = model.infer(joint)
         precision = q.cholesky @ q.cholesky.mT
-        whole = importance_statistics(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
+        full = importance_statistics(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
         precision[2] = -torch.eye(30)
         part = importance_statistics(joint, PrecisionNormal(q.mean, *factor_and_inverse(precision)), 50)
-    others = torch.arange(6) != 2
+    rest = torch.arange(6) != 2
     for name, value in part.items():
         assert value[2].isnan(), name
-        torch.testing.assert_close(value[others], whole[name][others])
+        torch.testing.assert_close(value[rest], full[name][rest])

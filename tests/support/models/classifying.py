@@ -41,8 +41,8 @@ def files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-def weights(found: Classifier) -> dict[str, torch.Tensor]:
-    return found._network.state_dict()
+def weights(result: Classifier) -> dict[str, torch.Tensor]:
+    return result._network.state_dict()
 
 
 def refused(error: type[Exception], call: Callable[[], object], *words: str) -> None:

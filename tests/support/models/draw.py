@@ -37,8 +37,8 @@ def draw(
     **other,
 ) -> LatentModel:
     """A model whose posterior differs from its prior and whose steps differ from each other."""
-    made = Posterior(partial(Recurrent, steps=steps))
-    model = make_model(made, likelihood, network(steps, window, **other), context, d=steps * n)
+    posterior = Posterior(partial(Recurrent, steps=steps))
+    model = make_model(posterior, likelihood, network(steps, window, **other), context, d=steps * n)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and name != "prior_head.weight":

@@ -1,4 +1,4 @@
-"""What the tests of numbers at the edges share: models in single and in double precision, with the same noise."""
+"""Shared by the tests of extreme values: models in single and double precision with the same noise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def doubled(model: LatentModel) -> LatentModel:
 
 
 class SameNoise:
-    """The images' own noise, drawn in single precision and given in the model's."""
+    """Per-image noise, drawn in single precision and cast to the dtype of the model."""
 
     def __init__(self, model: LatentModel, rows: int) -> None:
         self.source = ImageNoise(3, range(rows), model.latent_dim, torch.zeros((), dtype=torch.float32))
@@ -51,12 +51,12 @@ def set_log_variance(model: LatentModel, value: float) -> None:
 
 
 def drift(model: LatentModel, x: Tensor, samples: int = 100) -> dict[str, float]:
-    """The largest difference of a number that double precision makes, in units of eps (|log p(x|z)| + |KL| + D)."""
-    found = []
-    for one in (model, doubled(model)):
+    """The largest change of a result from single to double precision, in units of eps (|log p(x|z)| + |KL| + D)."""
+    results = []
+    for member in (model, doubled(model)):
         with torch.no_grad():
-            joint = joint_of(one, x)
-            found.append(importance_statistics(joint, one.infer(joint), samples))
-    single, double = found
+            joint = joint_of(member, x)
+            results.append(importance_statistics(joint, member.infer(joint), samples))
+    single, double = results
     size = double["reconstruction"].abs() + double["kl"].abs() + x[0].numel()
     return {k: float(((single[k] - double[k]).abs() / size).max()) / EPS for k in ("log_likelihood", "elbo", "kl")}

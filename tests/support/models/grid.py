@@ -1,4 +1,4 @@
-"""A latent variable on finitely many points: every expectation is a sum, and no sample can be reparameterised."""
+"""A latent variable with finite support: every expectation is a sum, and samples cannot be reparameterised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTS = torch.tensor([[5, 2, 1, 8, 4], [1, 9, 3, 3, 4], [4, 4, 4, 4, 4]])
 
 
 class Grid(LatentDistribution):
-    """Probabilities softmax(logits) [B, M] on points [M, d]; as samples it gives the points of `index` [K, B]."""
+    """Probabilities softmax(logits) [B, M] on points [M, d]; its samples are the points with indices `index` [K, B]."""
 
     has_rsample = False
 
@@ -34,9 +34,9 @@ class Grid(LatentDistribution):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """[..., B, d] -> [..., B] nats, for z among the points."""
-        found = (z.unsqueeze(-2) == self.points).all(-1)
-        assert found.any(-1).all()
-        return (found * self.log_probabilities).sum(-1)
+        result = (z.unsqueeze(-2) == self.points).all(-1)
+        assert result.any(-1).all()
+        return (result * self.log_probabilities).sum(-1)
 
     def detach(self) -> Grid:
         return Grid(self.points, self.logits.detach(), self.index)
@@ -87,6 +87,6 @@ def log_joint(joint: Joint) -> Tensor:
 
 def gradients(value: Tensor, model: LatentModel, prior: Tensor) -> dict[str, Tensor]:
     """Of the model's parameters (the prior's included) and of q's own."""
-    own = [p for n, p in model.named_parameters() if not n.startswith("inference.")] + [prior]
-    found = torch.autograd.grad(value, [*own, model.inference.logits], materialize_grads=True)
-    return {"p": torch.cat([g.flatten() for g in found[:-1]]), "q": found[-1]}
+    model_parameters = [p for n, p in model.named_parameters() if not n.startswith("inference.")] + [prior]
+    result = torch.autograd.grad(value, [*model_parameters, model.inference.logits], materialize_grads=True)
+    return {"p": torch.cat([g.flatten() for g in result[:-1]]), "q": result[-1]}

@@ -40,7 +40,7 @@ from vaerun.randomness import ImageNoise
 
 @dataclass(frozen=True)
 class Posterior:
-    """One inference: how it is made; what it lacks."""
+    """An inference module: its constructor and its properties."""
 
     make: Callable[..., nn.Module]
     encoder: bool = True  # takes an encoder
@@ -110,16 +110,16 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Method:
-    """One estimator: how it is made (anew: some remember), which Renyi bound it reports (1: the ELBO, 0: IWAE)."""
+    """An estimator: its constructor (some have state), the order of its Renyi bound (1: the ELBO, 0: IWAE), properties."""
 
     make: Callable[[], Estimator]
     alpha: float = 1.0
-    name: str = "elbo"  # of the bound, in records
+    name: str = "elbo"  # of the bound, in logs
     closed_kl: bool = False  # needs KL(q || p) in closed form
-    least: int = 1  # K
+    minimum_samples: int = 1  # K
     derivative: bool = False  # the surrogate is the bound itself
-    unbiased: bool = True  # the surrogate's gradient is the bound's, in the mean
-    path: bool = True  # needs z as a differentiable function of noise
+    unbiased: bool = True  # the expected gradient of the surrogate is that of the bound
+    path: bool = True  # differentiates z as a function of noise
     kl_options: bool = False  # takes kl_weight and free_bits
 
 
@@ -129,7 +129,7 @@ ESTIMATORS = {
     "stl": Method(lambda: stl, kl_options=True),
     "score_none": Method(partial(ScoreFunction, "none"), path=False),
     "score_mean": Method(partial(ScoreFunction, "mean"), path=False),
-    "score_leave_one_out": Method(partial(ScoreFunction, "leave_one_out"), path=False, least=2),
+    "score_leave_one_out": Method(partial(ScoreFunction, "leave_one_out"), path=False, minimum_samples=2),
     "iwae": Method(lambda: iwae, 0.0, "iwae", derivative=True),
     "dreg": Method(lambda: dreg, 0.0, "iwae"),
     "renyi_half": Method(lambda: partial(renyi, alpha=0.5), 0.5, "renyi", derivative=True),
@@ -140,14 +140,14 @@ ESTIMATORS = {
 
 
 def make_estimator(name: str) -> Estimator:
-    """Ready for comparison with others: a running mean stands at -20 nats and moves no more."""
-    made = ESTIMATORS[name].make()
-    if isinstance(made, ScoreFunction):
-        made.eval()
-        if made.control_variate == "mean":
-            made.weighted_sum.fill_(-2.0)
-            made.weight.fill_(0.1)
-    return made
+    """An estimator whose running mean, if it has one, is fixed at -20 nats, for comparison with others."""
+    estimator = ESTIMATORS[name].make()
+    if isinstance(estimator, ScoreFunction):
+        estimator.eval()
+        if estimator.control_variate == "mean":
+            estimator.weighted_sum.fill_(-2.0)
+            estimator.weight.fill_(0.1)
+    return estimator
 
 
 def has_closed_kl(posterior: str, context: str) -> bool:
@@ -214,7 +214,7 @@ def exact_marginal(model: LatentModel, c: Tensor | None, n: int) -> Multivariate
     return MultivariateNormal(mean, covariance + model.likelihood.log_variance.exp() * torch.eye(len(weight)))
 
 
-# -- distributions over z, each beside torch's own normal and the parameters that it was made of ---------------------
+# -- distributions over z, each with torch's equivalent and the parameters of both ------------------------------------
 
 Family = Callable[[int, int], tuple[LatentDistribution, MultivariateNormal, list[Tensor]]]
 

@@ -1,4 +1,4 @@
-"""Means of gradients without chance: every estimator is a function of standard normal noise, integrated by quadrature.
+"""Exact expected gradients: every estimator is a function of standard normal noise, which quadrature integrates.
 
 Each node of the rule is one row of a batch, and all rows are the same image. Gauss-Hermite with n nodes a dimension is
 exact for polynomials of degree 2 n - 1: to rounding on a linear-Gaussian model, closely on a small smooth one.
@@ -27,7 +27,7 @@ def gauss_hermite(nodes: int, dimensions: int) -> tuple[Tensor, Tensor]:
 
 
 class NodeNoise:
-    """The posterior's noise [K, n, d] at the nodes; every other stream the same for all rows, as for one image."""
+    """The posterior's noise [K, n, d] at the nodes; every other stream is the same for all rows, as for one image."""
 
     def __init__(self, points: Tensor) -> None:
         self.points = points
@@ -40,7 +40,7 @@ class NodeNoise:
 
 
 def by_part(model: LatentModel, value: Tensor) -> Gradient:
-    """Gradients of q's own parameters and of the model's, each as one vector."""
+    """Gradients of q's parameters and of the model's, each as one vector."""
     names = [name for name, _ in model.named_parameters()]
     gradients = torch.autograd.grad(value, list(model.parameters()), materialize_grads=True)
     parts = {"q": [], "p": []}
@@ -78,12 +78,12 @@ def smooth_model(
     return model, make_data(model, 1)[1]
 
 
-def distance(found: Gradient, truth: Gradient) -> dict[str, float]:
-    """Relative error of each part; a part without a gradient is measured in the whole's units."""
-    whole = sum(t.square().sum() for t in truth.values()).sqrt()
-    return {name: float((found[name] - t).norm() / t.norm().clamp(min=1e-3 * whole)) for name, t in truth.items()}
+def distance(result: Gradient, truth: Gradient) -> dict[str, float]:
+    """Relative error of each part; for a part with a vanishing gradient, relative to the total norm."""
+    total_norm = sum(t.square().sum() for t in truth.values()).sqrt()
+    return {name: float((result[name] - t).norm() / t.norm().clamp(min=1e-3 * total_norm)) for name, t in truth.items()}
 
 
-def check(found: Gradient, truth: Gradient, tolerance: float) -> None:
-    assert found.keys() == truth.keys()
-    assert max(distance(found, truth).values()) < tolerance
+def check(result: Gradient, truth: Gradient, tolerance: float) -> None:
+    assert result.keys() == truth.keys()
+    assert max(distance(result, truth).values()) < tolerance

@@ -99,15 +99,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def left_in(cache: Path) -> list[str]:
-    """What the cache holds besides lock files."""
+    """The contents of the cache, without lock files."""
     return sorted(file.name for file in (cache / "prepared").glob("*") if file.suffix != ".lock")
 
 
 def assert_equal(got: Arrays, *expected: np.ndarray) -> None:
     for field, array in zip(("train_images", "train_labels", "test_images", "test_labels"), expected, strict=True):
-        found = getattr(got, field)
-        assert found.dtype == (np.uint8 if "images" in field else np.int64)
-        np.testing.assert_array_equal(found, array)
+        actual = getattr(got, field)
+        assert actual.dtype == (np.uint8 if "images" in field else np.int64)
+        np.testing.assert_array_equal(actual, array)
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:
@@ -190,7 +190,7 @@ def test_svhn_format(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_omniglot_format_and_recipe(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[bytes, tuple[int, int]] = {}
     sums = {}
-    # Written in an order that is not the sorted one, which alone decides the labels.
+    # Written in an unsorted order, which must not affect the labels.
     background, evaluation = {"B/character01": 2, "A/character02": 1, "A/character01": 0}, {"A/character01": 3}
     for part, characters in {"images_background": background, "images_evaluation": evaluation}.items():
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:

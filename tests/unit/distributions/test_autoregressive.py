@@ -21,7 +21,7 @@ sizes = pytest.mark.parametrize(("d", "steps"), SIZES)
 
 
 def make_networks(d: int, steps: int, hidden: tuple[int, ...] = (9,), n: int = N, scale: float = 1.0) -> nn.ModuleList:
-    """The steps' networks, far enough from the identity for a wrong one to show."""
+    """Networks of the steps, far enough from the identity for an error to show."""
     networks = nn.ModuleList(MaskedNetwork(d, n, hidden, backwards=k % 2 == 1) for k in range(steps))
     with torch.no_grad():
         for parameter in networks.parameters():
@@ -74,7 +74,7 @@ def naive_log_prob(leaves: list[Tensor], networks: nn.ModuleList, z: Tensor) -> 
     return Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1) - log_det
 
 
-# -- what sees what ---------------------------------------------------------------------------------------------------
+# -- dependencies -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -105,8 +105,8 @@ def test_the_flow_sees_the_context_and_reverses_the_order(steps):
     assert torch.equal(of_noise != 0, torch.ones(D, D).tril() > 0 if steps == 1 else torch.ones(D, D) > 0)
     of_context = jacobian(lambda h: AutoregressiveFlow(q.base, h, list(networks)).transform(noise)[0], context)
     assert (of_context[0, 0, :, 0].abs() > 1e-6).all()
-    made = InverseAutoregressive(make_model().inference.encoder, D, steps=steps)
-    assert [n.backwards for n in made.networks] == [False, True, False][:steps]
+    posterior = InverseAutoregressive(make_model().inference.encoder, D, steps=steps)
+    assert [n.backwards for n in posterior.networks] == [False, True, False][:steps]
 
 
 def test_steps_begin_near_the_identity():
@@ -140,8 +140,8 @@ def test_density_is_that_of_a_change_of_variables(d, steps):
     q, _, _ = make_flow(d, steps, b=1)
     noise = torch.randn(1, d)
     z, log_q = q.transform(noise)
-    whole = jacobian(lambda e: q.transform(e)[0], noise)[0, :, 0]
-    expected = Normal(0, 1).log_prob(noise).sum(-1) - torch.linalg.slogdet(whole).logabsdet
+    full = jacobian(lambda e: q.transform(e)[0], noise)[0, :, 0]
+    expected = Normal(0, 1).log_prob(noise).sum(-1) - torch.linalg.slogdet(full).logabsdet
     torch.testing.assert_close(log_q, expected)
     torch.testing.assert_close(q.log_prob(z), expected)
 
@@ -213,9 +213,9 @@ def test_gradients_of_the_density_are_those_of_differentiating_the_inversion(d, 
     z = torch.randn(*leading, B, d).requires_grad_()
     inputs = [z, *leaves, *networks.parameters()]
     weight = torch.randn(*leading, B)
-    found = torch.autograd.grad((q.log_prob(z) * weight).sum(), inputs)
+    actual = torch.autograd.grad((q.log_prob(z) * weight).sum(), inputs)
     expected = torch.autograd.grad((naive_log_prob(leaves, networks, z) * weight).sum(), inputs)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
         assert b.abs().max() > 1e-3
 
@@ -228,8 +228,8 @@ def test_total_derivatives_at_a_sample_are_those_of_its_own_density(d, steps):
     z, log_q = q.rsample_with_log_prob((5,))
     weight = torch.randn_like(log_q)
     expected = torch.autograd.grad((log_q * weight).sum(), inputs, retain_graph=True, materialize_grads=True)
-    found = torch.autograd.grad((q.log_prob(z) * weight).sum(), inputs, materialize_grads=True)
-    for a, b in zip(found, expected, strict=True):
+    actual = torch.autograd.grad((q.log_prob(z) * weight).sum(), inputs, materialize_grads=True)
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
@@ -248,21 +248,21 @@ def test_only_one_pass_through_each_network_is_differentiated():
 @sizes
 def test_held_lets_gradients_reach_z_alone(d, steps):
     q, leaves, networks = make_flow(d, steps)
-    held = q.detach()
+    detached = q.detach()
     noise = torch.randn(5, B, d)
-    for a, b in zip(held.transform(noise), q.transform(noise), strict=True):
+    for a, b in zip(detached.transform(noise), q.transform(noise), strict=True):
         torch.testing.assert_close(a, b)
         assert not a.requires_grad
-    assert not held.centre.requires_grad
+    assert not detached.centre.requires_grad
     z = torch.randn(5, B, d).requires_grad_()
-    torch.testing.assert_close(held.log_prob(z), q.log_prob(z))
-    assert not held.log_prob(z.detach()).requires_grad
-    held.log_prob(z).sum().backward()
+    torch.testing.assert_close(detached.log_prob(z), q.log_prob(z))
+    assert not detached.log_prob(z.detach()).requires_grad
+    detached.log_prob(z).sum().backward()
     assert all(p.grad is None for p in [*leaves, *networks.parameters()])
     (expected,) = torch.autograd.grad(q.log_prob(z).sum(), z)
     torch.testing.assert_close(z.grad, expected)
     moving = noise.requires_grad_()
-    assert torch.autograd.grad(held.transform(moving)[0].sum(), moving)[0].abs().min() > 0
+    assert torch.autograd.grad(detached.transform(moving)[0].sum(), moving)[0].abs().min() > 0
 
 
 @sizes

@@ -1,4 +1,4 @@
-"""Distributions over z are torch's own multivariate normals, and their KL rules are exact."""
+"""Distributions over z against torch's multivariate normals, and their KL rules against exact values."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_noise_of_any_leading_shape(name):
         torch.testing.assert_close(z[i], row)
         torch.testing.assert_close(log_q[i], log_row)
         for k in range(5):
-            one, log_one = q.transform(noise[i, k])
-            torch.testing.assert_close(z[i, k], one)
-            torch.testing.assert_close(log_q[i, k], log_one)
+            z_k, log_q_k = q.transform(noise[i, k])
+            torch.testing.assert_close(z[i, k], z_k)
+            torch.testing.assert_close(log_q[i, k], log_q_k)
 
 
 @family
@@ -93,27 +93,27 @@ def test_gradients_of_a_sample_are_those_of_torch(name):
     q, truth, parameters = FAMILIES[name](B, D)
     z, log_q = q.rsample_with_log_prob((5,))
     weight = torch.randn_like(log_q)
-    found = torch.autograd.grad((log_q * weight).sum(), parameters, retain_graph=True, materialize_grads=True)
+    actual = torch.autograd.grad((log_q * weight).sum(), parameters, retain_graph=True, materialize_grads=True)
     for density in (q, truth):
         value = (density.log_prob(z) * weight).sum()
         expected = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)
 
 
 @family
 def test_held_keeps_the_values_and_passes_no_gradient_to_parameters(name):
     q, _, parameters = FAMILIES[name](B, D)
-    held = q.detach()
+    detached = q.detach()
     z = torch.randn(5, B, D).requires_grad_()
-    torch.testing.assert_close(held.log_prob(z), q.log_prob(z))
-    torch.testing.assert_close(held.mean, q.mean)
+    torch.testing.assert_close(detached.log_prob(z), q.log_prob(z))
+    torch.testing.assert_close(detached.mean, q.mean)
     noise = torch.randn(5, B, D)
-    for a, b in zip(held.transform(noise), q.transform(noise), strict=True):
+    for a, b in zip(detached.transform(noise), q.transform(noise), strict=True):
         torch.testing.assert_close(a, b)
         assert not a.requires_grad
-    held.log_prob(z).sum().backward()
-    assert z.grad is not None  # z itself is not held
+    detached.log_prob(z).sum().backward()
+    assert z.grad is not None  # z itself is not detached
     assert all(p.grad is None for p in parameters)
     if parameters:
         assert q.log_prob(z).requires_grad
@@ -137,11 +137,11 @@ def test_reflections_keep_norms_invert_and_follow_their_order(steps):
     vectors = torch.randn(steps, B, D)
     q = HouseholderNormal(torch.zeros(B, D), torch.zeros(B, D), vectors)
     z = torch.randn(5, B, D)
-    there = q.reflect(z)
-    torch.testing.assert_close(there.norm(dim=-1), z.norm(dim=-1))
-    torch.testing.assert_close(q.reflect(there, inverse=True), z)
+    reflected = q.reflect(z)
+    torch.testing.assert_close(reflected.norm(dim=-1), z.norm(dim=-1))
+    torch.testing.assert_close(q.reflect(reflected, inverse=True), z)
     torch.testing.assert_close(q.reflect(q.reflect(z, inverse=True)), z)
-    torch.testing.assert_close(there, (reflections(vectors) @ z.unsqueeze(-1)).squeeze(-1))
+    torch.testing.assert_close(reflected, (reflections(vectors) @ z.unsqueeze(-1)).squeeze(-1))
 
 
 def test_a_zero_vector_reflects_nothing():

@@ -103,7 +103,7 @@ def test_r1_is_the_gradient_norm_of_each_image(member: str) -> None:
     assert min(expected) > 1e-3
     torch.testing.assert_close(metrics["r1"], torch.stack(expected))
     torch.testing.assert_close(loss - without, 3.5 * torch.stack(expected))
-    with torch.no_grad():  # where only a value is wanted
+    with torch.no_grad():  # if only the value is needed
         torch.testing.assert_close(make_objective(model, r1=7.0).discriminator_loss(batch.x, batch.c, noise)[0], loss)
     assert not batch.x.requires_grad
 
@@ -122,15 +122,15 @@ def test_r1_reaches_the_parameters(member: str) -> None:
     gradients = torch.autograd.grad(penalty(), group, allow_unused=True)
     directions = [torch.randn_like(p) for p in group]
     expected, h = [], 1e-6
-    for sign in (1, -2, 1):  # the last puts the parameters back
+    for sign in (1, -2, 1):  # the last restores the parameters
         with torch.no_grad():
             for p, d in zip(group, directions, strict=True):
                 p.add_(sign * h * d)
         expected.append(penalty().detach())
     slope = (expected[0] - expected[1]) / (2 * h)
-    found = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True) if g is not None)
+    actual = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True) if g is not None)
     assert abs(slope) > 1e-3
-    torch.testing.assert_close(found, slope, rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual, slope, rtol=1e-5, atol=0)
 
 
 def test_r1_with_batch_norm_is_refused() -> None:

@@ -64,13 +64,13 @@ def renyi_bound(log_w: Tensor, alpha: float) -> Tensor:
 def test_nothing_is_reduced_over_the_batch(estimator, posterior, context):
     model = make_model(posterior, context=context)
     x, c = make_data(model, 4)
-    whole = estimate(estimator, model, joint_of(model, x, c), 3)
+    full = estimate(estimator, model, joint_of(model, x, c), 3)
     part = estimate(estimator, model, joint_of(model, x, c, [2, 0]), 3)
-    assert whole.bound.shape == whole.surrogate.shape == (4,)
-    assert part.terms.keys() == whole.terms.keys() == {"reconstruction", "kl"}
-    torch.testing.assert_close(part.bound, whole.bound[[2, 0]])
-    torch.testing.assert_close(part.surrogate, whole.surrogate[[2, 0]])
-    for name, value in whole.terms.items():
+    assert full.bound.shape == full.surrogate.shape == (4,)
+    assert part.terms.keys() == full.terms.keys() == {"reconstruction", "kl"}
+    torch.testing.assert_close(part.bound, full.bound[[2, 0]])
+    torch.testing.assert_close(part.surrogate, full.surrogate[[2, 0]])
+    for name, value in full.terms.items():
         assert value.shape == (4,)
         torch.testing.assert_close(part.terms[name], value[[2, 0]])
 
@@ -90,12 +90,12 @@ def test_the_bound_is_its_formula(estimator, posterior, context, likelihood):
     )
     kl = kl_divergence(q, joint.prior) if method.closed_kl else (log_q - log_prior).mean(0)
     bound = log_p.mean(0) - kl if method.closed_kl else renyi_bound(log_p + log_prior - log_q, method.alpha)
-    found = estimate(estimator, model, joint, 4)
-    torch.testing.assert_close(found.bound, bound)
-    torch.testing.assert_close(found.terms, {"reconstruction": log_p.mean(0), "kl": kl})
-    assert found.name == method.name
+    result = estimate(estimator, model, joint, 4)
+    torch.testing.assert_close(result.bound, bound)
+    torch.testing.assert_close(result.terms, {"reconstruction": log_p.mean(0), "kl": kl})
+    assert result.name == method.name
     if method.derivative:
-        torch.testing.assert_close(found.surrogate, bound)
+        torch.testing.assert_close(result.surrogate, bound)
 
 
 DERIVATIVES = [
@@ -127,11 +127,11 @@ def test_the_gradient_is_the_derivative_of_the_bound(estimator, posterior, conte
 
     gradients = torch.autograd.grad(value(), parameters, materialize_grads=True)
     slope = sum((g * v).sum() for g, v in zip(gradients, direction, strict=True))
-    found, h = [], 1e-6
+    result, h = [], 1e-6
     for distance in (h, -2 * h):
         move(distance)
-        found.append(value().detach())
-    torch.testing.assert_close(slope, (found[0] - found[1]) / (2 * h), rtol=1e-5, atol=1e-5)
+        result.append(value().detach())
+    torch.testing.assert_close(slope, (result[0] - result[1]) / (2 * h), rtol=1e-5, atol=1e-5)
     assert slope.abs() > 1e-2
 
 
@@ -148,13 +148,13 @@ SAME = {
 @posteriors
 @contexts
 def test_the_same_bound_and_gradient_at_the_same_noise(case, posterior, context):
-    one, other, samples = SAME[case]
+    first, second, samples = SAME[case]
     model = make_model(posterior, context=context)
     x, c = make_data(model, 3)
     parameters, weights = list(model.parameters()), torch.tensor([1.0, -0.7, 0.4])
-    found = [estimate(e, model, joint_of(model, x, c), samples) for e in (one, other)]
-    torch.testing.assert_close(found[0].bound, found[1].bound, rtol=1e-12, atol=0)
-    a, b = (torch.autograd.grad((f.surrogate * weights).sum(), parameters, materialize_grads=True) for f in found)
+    results = [estimate(e, model, joint_of(model, x, c), samples) for e in (first, second)]
+    torch.testing.assert_close(results[0].bound, results[1].bound, rtol=1e-12, atol=0)
+    a, b = (torch.autograd.grad((f.surrogate * weights).sum(), parameters, materialize_grads=True) for f in results)
     torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
     assert max(g.abs().max() for g in a) > 1e-2
 
@@ -167,12 +167,12 @@ def test_bounds_are_ordered_at_the_same_samples(posterior, context):
     model = make_model(posterior, context=context)
     joint = joint_of(model, *make_data(model, 3))
     with torch.no_grad():
-        found = [
+        results = [
             estimate(partial(renyi, alpha=alpha), model, joint, 6).bound
             for alpha in (-5.0, -1.0, 0.0, 0.5, 0.99, 1.01, 2.0, 30.0)
         ]
         middle = estimate(elbo_mc, model, joint, 6).bound
-        assert (torch.stack([*found[:5], middle, *found[5:]]).diff(dim=0) < 0).all()
+        assert (torch.stack([*results[:5], middle, *results[5:]]).diff(dim=0) < 0).all()
         h = 1e-4
         low, high = (estimate(partial(renyi, alpha=1 + s), model, joint, 6).bound for s in (h, -h))
         q = model.infer(joint)

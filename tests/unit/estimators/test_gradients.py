@@ -69,13 +69,17 @@ def test_elbo_gradients_are_exact_on_linear_gaussian_models(posterior, context):
     for name in ELBO:
         method = ESTIMATORS[name]
         if not method.closed_kl or has_closed_kl(posterior, context):
-            check(mean_gradient(model, make_estimator(name), method.least, nodes[method.least], c), truth, tolerance)
+            check(
+                mean_gradient(model, make_estimator(name), method.minimum_samples, nodes[method.minimum_samples], c),
+                truth,
+                tolerance,
+            )
 
 
 # -- a small network: the gradient of the bound by quadrature of its own derivative -----------------------------------
 
 PRECISION = {1: 2e-3, 2: 1e-2}
-"""Relative error that the quadrature may have, by K."""
+"""Relative error of the quadrature, by K."""
 
 
 def truth_of(model: LatentModel, c: Tensor | None, bound: str) -> Gradient:
@@ -90,7 +94,7 @@ def test_elbo_gradients_agree_on_a_network(posterior, context, likelihood):
     truth = truth_of(model, c, "elbo")
     for name in ELBO:
         method = ESTIMATORS[name]
-        if method.least == 1 and (not method.closed_kl or has_closed_kl(posterior, context)):
+        if method.minimum_samples == 1 and (not method.closed_kl or has_closed_kl(posterior, context)):
             check(mean_gradient(model, make_estimator(name), 1, 24, c), truth, PRECISION[1])
 
 
@@ -126,8 +130,8 @@ def test_gradients_of_a_recurrent_posterior_agree(context):
 
 def surrogate(function: Callable[[Joint, LatentDistribution, int], Tensor], **attributes: bool) -> Estimator:
     def estimator(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-        found = function(joint, q, samples)
-        return Estimate(found, found, {})
+        result = function(joint, q, samples)
+        return Estimate(result, result, {})
 
     estimator.__dict__.update(attributes)
     return estimator
@@ -174,8 +178,8 @@ BROKEN = {
 def test_a_broken_estimator_is_seen(fault, posterior):
     bound, samples, broken = BROKEN[fault]
     model, c = smooth_model(posterior)
-    found = mean_gradient(model, broken, samples, {1: 24, 2: 10}[samples], c)
-    error = max(distance(found, truth_of(model, c, bound)).values())
+    result = mean_gradient(model, broken, samples, {1: 24, 2: 10}[samples], c)
+    error = max(distance(result, truth_of(model, c, bound)).values())
     if fault.endswith("does to q") and posterior not in ("semi2", "laplace2"):
         assert error < PRECISION[samples]  # there q does not depend on the decoder
     else:
@@ -205,12 +209,12 @@ def test_held_gradients_are_the_published_sums(estimator, posterior, context):
     v = torch.full_like(log_w, 0.25) if estimator == "stl" else torch.softmax(log_w.detach(), 0)
     on_path = v if estimator == "stl" else v.square()
     expected = by_part(model, (z * slope * on_path.unsqueeze(-1)).sum() + (v * joint.log_prob(z.detach())).sum())
-    found = by_part(model, make_estimator(estimator)(*fresh(), 4).surrogate.sum())
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+    actual = by_part(model, make_estimator(estimator)(*fresh(), 4).surrogate.sum())
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9)
 
 
 class Particles(DiagonalNormal):
-    """Its samples are a parameter themselves."""
+    """A distribution whose samples are a parameter."""
 
     def __init__(self, particles: Tensor) -> None:
         super().__init__(torch.zeros_like(particles[0]), torch.zeros_like(particles[0]))
@@ -257,10 +261,10 @@ def test_a_posterior_that_stays_exact_has_no_variance(context):
     x, spread = make_data(model, 1)[0], {}
     exact = by_part(model, exact_marginal(model, c, 1).log_prob(x.flatten(1)).sum())
     for estimator in (elbo_mc, stl):
-        found = [
+        results = [
             by_part(model, estimate(estimator, model.infer, model.joint(x, c), 1).surrogate.sum()) for _ in range(5)
         ]
-        spread[estimator] = max(distance(f, exact)["p"] for f in found)
+        spread[estimator] = max(distance(f, exact)["p"] for f in results)
     assert spread[elbo_mc] < 1e-9
     assert spread[stl] > 0.1
     check(mean_gradient(model, stl, 1, 5, c), exact, 1e-9)
@@ -285,8 +289,8 @@ def test_gradients_agree_by_monte_carlo(posterior, context, likelihood):
     @cache
     def projected(name: str, seed: int) -> Tensor:
         torch.manual_seed(seed)
-        found = estimate(make_estimator(name), model.infer, model.joint(x, c), 5)
-        parts = by_part(model, found.surrogate.mean())
+        result = estimate(make_estimator(name), model.infer, model.joint(x, c), 5)
+        parts = by_part(model, result.surrogate.mean())
         for part, g in parts.items():
             directions.setdefault(part, torch.randn(3, len(g), generator=torch.Generator().manual_seed(len(g))))
         return torch.cat([directions[part] @ g for part, g in parts.items()])

@@ -39,9 +39,9 @@ def test_all_points_in_proportion_give_the_exact_gradient(control_variate):
         estimator.weighted_sum.fill_(-3.0)
         estimator.weight.fill_(0.2)
     joint = grid_joint(model, prior, x)
-    found = estimate(estimator, model.infer, joint, int(COUNTS[0].sum()))
-    torch.testing.assert_close(found.bound, exact_elbo(joint, model.infer(joint)))
-    torch.testing.assert_close(gradients((found.surrogate * WEIGHTS).sum(), model, prior), exact_gradients())
+    result = estimate(estimator, model.infer, joint, int(COUNTS[0].sum()))
+    torch.testing.assert_close(result.bound, exact_elbo(joint, model.infer(joint)))
+    torch.testing.assert_close(gradients((result.surrogate * WEIGHTS).sum(), model, prior), exact_gradients())
 
 
 class Outcomes(torch.nn.Module):
@@ -71,13 +71,13 @@ def test_the_mean_over_all_outcomes_is_the_exact_gradient(control_variate, sampl
     outcomes = Outcomes(model.inference, samples)
     n = outcomes.index.shape[1]
     joint = grid_joint(model, prior, x.repeat_interleave(n, 0))
-    found = estimate(ScoreFunction(control_variate), outcomes, joint, samples)
+    result = estimate(ScoreFunction(control_variate), outcomes, joint, samples)
     q = outcomes(joint)
     probability = q.log_prob(q.points[q.index]).sum(0).exp().detach()
     torch.testing.assert_close(probability.view(3, n).sum(1), torch.ones(3))
-    mean = (found.surrogate * probability).view(3, n).sum(1)
+    mean = (result.surrogate * probability).view(3, n).sum(1)
     torch.testing.assert_close(gradients((mean * WEIGHTS).sum(), model, prior), exact_gradients())
-    bound = (found.bound * probability).view(3, n).sum(1)
+    bound = (result.bound * probability).view(3, n).sum(1)
     short = grid_joint(model, prior, x)
     torch.testing.assert_close(bound, exact_elbo(short, model.infer(short)))
 
@@ -88,11 +88,11 @@ def test_leaving_one_out_lowers_the_variance(posterior):
     x, _ = make_data(model, 3)
     variance = {}
     for name in ("none", "leave_one_out"):
-        estimator, found = ScoreFunction(name), []
+        estimator, result = ScoreFunction(name), []
         for seed in range(60):
             joint = model.joint(x, None, image_noise(model, [0, 1, 2], seed))
-            found.append(by_part(model, estimate(estimator, model.infer, joint, 8).surrogate.sum())["q"])
-        variance[name] = float(torch.stack(found).var(0).sum())
+            result.append(by_part(model, estimate(estimator, model.infer, joint, 8).surrogate.sum())["q"])
+        variance[name] = float(torch.stack(result).var(0).sum())
     assert variance["leave_one_out"] < 0.5 * variance["none"]
 
 
@@ -104,12 +104,12 @@ def signals(seeds: range) -> tuple[list[Joint], list[Tensor]]:
     model = make_model("amortised")
     x, _ = make_data(model, 3)
     joints = [model.joint(x, None, image_noise(model, [0, 1, 2], seed)) for seed in seeds]
-    found = []
+    results = []
     for joint in joints:
         q = model.infer(joint)
         z, log_q = q.transform(joint.noise("posterior", 4))
-        found.append((joint.log_prob(z) - log_q).detach())
-    return joints, found
+        results.append((joint.log_prob(z) - log_q).detach())
+    return joints, results
 
 
 def score_weight(estimator: ScoreFunction, joint: Joint, signal: Tensor) -> Tensor:
@@ -122,41 +122,41 @@ def score_weight(estimator: ScoreFunction, joint: Joint, signal: Tensor) -> Tens
 
 
 def test_the_running_mean_knows_earlier_steps_only():
-    joints, found = signals(range(4))
+    joints, learning_signals = signals(range(4))
     estimator = ScoreFunction("mean")
-    for step, (joint, signal) in enumerate(zip(joints, found, strict=True)):
+    for step, (joint, signal) in enumerate(zip(joints, learning_signals, strict=True)):
         # Weights DECAY^age, divided by their sum: no pull towards the zero that it starts from.
         ages = torch.arange(step - 1, -1, -1)
-        earlier = torch.tensor([float(s.mean()) for s in found[:step]])
+        earlier = torch.tensor([float(s.mean()) for s in learning_signals[:step]])
         expected = (DECAY**ages * earlier).sum() / (DECAY**ages).sum() if step else torch.tensor(0.0)
         torch.testing.assert_close(score_weight(estimator, joint, signal), signal - expected, rtol=1e-5, atol=1e-4)
         assert step == 0 or expected < -1
 
 
 def test_the_running_mean_moves_in_training_alone():
-    joints, found = signals(range(3))
+    joints, learning_signals = signals(range(3))
     estimator = ScoreFunction("mean")
-    score_weight(estimator, joints[0], found[0])
+    score_weight(estimator, joints[0], learning_signals[0])
     before = {k: v.clone() for k, v in estimator.state_dict().items()}
     assert set(before) == {"weighted_sum", "weight"}
     assert before["weighted_sum"] != 0
     estimator.eval()
-    for joint, signal in zip(joints, found, strict=True):
+    for joint, signal in zip(joints, learning_signals, strict=True):
         score_weight(estimator, joint, signal)
     torch.testing.assert_close(estimator.state_dict(), before, rtol=0, atol=0)
     restored = ScoreFunction("mean")
     restored.load_state_dict(before)
-    weights = [score_weight(e, joints[1], found[1]) for e in (estimator, restored)]
+    weights = [score_weight(e, joints[1], learning_signals[1]) for e in (estimator, restored)]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
     estimator.train()
-    score_weight(estimator, joints[1], found[1])
+    score_weight(estimator, joints[1], learning_signals[1])
     assert estimator.state_dict()["weight"] != before["weight"]
 
 
 @pytest.mark.parametrize("control_variate", ["none", "leave_one_out"])
 def test_the_others_have_no_state_and_know_their_image_alone(control_variate):
-    joints, found = signals(range(1))
-    estimator, signal = ScoreFunction(control_variate), found[0]
+    joints, learning_signals = signals(range(1))
+    estimator, signal = ScoreFunction(control_variate), learning_signals[0]
     assert estimator.state_dict() == {}
     baseline = torch.zeros_like(signal)
     if control_variate == "leave_one_out":

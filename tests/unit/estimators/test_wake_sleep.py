@@ -22,16 +22,16 @@ def test_both_updates_are_exact_on_a_grid():
     # 20 samples in q's own proportions: the self-normalised weights are p(z | x) without error.
     model, prior, x = grid_model()
     joint = grid_joint(model, prior, x)
-    found = estimate(wake_sleep, model.infer, joint, int(COUNTS[0].sum()))
+    result = estimate(wake_sleep, model.infer, joint, int(COUNTS[0].sum()))
     log_p = log_joint(joint)
     log_evidence = log_p.logsumexp(1)
-    torch.testing.assert_close(found.bound, log_evidence)
+    torch.testing.assert_close(result.bound, log_evidence)
 
     log_q = model.infer(joint.detach()).log_probabilities
     log_posterior = (log_p - log_evidence.unsqueeze(1)).detach()
     inclusive = (log_posterior.exp() * (log_posterior - log_q)).sum(1)  # KL(p(z | x) || q) [B]
     weights = torch.tensor([1.0, -0.7, 0.4])  # each image for itself
-    update = gradients((found.surrogate * weights).sum(), model, prior)
+    update = gradients((result.surrogate * weights).sum(), model, prior)
     log_p = log_joint(grid_joint(model, prior, x))
     model_part = gradients((log_p.logsumexp(1) * weights).sum(), model, prior)["p"]
     torch.testing.assert_close(update["p"], model_part)
@@ -48,15 +48,15 @@ def test_each_side_ascends_its_own_weighted_density(posterior, context):
     def joint() -> Joint:
         return model.joint(x, c, image_noise(model, [0, 1, 2]))
 
-    whole = joint()
-    q: LatentDistribution = model.infer(whole.detach())
-    z = q.transform(whole.noise("posterior", 4))[0].detach()
-    log_w = whole.log_prob(z) - q.log_prob(z)
+    full_joint = joint()
+    q: LatentDistribution = model.infer(full_joint.detach())
+    z = q.transform(full_joint.noise("posterior", 4))[0].detach()
+    log_w = full_joint.log_prob(z) - q.log_prob(z)
     v = (log_w - log_w.logsumexp(0)).exp().detach()
     update = by_part(model, estimate(wake_sleep, model.infer, joint(), 4).surrogate.sum())
     torch.testing.assert_close(update["p"], by_part(model, (v * joint().log_prob(z)).sum())["p"])
     # The model's is also the gradient of the importance-weighted bound, q left as it is.
-    bound = estimate(iwae, lambda given: model.infer(given).detach(), joint(), 4).bound
+    bound = estimate(iwae, lambda bound_joint: model.infer(bound_joint).detach(), joint(), 4).bound
     torch.testing.assert_close(update["p"], by_part(model, bound.sum())["p"])
     assert ("q" in update) == POSTERIORS[posterior].encoder
     if "q" in update:
@@ -71,11 +71,11 @@ def test_holding_the_joint_matters(posterior, context):
     model = make_model(posterior, context=context)
     x, c = make_data(model, 3)
     joints = [model.joint(x, c, image_noise(model, [0, 1, 2])) for _ in range(2)]
-    held = by_part(model, estimate(wake_sleep, model.infer, joints[0], 4).surrogate.sum())
-    free = by_part(model, wake_sleep(joints[1], model.infer(joints[1]), 4).surrogate.sum())
-    assert (held["p"] - free["p"]).norm() > 1e-3 * held["p"].norm()
-    if "q" in held:
-        torch.testing.assert_close(held["q"], free["q"])
+    detached = by_part(model, estimate(wake_sleep, model.infer, joints[0], 4).surrogate.sum())
+    attached = by_part(model, wake_sleep(joints[1], model.infer(joints[1]), 4).surrogate.sum())
+    assert (detached["p"] - attached["p"]).norm() > 1e-3 * detached["p"].norm()
+    if "q" in detached:
+        torch.testing.assert_close(detached["q"], attached["q"])
 
 
 def test_an_estimator_with_options_bound_says_what_it_needs():
@@ -83,8 +83,8 @@ def test_an_estimator_with_options_bound_says_what_it_needs():
     assert bound is not wake_sleep
     model = make_model("laplace2")
     x, _ = make_data(model, 3)
-    found = []
+    results = []
     for estimator in (wake_sleep, bound):
         joint = model.joint(x, None, image_noise(model, [0, 1, 2]))
-        found.append(by_part(model, estimate(estimator, model.infer, joint, 4).surrogate.sum()))
-    torch.testing.assert_close(found[0], found[1])
+        results.append(by_part(model, estimate(estimator, model.infer, joint, 4).surrogate.sum()))
+    torch.testing.assert_close(results[0], results[1])

@@ -38,15 +38,15 @@ def test_reconstruction_is_the_density_of_x_at_the_encoders_point(context, likel
     z = model.inference.value(model.inference.encoder(x - model.mean, c))
     output = model.decoder(z, c) + model.offset
     expected = model.likelihood.log_prob(x, output)
-    found = estimate(reconstruction, model.infer, model.joint(x, c), 1)
-    assert found.name == "reconstruction"
-    assert found.terms.keys() == {"reconstruction"}
-    for value in (found.bound, found.surrogate, found.terms["reconstruction"]):
+    actual = estimate(reconstruction, model.infer, model.joint(x, c), 1)
+    assert actual.name == "reconstruction"
+    assert actual.terms.keys() == {"reconstruction"}
+    for value in (actual.bound, actual.surrogate, actual.terms["reconstruction"]):
         torch.testing.assert_close(value, expected)
     part = estimate(reconstruction, model.infer, model.joint(x[[2]], None if c is None else c[[2]]), 7)  # K: no effect
     torch.testing.assert_close(part.surrogate, expected[[2]])
     torch.testing.assert_close(model.infer(model.joint(x, c)).centre, z)
-    (-found.surrogate).mean().backward()
+    (-actual.surrogate).mean().backward()
     for name, parameter in model.named_parameters():
         if not name.startswith("prior_head"):
             assert parameter.grad.abs().max() > 1e-8, name
@@ -83,11 +83,11 @@ def test_reconstruction_is_refused_for_every_distribution(posterior, context):
 
 @contexts
 def test_there_is_nothing_to_sample(context):
-    model, other = make_model(POINT, context=context), make_model("amortised", context=context)
+    model, vae = make_model(POINT, context=context), make_model("amortised", context=context)
     _, c = make_data(model, 2)
     assert not model.has_density
-    assert other.has_density
-    assert other.sample(2, c).shape == (2, *other.image_shape)
+    assert vae.has_density
+    assert vae.sample(2, c).shape == (2, *vae.image_shape)
     with pytest.raises(InputError, match="no prior"):
         model.sample(2, c)
 

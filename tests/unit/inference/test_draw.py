@@ -1,4 +1,4 @@
-"""DRAW: windows of filters, the decoder under other posteriors, what is refused, and the command."""
+"""DRAW: windows of filters, the decoder under other posteriors, rejected options, and the command."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ contexts = pytest.mark.parametrize("context", CONTEXTS)
 
 def test_filters_are_those_of_the_paper():
     centre, stride, log_variance = torch.tensor([2.3, -4.0]), torch.tensor([0.7, 2.0]), torch.tensor([-0.4, 1.1])
-    found = filterbank(centre, stride, log_variance, 4, 6)
-    assert found.shape == (2, 4, 6)
+    result = filterbank(centre, stride, log_variance, 4, 6)
+    assert result.shape == (2, 4, 6)
     for b in range(2):
         for i in range(1, 5):
             mu = centre[b] + (i - 4 / 2 - 0.5) * stride[b]
             row = [math.exp(-((a - mu) ** 2) / (2 * log_variance[b].exp())) for a in range(1, 7)]
-            torch.testing.assert_close(found[b, i - 1], torch.tensor(row) / sum(row))
+            torch.testing.assert_close(result[b, i - 1], torch.tensor(row) / sum(row))
 
 
 def test_filters_sum_to_one_wherever_they_are():
@@ -62,7 +62,7 @@ def test_filters_lie_about_the_centre_at_equal_strides(size):
 
 
 def placed(part: nn.Module, x: float, y: float, log_variance: float, log_stride: float, log_intensity: float) -> None:
-    """Let the window lie there whatever the state."""
+    """Place the window there for any state."""
     with torch.no_grad():
         part.place.weight.zero_()
         part.place.bias.copy_(torch.tensor([x, y, log_variance, log_stride, log_intensity]))
@@ -76,9 +76,9 @@ def test_a_window_lies_where_the_state_says(height, width):
     assert (rows.shape, columns.shape, intensity.shape) == ((3, 2, 1, 4, height), (3, 2, 1, 4, width), (3, 2, 1, 1, 1))
     x, y, log_variance, log_stride, log_intensity = (h @ window.place.weight.mT + window.place.bias).unbind(-1)
     stride = (max(height, width) - 1) / 3 * log_stride.exp()
-    for found, place, length in ((rows, y, height), (columns, x, width)):
-        expected = filterbank((length + 1) / 2 * (place + 1), stride, log_variance, 4, length)
-        torch.testing.assert_close(found.squeeze(-3), expected)
+    for actual, coordinates, length in ((rows, y, height), (columns, x, width)):
+        expected = filterbank((length + 1) / 2 * (coordinates + 1), stride, log_variance, 4, length)
+        torch.testing.assert_close(actual.squeeze(-3), expected)
     torch.testing.assert_close(intensity.flatten(), log_intensity.exp().flatten())
 
 
@@ -90,8 +90,8 @@ def test_a_window_at_rest_spans_the_image():
     assert rows.squeeze().argmax(-1)[1] == 4
 
 
-def read_at(reader: Reader, images: Tensor, *place: float) -> Tensor:
-    placed(reader.window, *place)
+def read_at(reader: Reader, images: Tensor, *coordinates: float) -> Tensor:
+    placed(reader.window, *coordinates)
     return reader(images, torch.zeros(len(images), 5)).unflatten(-1, (images.shape[1], 3, 3))
 
 
@@ -103,8 +103,8 @@ def centred(pixel: float, length: int) -> float:
 def test_what_is_written_lies_where_the_window_is_and_is_read_back_there():
     height, width = 15, 21
     reader, writer = Reader(1, height, width, 5, 3), Writer((1, height, width), 5, 3)
-    place = (centred(14, width), centred(5, height), -4.0, math.log(3 * 2 / 20), 0.7)  # sharp, a stride of 3
-    placed(writer.window, *place)
+    coordinates = (centred(14, width), centred(5, height), -4.0, math.log(3 * 2 / 20), 0.7)  # sharp, a stride of 3
+    placed(writer.window, *coordinates)
     with torch.no_grad():
         writer.patch.weight.zero_()
     patch = writer.patch.bias.requires_grad_(False).copy_(torch.arange(1.0, 10)).reshape(3, 3)
@@ -113,8 +113,8 @@ def test_what_is_written_lies_where_the_window_is_and_is_read_back_there():
     expected = torch.zeros(height, width)
     expected[1:8:3, 10:17:3] = patch / math.exp(0.7)  # rows 2, 5, 8 and columns 11, 14, 17, counted from 1
     torch.testing.assert_close(canvas[0, 0], expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(read_at(reader, canvas, *place)[0, 0], patch, atol=1e-5, rtol=0)
-    elsewhere = read_at(reader, canvas, centred(4, width), centred(11, height), *place[2:])
+    torch.testing.assert_close(read_at(reader, canvas, *coordinates)[0, 0], patch, atol=1e-5, rtol=0)
+    elsewhere = read_at(reader, canvas, centred(4, width), centred(11, height), *coordinates[2:])
     assert elsewhere.abs().max() < 1e-6
 
 
@@ -137,8 +137,8 @@ def test_lstm_cell_is_that_of_torch():
     cell, reference = LSTMCell(3, 4), nn.LSTMCell(3, 4)
     u, h, c = torch.randn(5, 3), torch.randn(5, 4), torch.randn(5, 4)
     copy_lstm(cell, reference, 3)
-    for found, expected in zip(cell(u, h, c), reference(u, (h, c)), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(cell(u, h, c), reference(u, (h, c)), strict=True):
+        torch.testing.assert_close(actual, expected)
     assert (cell.gates.bias == 0).all()
 
 
@@ -153,8 +153,8 @@ def test_the_decoder_can_be_linearised(window, likelihood):
     )
     x, _ = make_data(model, 3)
     joint, mu = model.joint(x), torch.randn(3, 6)
-    whole = AutodiffLinearMap(lambda z: joint.decode(z).flatten(1), mu)
-    eta, jacobian = whole.value, whole.jacobian()
+    linear_map = AutodiffLinearMap(lambda z: joint.decode(z).flatten(1), mu)
+    eta, jacobian = linear_map.value, linear_map.jacobian()
     torch.testing.assert_close(eta, joint.decode(mu).flatten(1))
     expected = torch.autograd.functional.jacobian(lambda z: joint.decode(z).flatten(1).sum(0), mu)  # [D, B, d]
     torch.testing.assert_close(jacobian, expected.permute(1, 2, 0))
@@ -190,7 +190,7 @@ def test_single_precision_and_no_graph(single_precision):
     torch.testing.assert_close(q.log_prob(z), log_q, atol=1e-4, rtol=1e-4)
 
 
-# -- refused ----------------------------------------------------------------------------------------------------------
+# -- rejected options -------------------------------------------------------------------------------------------------
 
 
 def test_parts_that_do_not_fit_are_refused():

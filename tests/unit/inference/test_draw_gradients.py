@@ -67,9 +67,9 @@ def test_held_lets_gradients_reach_z_alone(window, likelihood, context):
     model = draw(window, likelihood, context)
     q = infer(model)
     z = torch.randn(2, 4, 6).requires_grad_()
-    value, held = q.log_prob(z), q.detach().log_prob(z)
-    torch.testing.assert_close(held, value)
-    held.sum().backward()
+    value, detached = q.log_prob(z), q.detach().log_prob(z)
+    torch.testing.assert_close(detached, value)
+    detached.sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
     torch.testing.assert_close(z.grad, torch.autograd.grad(value.sum(), z)[0])
     assert z.grad.abs().max() > 1e-3
@@ -94,8 +94,8 @@ def test_estimators_differ_by_the_score_alone(window):
     parameters = list(model.parameters())
 
     def gradient(value: Callable[[], Tensor]) -> list[Tensor]:
-        found = torch.autograd.grad(value().sum(), parameters, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        result = torch.autograd.grad(value().sum(), parameters, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, result, strict=True)]
 
     def joint():
         return model.joint(x, noise=image_noise(model, range(4)))
@@ -107,8 +107,8 @@ def test_estimators_differ_by_the_score_alone(window):
     score = gradient(lambda: model.infer(joint()).log_prob(z).mean(0))
     for a, b, s in zip(full, sticking, score, strict=True):
         torch.testing.assert_close(a - b, -s)
-    one, single = (gradient(lambda e=e: e(joint(), model.infer(joint()), 1).surrogate) for e in (iwae, elbo_mc))
-    for a, b in zip(one, single, strict=True):
+    multi, single = (gradient(lambda e=e: e(joint(), model.infer(joint()), 1).surrogate) for e in (iwae, elbo_mc))
+    for a, b in zip(multi, single, strict=True):
         torch.testing.assert_close(a, b)
     assert dreg(joint(), model.infer(joint()), 3).surrogate.isfinite().all()
 
@@ -128,8 +128,8 @@ def test_a_free_posterior_starts_where_it_was_and_is_its_images_own(window, cont
     q, noise = model.infer(joint), torch.randn(5, 4, 6)
     shifts, build = q.local_parameters()
     assert [s.shape for s in shifts] == [(4, 3, 2), (4, 3, 2)]
-    for found, expected in zip(build().transform(noise), q.transform(noise), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(build().transform(noise), q.transform(noise), strict=True):
+        torch.testing.assert_close(actual, expected)
     z, log_q = build().transform(noise)
     bound = (joint.detach().log_prob(z) - log_q).mean(0)
     gradients = torch.autograd.grad(bound[2], shifts, retain_graph=True)

@@ -35,11 +35,11 @@ def spelled_out(model: LatentModel, x: Tensor, c: Tensor | None, z: Tensor) -> t
     for piece in z.chunk(decoder.steps, -1):
         eta = canvas + model.offset
         error = x - (eta.sigmoid() if model.likelihood.name == "bernoulli" else eta)
-        seen = torch.cat([x - model.mean, error], 1)
+        glimpse = torch.cat([x - model.mean, error], 1)
         if encoder.read.window is not None:
             rows, columns, intensity = (t.squeeze(1) for t in encoder.read.window(h_dec))
-            seen = intensity[..., None] * torch.einsum("bih,bchw,bjw->bcij", rows, seen, columns)
-        h_enc, s_enc = encode(torch.cat([seen.flatten(1), h_dec, *label], 1), (h_enc, s_enc))
+            glimpse = intensity[..., None] * torch.einsum("bih,bchw,bjw->bcij", rows, glimpse, columns)
+        h_enc, s_enc = encode(torch.cat([glimpse.flatten(1), h_dec, *label], 1), (h_enc, s_enc))
         mean, log_variance = inference.mean(h_enc), inference.log_variance(h_enc)
         log_q = log_q + torch.distributions.Normal(mean, (0.5 * log_variance).exp()).log_prob(piece).sum(-1)
         h_dec, s_dec = decode(torch.cat([piece, *label], 1), (h_dec, s_dec))

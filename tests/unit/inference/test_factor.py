@@ -26,28 +26,28 @@ def test_factor_and_inverse(d: int, uses: tuple[int, int]) -> None:
     """Of functions of C alone, of C^-1 alone and of both, whatever stands above the diagonals of their gradients."""
     precision = precisions(d).requires_grad_()
     weights = torch.randn(3, d, d), torch.randn(3, d, d)
-    found = []
-    for way in (factor_and_inverse, by_autograd):
-        parts = way(precision)
+    results = []
+    for factorise in (factor_and_inverse, by_autograd):
+        parts = factorise(precision)
         value = sum(use * (w * part).sin().sum() for use, w, part in zip(uses, weights, parts, strict=True))
         (gradient,) = torch.autograd.grad(value, precision, create_graph=True)
         (second,) = torch.autograd.grad((gradient * weights[0]).sum(), precision)
         # Only the symmetric part means anything: the precision is symmetric.
-        found.append([*(p.detach() for p in parts), gradient + gradient.mT, second + second.mT])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+        results.append([*(p.detach() for p in parts), gradient + gradient.mT, second + second.mT])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_what_is_not_positive_definite_is_nan() -> None:
     good = precisions(3, 1)[0]
     precision = torch.stack([good, -good, good]).requires_grad_()
-    for found in (
+    for result in (
         *factor_and_inverse(precision),
         cholesky(precision),
         *factor_and_solve(precision, torch.ones(3, 3))[1:],
     ):
-        assert bool(found[1].isnan().any())
-        assert bool(found[[0, 2]].isfinite().all())
+        assert bool(result[1].isnan().any())
+        assert bool(result[[0, 2]].isfinite().all())
 
 
 @pytest.mark.parametrize("d", [1, 4])
@@ -61,24 +61,24 @@ def test_implicit_steps(d: int) -> None:
 
     right, precision = equation(parameter)
     factor, step = factor_and_solve(precision.detach(), right.detach())
-    held = torch.linalg.solve(precision, right)
-    torch.testing.assert_close(step, held)
+    direct = torch.linalg.solve(precision, right)
+    torch.testing.assert_close(step, direct)
     residual = right - (precision @ step.unsqueeze(-1)).squeeze(-1)
     weight = torch.randn(3, d)
-    (found,) = torch.autograd.grad(
+    (actual,) = torch.autograd.grad(
         (with_implicit_gradient(step, residual, factor) * weight).sum(), parameter, retain_graph=True
     )
-    (expected,) = torch.autograd.grad((held * weight).sum(), parameter)
-    torch.testing.assert_close(found, expected)
+    (expected,) = torch.autograd.grad((direct * weight).sum(), parameter)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(solve(factor, right.detach()), step)
 
 
 def test_a_normal_with_its_inverse_is_the_same_normal() -> None:
     mean, (factor, inverse) = torch.randn(3, 4), factor_and_inverse(precisions(4))
-    one, other = PrecisionNormal(mean, factor), PrecisionNormal(mean, factor, inverse)
+    plain, with_inverse = PrecisionNormal(mean, factor), PrecisionNormal(mean, factor, inverse)
     noise = torch.randn(5, 3, 4)
-    for q in (other, other.detach()):
-        for a, b in zip(q.transform(noise), one.transform(noise), strict=True):
+    for q in (with_inverse, with_inverse.detach()):
+        for a, b in zip(q.transform(noise), plain.transform(noise), strict=True):
             torch.testing.assert_close(a, b)
-        torch.testing.assert_close(q.variance, one.variance)
-        torch.testing.assert_close(q.covariance_matrix, one.covariance_matrix)
+        torch.testing.assert_close(q.variance, plain.variance)
+        torch.testing.assert_close(q.covariance_matrix, plain.covariance_matrix)

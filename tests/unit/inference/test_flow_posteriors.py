@@ -41,9 +41,9 @@ def test_a_wrong_posterior_reaches_the_exact_likelihood(name):
         model.likelihood.log_variance.fill_(2.0)  # the exact posterior is then near the prior ...
         model.inference.base.log_variance.bias.fill_(0.5)  # ... and this one wider
     x, _ = make_data(model, 6)
-    exact, found = exact_log_likelihood(model, x), log_likelihood(model, x, samples=20_000)
-    torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
-    assert (found - exact).abs().max() > 1e-6
+    exact, result = exact_log_likelihood(model, x), log_likelihood(model, x, samples=20_000)
+    torch.testing.assert_close(result, exact, atol=0.03, rtol=0)
+    assert (result - exact).abs().max() > 1e-6
 
 
 def test_parts_of_the_posterior_are_read_off_the_encoder():

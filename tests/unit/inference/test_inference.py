@@ -221,9 +221,9 @@ def test_steps_draw_fresh_noise_and_clip_each_part():
     noise = SameNoise(1, 4, 3)
     q = model.infer(model.joint(*make_data(model, 4), noise))
     assert noise.streams == [("refinement/0", 1), ("refinement/1", 1), ("refinement/2", 1)]
-    one = semi(1, 0.1)
-    one.load_state_dict(model.state_dict())
-    p, base = (m.infer(m.joint(*make_data(m, 4), noise)) for m in (one, start))
+    one_step = semi(1, 0.1)
+    one_step.load_state_dict(model.state_dict())
+    p, base = (m.infer(m.joint(*make_data(m, 4), noise)) for m in (one_step, start))
     for name in ("mean", "log_variance"):
         step = (getattr(p, name) - getattr(base, name)).norm(dim=1)
         torch.testing.assert_close(step, torch.full((4,), 0.5))

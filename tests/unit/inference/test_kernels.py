@@ -56,5 +56,5 @@ def test_kernels_in_the_interpreter() -> None:
 def test_the_cpu_takes_no_kernel() -> None:
     import torch
 
-    made, _ = factor.factor_and_solve(torch.eye(3).expand(2, 3, 3), torch.ones(2, 3))
-    assert not len(made.inverses)
+    result, _ = factor.factor_and_solve(torch.eye(3).expand(2, 3, 3), torch.ones(2, 3))
+    assert not len(result.inverses)

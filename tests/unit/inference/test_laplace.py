@@ -59,9 +59,9 @@ def test_a_damped_posterior_is_not_exact(context):
 @contexts
 @encoders
 def test_one_undamped_step_is_as_good_as_ten(context, encoder):
-    one, ten = (laplace(t, "none", encoder, network="linear", context=context) for t in (1, 10))
-    x, c = make_data(one, 5)
-    a, b = (m.infer(m.joint(x, c)) for m in (one, ten))
+    short, long = (laplace(t, "none", encoder, network="linear", context=context) for t in (1, 10))
+    x, c = make_data(short, 5)
+    a, b = (m.infer(m.joint(x, c)) for m in (short, long))
     torch.testing.assert_close(a.mean, b.mean)
     torch.testing.assert_close(a.covariance_matrix, b.covariance_matrix)
 
@@ -70,12 +70,12 @@ def test_one_undamped_step_is_as_good_as_ten(context, encoder):
 @encoders
 @pytest.mark.parametrize(("steps", "rounded"), [(1, 0.5), (2, 0.375), (4, 0.27), (8, 0.20)])
 def test_damping_shrinks_the_residual_by_its_product(context, encoder, steps, rounded):
-    start, some, end = (
+    start, middle, end = (
         laplace(t, damping, encoder, network="linear", context=context)
         for t, damping in ((0, "paper"), (steps, "paper"), (1, "none"))
     )
     x, c = make_data(start, 5)
-    mu_0, mu_t, mode = (m.infer(m.joint(x, c)).mean for m in (start, some, end))
+    mu_0, mu_t, mode = (m.infer(m.joint(x, c)).mean for m in (start, middle, end))
     product = math.prod(1 - 0.5 / (t + 1) for t in range(steps))
     assert product == pytest.approx(rounded, abs=0.005)
     torch.testing.assert_close(mu_t - mode, product * (mu_0 - mode))
@@ -126,10 +126,12 @@ def test_a_steps_gradient_is_that_through_the_whole_linearisation(context, netwo
         variables += model.prior_head.parameters()
     steps = [way(model.joint(*data), mu) for way in (newton_step, explicit_step)]
     torch.testing.assert_close(*steps, rtol=1e-9, atol=1e-11)
-    found, expected = (torch.autograd.grad((weights * step).sum(), variables, materialize_grads=True) for step in steps)
+    actual, expected = (
+        torch.autograd.grad((weights * step).sum(), variables, materialize_grads=True) for step in steps
+    )
     scale = max(float(gradient.abs().max()) for gradient in expected)
     assert scale > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11 * scale)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11 * scale)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)

@@ -57,7 +57,7 @@ def test_generates_within_the_unit_interval(options: dict[str, Any]) -> None:
     sampled = model.sample(7, labels(model, 7))
     torch.manual_seed(5)
     assert torch.equal(sampled, model.generate(torch.randn(7, model.noise_dim), labels(model, 7)))
-    # Labels given to an unconditional model are left out.
+    # An unconditional model ignores labels.
     if not model.classes:
         assert torch.equal(model.generate(noise, torch.ones(50, 4)), images)
 
@@ -65,12 +65,12 @@ def test_generates_within_the_unit_interval(options: dict[str, Any]) -> None:
 def test_code_is_set_in_the_generator() -> None:
     model = make_model("conv", codes=Codes([3, 2], 1), average=True).eval()
     noise = torch.randn(4, model.noise_dim)
-    given = noise.clone()
-    given[:, LATENT : LATENT + 3] = torch.tensor([-9.0, -9.0, 9.0])  # value 2 of the first code
-    torch.testing.assert_close(model.generate_with_code(noise, 0, torch.full((4,), 2)), model.generate(given))
-    given = noise.clone()
-    given[:, -1] = torch.special.ndtri(torch.tensor(0.9))
-    torch.testing.assert_close(model.generate_with_code(noise, 2, torch.full((4,), 0.8)), model.generate(given))
+    modified = noise.clone()
+    modified[:, LATENT : LATENT + 3] = torch.tensor([-9.0, -9.0, 9.0])  # value 2 of the first code
+    torch.testing.assert_close(model.generate_with_code(noise, 0, torch.full((4,), 2)), model.generate(modified))
+    modified = noise.clone()
+    modified[:, -1] = torch.special.ndtri(torch.tensor(0.9))
+    torch.testing.assert_close(model.generate_with_code(noise, 2, torch.full((4,), 0.8)), model.generate(modified))
 
 
 def test_average_begins_as_the_generator_and_never_trains() -> None:
@@ -111,7 +111,7 @@ def test_observed_density(options: dict[str, Any]) -> None:
         means = torch.stack([model.generate(row, c) for row in noise])
         expected = Normal(means, VARIANCE**0.5).log_prob(batch.x.to(means)).sum((2, 3, 4))
         torch.testing.assert_close(joint.log_likelihood(noise), expected)
-        prior = Normal(0.0, 1.0).log_prob(noise).sum(-1)  # codes too: all that is random is standard normal
+        prior = Normal(0.0, 1.0).log_prob(noise).sum(-1)  # codes too: all randomness is standard normal
         torch.testing.assert_close(joint.log_prob(noise), expected + prior)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     observed = model.observation_model(VARIANCE)
@@ -130,9 +130,9 @@ def test_observed_in_single_precision(single_precision: None) -> None:
     noise = torch.randn(3, 2, model.noise_dim, dtype=torch.float64)
     observed = model.observation_model(VARIANCE)
     assert {v.dtype for v in observed.state_dict().values() if v.is_floating_point()} == {torch.float64}
-    found = observed.joint(batch.x.double()).log_likelihood(noise)
+    actual = observed.joint(batch.x.double()).log_likelihood(noise)
     expected = Normal(torch.stack([model.generate(row) for row in noise]), VARIANCE**0.5).log_prob(batch.x.double())
-    torch.testing.assert_close(found, expected.sum((2, 3, 4)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual, expected.sum((2, 3, 4)), rtol=1e-6, atol=0)
 
 
 def test_observed_needs_evaluation_mode() -> None:

@@ -1,4 +1,4 @@
-"""InfoGAN's codes: drawn as they should be, Q against torch.distributions, the bound against enumeration."""
+"""InfoGAN's codes: their distribution, Q against torch.distributions, the bound against enumeration."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_q_against_torch(codes: Codes) -> None:
 @pytest.mark.parametrize("codes", [c for c in ALL if c.categorical])
 def test_categorical_information_is_at_most_the_entropy(codes: Codes, scale: float) -> None:
     """For any parameters, each image: log Q <= 0."""
-    found = codes.information(scale * torch.randn(500, codes.parameters), draw(codes, 500))["categorical"]
-    assert float(found.max()) <= codes.entropies["categorical"]
+    result = codes.information(scale * torch.randn(500, codes.parameters), draw(codes, 500))["categorical"]
+    assert float(result.max()) <= codes.entropies["categorical"]
 
 
 def enumerated(k: int) -> Tensor:
@@ -117,12 +117,12 @@ def test_bound_is_below_the_information_of_a_channel(blocks: int) -> None:
     Any Q stays below it, and the posterior, uniform within the block, reaches it.
     """
     codes, code = Codes([6]), enumerated(6)
-    seen = F.one_hot(torch.arange(6) % blocks, blocks).to(code)
+    image = F.one_hot(torch.arange(6) % blocks, blocks).to(code)
     for _ in range(50):
-        q = seen @ (3 * torch.randn(blocks, 6))  # Q knows the image alone
+        q = image @ (3 * torch.randn(blocks, 6))  # Q sees only the image
         assert codes.information(q, code)["categorical"].mean() <= math.log(blocks) + 1e-12
-    posterior = torch.log(torch.stack([seen[:, b] for b in range(blocks)]) + 1e-300)
-    reached = codes.information(seen @ posterior, code)["categorical"].mean()
+    posterior = torch.log(torch.stack([image[:, b] for b in range(blocks)]) + 1e-300)
+    reached = codes.information(image @ posterior, code)["categorical"].mean()
     assert float(reached) == pytest.approx(math.log(blocks), abs=1e-12)
 
 

@@ -44,11 +44,11 @@ def test_quadratic_form(width):
 def test_gradient(size):
     m, gram = example(*size)
     weights = torch.randn(size[0], size[1], size[1])
-    found = torch.autograd.grad((congruence(m, gram) * weights).sum(), (m, gram))
+    result = torch.autograd.grad((congruence(m, gram) * weights).sum(), (m, gram))
     by_m, by_gram = torch.autograd.grad((plain(m, gram) * weights).sum(), (m, gram))
-    torch.testing.assert_close(found[0], by_m)
+    torch.testing.assert_close(result[0], by_m)
     # G is symmetric: only the symmetric part of its gradient means anything.
-    torch.testing.assert_close(found[1], 0.5 * (by_gram + by_gram.mT))
+    torch.testing.assert_close(result[1], 0.5 * (by_gram + by_gram.mT))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -58,7 +58,7 @@ def test_gradient_of_the_gradient(size):
 
 
 def test_over_replicas():
-    found, expected = [], []
+    actual, expected = [], []
     pairs = [example(2, 3, 5) for _ in range(4)]
     m, gram = (torch.stack(parts).detach().requires_grad_() for parts in zip(*pairs, strict=True))
     weights = torch.randn(4, 2, 3, 3)
@@ -67,5 +67,5 @@ def test_over_replicas():
     (together * weights).sum().backward()
     for pair, weight in zip(pairs, weights, strict=True):
         expected.append(torch.autograd.grad((congruence(*pair) * weight).sum(), pair))
-    found = list(zip(m.grad, gram.grad, strict=True))
-    torch.testing.assert_close(found, expected)
+    actual = list(zip(m.grad, gram.grad, strict=True))
+    torch.testing.assert_close(actual, expected)

@@ -30,7 +30,7 @@ def log_prob_at(joint: Joint, z: Tensor) -> Tensor:
 
 
 def explicit(joint: Joint, mu: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient and Gauss-Newton precision from the whole Jacobian and the variance of the likelihood."""
+    """Gradient and Gauss-Newton precision from the explicit Jacobian and the variance of the likelihood."""
     rows = jacobian(lambda z: joint.decode(z).flatten(1), mu)  # [B, D, B, d]
     j = torch.stack([rows[i, :, i] for i in range(len(mu))])
     at = mu.detach().requires_grad_()
@@ -52,10 +52,10 @@ def check_linearisation(model: LatentModel, b: int, gram: bool) -> None:
     torch.testing.assert_close(local.gradient, gradient)
     torch.testing.assert_close(local.precision, precision)
     if gram:
-        for found, expected in zip(
+        for actual, expected in zip(
             joint._linearise_gram(joint._linear_map(mu)), joint._linearise_general(joint._linear_map(mu)), strict=True
         ):
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(actual, expected)
 
 
 @contexts
@@ -106,11 +106,13 @@ def test_parameter_gradients_agree_between_the_paths(context, network):
     mu.requires_grad_()
     parts = [*model.decoder.parameters(), model.likelihood.log_variance, mu]
     weights = torch.randn(4, 3), torch.randn(4, 3, 3)
-    found = []
-    for way in (joint._linearise_gram, joint._linearise_general):
-        value = sum((w * out).sum() for w, out in zip(weights, way(joint._linear_map(mu.view_as(mu))), strict=True))
-        found.append(torch.autograd.grad(value, parts, materialize_grads=True))
-    for part, a, b in zip(parts, *found, strict=True):
+    results = []
+    for linearise in (joint._linearise_gram, joint._linearise_general):
+        value = sum(
+            (w * out).sum() for w, out in zip(weights, linearise(joint._linear_map(mu.view_as(mu))), strict=True)
+        )
+        results.append(torch.autograd.grad(value, parts, materialize_grads=True))
+    for part, a, b in zip(parts, *results, strict=True):
         torch.testing.assert_close(a, b)
         assert a.abs().max() > 1e-6 or (network == "linear" and part is mu)
 
@@ -181,8 +183,8 @@ def test_gram_log_likelihood_is_that_of_the_decoded_samples(context):
     torch.testing.assert_close(joint.log_likelihood(z), direct, atol=1e-9, rtol=0)
     parts = [*model.decoder.parameters(), model.likelihood.log_variance, z]
     weight = torch.randn(200, 3)
-    found, expected = (torch.autograd.grad((weight * v).sum(), parts) for v in (joint.log_likelihood(z), direct))
-    for a, b in zip(found, expected, strict=True):
+    actual, expected = (torch.autograd.grad((weight * v).sum(), parts) for v in (joint.log_likelihood(z), direct))
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -199,9 +201,9 @@ def test_gram_log_likelihood_in_float32_at_the_size_of_cifar():
         exact = model.joint(x).likelihood.log_prob(x, model.joint(x).decode(z))
         joint = model.float().joint(x.float())
         assert joint._gram_is_cheaper(z)
-        found = joint.log_likelihood(z.float())
-    assert found.dtype == torch.float32
-    assert (found - exact).abs().max() < 0.003
+        result = joint.log_likelihood(z.float())
+    assert result.dtype == torch.float32
+    assert (result - exact).abs().max() < 0.003
 
 
 def test_what_was_made_without_a_graph_does_not_serve_where_one_is_needed():

@@ -35,9 +35,9 @@ def example(name: str, *leading: int) -> tuple[Tensor, Tensor]:
 def test_log_prob_is_that_of_the_distribution(name, leading):
     likelihood = LIKELIHOODS[name]()
     x, eta = example(name, *leading)
-    found = likelihood.log_prob(x, eta)
-    assert found.shape == (*leading, 4)
-    torch.testing.assert_close(found, likelihood.distribution(eta).log_prob(x.expand_as(eta)))
+    result = likelihood.log_prob(x, eta)
+    assert result.shape == (*leading, 4)
+    torch.testing.assert_close(result, likelihood.distribution(eta).log_prob(x.expand_as(eta)))
     torch.testing.assert_close(likelihood.mean(eta), likelihood.distribution(eta).mean)
 
 
@@ -171,12 +171,12 @@ def make_split(mode: str, n: int = 300) -> Split:
 def test_fixed_noise_does_not_depend_on_the_batch_size(mode, sizes):
     split = make_split(mode)
     state = torch.get_rng_state()
-    found = [list(split.batches(size)) for size in sizes]
+    results = [list(split.batches(size)) for size in sizes]
     assert torch.equal(state, torch.get_rng_state())
     for field in ("x", "c", "log_det", "rows"):
-        a, b = (torch.cat([getattr(batch, field) for batch in batches]) for batches in found)
+        a, b = (torch.cat([getattr(batch, field) for batch in batches]) for batches in results)
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)  # a vectorised logarithm may differ in its last bit
-    assert torch.equal(torch.cat([batch.rows for batch in found[0]]), torch.arange(300))
+    assert torch.equal(torch.cat([batch.rows for batch in results[0]]), torch.arange(300))
     assert [len(batch.x) for batch in split.batches(4, images=10)] == [4, 4, 2]
 
 

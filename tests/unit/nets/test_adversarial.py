@@ -117,7 +117,7 @@ def test_initial_weights() -> None:
     """N(0, 0.02^2) for weights, N(1, 0.02^2) for batch normalisation's scales, biases zero."""
     options: dict[str, Any] = {"width": 16, "dense": [90]}
     modules = [ConvGenerator(100, (3, 32, 32), **options), ConvDiscriminator((3, 32, 32), **options)]
-    seen = 0
+    layers_checked = 0
     for layer in (m for module in modules for m in module.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d):
             n = layer.weight.numel()
@@ -125,8 +125,8 @@ def test_initial_weights() -> None:
             assert abs(layer.weight.mean() - centre) < 4 * 0.02 / n**0.5
             assert abs(layer.weight.std() - 0.02) < 4 * 0.02 / (2 * n) ** 0.5
             assert layer.bias is None or bool((layer.bias == 0).all())
-            seen += 1
-    assert seen == (1 + 3 + 3) + (3 + 2) + 2 * 2
+            layers_checked += 1
+    assert layers_checked == (1 + 3 + 3) + (3 + 2) + 2 * 2
 
 
 def scaled(layer: nn.Module) -> None:
@@ -150,12 +150,12 @@ def test_batch_norm_where_dcgan_says(batch_norm: bool) -> None:
     g = shaken(ConvGenerator(4, (1, 32, 32), width=3, dense=[6], batch_norm=batch_norm))
     layers = [g.dense[0][0], g.project, *g.convolutions]
     assert len(layers) == 5
-    found = [changes(g, layer, lambda m: m(z)) for layer in layers]
-    assert found == [not batch_norm] * 4 + [True]  # all but the output
+    results = [changes(g, layer, lambda m: m(z)) for layer in layers]
+    assert results == [not batch_norm] * 4 + [True]  # all but the output
     d = shaken(ConvDiscriminator((1, 32, 32), width=3, dense=[6], batch_norm=batch_norm))
     assert d.batch_norm is batch_norm
-    found = [changes(d, layer, lambda m: m.feature_maps(x)[-1]) for layer in [*d.convolutions[1:], d.dense[0][0]]]
-    assert found == [not batch_norm] * 3
+    results = [changes(d, layer, lambda m: m.feature_maps(x)[-1]) for layer in [*d.convolutions[1:], d.dense[0][0]]]
+    assert results == [not batch_norm] * 3
     # Of one layer, which is the first, nothing is left to normalise.
     assert not ConvDiscriminator((1, 8, 8), width=3, batch_norm=batch_norm).batch_norm
     assert ConvDiscriminator((1, 8, 8), width=3, dense=[6], batch_norm=batch_norm).batch_norm is batch_norm
@@ -211,9 +211,9 @@ def test_spectral_norm_is_one(kind: str, wanted: bool) -> None:
     if wanted:
         torch.testing.assert_close(torch.stack(largest), torch.ones(len(layers)), rtol=1e-6, atol=0)
         d.eval()
-        kept: list[Tensor] = [p._u.clone() for layer in layers for p in layer.parametrizations.weight]
+        vectors: list[Tensor] = [p._u.clone() for layer in layers for p in layer.parametrizations.weight]
         d(x, c)  # evaluation does not estimate further
-        assert all(map(torch.equal, kept, [p._u for layer in layers for p in layer.parametrizations.weight]))
+        assert all(map(torch.equal, vectors, [p._u for layer in layers for p in layer.parametrizations.weight]))
     else:
         assert min(abs(s - 1) for s in largest) > 1e-3
 

@@ -1,4 +1,4 @@
-"""Two phases: what each descends, what it updates, and that it leaves the rest untouched, bit for bit."""
+"""Two phases: what each minimises and updates, and that it leaves all else unchanged, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,17 +45,19 @@ def test_a_phase_updates_its_own_network_alone(phase: str, member: str, r1: floa
     """All of it, Q and batch statistics included; of the rest not even a running mean or a power iteration."""
     objective = make(member, r1=r1)
     batch = make_batch(classes=objective.model.classes)
-    other = "generator" if phase == "discriminator" else "discriminator"
-    own, rest = part(objective, phase), part(objective, other)
+    other_phase = "generator" if phase == "discriminator" else "discriminator"
+    trained, frozen = part(objective, phase), part(objective, other_phase)
     average = None if objective.model.average is None else part(objective, "average")
     one_update(objective, phase, batch)
-    assert_same_bits(part(objective, other), rest)
-    assert all(p.grad is None for p in getattr(objective.model, other).parameters())
+    assert_same_bits(part(objective, other_phase), frozen)
+    assert all(p.grad is None for p in getattr(objective.model, other_phase).parameters())
     if average is not None:
         assert_same_bits(part(objective, "average"), average)
     now = part(objective, phase)
     # The left singular vector of a head with one output is always 1.
-    assert [n for n in own if torch.equal(own[n], now[n])] == [n for n in own if n.startswith("head") and "_u" in n]
+    assert [n for n in trained if torch.equal(trained[n], now[n])] == [
+        n for n in trained if n.startswith("head") and "_u" in n
+    ]
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -67,16 +69,16 @@ def test_frozen_view_computes_the_same(member: str) -> None:
     with torch.no_grad():
         for mode in (True, False):
             objective.train(mode)
-            for module, given in ((model.generator, noise), (model.discriminator, 2 * batch.x - 1)):
+            for module, inputs in ((model.generator, noise), (model.discriminator, 2 * batch.x - 1)):
                 twin = copy.deepcopy(module)
                 if mode:
                     for m in twin.modules():  # estimated no further
                         if type(m).__name__ == "_SpectralNorm":
                             m.eval()
                 before = everything(module)
-                found, expected = frozen_view(module)(given, batch.c), twin(given, batch.c)
+                actual, expected = frozen_view(module)(inputs, batch.c), twin(inputs, batch.c)
                 assert_same_bits(everything(module), before)
-                for a, b in zip(found, expected, strict=True):
+                for a, b in zip(actual, expected, strict=True):
                     assert (a is b is None) or torch.equal(a, b)
                 assert all(m.training is mode for m in module.modules())
                 assert all(p.requires_grad for p in module.parameters())
@@ -89,28 +91,28 @@ def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
     objective = make(member, information=weights).eval()  # where the same module gives the same twice
     model, batch = objective.model, make_batch(classes=objective.model.classes)
     noise = torch.randn(6, model.noise_dim)
-    given, code = model.generator_inputs(noise)
+    inputs, code = model.generator_inputs(noise)
     real, c = 2 * batch.x - 1, batch.c if model.classes else None
 
     def information(q: Tensor | None) -> Tensor:
-        found, codes = torch.zeros(6), model.codes
+        actual, codes = torch.zeros(6), model.codes
         if codes is None or q is None or code is None:
-            return found
+            return actual
         start = 0
         for k in codes.categorical:
-            here = slice(start, start + k)
-            found = found + 0.7 * (Categorical(logits=q[:, here]).log_prob(code[:, here].argmax(1)) + math.log(k))
+            block = slice(start, start + k)
+            actual = actual + 0.7 * (Categorical(logits=q[:, block]).log_prob(code[:, block].argmax(1)) + math.log(k))
             start += k
         for i in range(codes.continuous):
             learned = q[:, start + codes.continuous + i].exp() + 1e-3
             variance = learned if codes.variance is None else torch.tensor(codes.variance)
             normal = Normal(q[:, start + i], variance.sqrt())
-            found = found + 0.2 * (normal.log_prob(code[:, start + i]) + math.log(2))
-        return found
+            actual = actual + 0.2 * (normal.log_prob(code[:, start + i]) + math.log(2))
+        return actual
 
     # Discriminator: generated images are given.
     twin = copy.deepcopy(model)
-    fake = twin.generator(given, c).detach()
+    fake = twin.generator(inputs, c).detach()
     (real_logit, _), (fake_logit, q) = twin.discriminator(real, c), twin.discriminator(fake, c)
     plain = -F.logsigmoid(real_logit) - F.logsigmoid(-fake_logit)
     expected = plain - information(q)
@@ -126,7 +128,7 @@ def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
     # Generator: discriminator and Q are given.
     twin = copy.deepcopy(model)
     twin.discriminator.requires_grad_(False)
-    logit, q = twin.discriminator(twin.generator(given, c), c)
+    logit, q = twin.discriminator(twin.generator(inputs, c), c)
     expected = -F.logsigmoid(logit) - information(q)
     expected.mean().backward()
     loss, metrics = objective.generator_loss(c, noise)
@@ -136,8 +138,8 @@ def test_losses_and_gradients_against_plain_autograd(member: str) -> None:
     compare(model.generator, twin.generator)
 
 
-def compare(one: nn.Module, other: nn.Module) -> None:
-    for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+def compare(first: nn.Module, second: nn.Module) -> None:
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert a.grad is not None, name
         assert float(a.grad.abs().max()) > 0, name
         torch.testing.assert_close(a.grad, b.grad, msg=name)
@@ -147,14 +149,14 @@ def test_q_learns_from_generated_images_alone() -> None:
     """Its gradient in the discriminator phase does not depend on the real images."""
     objective = make("infogan")
     noise, state = torch.randn(6, objective.model.noise_dim), copy.deepcopy(objective.state_dict())
-    found = []
+    results = []
     for seed in (0, 1):
         objective.load_state_dict(state)
         objective.zero_grad()
         objective.discriminator_loss(make_batch(seed=seed).x, None, noise)[0].mean().backward()
-        found.append([p.grad.clone() for p in objective.model.discriminator.parameters()])
+        results.append([p.grad.clone() for p in objective.model.discriminator.parameters()])
     q = {id(p) for p in objective.model.discriminator.q.parameters()}
-    same = [torch.equal(a, b) for a, b in zip(*found, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(*results, strict=True)]
     assert same == [id(p) in q for p in objective.model.discriminator.parameters()]
 
 
@@ -169,10 +171,10 @@ def test_without_lambda_it_is_a_gan(member: str) -> None:
     gan.model.discriminator = copy.deepcopy(model.discriminator)
     gan.model.discriminator.q = None
     x, noise = make_batch().x, torch.randn(6, model.noise_dim)
-    given, _ = model.generator_inputs(noise)
+    inputs, _ = model.generator_inputs(noise)
     for losses in (
-        (objective.discriminator_loss(x, None, noise), gan.discriminator_loss(x, None, given)),
-        (objective.generator_loss(None, noise), gan.generator_loss(None, given)),
+        (objective.discriminator_loss(x, None, noise), gan.discriminator_loss(x, None, inputs)),
+        (objective.generator_loss(None, noise), gan.generator_loss(None, inputs)),
     ):
         assert torch.equal(losses[0][0], losses[1][0])
         for loss, _ in losses:
@@ -192,7 +194,7 @@ def test_without_lambda_it_is_a_gan(member: str) -> None:
 
 
 class Writes(nn.Module):
-    """A generator that writes the codes into the image, or only whether a value is odd."""
+    """A generator that encodes the codes in the image, or only their parity."""
 
     def __init__(self, latent: int, parity: bool = False) -> None:
         super().__init__()
@@ -215,17 +217,17 @@ def test_bound_reaches_what_the_image_tells(parity: bool) -> None:
     noise = torch.cat([torch.randn(k, model.latent_dim), 9 * torch.eye(k)], 1)  # each value once: exact expectations
     x, limit = make_batch(k, (1, 1, k)).x, math.log(2) if parity else math.log(k)
     optimiser = torch.optim.Adam(model.discriminator.parameters(), 0.03)
-    found = []
+    results = []
     for _ in range(300):
         optimiser.zero_grad()
         objective.discriminator_loss(x, None, noise)[0].mean().backward()
         optimiser.step()
         metrics = objective.generator_loss(None, noise)[1]
-        found.append(metrics["mutual_information"].mean().item())
+        results.append(metrics["mutual_information"].mean().item())
     torch.testing.assert_close(metrics["code_entropy"], torch.full((k,), math.log(k)))
-    assert found[0] < limit - 0.1
-    assert max(found) <= limit + 1e-12
-    assert found[-1] == pytest.approx(limit, abs=2e-3)
+    assert results[0] < limit - 0.1
+    assert max(results) <= limit + 1e-12
+    assert results[-1] == pytest.approx(limit, abs=2e-3)
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.999])
@@ -246,9 +248,9 @@ def test_average_in_closed_form(decay: float) -> None:
         assert_same_bits(everything(model.generator), states[-1])
     decays = [min(decay, (1 + t) / (10 + t)) for t in range(steps)]
     assert (max(decays) == 0.3) is (decay == 0.3)
-    found = everything(model.average)
-    assert any("running_var" in name for name in found)
-    for name, value in found.items():
+    actual = everything(model.average)
+    assert any("running_var" in name for name in actual)
+    for name, value in actual.items():
         if not value.is_floating_point():
             assert int(value) == 100 + steps - 1
             continue
@@ -261,10 +263,10 @@ def test_average_in_closed_form(decay: float) -> None:
 def test_phases_hold_all_that_trains() -> None:
     objective = make("infogan", discriminator_steps=3)
     model = objective.model
-    held = {n: [p for group in phase.groups.values() for p in group] for n, phase in objective.phases.items()}
-    assert [id(p) for p in held["discriminator"]] == [id(p) for p in model.discriminator.parameters()]
-    assert [id(p) for p in held["generator"]] == [id(p) for p in model.generator.parameters()]
+    by_phase = {n: [p for group in phase.groups.values() for p in group] for n, phase in objective.phases.items()}
+    assert [id(p) for p in by_phase["discriminator"]] == [id(p) for p in model.discriminator.parameters()]
+    assert [id(p) for p in by_phase["generator"]] == [id(p) for p in model.generator.parameters()]
     assert {n: p.repeats for n, p in objective.phases.items()} == {"discriminator": 3, "generator": 1}
     assert list(objective.phases) == ["discriminator", "generator"]
     averaged = {id(p) for p in model.average.parameters()}
-    assert averaged.isdisjoint(id(p) for group in held.values() for p in group)
+    assert averaged.isdisjoint(id(p) for group in by_phase.values() for p in group)

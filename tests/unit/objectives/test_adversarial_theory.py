@@ -56,21 +56,21 @@ def objective(trunk: nn.Module, estimator: AdversarialLoss, shift: float = -0.3,
     return Adversarial(model, estimator)
 
 
-def value(found: Adversarial, nodes: int = COARSE) -> Tensor:
+def value(result: Adversarial, nodes: int = COARSE) -> Tensor:
     """V(D, G), nats."""
     x, noise, weights = rule(nodes)
-    return -(weights * found.discriminator_loss(x, None, noise)[0]).sum()
+    return -(weights * result.discriminator_loss(x, None, noise)[0]).sum()
 
 
-def train_discriminator(found: Adversarial, iterations: int) -> None:
-    group = found.phases["discriminator"].groups["discriminator"]
+def train_discriminator(result: Adversarial, iterations: int) -> None:
+    group = result.phases["discriminator"].groups["discriminator"]
     optimiser = torch.optim.LBFGS(
         group, max_iter=iterations, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = -value(found)
+        loss = -value(result)
         loss.backward()
         return loss
 
@@ -97,50 +97,50 @@ def optimal(x: Tensor, shift: float = -0.3, scale: float = 0.8) -> Tensor:
     return torch.sigmoid(p - q)
 
 
-def discriminated(found: Adversarial, x: Tensor) -> Tensor:
+def discriminated(result: Adversarial, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.sigmoid(found.model.discriminator(x.view(-1, 1, 1, 1))[0])
+        return torch.sigmoid(result.model.discriminator(x.view(-1, 1, 1, 1))[0])
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(-0.3, 0.8), (0.9, 0.4), (MEAN, DEVIATION)])
 def test_trained_discriminator_and_its_value(shift: float, scale: float) -> None:
-    found = objective(Quadratic(), NonSaturating(), shift, scale)
+    result = objective(Quadratic(), NonSaturating(), shift, scale)
     bound = -math.log(4) + 2 * divergences(shift, scale)[0]
-    assert value(found).item() < bound - 1e-3
-    train_discriminator(found, 200)
+    assert value(result).item() < bound - 1e-3
+    train_discriminator(result, 200)
     x = torch.linspace(-2, 2, 101)
-    torch.testing.assert_close(discriminated(found, x), optimal(x, shift, scale), rtol=0, atol=1e-6)
-    assert value(found).item() == pytest.approx(bound, abs=1e-11)
+    torch.testing.assert_close(discriminated(result, x), optimal(x, shift, scale), rtol=0, atol=1e-6)
+    assert value(result).item() == pytest.approx(bound, abs=1e-11)
     if (shift, scale) == (MEAN, DEVIATION):  # theorem 1: the game's solution
         assert bound == pytest.approx(-math.log(4), abs=1e-12)
 
 
 def test_network_approaches_the_optimum_from_below() -> None:
     """The shipped network: piecewise linear, so close to the optimum and never above it."""
-    found = objective(MLPDiscriminator((1, 1, 1), hidden=[24, 24]), Minimax())
+    result = objective(MLPDiscriminator((1, 1, 1), hidden=[24, 24]), Minimax())
     bound = -math.log(4) + 2 * divergences(-0.3, 0.8)[0]
-    assert value(found).item() < bound - 0.05
-    train_discriminator(found, 400)
+    assert value(result).item() < bound - 0.05
+    train_discriminator(result, 400)
     # On other nodes than it was trained on, whose gaps its kinks have learned (by 1e-5 nats).
-    assert bound - 5e-4 < value(found, FINE).item() < bound
+    assert bound - 5e-4 < value(result, FINE).item() < bound
     x = torch.linspace(-1.5, 1.5, 101)
-    torch.testing.assert_close(discriminated(found, x), optimal(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(discriminated(result, x), optimal(x), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("estimator", [Minimax(), NonSaturating()])
 def test_generator_gradient_at_the_optimum(estimator: AdversarialLoss) -> None:
     """Minimax: that of 2 JSD; non-saturating: that of KL(p_G || p) - 2 JSD (Arjovsky & Bottou 2017, theorem 2.5)."""
-    found = objective(Quadratic(), estimator)
-    train_discriminator(found, 200)
+    result = objective(Quadratic(), estimator)
+    train_discriminator(result, 200)
     _, noise, weights = rule(COARSE)
-    (weights * found.generator_loss(None, noise)[0]).sum().backward()
+    (weights * result.generator_loss(None, noise)[0]).sum().backward()
     h = 1e-4
 
     def target(shift: float, scale: float) -> float:
         jsd, kl = divergences(shift, scale)
         return 2 * jsd if isinstance(estimator, Minimax) else kl - 2 * jsd
 
-    generator = found.model.generator
+    generator = result.model.generator
     for parameter, (a, b) in ((generator.shift, (h, 0)), (generator.scale, (0, h))):
         slope = (target(-0.3 + a, 0.8 + b) - target(-0.3 - a, 0.8 - b)) / (2 * h)
         assert float(parameter.grad) == pytest.approx(slope, abs=1e-6)

@@ -1,4 +1,4 @@
-"""The objective of likelihood models: what is descended, what is reported, and the options of the KL."""
+"""The objective of likelihood models: its loss, its metrics, and the options of the KL."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def test_metrics_and_loss(estimator, posterior, context):
     if method.closed_kl and not has_closed_kl(posterior, context):
         return
     model = make_model(posterior, context=context)
-    found, log_det = direct(model, make_estimator(estimator)), make_batch(model).log_det
+    result, log_det = direct(model, make_estimator(estimator)), make_batch(model).log_det
     value, metrics = loss(model, make_estimator(estimator))
-    torch.testing.assert_close(value, -found.surrogate)  # log|det| is no function of the parameters
+    torch.testing.assert_close(value, -result.surrogate)  # log|det| is no function of the parameters
     assert metrics.keys() == {"reconstruction", "kl", "elbo", method.name}
-    terms = found.terms
+    terms = result.terms
     torch.testing.assert_close(metrics["kl"], terms["kl"])
     torch.testing.assert_close(metrics["reconstruction"], terms["reconstruction"] + log_det)
     torch.testing.assert_close(metrics["elbo"], terms["reconstruction"] - terms["kl"] + log_det)
-    torch.testing.assert_close(metrics[method.name], found.bound + log_det)
+    torch.testing.assert_close(metrics[method.name], result.bound + log_det)
     if method.name != "elbo":
         assert ((metrics[method.name] - metrics["elbo"]).abs() > 1e-3).all()
     assert value.requires_grad
@@ -87,8 +87,8 @@ def test_the_phase_has_the_models_parameters():
     assert objective.phases.keys() == {"model"}
     phase = objective.phases["model"]
     assert phase.repeats == 1
-    found = [p for group in phase.groups.values() for p in group]
-    assert {id(p) for p in found} == {id(p) for p in model.parameters()}
+    results = [p for group in phase.groups.values() for p in group]
+    assert {id(p) for p in results} == {id(p) for p in model.parameters()}
 
 
 def test_a_running_mean_is_in_the_checkpoint_and_follows_the_mode():
@@ -117,10 +117,10 @@ def test_the_weight_grows_linearly_from_zero():
 def test_the_weight_is_of_the_surrogates_kl_alone(estimator, weight):
     model = make_model("amortised")
     plain = direct(model, WITH_OPTIONS[estimator])
-    found = direct(model, partial(WITH_OPTIONS[estimator], kl_weight=weight))
-    torch.testing.assert_close(found.bound, plain.bound, rtol=0, atol=0)
-    torch.testing.assert_close(found.terms, plain.terms, rtol=0, atol=0)
-    torch.testing.assert_close(found.surrogate, plain.terms["reconstruction"] - weight * plain.terms["kl"])
+    result = direct(model, partial(WITH_OPTIONS[estimator], kl_weight=weight))
+    torch.testing.assert_close(result.bound, plain.bound, rtol=0, atol=0)
+    torch.testing.assert_close(result.terms, plain.terms, rtol=0, atol=0)
+    torch.testing.assert_close(result.surrogate, plain.terms["reconstruction"] - weight * plain.terms["kl"])
     torch.testing.assert_close(plain.surrogate, plain.bound)
 
 
@@ -167,10 +167,10 @@ def test_free_bits_are_the_published_formula(estimator, posterior, context):
     torch.testing.assert_close(by_dimension.sum(1), plain.terms["kl"])
     levels = [0.5 * float(means.min().clamp(min=0.02)), float(means.median()) + 1e-3, float(means.max()) + 1.0]
     for level in levels:
-        found = direct(model, partial(WITH_OPTIONS[estimator], free_bits=level, kl_weight=0.7))
-        torch.testing.assert_close(found.bound, plain.bound, rtol=0, atol=0)
-        torch.testing.assert_close(found.terms, plain.terms, rtol=0, atol=0)
-        kl = (plain.terms["reconstruction"] - found.surrogate) / 0.7
+        result = direct(model, partial(WITH_OPTIONS[estimator], free_bits=level, kl_weight=0.7))
+        torch.testing.assert_close(result.bound, plain.bound, rtol=0, atol=0)
+        torch.testing.assert_close(result.terms, plain.terms, rtol=0, atol=0)
+        kl = (plain.terms["reconstruction"] - result.surrogate) / 0.7
         torch.testing.assert_close(kl.mean(), means.clamp(min=level).sum())
     torch.testing.assert_close(kl, torch.full((4,), 3 * levels[-1]))  # none is used: the same for every image
 
@@ -185,8 +185,8 @@ def test_free_bits_stop_the_gradient_of_unused_dimensions(estimator):
     assert 0 < used.sum() < 3
 
     def kl_gradients(**options: float) -> list[Tensor]:
-        found = direct(model, partial(WITH_OPTIONS[estimator], **options))
-        return list(torch.autograd.grad((found.terms["reconstruction"] - found.surrogate).mean(), heads))
+        result = direct(model, partial(WITH_OPTIONS[estimator], **options))
+        return list(torch.autograd.grad((result.terms["reconstruction"] - result.surrogate).mean(), heads))
 
     for free, plain in zip(kl_gradients(free_bits=level), kl_gradients(), strict=True):
         torch.testing.assert_close(free[used], plain[used])
@@ -202,14 +202,14 @@ def test_free_bits_stop_the_gradient_of_unused_dimensions(estimator):
 def test_free_bits_need_independent_dimensions(estimator, posterior, context):
     model = make_model(posterior, context=context)
     if estimator == "elbo" and not has_closed_kl(posterior, context):
-        return  # refused for want of a closed form
+        return  # rejected: there is no closed form
     with pytest.raises(InputError, match=r"free_bits.*independent dimensions") as refusal:
         direct(model, partial(WITH_OPTIONS[estimator], free_bits=0.1))
     assert "\n" not in str(refusal.value)
 
 
 def test_held_free_bits_take_the_path_alone():
-    # STL's KL by dimension has log q held: its gradient is elbo_mc's with free bits less the score of the used ones.
+    # STL's KL by dimension has log q detached: its gradient is elbo_mc's with free bits less the score of the used ones.
     model = make_model("amortised")
     batch = make_batch(model)
     noise = image_noise(model, range(4))
@@ -225,7 +225,7 @@ def test_held_free_bits_take_the_path_alone():
     level = float(means.median()) + 1e-3
     assert 0 < (means > level).sum() < 3
     score = (log_q * (means > level)).mean(0).sum()
-    found = [estimate(e, model.infer, joint(), 3, free_bits=level).surrogate.sum() for e in (elbo_mc, stl)]
-    difference = torch.autograd.grad(found[1] - found[0] - score, parameters, retain_graph=True)
+    results = [estimate(e, model.infer, joint(), 3, free_bits=level).surrogate.sum() for e in (elbo_mc, stl)]
+    difference = torch.autograd.grad(results[1] - results[0] - score, parameters, retain_graph=True)
     assert all(g.abs().max() < 1e-9 for g in difference)
     assert max(g.abs().max() for g in torch.autograd.grad(score, parameters)) > 1e-2
