@@ -110,7 +110,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Method:
-    """An estimator: its constructor (some have state), the order of its Renyi bound (1: the ELBO, 0: IWAE), properties."""
+    """An estimator: its constructor (some have state), its order as a Renyi bound (1: ELBO, 0: IWAE), properties."""
 
     make: Callable[[], Estimator]
     alpha: float = 1.0

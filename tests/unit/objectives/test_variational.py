@@ -209,7 +209,7 @@ def test_free_bits_need_independent_dimensions(estimator, posterior, context):
 
 
 def test_held_free_bits_take_the_path_alone():
-    # STL's KL by dimension has log q detached: its gradient is elbo_mc's with free bits less the score of the used ones.
+    # STL's KL by dimension has log q detached: the gradient is elbo_mc's less the score of active dimensions.
     model = make_model("amortised")
     batch = make_batch(model)
     noise = image_noise(model, range(4))
