@@ -1,4 +1,4 @@
-"""What all tests share: float64, checked arguments of distributions, a fixed seed."""
+"""Shared fixtures: float64, validated arguments of distributions, a fixed seed, and the commands in this process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HANGUP = signal.getsignal(signal.SIGHUP)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)  # the tensors are tiny; on a busy machine threads only wait for each other
-    # torch.func imports a part of torch that still uses torch.jit.script; the warning is torch's own affair.
+    torch.set_num_threads(1)  # the tensors are tiny, and threads only wait for each other
+    # torch.func imports a part of torch that still uses torch.jit.script; nothing here can be done about it.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic() -> Iterator[None]:
-    """Identities are tested in float64; whatever a test changes is put back."""
+    """Test identities in float64, and restore whatever a test changes."""
     dtype, checked = torch.get_default_dtype(), Distribution._validate_args
     torch.set_default_dtype(torch.float64)
     Distribution.set_default_validate_args(True)
@@ -40,11 +40,11 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def usual_signals() -> None:
-    """As they are where a process begins. What is ignored here would be ignored by every process that a test starts."""
+    """Restore the handlers of a new process; an ignored signal would be ignored by every process that a test starts."""
     for signum in {*SIGNALS, signal.SIGHUP}:
         if signum == signal.SIGINT:
             signal.signal(signum, signal.default_int_handler)
-        elif signum == signal.SIGHUP and HANGUP is signal.SIG_IGN:  # nohup: so it stays, here only
+        elif signum == signal.SIGHUP and HANGUP is signal.SIG_IGN:  # under nohup: ignored in this process only
             signal.signal(signum, lambda *_: None)
         else:
             signal.signal(signum, signal.SIG_DFL)
@@ -52,7 +52,7 @@ def usual_signals() -> None:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A command that was called in this process, by a test or by a fixture of its module, ends in ignoring signals."""
+    """Commands called in this process, by a test or a fixture, leave signals ignored."""
     usual_signals()
     yield
     usual_signals()
@@ -60,19 +60,19 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture
 def single_precision() -> None:
-    """Real training is in float32."""
+    """Use float32, as real training does."""
     torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    own = {"VAERUN_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
-    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | own
+    variables = {"VAERUN_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | variables
 
 
 @pytest.fixture
 def command_environment(single_precision: None, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
-    """What the command sees of its environment, the same as in a process of its own; put back after the test."""
+    """The command's environment, as in a separate process; restored after the test."""
     monkeypatch.delenv("VAERUN_DATA", raising=False)
     monkeypatch.setenv("VAERUN_CACHE", env["VAERUN_CACHE"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
@@ -80,7 +80,7 @@ def command_environment(single_precision: None, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The same command in this process, which spares importing torch again."""
+    """The command `vaerun` in this process, which avoids importing torch again."""
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -114,19 +114,19 @@ def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tm
 
 @pytest.fixture
 def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
-    """An adversarial run of these words, made once a session and not to be changed."""
+    """An adversarial run of these words, shared by the session and read-only."""
     return lambda *words: finish(here, tmp_path_factory, words)
 
 
 @pytest.fixture
 def copied(here: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Callable[..., Path]:
-    """A finished run of these words, to be evaluated."""
+    """A copy of a finished run of these words."""
     return lambda *words: finish(here, tmp_path_factory, words).copy(tmp_path / "run")
 
 
 @pytest.fixture
 def stranger(copied: Callable[..., Path], command_environment: None) -> Path:
-    """A run directory that somebody has sent."""
+    """A run directory from somebody else."""
     return copied("model=vae", *SMALL)
 
 
@@ -143,6 +143,6 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeping:
 
 @pytest.fixture
 def quick_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in a folder of the test's own, and compose what differs in its seed alone once."""
+    """Commands run in the test's folder, and jobs that differ only in their seed are composed once."""
     monkeypatch.chdir(tmp_path)
     compose_quickly(monkeypatch)

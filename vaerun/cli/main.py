@@ -15,7 +15,7 @@ from vaerun.cli.help import help_text
 from vaerun.cli.output_dir import OutputDir
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import Interrupted, RunError
-from vaerun.signals import interrupt_on_signal
+from vaerun.signals import ShutdownSignal, interrupt_on_signal
 from vaerun.text import print_output
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Command:
         words: flags and overrides, as Hydra takes them.
         check_only: print what would be run (--check).
         output_dir: the folder of the run or sweep.
-        failure: of a single run. Raised through Hydra it would come with lines of Hydra's.
+        failure: of a single run, raised by `main`: through Hydra it would come with lines of Hydra's.
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -88,7 +88,6 @@ class Command:
                 run_replicas(replicas(cfg, settings, folder, overrides, hydra))
             else:
                 from vaerun.run.experiment import Experiment
-                from vaerun.signals import ShutdownSignal
 
                 # A signal ends the process until the run has begun.
                 stop = ShutdownSignal(on_immediate=interrupt_on_signal("vaerun", self.output_dir.remove_empty))
@@ -115,7 +114,7 @@ class Command:
                 with composing():
                     application()
             except CompositionError as error:
-                bug = sweep.failure
+                bug = sweep.failure  # of vaerun's own code, which Hydra's sweeper called
                 if bug is None or bug is error:
                     raise
                 raise bug from bug.__cause__

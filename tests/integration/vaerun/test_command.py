@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> S
     return SimpleNamespace(cwd=cwd, folder=result.parent, result=json.loads(result.read_text()), done=done)
 
 
-# --- what a run leaves ---
+# --- the run directory ---
 
 
 def test_result(finished: SimpleNamespace) -> None:
@@ -159,9 +159,9 @@ def test_load_run(finished: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) ->
     assert run.result == finished.result
     assert (run.config.model.latent_dim, run.config.trainer.max_steps) == (2, 25)
     assert [len(s) for s in (run.data.train, run.data.validation, run.data.test)] == [1298, 140, 359]
-    found = vaerun.log_likelihood(run.model, run.data.test.batch(0, 20).x, samples=20)
+    log_likelihood = vaerun.log_likelihood(run.model, run.data.test.batch(0, 20).x, samples=20)
     with np.load(finished.folder / "per_example.npz") as arrays:
-        np.testing.assert_allclose(found.numpy(), arrays["log_likelihood"], rtol=1e-6)
+        np.testing.assert_allclose(log_likelihood.numpy(), arrays["log_likelihood"], rtol=1e-6)
     assert run.model.sample(3).shape == (3, 1, 8, 8)
 
 
@@ -192,7 +192,7 @@ def test_load_run_runs_nothing(attack: str, finished: SimpleNamespace, tmp_path:
 
 
 def light(words: list[str], cwd: Path, env: dict[str, str]) -> str:
-    """What the command prints; it has imported neither torch nor anything else that is slow."""
+    """Output of the command, which has imported neither torch nor any other slow module."""
     code = "import sys; sys.argv[0] = 'vaerun'; from vaerun.cli.main import main; main()\n"
     code += "assert not {'torch', 'torchvision', 'tensorboard', 'sklearn'} & set(sys.modules)"
     call = [sys.executable, "-c", code, *words]
@@ -241,7 +241,7 @@ def test_a_reader_that_leaves_early(words: str, finished: SimpleNamespace, env: 
     """`vaerun --help | head -1` ends quietly."""
     name, argument = words.replace("FOLDER", str(finished.folder)).split()
     reading, writing = os.pipe()
-    os.close(reading)  # before a word was written
+    os.close(reading)  # before anything was written
     try:
         command = [str(Path(sys.executable).with_name(name)), argument]
         done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=env, text=True, check=False)

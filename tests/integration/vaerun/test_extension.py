@@ -37,8 +37,8 @@ def squares(scratch):
 
 
 def doubled(joint, q, samples, *, weight=2.0):
-    found = elbo(joint, q, samples)
-    return Estimate(found.bound, weight * found.surrogate, found.terms)
+    estimate = elbo(joint, q, samples)
+    return Estimate(estimate.bound, weight * estimate.surrogate, estimate.terms)
 '''
 
 

@@ -1,4 +1,4 @@
-"""What a command imports before it is needed: seconds that a user would wait for. Modules are named, not timed."""
+"""Commands import slow modules only when they are needed. Modules are listed, not timed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 HEAVY = {"torch", "torchvision", "tensorboard", "matplotlib", "sklearn", "scipy", "zuko"}
 LATER = {"torchvision", "tensorboard", "matplotlib", "sklearn", "scipy"}
-"""What a run needs after its first steps at the earliest: pictures, records."""
+"""Needed after the first steps at the earliest, for pictures and records."""
 
 COMMAND = """
 import atexit, importlib, json, sys
@@ -25,10 +25,10 @@ UNTIL_FIRST_STEP = """
 import json, os, sys
 import vaerun.training.step as step
 from vaerun.cli.main import main
-own = step.update
+original = step.update
 
 def update(*arguments, **options):
-    own(*arguments, **options)
+    original(*arguments, **options)
     print("\\n" + json.dumps(sorted(sys.modules)), flush=True)
     os._exit(0)
 

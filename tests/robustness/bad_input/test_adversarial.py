@@ -1,4 +1,4 @@
-"""What an adversarial run refuses: exit code 2, one line that says what and what to do, and nothing written."""
+"""Bad input of adversarial models: exit code 2, one line that says what is wrong and what to do, nothing written."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 
 
 def choices(group: str) -> dict[str, bool]:
-    """Every choice of a group, and whether it is for adversarial models, by what its file says."""
-    found = {}
+    """Every choice of a group, and whether its file is for adversarial models."""
+    adversarial = {}
     for path in sorted((builtin_config_dir() / group).glob("*.yaml")):
         plain = yaml.safe_load(path.read_text())
-        found[path.stem] = plain.get("family") == "adversarial" or "label_smoothing" in plain
-    return found
+        adversarial[path.stem] = plain.get("family") == "adversarial" or "label_smoothing" in plain
+    return adversarial
 
 
 MODELS, ESTIMATORS = choices("model"), choices("estimator")
@@ -41,7 +41,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of the user's."""
+    """The user's data."""
     folder = tmp_path_factory.mktemp("files")
     save(folder / "plain.npz", (1, 8, 8))
     save(folder / "small.npz", (1, 7, 9))
@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of its own."""
+    """A separate working folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep")
@@ -71,7 +71,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture
 def refused(here: Command, work: Path) -> Callable[..., str]:
-    """The one line that is said of these words."""
+    """The error line for these words."""
 
     def call(*words: str) -> str:
         before = tree(work)
@@ -127,7 +127,7 @@ def assert_not_adversarial(line: str, estimator: str, model: str) -> None:
 
 
 def test_every_other_pair(work: Path) -> None:
-    """What lies behind the command, which takes most of the time."""
+    """The check behind the command, since the command takes most of the time."""
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
         models = {m: check(hydra.compose("config", [f"model={m}", *TINY[:2]])) for m in MODELS}
         estimators = {e: check(hydra.compose("config", [f"estimator={e}"])).estimator for e in ESTIMATORS}
@@ -230,9 +230,9 @@ def placed(words: str, files: Path) -> list[str]:
 
 @pytest.mark.parametrize("words", TABLE)
 def test_refused(words: str, refused: Callable[..., str], files: Path) -> None:
-    own = NETWORKS["gan_mlp"] if "network=" not in words else []
+    network = NETWORKS["gan_mlp"] if "network=" not in words else []
     quick = [w for w in QUICK if not ("data=npz" in words and w.startswith("data.train_images"))]
-    line = refused("model=gan", *own, *quick, *placed(words, files))
+    line = refused("model=gan", *network, *quick, *placed(words, files))
     for part in TABLE[words]:
         assert part in line
 
@@ -288,13 +288,13 @@ def test_refused_of_models_with_a_likelihood(words: str, refused: Callable[..., 
 
 
 def test_what_is_allowed_runs(here: Command, tmp_path: Path, files: Path) -> None:
-    """The neighbours of what is refused, as far as one run can have them."""
+    """Valid neighbours of the rejected values, as many as fit in one run."""
     words = f"{NPZ}/one_class.npz estimator.label_smoothing=0.49 estimator.r1=0 trainer.average=0 trainer.max_steps=2"
     words += " trainer.betas=[0,0.999] data.validation=2 evaluation.images=2 evaluation.generated.neighbours=2"
     words += " evaluation.interpolation=[0,0] model.codes.continuous_weight=0 trainer.winning_steps=1"
-    own = [w for w in QUICK if not w.startswith("data.train_images")]
+    quick = [w for w in QUICK if not w.startswith("data.train_images")]
     code, _, err = here(
-        "model=infogan", *NETWORKS["gan_mlp"], *own, *placed(words, files), f"output_dir={tmp_path}/run"
+        "model=infogan", *NETWORKS["gan_mlp"], *quick, *placed(words, files), f"output_dir={tmp_path}/run"
     )
     assert code == 0, err
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 2

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, one line that says what, where and what to do, and nothing created or changed."""
+"""Bad input: exit code 2, one line that says what is wrong, where, and what to do; nothing created or changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS = np.arange(60) % 3
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of the user's, good and bad, and a finished run."""
+    """The user's data, good and bad, and a finished run."""
     folder = tmp_path_factory.mktemp("files")
     nan = IMAGES.astype(np.float32)
     nan[3, 0, 1, 1] = np.nan
@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder of its own; the cache lies outside it."""
+    """A separate working folder; the cache is outside it."""
     threads = torch.get_num_threads()
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def assert_refused(vaerun: Callable[..., tuple[int, str, str]], work: Path, word
     assert tree(work) == before
 
 
-# Arguments -> words that the one line has. FILES/ is the folder of the fixture.
+# Arguments -> parts of the line. FILES/ is the folder of the fixture.
 TABLE: dict[str, list[str]] = {
     # names
     "trainer.epoch=3": ["unknown key 'trainer.epoch'", "Did you mean trainer.epochs?"],
@@ -311,7 +311,7 @@ def test_empty_folder_of_the_users_stays(vaerun: Any, work: Path) -> None:
 
 
 def test_folder_in_use(vaerun: Any, work: Path) -> None:
-    # The other run has only taken its lock yet; it must not lose it.
+    # The other run has only acquired its lock so far, and must not lose it.
     (work / "out").mkdir()
     with filelock.FileLock(work / "out" / ".lock"):
         assert_refused(vaerun, work, ["output_dir=out"], "another run is using", "out")

@@ -1,4 +1,4 @@
-"""`vaerun-eval` and what it refuses: bad input, damaged records, what a stranger's directory might try."""
+"""Bad input of `vaerun-eval`: overrides, damaged records, malicious run directories."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_nothing_is_written_through_a_link(run: Path, evaluate: Evaluate, tmp_pa
 
 
 def test_figures_that_cannot_be_put_anywhere(run: Path, evaluate: Evaluate) -> None:
-    """Said before the work, not after it."""
+    """Reported before the work, not after it."""
     assert evaluate(f"run={run}")[0] == 0
     (own,) = (path for path in (run / "figures").iterdir() if path.is_dir())
     for place in (own, run / "figures"):
@@ -172,7 +172,7 @@ def test_events_of_no_time(run: Path, evaluate: Evaluate, second: str) -> None:
 
 
 def with_config(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A stranger's configuration, with the fingerprint that belongs to it."""
+    """An untrusted configuration with a matching fingerprint."""
     path = run / ".hydra" / "config.yaml"
     plain = yaml.safe_load(path.read_text())
     change(plain)
@@ -193,7 +193,7 @@ def test_a_name_leads_nowhere(run: Path, evaluate: Evaluate) -> None:
 def test_no_interpolation_is_resolved(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hush")
     path = run / ".hydra" / "config.yaml"
-    # The escape hides the dollar from whoever looks at the text alone.
+    # The escape hides the dollar sign from a check of the text alone.
     path.write_text(path.read_text().replace("name: digits", 'name: "digits\\x24{oc.env:SECRET}"'))
     code, out, err = evaluate(f"run={run}")
     assert code == 2
@@ -244,5 +244,5 @@ def test_a_damaged_checkpoint_is_told_of(run: Path, evaluate: Evaluate, damage: 
 
 @pytest.mark.parametrize("words", [[], ["evaluation.samples=5"], ["run="]])
 def test_the_run_is_named_in_one_line(evaluate: Evaluate, words: list[str]) -> None:
-    told = "vaerun-eval: error: name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)\n"
-    assert evaluate(*words) == (2, "", told)
+    line = "vaerun-eval: error: name one run directory: vaerun-eval run=DIR (see vaerun-eval --help)\n"
+    assert evaluate(*words) == (2, "", line)

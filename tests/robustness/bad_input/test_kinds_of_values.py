@@ -1,4 +1,4 @@
-"""A value of another kind than its setting's is told of in the user's words: no class of a library, no Python."""
+"""A value of the wrong type is reported in terms of the configuration: no library classes, no Python."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WORDS = {
     "model.encoder.activation=rlu": "model.encoder: unknown activation 'rlu'",
     "model.encoder.hidden=3": "model.encoder.hidden must be a list of positive whole numbers",
     "model=draw model.decoder=1": "model.decoder is a group of keys: write model.decoder.KEY=VALUE",
-    # no names of choices
+    # not names of choices
     "model=5": "unknown choice model=5. Choices: ae, cgan",
     "model=[1]": "unknown choice model=[1]. Choices: ae, cgan",
     "model={a:1}": "unknown choice model={a:1}. Choices: ae, cgan",

@@ -1,4 +1,4 @@
-"""Counts that could never be reached are refused in one line before any work; those of real experiments are not."""
+"""Counts that no run could reach are rejected before any work; those of real experiments are not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAXIMUM = {key: allowed.le for key, allowed in allowed_values().items() if allow
 
 
 def settings(key: str, value: Any) -> Settings:
-    """The shortest settings that are whole, with this value."""
+    """Minimal complete settings with this value."""
     made = Settings()
     made.data.name = made.model.name = made.estimator.name = "x"
     made.model.likelihood, made.model.latent_dim, made.estimator.function = "gaussian", 2, {}

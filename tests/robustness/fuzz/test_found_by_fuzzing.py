@@ -1,4 +1,4 @@
-"""Inputs that mutation found to end in a traceback, several lines or a library's warning: each in one line now."""
+"""Inputs that fuzzing found to end in a traceback, several lines or a library's warning; each gives one line now."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_flags(here: Command, command_environment: None, words: list[str]) -> No
 def test_a_home_that_there_is_not(
     here: Command, run: Path, evaluate: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of no such user; and of one without HOME and without an entry among the system's users."""
+    """An unknown user, and one with neither HOME nor an entry in the password database."""
     nobody = "~nobody-here/x"
     ends = [here("data=npz", f"data.path='{nobody}'"), here("model=vae", *SMALL, f"trainer.resume='{nobody}'")]
     ends += [here("model=vae", *SMALL, "evaluation.quality=true", f"evaluation.inception_weights='{nobody}'")]
@@ -90,7 +90,7 @@ def test_a_home_that_there_is_not(
         assert f"{nobody}: no such home directory: write the full path" in err
     for name in ("VAERUN_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is left there
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it returns then
     assert data.main(["mnist"]) == 2
     assert "~/.cache: no such home directory" in capsys.readouterr().err
     with pytest.raises(InputError, match=f"{nobody}: no such home directory"):
@@ -99,7 +99,7 @@ def test_a_home_that_there_is_not(
 
 @pytest.mark.parametrize("change", [lambda t: t.to(torch.complex64), lambda t: t.to(torch.int64), lambda t: t.bool()])
 def test_parameters_of_another_kind(copied: Callable[..., Path], command_environment: None, change: Any) -> None:
-    """torch would turn them into fractions, with a warning or without one."""
+    """torch would convert them to floating point, with or without a warning."""
     run = copied("model=vae", *SMALL)
     state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     name = next(k for k in state["objective"] if k.endswith("weight"))
@@ -155,7 +155,7 @@ def test_an_array_that_is_not_called_one(tmp_path: Path, capsys: Any, monkeypatc
 
 
 def test_an_image_whose_metadata_are_cut_short(tmp_path: Path) -> None:
-    """Pillow's warnings are not for the user: the image is read, or it is not."""
+    """The image is read or rejected, without Pillow's warnings."""
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.tiff")
     content = bytearray((tmp_path / "a.tiff").read_bytes())
     at = int.from_bytes(content[4:8], "little")
@@ -187,13 +187,13 @@ def test_a_name_longer_than_any_file_s(
     code, _, err = here("--check", f"data.name={'a' * 5000}")
     assert (code, err.count("\n")) == (2, 1)
     assert "too long" in err
-    assert list(tmp_path.iterdir()) == []  # nor a part of the way to it
+    assert list(tmp_path.iterdir()) == []  # nor any parent of it
 
 
 @pytest.mark.parametrize("key", ["model.family", "sweep.jobs", "data.name", "model.name", "seed", "sweep.table.metric"])
 @pytest.mark.parametrize("value", [[], [1, [2]], {"a": []}, None, 1e400])
 def test_settings_of_another_type_in_a_table(tmp_path: Path, capsys: Any, key: str, value: Any) -> None:
-    """What is looked up in sets and dictionaries may be a list."""
+    """Values that are looked up in sets and dictionaries may be lists."""
     for seed in (0, 1):
         settings = sweeping_records.config(seed=seed)
         *parents, last = key.split(".")
@@ -291,7 +291,7 @@ def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, 
     ],
 )
 def test_overrides(here: Command, command_environment: None, tmp_path: Path, words: list[str], says: str) -> None:
-    """Values of another kind, in models that take other settings than the default."""
+    """Values of the wrong type, for models whose keys differ from the default."""
     code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert says in err

@@ -1,4 +1,4 @@
-"""What holds of any text, number and structure that comes in from outside, by hypothesis."""
+"""Properties of any text, number and structure from outside, tested with hypothesis."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLAIN = st.recursive(
 )
 
 
-def told(error: InputError) -> None:
+def assert_readable(error: InputError) -> None:
     assert str(error).isprintable()
 
 
@@ -84,10 +84,10 @@ def test_files_are_read_or_refused(tmp_path: Path, value: Any) -> None:
     except (UnicodeEncodeError, yaml.YAMLError):
         return
     try:
-        found = read_config(path)
+        config = read_config(path)
     except ValueError:
         return
-    assert yaml.safe_dump(found) == yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert yaml.safe_dump(config) == yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(value))
     assert json.dumps(read_json(path)) == json.dumps(value)
 
@@ -100,7 +100,7 @@ def test_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
         try:
             check_size(read(tmp_path / "file"), 10**6)
         except ValueError as error:
-            told(InputError(error))
+            assert_readable(InputError(error))
 
 
 @LIMITS
@@ -115,7 +115,7 @@ def test_words_of_an_evaluation_are_read_or_refused(words: list[str]) -> None:
         try:
             assert isinstance(parse_overrides(made), dict)
         except InputError as error:
-            told(error)
+            assert_readable(error)
 
 
 @LIMITS
@@ -124,10 +124,10 @@ def test_targets_are_vaeruns_or_refused(text: str) -> None:
     before = set(sys.modules)
     for name in (text, f"vaerun.{text}", f"vaerun.nets.{text}", f"{text}.system", f"os.{text}"):
         try:
-            found = resolve(name, "vaerun.nets")
+            part = resolve(name, "vaerun.nets")
         except InputError:
             continue
-        assert found.__module__.startswith("vaerun.nets")
+        assert part.__module__.startswith("vaerun.nets")
     assert all(name.startswith("vaerun") for name in set(sys.modules) - before)
 
 
@@ -158,12 +158,12 @@ def test_settings_are_checked_or_refused(group: str, key: str, value: Any) -> No
             continue
         try:
             made = OmegaConf.create(plain)
-        except (OmegaConfBaseException, ValueError):  # what OmegaConf does not hold: load_run says so
+        except (OmegaConfBaseException, ValueError):  # not representable by OmegaConf: load_run says so
             continue
         try:
             check(made)
         except InputError as error:
-            told(error)
+            assert_readable(error)
 
 
 def test_a_configuration_that_fits_is_checked() -> None:

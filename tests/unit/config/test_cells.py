@@ -1,4 +1,4 @@
-"""The cells of the CIFAR-10 comparison: what its experiments sweep over is what the paper's table has."""
+"""The cells of the CIFAR-10 comparison: its experiments sweep over the cells of the paper's table."""
 
 from __future__ import annotations
 

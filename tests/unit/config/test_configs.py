@@ -29,7 +29,7 @@ WITH = {
     "draw": "draw",
     **dict.fromkeys(("gan_nonsaturating", "gan_minimax", "gan_mlp", "dcgan", "adversarial"), "gan"),
 }
-"""Choices that go with one model, or family, alone."""
+"""Choices that work with a single model or family."""
 ADVERSARIAL_EXPERIMENTS = {"infogan_mnist", "dcgan_cifar10"}
 FILES = sorted(p for group in GROUPS for p in (builtin_config_dir() / group).glob("*.yaml"))
 SHAPES = {
@@ -60,7 +60,7 @@ def single_precision() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Synthetic stand-ins of the data sets that are downloaded, and of the user's own."""
+    """Synthetic stand-ins for the downloaded data sets and for the user's own."""
     root = tmp_path_factory.mktemp("data")
     random = np.random.RandomState(0)
     for name, shape in SHAPES.items():
@@ -94,14 +94,14 @@ def names(group: str) -> list[str]:
 
 
 def assert_ran(folder: Path, result: dict[str, Any]) -> None:
-    """Two steps were made and evaluated; all numbers are finite."""
+    """Two steps were trained and evaluated; all numbers are finite."""
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["status"] == "ok"
     numbers = {"val/elbo", "test/elbo", "test/log_likelihood"}
     if result["model"] in ADVERSARIAL:
         assert not any("elbo" in name or "likelihood" in name for name in result["metrics"])
         numbers = {"test/diversity", "test/mode_collapse"}
-    if result["model"] == "ae":  # no likelihood: no number that could be taken for one
+    if result["model"] == "ae":  # no likelihood, and no number that could be mistaken for one
         assert not any("elbo" in name or "likelihood" in name for name in result["metrics"])
         numbers = {"val/reconstruction", "test/reconstruction_error"}
     assert numbers <= result["metrics"].keys()
@@ -124,7 +124,7 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
         assert data.image_shape == {**SHAPES, "digits": (1, 8, 8), "npz": (1, 28, 28), "folder": (3, 8, 8)}[name]
         assert data.classes == (3 if name == "folder" else 10)
         assert len(data.validation) == 20
-    if group == "experiment":  # the networks are those that the file names
+    if group == "experiment":  # the file's networks
         assert settings.model.latent_dim != compose().model.latent_dim or settings.trainer != compose().trainer
     model = build_model(settings.model, data)
     objective = build_objective(settings, model, len(data.train))
@@ -167,7 +167,7 @@ def test_experiment_opens_with_commands_that_run(name: str, prepared: Path, tmp_
     for i, command in enumerate(commands):
         words = shlex.split(command)[1:]
         assert f"experiment={name}" in words
-        # The header's own words, a sweep's first values.
+        # The header's words, with the first values of a sweep.
         words = [w.split(",")[0] for w in words if w != "-m"]
         words = [*words, "data.validation=20", *SHORT, "trainer.batch_size=100"]
         if name in ADVERSARIAL_EXPERIMENTS:
@@ -180,7 +180,7 @@ def test_experiment_opens_with_commands_that_run(name: str, prepared: Path, tmp_
 
 
 def refused(model: str, network: str, likelihood: str, conditional: bool) -> str | None:
-    """Why a combination is refused: ppca is linear-Gaussian without a condition, DRAW has networks of its own."""
+    """Why a combination is rejected: ppca is linear-Gaussian and unconditional, DRAW has its own networks."""
     if (model == "draw") != (network == "draw"):
         return "network=draw|model=draw|multiple of model.decoder.steps"
     if model == "ppca" and (network == "conv" or likelihood == "bernoulli" or conditional):
@@ -207,7 +207,7 @@ def test_combination(model: str, network: str, likelihood: str, conditional: boo
         with pytest.raises(InputError, match=why) as refusal:
             Experiment(settings, tmp_path, words).run()
         assert "\n" not in str(refusal.value)
-        assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == []  # refused before anything is written
+        assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == []  # rejected before anything is written
         return
     result = Experiment(settings, tmp_path, words).run()
     assert_ran(tmp_path, result)
@@ -248,7 +248,7 @@ def test_transform(words: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fit", ["closed_form", "gradient"])
 def test_ppca_is_exact(fit: str, tmp_path: Path) -> None:
-    # Its posterior is exact, so every importance weight is log p(x) itself.
+    # Its posterior is exact, so every importance weight equals log p(x).
     words = ["estimator=elbo_mc", *combination("ppca", "mlp", "gaussian", False), f"model.fit={fit}"]
     metrics = Experiment(compose(*words), tmp_path, words).run()["metrics"]
     exact = metrics["test/log_likelihood_exact"]

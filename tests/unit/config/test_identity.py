@@ -1,4 +1,4 @@
-"""What makes two runs the same: every setting that was changed, and none that has its default."""
+"""The identity of a run: every setting that differs from its default, and no other."""
 
 from __future__ import annotations
 

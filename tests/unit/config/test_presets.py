@@ -1,4 +1,4 @@
-"""The presets of configs/hydra/: with their plugins, in whose place they stand, and without."""
+"""The presets of configs/hydra/ with their plugins, whose presets they replace, and without."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_without_its_plugin_a_preset_names_the_extra(env: dict[str, str], tmp_pa
     group, _, name = preset.partition("/")
     code, _, said = call(env, tmp_path, "-m", f"hydra/{group}={name}", "seed=0,1", before=WITHOUT)
     assert code == 2
-    wanted = f"hydra/{group}={name} needs an extra: pip install 'vaerun[{PLUGINS[preset][1]}]'"
-    assert said == f"vaerun: error: {wanted}\n"
+    line = f"hydra/{group}={name} needs an extra: pip install 'vaerun[{PLUGINS[preset][1]}]'"
+    assert said == f"vaerun: error: {line}\n"
     assert not list(tmp_path.iterdir())
 
 
