@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs.adversarial_runs import Command, Finished, finish
+from support.runs.adversarial_runs import Command, FinishedRun, finish
 from support.runs.evaluating import SMALL
 from support.sweeps.sweeping import Sweeping, compose_quickly
 from torch.distributions import Distribution
@@ -113,7 +113,7 @@ def run(here: Callable[..., tuple[int, str, str]], command_environment: None, tm
 
 
 @pytest.fixture
-def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+def finished(here: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., FinishedRun]:
     """An adversarial run of these words, shared by the session and read-only."""
     return lambda *words: finish(here, tmp_path_factory, words)
 

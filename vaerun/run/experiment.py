@@ -40,11 +40,11 @@ from vaerun.training.step import process_lock, side_stream
 
 @dataclass(frozen=True)
 class SharedProcess:
-    """What a run needs to know where other runs train in the same process, each in a thread of its own.
+    """What a run needs to share its process with other runs, each in its own thread.
 
     Attributes:
-        data: gives the data set of these settings on the device; equal settings share one.
-        ready: called once, when this run is ready to train; returns when all runs are.
+        data: returns the data set of these settings on the device, one object for equal settings.
+        ready: called once, before the first step; returns when all runs are ready.
         label: prefix of this run's warnings.
     """
 
@@ -57,12 +57,12 @@ class Experiment:
     """One run, from its settings to its result.json.
 
     Arguments:
-        settings: checked.
+        settings: validated settings.
         folder: the run directory; may exist.
-        overrides: the command's words, for the record.
-        hydra: Hydra's own configuration as yaml, for the record.
-        stop: signals.
-        shared: where other runs train in this process; None: there are none.
+        overrides: command-line overrides, to record.
+        hydra: Hydra's own configuration as yaml, to record.
+        stop: signals to heed.
+        shared: of a run that shares its process with others; None: it does not.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Experiment:
         self.started_from: dict[str, str] | None = None  # and what is recorded of it
 
     def run(self) -> dict[str, Any]:
-        """Run the experiment and return the record of result.json: a finished run is shown, an unfinished one resumed.
+        """Run the experiment, or resume it, and return the record in result.json; a finished run is only printed.
 
-        Raises InputError, RunError, Interrupted (errors.py); once the run directory is locked, result.json says so too.
+        Raises InputError, RunError, Interrupted (errors.py); once the run directory is locked, result.json records it.
         """
         with self.stop, self.processes() as self.ranks:
             previous = self.prepare()
@@ -102,16 +102,16 @@ class Experiment:
                 return self.recorder.record
 
     def processes(self) -> AbstractContextManager[Ranks]:
-        """The processes of this run; trainer.processes says how many."""
+        """The processes of this run, trainer.processes in number."""
         trainer = self.settings.trainer
         return nullcontext(Ranks()) if trainer.processes == 1 else process_group(resolve_device(trainer.device).type)
 
     # -- prepare -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> dict[str, Any] | None:
-        """Build and try all parts, and only read; return what result.json says of an earlier attempt.
+        """Build and test all parts without writing anything; return the record of an earlier attempt, if any.
 
-        A finished run is not built again. Raises InputError for settings that cannot work.
+        Nothing is built for a finished run. Raises InputError for settings that cannot work.
         """
         trainer, shared = self.settings.trainer, self.shared
         set_deterministic(trainer.deterministic)
@@ -140,7 +140,7 @@ class Experiment:
     def load_initial_checkpoint(self) -> None:
         """Read the checkpoint of trainer.resume=PATH. Raises InputError where training cannot continue from it."""
         if self.settings.trainer.resume in ("auto", "never") or self.checkpoints.has_checkpoint:
-            return  # a run that has begun resumes from its own checkpoint, and the other's may be gone
+            return  # this run has a checkpoint of its own to resume from, and PATH may no longer exist
         if self.closed_form:
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = expand_user(self.settings.trainer.resume)
@@ -157,18 +157,21 @@ class Experiment:
 
     @contextmanager
     def lock(self) -> Iterator[dict[str, Any] | None]:
-        """Hold the run directory; gives what result.json says now. A run that is refused never gets here."""
+        """Lock the run directory and yield the record of an earlier attempt, which may have ended since `prepare`.
+
+        Only a run that can no longer be rejected gets here: a rejected one leaves no directory behind.
+        """
         with ExitStack() as stack:
 
-            def lock_and_look() -> dict[str, Any] | None:
+            def lock_and_check() -> dict[str, Any] | None:
                 stack.enter_context(lock_run_dir(self.folder))
                 return result.check_existing_run(self.folder, self.fingerprint)
 
-            yield self.ranks.on_rank_zero(lock_and_look)
+            yield self.ranks.on_rank_zero(lock_and_check)
 
     @contextmanager
     def recording(self, previous: dict[str, Any] | None) -> Iterator[None]:
-        """Open the run's records, and keep the status in result.json true, whatever happens inside."""
+        """Open the run's logs, and keep the status in result.json up to date, whatever happens inside."""
         settings, overrides = self.settings, self.overrides
         record = result.new_record(
             settings, self.data, self.device, self.fingerprint, overrides, self.started_from, self.model
@@ -187,7 +190,7 @@ class Experiment:
     # -- train -------------------------------------------------------------------------------------------------------
 
     def train(self) -> TrainState:
-        """Train, or fit a model that has a closed form; return where training ended."""
+        """Train, or fit a model that has a closed form; return the final state."""
         with training_oom_raises(self.settings.trainer.batch_size, self.settings.estimator.samples):
             return self.fit() if self.closed_form else self.make_trainer().train()
 
@@ -208,13 +211,13 @@ class Experiment:
         )
 
     def hooks(self) -> Hooks:
-        """What happens around the training steps."""
+        """The trainer's callbacks."""
         every = self.settings.evaluation.pictures
         steps_between = self.plan.steps_per_epoch * self.settings.evaluation.every
         protocol = self.recorder.record["protocol"]
 
         def log_pictures(step: int) -> None:
-            # The validation's number follows from the step, so that a resumed run has the same pictures.
+            # The validation's number is derived from the step, so that a resumed run draws the same pictures.
             if every and (math.ceil(step / steps_between) - 1) % every == 0:
                 self.log_pictures(step)
 
@@ -232,13 +235,13 @@ class Experiment:
         )
 
     def validator(self) -> Validate | None:
-        """Metrics of the validation split; None where there is no such split."""
+        """Computes the metrics of the validation split; None if there is no such split."""
         return self.family.validator(self.settings, self.objective, self.data, Monitor(self.stop, self.recorder.warn))
 
     def fit(self) -> TrainState:
-        """Fit a model that has a closed form, in the place of training."""
+        """Fit a model that has a closed form, instead of training it."""
         if self.ranks.rank:
-            return TrainState(finished=True)  # the first process does it all
+            return TrainState(finished=True)  # rank 0 does it all
         assert isinstance(self.objective, Variational)
         return fit_closed_form(
             self.objective,
@@ -288,7 +291,7 @@ class Experiment:
         self.texts = evaluation.texts
 
     def log_pictures(self, step: int) -> None:
-        """Pictures of the model as it is, for TensorBoard and figures/."""
+        """Write pictures of the model with its current parameters."""
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train

@@ -1,4 +1,4 @@
-"""An adversarial run on its way: which parameters are kept, that it goes on where it stopped, what it warns of."""
+"""The course of an adversarial run: selection of parameters, resuming, warnings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.runs.adversarial_runs import (
     SELECT,
     WON,
     Command,
-    Finished,
+    FinishedRun,
     environment,
     opened,
     pixels,
@@ -45,24 +45,24 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Best after the second of the epochs; two worse ones end the training."""
+    """The second epoch is the best; two worse ones end the training."""
     real_distance, factors = sample_validation.frechet_distance, iter([2.0, 0.01, 3.0, 2.0, 0.001, 0.001])
     monkeypatch.setattr(sample_validation, "frechet_distance", lambda a, b: next(factors) * real_distance(a, b))
     words = [*GAN, *SELECT, "trainer.early_stopping=2", "trainer.learning_rate=0.01", "trainer.max_steps=24"]
     code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
-    found = result(tmp_path / "run")
+    record = result(tmp_path / "run")
     validations = [x for x in records(tmp_path / "run") if "val/diversity" in x]
     assert [x["step"] for x in validations] == [4, 8, 12, 16]
     name = "val/classifier_frechet_distance"
     best = min(validations, key=lambda x: x[name])
     assert best["step"] == 8
-    assert found["metrics"][name] == best[name]
-    assert (found["protocol"]["selection"], found["protocol"]["selected_epoch"]) == (f"best {name}", 2.0)
-    assert found["timing"]["train_steps"] == 16
+    assert record["metrics"][name] == best[name]
+    assert (record["protocol"]["selection"], record["protocol"]["selected_epoch"]) == (f"best {name}", 2.0)
+    assert record["timing"]["train_steps"] == 16
     row = next(line for line in out.splitlines() if line.startswith(name))
     assert "Frechet distance" in row
-    # The parameters are those of that epoch: the same noise gives the same numbers again.
+    # The parameters are those of that epoch: with the same noise, the numbers are the same.
     model, data = opened(tmp_path / "run")
     images, truth = (
         generate_images(model, data.validation, 80, seed=0, stream="validation")[0],
@@ -78,12 +78,12 @@ def test_selection_by_the_smallest_distance(here: Command, tmp_path: Path, monke
 def test_selection_without_a_helping_hand(here: Command, tmp_path: Path) -> None:
     words = [*GAN, *SELECT, "trainer.learning_rate=0.05", "trainer.max_steps=24", "evaluation.every=2"]
     assert here(*words, f"output_dir={tmp_path / 'run'}")[0] == 0
-    name, found = "val/classifier_frechet_distance", result(tmp_path / "run")
+    name, record = "val/classifier_frechet_distance", result(tmp_path / "run")
     validations = [x for x in records(tmp_path / "run") if name in x]
     assert [x["step"] for x in validations] == [8, 16, 24]
     best = min(validations, key=lambda x: x[name])
-    assert found["metrics"][name] == best[name]
-    assert found["protocol"]["selected_epoch"] == best["epoch"]
+    assert record["metrics"][name] == best[name]
+    assert record["protocol"]["selected_epoch"] == best["epoch"]
     model, data = opened(tmp_path / "run")
     features = dataset_classifier(data).features
     images, truth = (
@@ -97,8 +97,8 @@ def test_without_validation_images_the_training_images_are_looked_at(here: Comma
     code, _, err = here(*GAN, "data.validation=0", "evaluation.quality=false", f"output_dir={tmp_path / 'run'}")
     assert code == 0
     lines = records(tmp_path / "run")
-    looked = [line for line in lines if "train/diversity" in line]
-    assert [line["step"] for line in looked] == [4, 8]
+    diagnosed = [line for line in lines if "train/diversity" in line]
+    assert [line["step"] for line in diagnosed] == [4, 8]
     assert not any(k.startswith("val/") for line in lines for k in line)
     assert "of the diversity of the train images" in err
     _, data = opened(tmp_path / "run")
@@ -107,11 +107,11 @@ def test_without_validation_images_the_training_images_are_looked_at(here: Comma
     )
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def signalled(monkeypatch: pytest.MonkeyPatch, where: str) -> int:
-    """A real signal comes once, in an epoch or within the validation that ends it; the steps done by then."""
+    """Raise a real signal once, in an epoch or in the validation that ends it; return the steps done by then."""
     owner: Any = Adversarial if where == "in an epoch" else SampleValidator
     name = "after_step" if where == "in an epoch" else "__call__"
     number, step = (7, 7) if where == "in an epoch" else (2, 8)
@@ -133,7 +133,7 @@ def test_resumed_is_uninterrupted(
     kind: str,
     where: str,
     here: Command,
-    finished: Callable[..., Finished],
+    finished: Callable[..., FinishedRun],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,21 +173,21 @@ def test_mode_collapse_is_told_once_and_flagged(threshold: int, here: Command, t
     words = [*GAN, f"evaluation.diversity={threshold}", "evaluation.quality=false", "trainer.max_steps=12"]
     code, out, err = here(*words, f"output_dir={tmp_path / 'run'}")
     assert code == 0
-    lines, found = records(tmp_path / "run"), result(tmp_path / "run")
+    lines, record = records(tmp_path / "run"), result(tmp_path / "run")
     flag = float(threshold == 10)
     assert [x["val/mode_collapse"] for x in lines if "val/mode_collapse" in x] == [flag] * 3
-    assert found["metrics"]["test/mode_collapse"] == flag
-    assert found["protocol"]["diversity_threshold"] == threshold
+    assert record["metrics"]["test/mode_collapse"] == flag
+    assert record["protocol"]["diversity_threshold"] == threshold
     assert f"1: diversity is below {threshold}" in out
-    told = warnings(err, "mode collapse")
-    assert len(told) == (2 if threshold else 0)
+    collapses = warnings(err, "mode collapse")
+    assert len(collapses) == (2 if threshold else 0)
     log = (tmp_path / "run" / "run.log").read_text()
-    for line, split in zip(told, ("validation", "test"), strict=False):
+    for line, split in zip(collapses, ("validation", "test"), strict=False):
         assert f"of the diversity of the {split} images" in line
         assert f"below evaluation.diversity={threshold}" in line
         assert line.removeprefix("vaerun: warning: ") in log
-    value = found["metrics"]["test/diversity"]
-    assert not threshold or f"have {value:.2f} of the diversity" in told[1]
+    value = record["metrics"]["test/diversity"]
+    assert not threshold or f"have {value:.2f} of the diversity" in collapses[1]
 
 
 def test_a_collapse_is_told_again_when_it_comes_again(
@@ -209,21 +209,21 @@ def test_a_discriminator_that_has_won_is_told_of(here: Command, tmp_path: Path) 
     code, _, err = here(*GAN, *words, f"output_dir={tmp_path / 'run'}")
     assert code == 0
     lines = [x for x in records(tmp_path / "run") if "train/discriminator_won" in x]
-    # What is flagged is what the accuracies of the last three steps say.
+    # The flag follows from the accuracies of the last three steps.
     flawless = [x["train/accuracy_real"] == x["train/accuracy_fake"] == 1 for x in lines]
     assert [x["train/discriminator_won"] for x in lines] == [
         float(i >= 2 and all(flawless[i - 2 : i + 1])) for i in range(16)
     ]
     assert not all(flawless)
     assert lines[-1]["train/discriminator_won"] == 1
-    told = warnings(err, "the discriminator has made no mistake for 3 steps")
+    lines_won = warnings(err, "the discriminator has made no mistake for 3 steps")
     rises = [
         i
         for i in range(16)
         if lines[i]["train/discriminator_won"] > (lines[i - 1]["train/discriminator_won"] if i else 0)
     ]
-    assert [line.split("step ")[1].split(":")[0] for line in told] == [str(i + 1) for i in rises]
-    assert "trainer.discriminator_learning_rate" in told[0]
+    assert [line.split("step ")[1].split(":")[0] for line in lines_won] == [str(i + 1) for i in rises]
+    assert "trainer.discriminator_learning_rate" in lines_won[0]
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert len(lines) == 1
     assert lines[0].startswith(f"vaerun: error: training stopped at step {step}: the term '{term}' is not finite")
     assert "The update was not made" in lines[0]
-    found = result(tmp_path / "run")
-    assert (found["status"], found["error"]) == ("failed", lines[0].removeprefix("vaerun: error: "))
+    record = result(tmp_path / "run")
+    assert (record["status"], record["error"]) == ("failed", lines[0].removeprefix("vaerun: error: "))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_the_same_command_again_shows_the_same(finished: Callable[..., Finished], here: Command) -> None:
+def test_the_same_command_again_shows_the_same(finished: Callable[..., FinishedRun], here: Command) -> None:
     run = finished(*INFOGAN)
     before = {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()}
     code, out, err = here(*INFOGAN, f"output_dir={run.folder}")

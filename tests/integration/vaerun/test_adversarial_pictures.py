@@ -1,4 +1,4 @@
-"""Pictures of adversarial runs: samples, classes, codes, walks. Each tile is the image of its noise."""
+"""Pictures of adversarial runs: samples, classes, codes, traversals. Each tile is the image of its noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.runs.adversarial_runs import (
     RESUMED,
     SETS,
     Command,
-    Finished,
+    FinishedRun,
     added,
     assert_close,
     assert_shows,
@@ -45,8 +45,8 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 # --- pictures ---
 
 
-def test_samples_are_the_averaged_generator_s(finished: Callable[..., Finished]) -> None:
-    """Batch statistics and all; the last parameters are the best."""
+def test_samples_are_the_averaged_generator_s(finished: Callable[..., FinishedRun]) -> None:
+    """Including batch statistics; the last parameters are the best."""
     run = finished(*RESUMED["dcgan"])
     model, _ = opened(run.folder)
     noise = sample_noise(range(100), 4, model.zero)
@@ -54,8 +54,8 @@ def test_samples_are_the_averaged_generator_s(finished: Callable[..., Finished])
     with torch.no_grad():
         assert_shows(run.folder, "samples", (model.average(noise) + 1) / 2)  # type: ignore[misc]
         plain = (model.generator(noise) + 1) / 2
-    found = tiles(pixels(run.folder / "figures" / "samples.png"), (1, 8, 8)).flatten(0, 1)
-    assert float((found != levels(plain)).float().mean()) > 0.5
+    samples = tiles(pixels(run.folder / "figures" / "samples.png"), (1, 8, 8)).flatten(0, 1)
+    assert float((samples != levels(plain)).float().mean()) > 0.5
     best, last = load(run.folder, "best"), load(run.folder)
     assert_same_bits(best["objective"], last["objective"])
     assert best["epoch"] == 4.0
@@ -63,7 +63,7 @@ def test_samples_are_the_averaged_generator_s(finished: Callable[..., Finished])
 
 
 def test_samples_are_the_same_noise_at_every_step(here: Command, tmp_path: Path) -> None:
-    """Parameters that do not move give the same pictures, whatever the training has drawn meanwhile."""
+    """Frozen parameters give the same pictures, whatever noise training has drawn meanwhile."""
     rates = ["trainer.learning_rate=1e-30", "trainer.average=null", "trainer.max_steps=12"]
     assert here(*INFOGAN, *rates, "evaluation.quality=false", f"output_dir={tmp_path / 'run'}")[0] == 0
     events = tensorboard(tmp_path / "run")
@@ -76,8 +76,8 @@ def test_samples_are_the_same_noise_at_every_step(here: Command, tmp_path: Path)
         assert int((pixels(tmp_path / "shown.png").int() - file.int()).abs().max()) <= 1  # TensorBoard rounds down
 
 
-def test_classes_and_samples_share_their_noise(finished: Callable[..., Finished]) -> None:
-    """Sample number i < 10, whose label is i, stands in column i of that class's row."""
+def test_classes_and_samples_share_their_noise(finished: Callable[..., FinishedRun]) -> None:
+    """Sample i < 10, whose label is i, is in column i of that class's row."""
     run = finished(*CGAN)
     model, data = opened(run.folder)
     numbers = list(range(10))
@@ -90,8 +90,8 @@ def test_classes_and_samples_share_their_noise(finished: Callable[..., Finished]
         assert int(difference.abs().max()) <= 1
 
 
-def test_a_row_of_a_code_holds_the_sample_itself(finished: Callable[..., Finished]) -> None:
-    """Where the code has the value that sample number i has by itself, the tile is that sample."""
+def test_a_row_of_a_code_holds_the_sample_itself(finished: Callable[..., FinishedRun]) -> None:
+    """Where the code has the value of sample i itself, the tile is that sample."""
     run = finished(*INFOGAN)
     model, _ = opened(run.folder)
     noise = sample_noise(range(10), model.noise_dim, model.zero)
@@ -107,7 +107,7 @@ def test_a_row_of_a_code_holds_the_sample_itself(finished: Callable[..., Finishe
         assert_shows(run.folder, name, swept)
 
 
-# --- walks through the noise ---
+# --- traversals of the noise ---
 
 
 def test_walks(copied: Callable[..., Path], evaluate: Evaluate) -> None:
@@ -119,7 +119,7 @@ def test_walks(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     samples = tiles(pixels(run / "figures" / "samples.png"), (1, 8, 8)).flatten(0, 1)
     z = {i: sample_noise([i], 4, model.zero)[0] for i in (1, 2, 3, 4, 17)}
     walk, first, second = (shown(run, label, n) for n in ("interpolation", "arithmetic_1", "arithmetic_2"))
-    # Ends are the samples themselves.
+    # The ends are the samples themselves.
     assert torch.equal(walk[0, 0], samples[3])
     assert torch.equal(walk[1, 7], samples[4])
     assert torch.equal(walk[0, 7], walk[1, 0])

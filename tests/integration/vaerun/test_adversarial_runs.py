@@ -1,4 +1,4 @@
-"""Adversarial models by the command: what a run records and shows, on digits and on other images."""
+"""Runs of adversarial models: what they record and print, on digits and on images of other shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.runs.adversarial_runs import (
     QUALITY,
     QUICK,
     Command,
-    Finished,
+    FinishedRun,
     assert_shows,
     environment,
     labels,
@@ -47,37 +47,37 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment(tmp_path_factory)
 
 
-# --- what a run leaves ---
+# --- outputs of a run ---
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run(model: str, network: str, finished: Callable[..., Finished]) -> None:
+def test_a_run(model: str, network: str, finished: Callable[..., FinishedRun]) -> None:
     run = finished(f"model={model}", *NETWORKS[network], *QUICK)
-    found = result(run.folder)
-    assert (found["status"], found["error"], found["model"]) == ("ok", None, model)
-    assert found["estimator"] == "gan_nonsaturating"
+    record = result(run.folder)
+    assert (record["status"], record["error"], record["model"]) == ("ok", None, model)
+    assert record["estimator"] == "gan_nonsaturating"
 
-    # Numbers, each finite and within what it can be.
+    # Metrics are finite and within their range.
     codes = {"categorical_1_accuracy", "categorical_1_baseline"} if model == "infogan" else set()
-    metrics = {name.removeprefix("test/"): value for name, value in found["metrics"].items()}
+    metrics = {name.removeprefix("test/"): value for name, value in record["metrics"].items()}
     codes |= {"label_agreement"} if model == "cgan" else set()
     assert metrics.keys() == {"diversity", "mode_collapse"} | QUALITY | codes
     assert all(math.isfinite(value) for value in metrics.values())
     assert all(0 <= metrics[name] <= 1 for name in {"precision", "recall", "coverage"} | codes)
     assert metrics["mode_collapse"] == (metrics["diversity"] < 0.5)
-    p = found["protocol"]
+    p = record["protocol"]
     assert (p["family"], p["selection"], p["selected_epoch"]) == ("adversarial", "last epoch", 2.0)
     assert (p["conditional"], p["importance_samples"]) == (model == "cgan", None)
     assert p["generated"] == {"samples": 50, "neighbours": 3}
     assert (p["evaluated_images"], p["evaluated_split"]) == (60, "test")
-    assert found["details"]["classifier"]["name"].startswith("vaerun-classifier-v1 of digits")
+    assert record["details"]["classifier"]["name"].startswith("vaerun-classifier-v1 of digits")
     if model == "infogan":
-        matching = found["details"]["categorical_1_matching"]
+        matching = record["details"]["categorical_1_matching"]
         assert sorted(matching, key=int) == [str(k) for k in range(10)]
         assert sorted(matching.values()) == list(range(10))
 
-    # metrics.jsonl and TensorBoard say the same.
+    # metrics.jsonl and TensorBoard agree.
     lines = records(run.folder)
     train = [{k.removeprefix("train/"): v for k, v in x.items()} for x in lines if "train/learning_rate" in x]
     assert [x["step"] for x in train] == [2, 4, 6, 8]
@@ -103,7 +103,7 @@ def test_a_run(model: str, network: str, finished: Callable[..., Finished]) -> N
         np.testing.assert_allclose([v for _, v in scalars], [v for _, v in expected], rtol=1e-6)
     assert "_hparams_/session_start_info" in events.summary_metadata
 
-    # Figures: 10 by 10 samples, a class a row, a row for each noise and a column for each of a code's values.
+    # Figures: 10 by 10 samples; a row per class; a row per noise and a column per value of a code.
     sizes = {"data": (5, 10), "samples": (10, 10)}
     sizes |= {"classes": (10, 10)} if model == "cgan" else {}
     sizes |= dict.fromkeys(CODES, (10, 10)) if model == "infogan" else {}
@@ -114,7 +114,7 @@ def test_a_run(model: str, network: str, finished: Callable[..., Finished]) -> N
         assert tiles(picture, (1, 8, 8)).shape[:2] == size
         assert {e.step for e in events.Images(f"images/{name}")} == {4, 8}
 
-    # Every printed number says what it is.
+    # Every printed number has a description.
     rows = [line for line in run.out.splitlines() if line.startswith("test/")]
     assert [row.split()[0].removeprefix("test/") for row in rows] == sorted(
         metrics, key=[row.split()[0].removeprefix("test/") for row in rows].index
@@ -128,8 +128,8 @@ def test_a_run(model: str, network: str, finished: Callable[..., Finished]) -> N
     assert "50 of each" in next(row for row in rows if row.startswith("test/diversity"))
 
 
-def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., Finished]) -> None:
-    """Fifty generated images, with the labels of the test images, against the first fifty of these."""
+def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., FinishedRun]) -> None:
+    """Fifty generated images, with the labels of the first fifty test images, are compared with these."""
     run = finished(*CGAN)
     model, data = opened(run.folder)
     noise = generate_images(model, data.test, 50, seed=0)
@@ -144,16 +144,16 @@ def test_numbers_are_what_the_loaded_model_gives(finished: Callable[..., Finishe
     assert metrics["test/classifier_frechet_distance"] == pytest.approx(distance, rel=1e-6)
 
 
-def test_infogan_is_matched_by_what_q_says_of_test_images(finished: Callable[..., Finished]) -> None:
+def test_infogan_is_matched_by_what_q_says_of_test_images(finished: Callable[..., FinishedRun]) -> None:
     run = finished(*INFOGAN)
     model, data = opened(run.folder)
     q = model.discriminator(2 * data.test.images[:60].float() / 255 - 1)[1]
     assert q is not None
     assert data.test.labels is not None
-    found, values = result(run.folder), q[:, :10].argmax(1)
-    assignment = found["details"]["categorical_1_matching"]
-    right = [assignment[str(int(v))] == int(label) for v, label in zip(values, data.test.labels[:60], strict=True)]
-    assert found["metrics"]["test/categorical_1_accuracy"] == pytest.approx(np.mean(right))
+    record, values = result(run.folder), q[:, :10].argmax(1)
+    assignment = record["details"]["categorical_1_matching"]
+    correct = [assignment[str(int(v))] == int(label) for v, label in zip(values, data.test.labels[:60], strict=True)]
+    assert record["metrics"]["test/categorical_1_accuracy"] == pytest.approx(np.mean(correct))
 
 
 @pytest.mark.parametrize(
@@ -187,10 +187,10 @@ def test_other_images(
     monkeypatch.setitem(classifier.RECIPE, "least_steps", 10)
     path = save(tmp_path / "data.npz", shape, classes=classes)
     network = next(w for w in words.split() if w.startswith("network=")).removeprefix("network=")
-    own = [w for w in QUICK if "train_images" not in w and "batch_size" not in w]
-    given = [*words.split(), *NETWORKS[network][1:], *own, "trainer.batch_size=16", "data.validation=10"]
-    given += ["data=npz", f"data.path={path}", "trainer.max_steps=4", f"output_dir={tmp_path / 'run'}"]
-    code, out, err = here(*given)
+    quick = [w for w in QUICK if "train_images" not in w and "batch_size" not in w]
+    overrides = [*words.split(), *NETWORKS[network][1:], *quick, "trainer.batch_size=16", "data.validation=10"]
+    overrides += ["data=npz", f"data.path={path}", "trainer.max_steps=4", f"output_dir={tmp_path / 'run'}"]
+    code, out, err = here(*overrides)
     assert code == 0, err
     metrics = {name.removeprefix("test/") for name in result(tmp_path / "run")["metrics"]}
     matched = {"categorical_1_accuracy", "categorical_1_baseline"} if classes and "infogan" in words else set()

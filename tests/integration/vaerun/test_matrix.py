@@ -1,4 +1,4 @@
-"""Every estimator with every model, as the command combines them: docs/estimators.md shows what happens."""
+"""Every combination of estimator and model: docs/estimators.md tabulates which of them train."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def digits() -> ImageData:
 
 
 def outcome(estimator: str, model: str, digits: ImageData) -> str:
-    """`yes`, or what the refusal says to do."""
+    """`yes`, or the remedy that the error names."""
     words = [f"model={model.removesuffix(PRIOR)}", *(SMALL_DRAW if model == "draw" else [])]
     if model in ("dcgan", "infogan"):
         words += ["model.generator.width=2", "model.discriminator.width=2"]
@@ -60,22 +60,21 @@ def outcome(estimator: str, model: str, digits: ImageData) -> str:
         words.append("model.fit=gradient")
     if model.endswith(PRIOR):
         words += ["model.conditional=true", "model.conditional_prior=true"]
-    chosen = compose(f"estimator={estimator}").estimator
-    chosen = replace(chosen, samples=3)
-    settings = replace(compose(*words), estimator=chosen)
+    estimator_settings = replace(compose(f"estimator={estimator}").estimator, samples=3)
+    settings = replace(compose(*words), estimator=estimator_settings)
     torch.manual_seed(0)
     built = build_model(settings.model, digits)
     try:
         objective = build_objective(settings, built, len(digits.train))
         dry_run(settings.model, objective, digits)
-    except InputError as refusal:
-        text = str(refusal)
+    except InputError as error:
+        text = str(error)
         assert "\n" not in text
         for remedy in ("gan_nonsaturating", "elbo_mc", "reconstruction", "elbo"):
             if f"use estimator={remedy}" in text:
                 return f"no: {remedy}"
         raise
-    # What is not refused trains: every parameter gets a finite gradient, or none where the estimator has none for it.
+    # What is accepted trains: every parameter has a finite gradient, or none if the estimator does not use it.
     for phase in objective.phases:
         loss, metrics = objective.loss(phase, 0, digits.train.batch(0, 4))
         assert bool(torch.isfinite(loss).all())
@@ -98,8 +97,8 @@ def table(models: tuple[str, ...], digits: ImageData) -> str:
 def test_the_documented_table_is_what_happens(
     models: tuple[str, ...], single_precision: None, digits: ImageData
 ) -> None:
-    found = table(models, digits)
-    assert found in DOCUMENT.read_text(encoding="utf-8"), f"docs/estimators.md should have:\n{found}"
+    actual = table(models, digits)
+    assert actual in DOCUMENT.read_text(encoding="utf-8"), f"docs/estimators.md should have:\n{actual}"
 
 
 def test_every_estimator_and_model_is_in_the_table() -> None:

@@ -1,4 +1,4 @@
-"""`vaerun trainer.processes=2` as its user meets it: one run directory, one loss curve, one end."""
+"""`vaerun trainer.processes=2`: one run directory, one loss curve, one outcome."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def run(env: dict[str, str], *words: str) -> tuple[int, str, str]:
 
 def curve(folder: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for line in lines:
-        found.setdefault(line.pop("step"), {}).update({k: v for k, v in line.items() if "/" in k})
-    return found
+        by_step.setdefault(line.pop("step"), {}).update({k: v for k, v in line.items() if "/" in k})
+    return by_step
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -43,24 +43,24 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def members(folder: Path) -> list[int]:
-    """Process ids of this run's processes, in order of their rank."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+    """Process ids of this run's processes, by rank."""
+    pids = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = place.read_bytes().split(b"\0")
+            words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if str(folder / ".job.json").encode() in words and words[-2].isdigit():
-            found[int(words[-2])] = int(place.parent.name)
-    return [found[rank] for rank in sorted(found)]
+            pids[int(words[-2])] = int(path.parent.name)
+    return [pids[rank] for rank in sorted(pids)]
 
 
-def trained(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until training has begun."""
-    end = time.monotonic() + 200
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until training has saved a checkpoint."""
+    deadline = time.monotonic() + 200
     while not (folder / "checkpoints" / "last.pt").exists():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -75,10 +75,12 @@ def test_two_processes_have_the_loss_curve_of_one(env: dict[str, str], tmp_path:
     assert one.keys() == two.keys() == {5, 10, 11, 15, 20}  # 11: validation
     for step, values in one.items():
         assert values == pytest.approx(two[step], rel=2e-4, abs=1e-4)
-    kept = record(tmp_path / "two")
-    assert kept["status"] == "ok"
-    assert kept["fingerprint"] == record(tmp_path / "one")["fingerprint"]  # how it is run is no part of what it is
-    assert kept["metrics"]["val/elbo"] == pytest.approx(record(tmp_path / "one")["metrics"]["val/elbo"], abs=1e-3)
+    parallel = record(tmp_path / "two")
+    assert parallel["status"] == "ok"
+    assert (
+        parallel["fingerprint"] == record(tmp_path / "one")["fingerprint"]
+    )  # the number of processes does not identify a run
+    assert parallel["metrics"]["val/elbo"] == pytest.approx(record(tmp_path / "one")["metrics"]["val/elbo"], abs=1e-3)
     assert (tmp_path / "two" / "run.log").read_text().count("start:") == 1
     assert len(list((tmp_path / "two").glob("events.out.tfevents.*"))) == 1
 
@@ -98,7 +100,7 @@ def test_what_needs_the_whole_batch_is_refused_in_one_line(
 def test_a_signal_saves_and_one_process_goes_on(env: dict[str, str], tmp_path: Path) -> None:
     words = ["trainer.max_steps=400", "trainer.checkpoint_seconds=0", f"output_dir={tmp_path / 'run'}"]
     process = start(env, *words, "trainer.processes=2")
-    trained(tmp_path / "run", process)
+    wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=200)
     assert process.returncode == 75, err
@@ -119,7 +121,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(env: dict[str, str], tmp_p
     folder = tmp_path / "run"
     words = ["trainer.max_steps=400", "trainer.checkpoint_seconds=0", "trainer.processes=2", f"output_dir={folder}"]
     process = start(env, *words)
-    trained(folder, process)
+    wait_for_checkpoint(folder, process)
     pids = members(folder)
     assert len(pids) == 2
     os.kill(pids[rank], signal.SIGKILL)
@@ -139,6 +141,6 @@ def test_inside_a_sweep(env: dict[str, str], tmp_path: Path) -> None:
     code, _out, err = run(env, *words, "trainer.learning_rate=0.001,1e30")
     assert code == 1
     assert "2 of 4 jobs done" in err
-    found = [json.loads(p.read_text()) for p in tmp_path.glob("*/*/*/result.json")]
-    assert sorted(r["status"] for r in found) == ["failed", "failed", "ok", "ok"]
-    assert all("is not finite" in r["error"] for r in found if r["status"] == "failed")
+    jobs = [json.loads(p.read_text()) for p in tmp_path.glob("*/*/*/result.json")]
+    assert sorted(r["status"] for r in jobs) == ["failed", "failed", "ok", "ok"]
+    assert all("is not finite" in r["error"] for r in jobs if r["status"] == "failed")

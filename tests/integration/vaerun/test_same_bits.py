@@ -1,7 +1,6 @@
-"""The same seed on the same machine trains the same parameters, to the bit, whatever else is asked for beside it.
+"""The same seed on the same machine trains the same parameters to the bit, whatever is logged, drawn or saved.
 
-One run of each family is the base; the others differ from it in settings that may change what is recorded, shown or
-saved, and nothing else.
+One run of each family is the reference; the others differ from it in settings that may only change what is recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ FAMILIES = {
     "vlae": f"{LIKELIHOOD} model.inference.steps=2",
     "gan": "network=gan_mlp model.generator.hidden=[16] model.discriminator.hidden=[16] model.latent_dim=4",
     "infogan": "network=dcgan model.generator.width=4 model.discriminator.width=4 model.latent_dim=4 "
-    "trainer.average=null",  # what is validated is what trains: its batch normalisation must not see it
+    "trainer.average=null",  # validation uses the trained generator, whose batch statistics it must not change
 }
 DENSITY = [name for name, words in FAMILIES.items() if words.startswith(LIKELIHOOD)]
 BESIDE = {
@@ -46,7 +45,7 @@ BESIDE = {
     "checkpoints": "trainer.checkpoint_seconds=0",
     "bar": "trainer.log_every=1",
 }
-"""What changes no bit of any result; `bar`: standard error is a terminal."""
+"""Settings that must not change any result; `bar`: standard error is a terminal, with a progress bar."""
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -98,7 +97,7 @@ def assert_same_results(one: Path, other: Path) -> None:
 def test_records_pictures_checkpoints_and_a_bar_at_once(
     family: str, base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = base(family)  # before the terminal is there
+    expected = base(family)  # without a terminal
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     run(tmp_path, family, *{word for words in BESIDE.values() for word in words.split() if "1000" not in word})
     assert_same_results(tmp_path, expected)
@@ -130,9 +129,9 @@ def test_the_chunk_of_an_evaluation_changes_rounding_alone(
 ) -> None:
     run(tmp_path, family, "evaluation.chunk=70")  # two images at a time
     assert_same_bits(trained(tmp_path), trained(base(family)))
-    found, expected = metrics(tmp_path), metrics(base(family))
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert found["val/elbo"] == expected["val/elbo"]  # a validation has no chunks
+    chunked, expected = metrics(tmp_path), metrics(base(family))
+    assert chunked == pytest.approx(expected, rel=1e-5)
+    assert chunked["val/elbo"] == expected["val/elbo"]  # a validation has no chunks
 
 
 @pytest.mark.slow
@@ -151,7 +150,7 @@ def test_another_process_with_another_order_of_hashes(
 def test_two_threads_repeat_themselves_and_differ_from_one_by_rounding(
     family: str, base: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Reductions are split among threads: the number of them is part of what must be the same, and is recorded."""
+    """Reductions are split among threads: their number must be the same for the same bits, and is recorded."""
     expected = base(family)
     assert json.loads((expected / "result.json").read_text())["environment"]["threads"] == 1
     with threads(2):
@@ -167,7 +166,7 @@ def test_two_threads_repeat_themselves_and_differ_from_one_by_rounding(
 
 @pytest.mark.parametrize("family", ["vae", "gan"])
 def test_another_seed_is_another_run(family: str, base: Callable[[str], Path], tmp_path: Path) -> None:
-    """What the tests above compare does depend on what it should."""
+    """A sanity check: what the tests above compare depends on the seed."""
     run(tmp_path, family, "seed=1")
     one, other = (flat(load(folder)["objective"]) for folder in (tmp_path, base(family)))
     assert any(isinstance(v, Tensor) and not torch.equal(v, other[k]) for k, v in one.items())

@@ -136,7 +136,7 @@ def fit(
     """Train: 22 images in batches of 8 are epochs of three steps. `resume`: from the folder's own checkpoint."""
     options = {"seed": 3, "epochs": 4, "batch_size": 8, "learning_rate": 0.01, "log_every": 2} | settings
     split = split or make_split()
-    told: list[str] = []
+    warnings: list[str] = []
     folder.mkdir(exist_ok=True)
     store = CheckpointManager(folder / "checkpoints", "f", print)
     state = store.load_last("cpu") if resume else None
@@ -149,7 +149,7 @@ def fit(
         show=False,
     )
     log._events = Mock()  # TensorBoard's is slow to open; metrics.jsonl is what is read
-    hooks = Hooks(validate=validate, selection=selection, warn=told.append)
+    hooks = Hooks(validate=validate, selection=selection, warn=warnings.append)
     how = TrainSettings(**options)
     trainer = Trainer(
         objective,
@@ -167,7 +167,7 @@ def fit(
     finally:
         log.close()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return SimpleNamespace(progress=progress, told=told, records=[json.loads(line) for line in lines])
+    return SimpleNamespace(progress=progress, warnings=warnings, records=[json.loads(line) for line in lines])
 
 
 def make_objective(model: AdversarialModel, **options: Any) -> Adversarial:

@@ -1,4 +1,4 @@
-"""What the tests of adversarial models' whole runs share: small runs, finished once, and the tiles of their figures."""
+"""Shared by tests of adversarial runs: small runs, each trained once, and the tiles of their figures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TRAINED = {
     "dcgan": ["model=dcgan", *NETWORKS["dcgan"], "estimator.discriminator_steps=2", "trainer.average=0.9"],
     "infogan": ["model=infogan", *NETWORKS["gan_mlp"], "estimator.r1=0.5", "model.discriminator.spectral_norm=true"],
     "selected": ["model=cgan", *NETWORKS["gan_mlp"], *SELECT, "trainer.early_stopping=2"],
-    # The discriminator makes no more mistake from the third step on.
+    # The discriminator makes no mistakes from the third step on.
     "won": ["model=gan", *NETWORKS["gan_mlp"], *WON, "trainer.winning_steps=8", "evaluation.quality=false"],
 }
 RESUMED = {
@@ -55,39 +55,39 @@ SETS = ["evaluation.sets.a=[1,2,3]", "evaluation.sets.one=[4]"]
 
 
 def environment(factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One cache for the whole session: a classifier of digits is trained once."""
-    own = {"VAERUN_CACHE": str(factory.getbasetemp() / "adversarial-cache"), "OMP_NUM_THREADS": "1"}
-    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | own
+    """One cache for the session: the classifier of digits is trained once."""
+    variables = {"VAERUN_CACHE": str(factory.getbasetemp() / "adversarial-cache"), "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("VAERUN")} | variables
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that is not to be changed, and what its command said."""
+class FinishedRun:
+    """A finished run, not to be modified, and the output of its command."""
 
     folder: Path
     out: str
     err: str
 
-    def copy(self, place: Path) -> Path:
-        """One that may be changed."""
-        return Path(shutil.copytree(self.folder, place))
+    def copy(self, target: Path) -> Path:
+        """A copy that may be modified."""
+        return Path(shutil.copytree(self.folder, target))
 
 
-_RUNS: dict[tuple[str, ...], Finished] = {}
+_RUNS: dict[tuple[str, ...], FinishedRun] = {}
 
 
-def finish(here: Command, factory: pytest.TempPathFactory, words: tuple[str, ...]) -> Finished:
-    """The run of these words, made when first asked for."""
+def finish(here: Command, factory: pytest.TempPathFactory, words: tuple[str, ...]) -> FinishedRun:
+    """The run of these overrides, trained at the first call."""
     if words not in _RUNS:
         folder = factory.mktemp("finished") / "run"
         code, out, err = here(*words, f"output_dir={folder}")
         assert code == 0, err
-        _RUNS[words] = Finished(folder, out, err)
+        _RUNS[words] = FinishedRun(folder, out, err)
     return _RUNS[words]
 
 
 def save(path: Path, shape: tuple[int, ...], *, classes: int = 0, train: int = 60, test: int = 20) -> Path:
-    """A data set of noise, with or without labels; a single class has the label 1, so that they could be two."""
+    """A data set of noise, with or without labels; a single class is labelled 1, so that two classes are inferred."""
     random = np.random.RandomState(0)
     arrays = {f"{k}_images": random.randint(0, 256, (n, *shape)) for k, n in (("train", train), ("test", test))}
     if classes:
@@ -105,7 +105,7 @@ def pixels(path: Path) -> Tensor:
 
 
 def tiles(picture: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Its tiles [rows, columns, C, H, W] as they were before they were enlarged; it must be whole tiles in a frame."""
+    """The tiles [rows, columns, C, H, W] of a picture, before magnification; it must be a framed grid of tiles."""
     channels, height, width = shape
     scale = max(1, 32 // max(height, width))
     h, w = height * scale + 1, width * scale + 1
@@ -113,13 +113,13 @@ def tiles(picture: Tensor, shape: tuple[int, ...]) -> Tensor:
     assert rows[1] == columns[1] == 0
     cells = picture[:, 1:, 1:].reshape(3, rows[0], h, columns[0], w)[:, :, : h - 1, :, : w - 1]
     cells = cells.reshape(3, rows[0], height, scale, columns[0], width, scale)[:, :, :, 0, :, :, 0]
-    if channels == 1:  # grey is three times the same
+    if channels == 1:  # grey: three equal channels
         assert torch.equal(cells, cells[:1].expand_as(cells))
     return cells[:channels].permute(1, 3, 0, 2, 4)
 
 
 def levels(images: Tensor) -> Tensor:
-    """Images in [0, 1] as they stand in a PNG file."""
+    """Images in [0, 1] as the uint8 levels of a PNG file."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -134,8 +134,8 @@ def labels(data: ImageData, numbers: list[int]) -> torch.Tensor:
 
 
 def added(folder: Path) -> tuple[str, dict[str, Any]]:
-    ((label, found),) = result(folder)["evaluations"].items()
-    return label, found
+    ((label, evaluation),) = result(folder)["evaluations"].items()
+    return label, evaluation
 
 
 def warned(err: str) -> list[str]:
@@ -146,17 +146,17 @@ def shown(folder: Path, label: str, name: str, shape: tuple[int, ...] = (1, 8, 8
     return tiles(pixels(folder / "figures" / label / f"{name}.png"), shape)
 
 
-def assert_close(tiles_found: torch.Tensor, images: torch.Tensor) -> None:
-    found = tiles_found.flatten(0, -4)
-    assert found.shape == images.shape
-    assert int((found.int() - levels(images).int()).abs().max()) <= 1
+def assert_close(grid: torch.Tensor, images: torch.Tensor) -> None:
+    actual = grid.flatten(0, -4)
+    assert actual.shape == images.shape
+    assert int((actual.int() - levels(images).int()).abs().max()) <= 1
 
 
 def assert_shows(folder: Path, name: str, images: torch.Tensor) -> None:
-    """The figure's tiles, row by row, are these images [N, C, H, W] in [0, 1]."""
-    found = tiles(pixels(folder / "figures" / f"{name}.png"), tuple(images.shape[1:])).flatten(0, 1)
-    assert found.shape == images.shape
-    # A pixel on the edge between two grey levels may be rounded either way by another sum's order.
-    assert int((found.int() - levels(images).int()).abs().max()) <= 1
-    assert float((found != levels(images)).float().mean()) < 1e-3
-    assert len(found.flatten(1).unique(dim=0)) > 1
+    """The tiles of a figure, row by row, are these images [N, C, H, W] in [0, 1]."""
+    actual = tiles(pixels(folder / "figures" / f"{name}.png"), tuple(images.shape[1:])).flatten(0, 1)
+    assert actual.shape == images.shape
+    # Another order of summation may round a pixel halfway between two grey levels the other way.
+    assert int((actual.int() - levels(images).int()).abs().max()) <= 1
+    assert float((actual != levels(images)).float().mean()) < 1e-3
+    assert len(actual.flatten(1).unique(dim=0)) > 1

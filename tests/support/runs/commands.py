@@ -1,4 +1,4 @@
-"""What the tests of runs and of the command share."""
+"""Shared by tests of runs and of commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load(folder: Path, name: str = "last") -> dict[str, Any]:
 
 
 def lasting(folder: Path, name: str = "last") -> dict[str, Any]:
-    """What a checkpoint holds but for times, which no two runs share, and names of files that have them in it."""
+    """The contents of a checkpoint, without times and the file names that contain them: no two runs share those."""
     state = load(folder, name)
     for timing in ("seconds", "timed_seconds", "timed_steps"):
         state.get("progress", {}).pop(timing, None)
@@ -62,7 +62,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard(folder: Path) -> Any:
-    """The events as TensorBoard itself reads them."""
+    """The events, as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
@@ -73,12 +73,12 @@ def tensorboard(folder: Path) -> Any:
 def assert_same_scalars(events: Any, lines: list[dict[str, Any]]) -> None:
     for tag in ("train/elbo", "train/kl", "train/reconstruction", "val/elbo", "test/elbo", "test/log_likelihood"):
         expected = [(line["step"], line[tag]) for line in lines if tag in line]
-        found = [(e.step, e.value) for e in events.Scalars(tag)]
-        assert [s for s, _ in found] == [s for s, _ in expected] != []
-        np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-6)
+        actual = [(e.step, e.value) for e in events.Scalars(tag)]
+        assert [s for s, _ in actual] == [s for s, _ in expected] != []
+        np.testing.assert_allclose([v for _, v in actual], [v for _, v in expected], rtol=1e-6)
 
 
 def importing_support(env: dict[str, str]) -> dict[str, str]:
-    """The environment of a process that imports `support`, as the tests do."""
+    """The environment, with `support` importable as in the tests."""
     paths = [str(Path(__file__).parents[2]), *env.get("PYTHONPATH", "").split(os.pathsep)]
     return env | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}

@@ -1,4 +1,4 @@
-"""What the tests of evaluations share."""
+"""Shared by tests of evaluations."""
 
 from __future__ import annotations
 

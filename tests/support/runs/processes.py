@@ -1,7 +1,7 @@
-"""Runs of several processes: `torch.distributed.run ... -m support.runs.processes JOBFILE` trains cases in turn.
+"""Runs over several ranks: `torch.distributed.run ... -m support.runs.processes JOBFILE` trains cases in turn.
 
-One start serves many cases, for it takes seconds. Each process saves what became of each case under OUT/RANK.pt; the
-same function makes the run of one process that they are compared with.
+A launch takes seconds, so one serves many cases. Each rank saves the outcomes under FOLDER/RANK.pt; the same function
+trains the single process that they are compared with.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ STEPS = 4  # an epoch
 
 @dataclass
 class Case:
-    """What is trained, and what happens on the way (steps count from 1)."""
+    """What to train, and what happens meanwhile (steps count from 1)."""
 
     make: Callable[[Split], Any]  # the objective
     classes: int = 0
     transform: str = "plain"
     shape: tuple[int, ...] = (1, 3, 4)
     settings: dict[str, Any] = field(default_factory=dict)
-    scores: list[float] | None = None  # of the validations, instead of the model's own
+    scores: list[float] | None = None  # results of the validations, in place of real ones
     events: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,7 +130,7 @@ ENDINGS = {
 DEATHS = {
     "raises": Case(likelihood(), events={"raise": (6, 1)}),
     "killed": Case(likelihood(), events={"kill": (6, 1)}),
-    "first raises": Case(likelihood(), scores=[1.0]),  # the second validation finds no score
+    "first raises": Case(likelihood(), scores=[1.0]),  # the second validation has no score left
 }
 
 CASES = MODELS | ENDINGS | DEATHS
@@ -143,8 +143,8 @@ def split_of(case: Case) -> Split:
     return Split("train", pixels, labels, case.classes, members.TRANSFORMS[case.transform], False)
 
 
-def _stage(case: Case, objective: Any, ranks: Ranks) -> None:
-    """Let happen what should."""
+def _schedule_events(case: Case, objective: Any, ranks: Ranks) -> None:
+    """Make the case's events happen."""
     events = case.events
 
     def at(step: int, place: str) -> None:
@@ -162,7 +162,7 @@ def _stage(case: Case, objective: Any, ranks: Ranks) -> None:
         if events.get("kill") == (step + 1, ranks.rank):
             os.kill(os.getpid(), signal.SIGKILL)
         value, metrics = original[0](phase, step, batch)
-        if phase == "discriminator" and "won" in events:  # by all images from that step on, by the first's always
+        if phase == "discriminator" and "won" in events:  # on all ranks from that step on, on all but the last before
             objective._flawless = torch.tensor(step + 1 >= events["won"] or ranks.rank < ranks.size - 1)
         when, term = events.get("inf", (None, ""))
         if when == step + 1:
@@ -186,14 +186,14 @@ def perturb(objective: Any) -> None:
 
 
 def last_rows(images: int, seed: int) -> dict[int, int]:
-    """By step: the image at the end of its batch of 8, which is the last process's."""
+    """By step: the image at the end of its batch of 8, which the last rank computes."""
     orders = [permutation(images, seed, "epoch", epoch) for epoch in range(3)]
     steps = [(epoch, i) for epoch in range(3) for i in range(STEPS)]
     return {step: int(orders[epoch][min(8 * i + 7, images - 1)]) for step, (epoch, i) in enumerate(steps)}
 
 
 def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | None = None) -> dict[str, Any]:
-    """Train the case and say what became of it, as this process has it."""
+    """Train the case and return its outcome on this rank."""
     ranks = Ranks() if ranks is None else ranks
     split = split_of(case)
     objective = case.make(split)
@@ -202,28 +202,28 @@ def run(case: Case, folder: Path, ranks: Ranks | None = None, resume: Path | Non
         options["seed"] = 4
     if case.events.get("perturb") == ranks.rank:
         perturb(objective)
-    _stage(case, objective, ranks)
+    _schedule_events(case, objective, ranks)
     state = None if resume is None else CheckpointManager(resume / "checkpoints", "f", print).load_last("cpu")
     outcome: dict[str, Any] = {"error": None}
-    hooks, given = Hooks(), dict[str, Any]()
-    with ShutdownSignal() as stop, stop.deferred(), contextlib.ExitStack() as opened:
+    hooks, arguments = Hooks(), dict[str, Any]()
+    with ShutdownSignal() as stop, stop.deferred(), contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             if resume is not None:
                 (folder / "metrics.jsonl").write_bytes((resume / "metrics.jsonl").read_bytes())
             position = None if state is None else state["log"]
             log = RunLogger(folder, position=position, start_step=0, total_steps=0, images_per_step=1, show=False)
-            opened.callback(log.close)
-            given = {"logger": log, "checkpoints": CheckpointManager(folder / "checkpoints", "f", print)}
-            seen = outcome.setdefault
+            stack.callback(log.close)
+            arguments = {"logger": log, "checkpoints": CheckpointManager(folder / "checkpoints", "f", print)}
+            setdefault = outcome.setdefault
             hooks = Hooks(
                 validate=_validate(case, objective, split, stop),
-                on_validation_end=lambda step: seen("seen", []).append(step),
+                on_validation_end=lambda step: setdefault("seen", []).append(step),
             )
         try:
-            how = TrainSettings(**options)
-            given |= {"hooks": hooks, "stop": stop, "ranks": ranks, "checkpoint": state}
-            progress = Trainer(objective, split, how, how.plan(len(split)), **given).train()
+            settings = TrainSettings(**options)
+            arguments |= {"hooks": hooks, "stop": stop, "ranks": ranks, "checkpoint": state}
+            progress = Trainer(objective, split, settings, settings.plan(len(split)), **arguments).train()
             outcome |= {"step": progress.step, "best": progress.best}
         except (RunError, Interrupted) as error:
             outcome |= {"error": str(error), "kind": type(error).__name__, "shared": ranks.is_collective(error)}
@@ -249,8 +249,8 @@ def _validate(case: Case, objective: Any, split: Split, stop: ShutdownSignal) ->
     def validate() -> dict[str, float]:
         calls.append(1)
         objective.at(len(calls), "validate")
-        found = validator()
-        return found | {"val/elbo": found[validator.selection]}
+        metrics = validator()
+        return metrics | {"val/elbo": metrics[validator.selection]}
 
     return validate
 
@@ -258,7 +258,7 @@ def _validate(case: Case, objective: Any, split: Split, stop: ShutdownSignal) ->
 def launch(
     names: list[str], size: int, folder: Path, resume: dict[str, str] | None = None, dtype: str = "float64"
 ) -> subprocess.CompletedProcess[str]:
-    """Train these cases one after the other by so many processes; a name may be `CASE@LABEL` to come twice."""
+    """Train these cases in turn on `size` ranks; a name may be `CASE@LABEL`, to train a case twice."""
     folder.mkdir(parents=True, exist_ok=True)
     job = folder / "job.json"
     job.write_text(json.dumps({"names": names, "folder": str(folder), "resume": resume or {}, "dtype": dtype}))
@@ -269,7 +269,7 @@ def launch(
 
 
 def outcomes(folder: Path, size: int) -> list[dict[str, Any]]:
-    """Of each process, by the cases' names."""
+    """The outcomes of each rank, by case."""
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
@@ -277,16 +277,16 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, job["dtype"]))
-    folder, found = Path(job["folder"]), {}
+    folder, results = Path(job["folder"]), {}
     with process_group("cpu") as ranks:
         for name in job["names"]:
             resume = job["resume"].get(name)
             case = CASES[name.partition("@")[0]]
-            calm = Case(case.make, case.classes, case.transform, case.shape, case.settings, case.scores)
-            case = case if resume is None else calm  # a run that goes on meets no second event
-            found[name] = run(case, folder / name, ranks, None if resume is None else Path(resume))
+            eventless = Case(case.make, case.classes, case.transform, case.shape, case.settings, case.scores)
+            case = case if resume is None else eventless  # events happen once
+            results[name] = run(case, folder / name, ranks, None if resume is None else Path(resume))
             ranks.barrier()
-        torch.save(found, folder / f"{ranks.rank}.pt")
+        torch.save(results, folder / f"{ranks.rank}.pt")
         ranks.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Two and three processes train what one process trains at the same batch, and end together."""
+"""Two and three processes give the training of one process at the same batch size, and end together."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Outcomes = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcomes]:
-    """Every case by two processes, in one start of them; some go on from another's checkpoint."""
+    """Every case on two ranks, in a single launch; some resume from another's checkpoint."""
     folder = tmp_path_factory.mktemp("two")
-    torch.set_default_dtype(torch.float64)  # the fixture that does so is each test's
-    alone = run(CASES["signal to one"], folder / "alone")
+    torch.set_default_dtype(torch.float64)  # the autouse fixture that does so is per test
+    single = run(CASES["signal to one"], folder / "alone")
     torch.set_default_dtype(torch.float32)
-    assert alone["kind"] == "Interrupted"
+    assert single["kind"] == "Interrupted"
     resume = {"signal to one@alone": str(folder / "alone"), "signal to one@two": str(folder / "signal to one")}
     resume["cut@two"] = str(folder / "cut")
     done = launch([*MODELS, *ENDINGS, *resume], 2, folder, resume)
@@ -29,23 +29,23 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcomes]:
     return folder, outcomes(folder, 2)
 
 
-def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float, least: float = 0.0) -> None:
-    """States and records within a tolerance of each tensor's largest entry."""
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float, minimum: float = 0.0) -> None:
+    """States and logged metrics agree to a tolerance relative to each tensor's largest entry."""
     assert one["state"].keys() == other["state"].keys()
     for key, value in one["state"].items():
-        value, found = value.double(), other["state"][key].double()  # masks and counts too
-        within = tolerance * max(float(value.abs().max()), least)
-        assert torch.allclose(found, value, rtol=0, atol=within, equal_nan=True), key
+        value, actual = value.double(), other["state"][key].double()  # masks and counts too
+        atol = tolerance * max(float(value.abs().max()), minimum)
+        assert torch.allclose(actual, value, rtol=0, atol=atol, equal_nan=True), key
     assert len(one["records"]) == len(other["records"]) > 0
     for a, b in zip(one["records"], other["records"], strict=True):
         assert a.keys() == b.keys()
         for key, value in a.items():
-            assert b[key] == (value if value is None else pytest.approx(value, rel=tolerance, abs=least)), key
+            assert b[key] == (value if value is None else pytest.approx(value, rel=tolerance, abs=minimum)), key
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_same_curve_and_parameters_as_one(name: str, two: tuple[Path, Outcomes], tmp_path: Path) -> None:
-    one, (first, second) = run(MODELS[name], tmp_path), (found[name] for found in two[1])
+    one, (first, second) = run(MODELS[name], tmp_path), (rank[name] for rank in two[1])
     assert one["step"] == first["step"] == second["step"] == 12
     assert_close(one, first, 1e-10, 1e-12)
     if "won" in CASES[name].events:
@@ -64,17 +64,17 @@ def test_three_processes_and_single_precision(size: int, dtype: str, tolerance: 
     found = outcomes(tmp_path / "all", size)
     torch.set_default_dtype(getattr(torch, dtype))
     for name in MODELS:
-        # A gradient that is zero but for rounding moves its parameter by any part of Adam's step.
-        least = 1e-12 if dtype == "float64" else 0.05
-        assert_close(run(MODELS[name], tmp_path / name), found[0][name], tolerance, least)
+        # Adam turns a gradient that is zero up to rounding into a step of arbitrary size.
+        minimum = 1e-12 if dtype == "float64" else 0.05
+        assert_close(run(MODELS[name], tmp_path / name), found[0][name], tolerance, minimum)
         for key, value in found[0][name]["state"].items():
             assert all(torch.equal(value, other[name]["state"][key]) for other in found[1:])
 
 
 @pytest.mark.parametrize("name", ["not finite", "not finite for the first", "validation not finite"])
 def test_not_finite_ends_all_at_the_same_step(name: str, two: tuple[Path, Outcomes], tmp_path: Path) -> None:
-    # The bad image stands at the end of its batch: with the second process alone.
-    one, (first, second) = run(ENDINGS[name], tmp_path), (found[name] for found in two[1])
+    # The bad image is the last of its batch: only the second rank sees it.
+    one, (first, second) = run(ENDINGS[name], tmp_path), (rank[name] for rank in two[1])
     assert one["kind"] == first["kind"] == second["kind"] == "RunError"
     assert one["error"] == first["error"] == second["error"]
     assert {"not finite": "'kl'", "not finite for the first": "'reconstruction'"}.get(name, "val/elbo") in one["error"]
@@ -89,8 +89,8 @@ def test_not_finite_ends_all_at_the_same_step(name: str, two: tuple[Path, Outcom
     [("signal to one", 5), ("signal to one, late", 6), ("signal to the first", 5), ("signal in validation", 8)],
 )
 def test_signal_to_one_ends_all_at_the_same_step(name: str, step: int, two: tuple[Path, Outcomes]) -> None:
-    # One that comes after the step's sum is told with the next.
-    folder, (first, second) = two[0], (found[name] for found in two[1])
+    # A signal that arrives after the step's all-reduce is sent with the next one.
+    folder, (first, second) = two[0], (rank[name] for rank in two[1])
     assert first["kind"] == second["kind"] == "Interrupted"
     assert first["shared"]
     assert second["shared"]
@@ -106,26 +106,25 @@ def test_signal_to_one_ends_all_at_the_same_step(name: str, step: int, two: tupl
 def test_goes_on_with_another_number_of_processes(two: tuple[Path, Outcomes], tmp_path: Path) -> None:
     folder, found = two
     whole = run(MODELS["vae"], tmp_path / "whole")
-    calm = MODELS["vae"]
-    goes_on = {
-        "two as one": run(calm, tmp_path / "resumed", resume=folder / "signal to one"),
+    resumed = {
+        "two as one": run(MODELS["vae"], tmp_path / "resumed", resume=folder / "signal to one"),
         "one as two": found[0]["signal to one@alone"],
         "two as two": found[0]["signal to one@two"],
     }
-    for way, outcome in goes_on.items():
-        assert outcome["step"] == 12, way
+    for name, outcome in resumed.items():
+        assert outcome["step"] == 12, name
         assert_close(whole, outcome, 1e-10, 1e-12)
 
 
 def test_metrics_of_an_interval_that_a_checkpoint_cuts(two: tuple[Path, Outcomes]) -> None:
-    # Records come every five steps; the sums in the checkpoint after three are those of all processes.
+    # Metrics are logged every five steps; the sums in the checkpoint after three steps are those of all ranks.
     folder, (first, _) = two
     assert load(folder / "cut")["metrics"]["count"] == 8 + 8 + 8
     assert_close(first["vae clipped"], first["cut@two"], 1e-12, 1e-12)
 
 
 def test_early_stopping_is_the_first_processes(two: tuple[Path, Outcomes], tmp_path: Path) -> None:
-    one, (first, second) = run(ENDINGS["early stopping"], tmp_path), (found["early stopping"] for found in two[1])
+    one, (first, second) = run(ENDINGS["early stopping"], tmp_path), (rank["early stopping"] for rank in two[1])
     assert one["step"] == first["step"] == second["step"] == 16
     assert first["best"] == second["best"] == 3.0
     assert first["seen"] == one["seen"]
@@ -147,11 +146,11 @@ def test_checkpoints_are_written_by_the_first(two: tuple[Path, Outcomes], tmp_pa
     [("other parameters", "parameters", 0), ("other settings", "settings", 0), ("parameters drift apart", "para", 4)],
 )
 def test_processes_that_differ_are_refused(name: str, what: str, steps: int, two: tuple[Path, Outcomes]) -> None:
-    for found in two[1]:
-        assert found[name]["kind"] == "RunError"
-        assert what in found[name]["error"]
-        assert "trainer.processes=2" in found[name]["error"]
-    assert len(two[1][0][name]["records"]) == steps  # seen at the start, or before the next validation
+    for rank in two[1]:
+        assert rank[name]["kind"] == "RunError"
+        assert what in rank[name]["error"]
+        assert "trainer.processes=2" in rank[name]["error"]
+    assert len(two[1][0][name]["records"]) == steps  # noticed at the start, or before the next validation
 
 
 @pytest.mark.slow

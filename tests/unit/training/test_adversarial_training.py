@@ -1,4 +1,4 @@
-"""Adversarial training: phases with repeats, rates and betas of their own, and the same bits after a resume."""
+"""Adversarial training: phases with repeats, learning rates and betas of their own; resuming gives the same bits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vaerun.training.step import set_learning_rates, update
 
 pytestmark = pytest.mark.usefixtures("single_precision")
 
-# Between them: batch norm, moving average, spectral norm, k > 1, R1, codes, labels, smoothing.
+# Together they cover batch norm, moving average, spectral norm, k > 1, R1, codes, labels, smoothing.
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "infogan": (
         {"kind": "conv", "codes": Codes([3], 1), "average": True, "spectral_norm": True, "batch_norm": False},
@@ -46,17 +46,17 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Watched(Adversarial):
-    """Keeps what it was given and what came of it."""
+    """Keeps the arguments of each loss, and the generator after each step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.given: list[tuple[str, int, list[int], list[int]]] = []
+        self.calls: list[tuple[str, int, list[int], list[int]]] = []
         self.generators: list[dict[str, Tensor]] = []
         self.signal_after: tuple[int, ShutdownSignal] | None = None
 
     def loss(self, phase: str, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         labels = [] if batch.labels is None else batch.labels.tolist()
-        self.given.append((phase, step, batch.rows.tolist(), labels))
+        self.calls.append((phase, step, batch.rows.tolist(), labels))
         return super().loss(phase, step, batch)
 
     def after_step(self, step: int) -> None:
@@ -75,7 +75,7 @@ def make(member: str, seed: int = 0, **more: Any) -> Watched:
 @pytest.mark.parametrize("member", RESUMED)
 @pytest.mark.parametrize("at", [1, 5, 6])
 def test_resumed_is_uninterrupted(at: int, member: str, tmp_path: Path) -> None:
-    """Stopped in an epoch or at its end; the second process begins with other parameters, which must not matter."""
+    """Interrupted within an epoch or at its end; the resumed run is initialised differently, which must not matter."""
     split = make_split(classes=3)
     options = {"split": split, "schedule": "cosine", "clip_norm": 50.0, "discriminator_betas": (0.4, 0.9)}
     fit(tmp_path / "whole", make(member), **options)
@@ -88,7 +88,7 @@ def test_resumed_is_uninterrupted(at: int, member: str, tmp_path: Path) -> None:
     assert not (tmp_path / "parts" / "checkpoints" / "best.pt").exists()
     second = make(member, seed=1)
     fit(tmp_path / "parts", second, resume=True, **options)
-    assert {step for _, step, _, _ in second.given} == set(range(at, 12))
+    assert {step for _, step, _, _ in second.calls} == set(range(at, 12))
     for name in ("last", "best"):
         assert_same_bits(lasting(tmp_path / "whole", name), lasting(tmp_path / "parts", name))
     metrics = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "parts")]
@@ -101,7 +101,7 @@ evaluation.quality=false evaluation.pictures=0"""
 
 
 def test_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same of a whole run: batches of 64, 64 and 22, a real signal at the fifth step."""
+    """The same for a complete run: batches of 64, 64 and 22, a real signal at the fifth step."""
 
     def run(folder: Path) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
@@ -133,7 +133,7 @@ def test_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_k_updates_each_with_images_of_its_own(k: int, tmp_path: Path) -> None:
-    """Counted by Adam itself; every repeat goes through all images of an epoch, in an order of its own."""
+    """Adam counts the updates; each repeat visits all images of an epoch, in an order of its own."""
     objective = make("gan", discriminator_steps=k)
     split = make_split(classes=3)
     done = fit(tmp_path, objective, split=split, epochs=2)
@@ -142,22 +142,22 @@ def test_k_updates_each_with_images_of_its_own(k: int, tmp_path: Path) -> None:
     for name, updates in (("discriminator", 6 * k), ("generator", 6)):
         steps = [int(state["step"]) for state in optimisers[name]["state"].values()]
         assert steps == [updates] * len(list(getattr(objective.model, name).parameters()))
-    assert [(phase, step) for phase, step, _, _ in objective.given] == [
+    assert [(phase, step) for phase, step, _, _ in objective.calls] == [
         (phase, step) for step in range(6) for phase in ["discriminator"] * k + ["generator"]
     ]
     for epoch in range(2):
         for repeat in range(k):
-            rows = [r for p, s, r, _ in objective.given if p == "discriminator" and s // 3 == epoch]
+            rows = [r for p, s, r, _ in objective.calls if p == "discriminator" and s // 3 == epoch]
             order = [row for batch in rows[repeat::k] for row in batch]
-            place = ("epoch", epoch) if repeat == 0 else ("epoch", epoch, "repeat", repeat)
-            assert order == permutation(22, 3, *place).tolist()
+            position = ("epoch", epoch) if repeat == 0 else ("epoch", epoch, "repeat", repeat)
+            assert order == permutation(22, 3, *position).tolist()
             assert sorted(order) == list(range(22))
-    for _, step, rows, labels in objective.given:
+    for _, step, rows, labels in objective.calls:
         assert len(rows) == (6 if step % 3 == 2 else 8)
         assert labels == split.labels[rows].tolist()
-    first = [tuple(rows) for p, s, rows, _ in objective.given if p == "discriminator" and s == 0]
+    first = [tuple(rows) for p, s, rows, _ in objective.calls if p == "discriminator" and s == 0]
     assert len(set(first)) == k
-    assert [rows for p, s, rows, _ in objective.given if p == "generator" and s == 0] == [list(first[0])]
+    assert [rows for p, s, rows, _ in objective.calls if p == "generator" and s == 0] == [list(first[0])]
 
 
 def test_metrics_are_means_over_images_and_repeats(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_metrics_are_means_over_images_and_repeats(tmp_path: Path) -> None:
             self.seen += batch.rows.tolist() if phase == "a" else []
             return self.w.sum() * batch.rows.float(), {phase: batch.rows.float()}
 
-        after_step, look = Adversarial.after_step, Adversarial.diagnostics
+        after_step, diagnostics = Adversarial.after_step, Adversarial.diagnostics
 
     objective = Rows()
     objective.after_step = lambda step: None  # type: ignore[method-assign]
@@ -205,9 +205,9 @@ BETAS = {"betas": (0.5, 0.95), "discriminator_betas": (0.2, 0.8)}
 
 @pytest.mark.parametrize("own", [True, False])
 def test_each_network_has_rate_and_betas_of_its_own(own: bool) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1) by hand, on gradients that are known."""
-    rest = (RATES | BETAS) if own else {"learning_rate": 0.01, "betas": (0.5, 0.95)}
-    settings = TrainSettings(seed=0, epochs=1, batch_size=1, **rest)
+    """Against Adam (Kingma & Ba 2015, algorithm 1) written out, on known gradients."""
+    options = (RATES | BETAS) if own else {"learning_rate": 0.01, "betas": (0.5, 0.95)}
+    settings = TrainSettings(seed=0, epochs=1, batch_size=1, **options)
     expected = {
         "generator": (0.01, 0.5, 0.95),
         "discriminator": (0.03, 0.2, 0.8) if own else (0.01, 0.5, 0.95),
@@ -219,7 +219,7 @@ def test_each_network_has_rate_and_betas_of_its_own(own: bool) -> None:
         optimiser = make_optimisers({"phase": Phase({group: [p]})}, settings)["phase"]
         value = m = v = 0.0
         for t, g in enumerate((0.7, -0.2, 1.5), 1):
-            set_learning_rates(optimiser, 0.5)  # by a schedule
+            set_learning_rates(optimiser, 0.5)  # as a schedule does
             update(optimiser, g * p, {}, clip_norm=None, guard=FiniteGuard(torch.device("cpu")), step=t)
             m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
             value -= 0.5 * rate * (m / (1 - beta1**t)) / (math.sqrt(v / (1 - beta2**t)) + 1e-8)
@@ -244,34 +244,34 @@ def test_settings_rates_and_betas_count_after_a_resume(tmp_path: Path) -> None:
         restore(make("infogan"), optimisers, state, torch.device("cpu"))
 
 
-class Bad(NonSaturating):
-    """One image's loss is not finite from the given call of a phase on."""
+class NonFiniteLoss(NonSaturating):
+    """A loss that is not finite for one image, from the given call of a phase on."""
 
     def __init__(self, phase: str, call: int, value: float) -> None:
         super().__init__()
-        self.phase, self.left, self.value = phase, call, value
+        self.phase, self.calls_left, self.value = phase, call, value
         self.objective: Adversarial | None = None
         self.before: dict[str, Tensor] = {}
 
-    def _spoil(self, phase: str, loss: Tensor) -> Tensor:
-        self.left -= phase == self.phase
-        if phase != self.phase or self.left:
+    def _replace(self, phase: str, loss: Tensor) -> Tensor:
+        self.calls_left -= phase == self.phase
+        if phase != self.phase or self.calls_left:
             return loss
         self.before = parameters(self.objective)
         return torch.where(torch.arange(len(loss)) == 3, self.value, loss)
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        return self._spoil("discriminator", super().discriminator(real, fake))
+        return self._replace("discriminator", super().discriminator(real, fake))
 
     def generator(self, fake: Tensor) -> Tensor:
-        return self._spoil("generator", super().generator(fake))
+        return self._replace("generator", super().generator(fake))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("phase", ["discriminator", "generator"])
 def test_non_finite_loss_stops_before_the_update(phase: str, value: float, tmp_path: Path) -> None:
     call = 10 if phase == "discriminator" else 5  # the second update of the fifth step, or its only one
-    bad = Bad(phase, call, value)
+    bad = NonFiniteLoss(phase, call, value)
     bad.objective = objective = Adversarial(make_model("conv", average=True), bad, discriminator_steps=2)
     with pytest.raises(
         RunError, match=rf"step 5: the term '{phase}_loss' is not finite; likely cause: .*learning_rate"

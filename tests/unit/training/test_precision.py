@@ -1,4 +1,4 @@
-"""Lower precision in training: what it may differ by is looked at first, and evaluations stay in float32."""
+"""Training in lower precision: its error is checked on the first batch, and evaluations stay in float32."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ pytestmark = pytest.mark.usefixtures("single_precision")
 def test_bf16_is_near_float32(name: str) -> None:
     step = step_of(MODELS[name], precision="bf16")
     before = {k: v.clone() for k, v in step.mutable_tensors().items()}
-    found = step.compare_precision()
-    assert list(found) == list(step.objective.phases)
-    for differences in found.values():
+    by_phase = step.compare_precision()
+    assert list(by_phase) == list(step.objective.phases)
+    for differences in by_phase.values():
         assert 0 < differences["gradient"] < precision.TOLERANCES["bf16"][1]
     for key, value in step.mutable_tensors().items():
         assert torch.equal(value, before[key]), key
 
 
 def test_bf16_steps_train() -> None:
-    """The layers compute in bfloat16, parameters and what is summed stay in float32."""
+    """Layers compute in bfloat16; parameters and sums stay in float32."""
     step = step_of(MODELS["vae"], precision="bf16")
-    kinds = set()
+    dtypes = set()
     layer = step.objective.model.decoder.stack.layers[0]  # type: ignore[attr-defined]
-    layer.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    layer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     before = layer.weight.clone()
     step.begin(0, 1.0)
     step.run(0, [torch.arange(8)])
-    assert kinds == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
     assert layer.weight.dtype == torch.float32
     assert not torch.equal(layer.weight, before)
     assert all(total.dtype == torch.float32 for total in step.sums.values())
 
 
 def test_what_differs_too_much_is_refused() -> None:
-    """A loss that bfloat16 cannot hold: 1 + 2^-10 is 1 there."""
+    """A loss that bfloat16 cannot represent: 1 + 2^-10 rounds to 1."""
     weight = nn.Parameter(torch.full((4, 4), 1 + 2.0**-10))
 
     def loss() -> Any:
@@ -72,7 +72,7 @@ def test_names_and_devices() -> None:
 
 @pytest.mark.usefixtures("command_environment")
 def test_a_full_covariance(here: Any, tmp_path: Path) -> None:
-    """Its factor is solved with, and bfloat16 has no such solver."""
+    """It needs triangular solves, which bfloat16 does not have."""
     words = ["estimator=elbo_mc", "trainer.precision=bf16", "trainer.max_steps=3"]
     code, _, err = here("model=vae_full", *SHORT, *words, f"output_dir={tmp_path}/run")
     assert code == 0, err

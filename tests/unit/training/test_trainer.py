@@ -1,4 +1,4 @@
-"""The loop alone, on an objective whose gradients are known."""
+"""The training loop, on an objective with known gradients: batches, means, schedules, selection, checkpoints."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ def toy(
     resume: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
-    """Train a Toy; gives it, its progress and its records."""
+    """Train a Toy; return it with its final state, logged metrics and pixels."""
     images = torch.randint(1, 256, (150, 1, 2, 2), dtype=torch.uint8) if images is None else images
     split = Split("train", images, None, 0, Transform(), False)
     options = {"seed": 3, "epochs": 2, "batch_size": 128, "learning_rate": 0.01, "log_every": 1000} | settings
     log = RunLogger(folder, position=None, start_step=0, total_steps=0, images_per_step=1, show=False)
-    objective, store, given = Toy(), CheckpointManager(folder / "checkpoints", "f", print), iter(scores or [])
-    validate = None if scores is None else lambda: {"val/elbo": next(given)}
+    objective, checkpoints, remaining = Toy(), CheckpointManager(folder / "checkpoints", "f", print), iter(scores or [])
+    validate = None if scores is None else lambda: {"val/elbo": next(remaining)}
     try:
-        how, hooks = TrainSettings(**options), Hooks(validate=validate)
-        rest = {"hooks": hooks, "logger": log, "checkpoints": store, "checkpoint": resume}
-        progress = Trainer(objective, split, how, how.plan(len(split)), **rest).train()
+        train_settings, hooks = TrainSettings(**options), Hooks(validate=validate)
+        rest = {"hooks": hooks, "logger": log, "checkpoints": checkpoints, "checkpoint": resume}
+        progress = Trainer(objective, split, train_settings, train_settings.plan(len(split)), **rest).train()
     finally:
         log.close()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -88,24 +88,24 @@ def test_each_image_once_an_epoch_and_ragged_batches_exact(tmp_path: Path) -> No
         assert torch.equal(order, permutation(150, 3, "epoch", epoch))
         assert sorted(order.tolist()) == list(range(150))
     assert not torch.equal(torch.cat(rows[:2]), torch.cat(rows[2:]))
-    expected = [[float(done.x[r].mean())] * 2 for r in rows]  # the mean is over the batch's own images
+    expected = [[float(done.x[r].mean())] * 2 for r in rows]  # the mean over a smaller batch divides by its size
     np.testing.assert_allclose(done.objective.gradients, expected, rtol=1e-6)
-    # What is reported is a mean over images, not of batch means.
-    mean, of_means = float(done.x.mean()), float(np.mean(expected))
-    assert abs(mean - of_means) > 1e-3
+    # Logged metrics are means over images, not means of batch means.
+    mean, mean_of_means = float(done.x.mean()), float(np.mean(expected))
+    assert abs(mean - mean_of_means) > 1e-3
     assert done.records[-1]["train/pixel"] == pytest.approx(mean, rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "burda"])
 def test_rates_reach_the_parameters(schedule: str, tmp_path: Path) -> None:
-    # A constant gradient makes each step of Adam as long as the rate.
+    # With a constant gradient every Adam step has the length of the learning rate.
     images = torch.full((8, 1, 1, 1), 255, dtype=torch.uint8)
     rates = {"learning_rate": 0.01, "variance_learning_rate": 0.03}
     done = toy(tmp_path, images, schedule=schedule, epochs=5, batch_size=4, log_every=1, **rates)
     steps = -np.diff(np.array(done.objective.values), axis=0)
-    scales = [lr_multiplier(schedule, step // 2, step / 10) for step in range(10)]
-    np.testing.assert_allclose(steps, np.outer(scales, list(rates.values())), rtol=1e-3, atol=1e-8)
-    assert [r["train/learning_rate"] for r in done.records] == pytest.approx([0.01 * s for s in scales])
+    multipliers = [lr_multiplier(schedule, step // 2, step / 10) for step in range(10)]
+    np.testing.assert_allclose(steps, np.outer(multipliers, list(rates.values())), rtol=1e-3, atol=1e-8)
+    assert [r["train/learning_rate"] for r in done.records] == pytest.approx([0.01 * m for m in multipliers])
 
 
 def test_rate_of_the_settings_counts_after_a_resume(tmp_path: Path) -> None:
@@ -139,16 +139,16 @@ def test_schedules() -> None:
 
 def test_clipping_is_of_the_whole_norm(tmp_path: Path) -> None:
     images = torch.full((8, 1, 1, 1), 255, dtype=torch.uint8)
-    free, far, clipped = (
+    unclipped, loose, clipped = (
         np.array(toy(tmp_path, images, batch_size=4, clip_norm=norm).objective.gradients) for norm in (None, 2.0, 0.1)
     )
-    np.testing.assert_array_equal(free, 1.0)
-    np.testing.assert_array_equal(far, free)
+    np.testing.assert_array_equal(unclipped, 1.0)
+    np.testing.assert_array_equal(loose, unclipped)
     np.testing.assert_allclose(clipped, 0.1 / math.sqrt(2), rtol=1e-4)
 
 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
-    scores = [1.0, 3.0, 2.0, 3.0, 9.0]  # as good as the best is no improvement
+    scores = [1.0, 3.0, 2.0, 3.0, 9.0]  # a tie is no improvement
     done = toy(tmp_path, scores=scores, epochs=5, early_stopping=2)
     assert (done.progress.step, done.progress.best, done.progress.best_epoch) == (8, 3.0, 2.0)
     best, last = load(tmp_path, "best"), load(tmp_path)
@@ -177,7 +177,7 @@ def test_without_validation_the_last_is_the_best(tmp_path: Path) -> None:
 
 
 def test_moments_of_another_size_are_refused(tmp_path: Path) -> None:
-    """Adam would meet them in its kernel, whose words nobody understands."""
+    """Otherwise Adam's kernel raises an error that nobody understands."""
     made = toy(tmp_path)
     state = load(tmp_path)
     state["optimisers"]["toy"]["state"][0]["exp_avg"] = torch.zeros(2)

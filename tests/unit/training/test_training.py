@@ -1,4 +1,4 @@
-"""The training loop: resuming gives the same bits, nothing bad reaches the parameters, every image counts once."""
+"""Runs in training: resuming gives the same bits, and non-finite losses never reach the parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     events = EventAccumulator(str(other), size_guidance={"scalars": 0}).Reload()
     lines = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
-    for tag in ("train/elbo", "val/elbo", "test/elbo"):  # each step stands once in TensorBoard too
+    for tag in ("train/elbo", "val/elbo", "test/elbo"):  # each step appears once in TensorBoard too
         assert [e.step for e in events.Scalars(tag)] == [line["step"] for line in lines if tag in line]
     records = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     assert records[0]["status"] == records[1]["status"] == "ok"
@@ -58,7 +58,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
-    """A real signal comes while the given step (from 1) is made, once."""
+    """Raise a real signal once, during the given step (from 1)."""
     original, sent = Variational.after_step, []
 
     def after_step(self: Variational, done: int) -> None:
@@ -71,15 +71,15 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.S
 
 
 def signal_after_validation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A real signal comes when the given validation (from 1) has been made, once."""
-    original, begun = Validator.__call__, []
+    """Raise a real signal once, after the given validation (from 1)."""
+    original, calls = Validator.__call__, []
 
     def call(self: Validator) -> dict[str, float]:
-        found = original(self)
-        begun.append(1)
-        if len(begun) == number:
+        metrics = original(self)
+        calls.append(1)
+        if len(calls) == number:
             signal.raise_signal(signal.SIGTERM)
-        return found
+        return metrics
 
     monkeypatch.setattr(Validator, "__call__", call)
 
@@ -107,7 +107,7 @@ def test_resumed_is_uninterrupted(
     with monkeypatch.context() as patch:
         if where == "after the validation":
             signal_after_validation(patch, 3)
-        else:  # the request of the epoch's last step is answered between the batches of its validation
+        else:  # a request after the epoch's last step is heeded between the batches of the validation
             signal_at(patch, 10 if where == "in an epoch" else 12)
         with pytest.raises(Interrupted) as stopped:
             run(tmp_path, model=model)
@@ -129,7 +129,7 @@ def test_damaged_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoil(name: str) -> None:
+    def corrupt(name: str) -> None:
         path = tmp_path / "checkpoints" / name
         content = bytearray(path.read_bytes())
         if damage == "flipped":
@@ -137,12 +137,12 @@ def test_damaged_checkpoint(
         path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "flipped": content}[damage])
 
     with monkeypatch.context() as patch:
-        signal_at(patch, 9)  # a step with a record, which will come again
+        signal_at(patch, 9)  # a step whose metrics are logged, and will be again
         with pytest.raises(Interrupted):
             run(tmp_path, "trainer.checkpoint_seconds=0")
     assert load(tmp_path, "previous")["progress"]["step"] == 8
-    kept = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
-    spoil("last.pt")
+    checkpoints = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+    corrupt("last.pt")
     capsys.readouterr()
     run(tmp_path)
     warning = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -151,11 +151,11 @@ def test_damaged_checkpoint(
     assert "resuming from previous.pt" in warning[0]
     assert_same_run(whole("vae"), tmp_path)
 
-    # Neither is good: refused, and nothing is changed.
-    for path, content in kept.items():
+    # Neither is valid: rejected, and nothing is changed.
+    for path, content in checkpoints.items():
         path.write_bytes(content)
-    spoil("previous.pt")
-    spoil("last.pt")
+    corrupt("previous.pt")
+    corrupt("last.pt")
     record = json.loads((tmp_path / "result.json").read_text()) | {"status": "interrupted"}
     (tmp_path / "result.json").write_text(json.dumps(record))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -188,7 +188,7 @@ def test_non_finite_stops_before_the_update(
             seen.before = {k: v.clone() for k, v in self.state_dict().items()}
             if term == "gradient":
                 return _BadGradient.apply(value), metrics
-            one = torch.arange(len(value)) == 3  # a single image is enough
+            one = torch.arange(len(value)) == 3  # a single image suffices
             metrics = metrics | {term: torch.where(one, bad, metrics[term])}
             value = torch.where(one, bad, value)
         return value, metrics
@@ -230,7 +230,7 @@ def test_finished_run_is_extended(whole: Callable[[str], Path], tmp_path: Path) 
 
 
 def test_named_run_is_judged_on_this_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parameters started from are validated here first; the other run's best may be of other data."""
+    """Selection starts anew: the initial parameters are validated, for the other run's best may be on other data."""
     with monkeypatch.context() as patch:
         patch.setattr(Validator, "__call__", lambda self: {"val/elbo": 1000.0})
         signal_at(patch, 10)
@@ -247,7 +247,7 @@ def test_named_run_is_judged_on_this_data(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_begun_from_a_named_run_goes_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command again: its own checkpoint counts, and the one it started from may be gone."""
+    """Re-running the command resumes from the run's own checkpoint; the initial one may be gone."""
     run(tmp_path / "first", "trainer.max_steps=10")
     named = f"trainer.resume={tmp_path / 'first'}"
     whole = run(tmp_path / "whole", named)
@@ -258,8 +258,8 @@ def test_begun_from_a_named_run_goes_on_without_it(tmp_path: Path, monkeypatch: 
     (tmp_path / "first").rename(tmp_path / "gone")
     again = run(tmp_path / "second", named)
     assert again["metrics"] == whole["metrics"]
-    assert again["protocol"] == whole["protocol"]  # started_from among it
-    assert run(tmp_path / "second", named) == again  # finished: shown, not made again
+    assert again["protocol"] == whole["protocol"]  # including started_from
+    assert run(tmp_path / "second", named) == again  # finished: printed, not repeated
 
 
 def test_named_run_without_steps_left_is_refused(whole: Callable[[str], Path], tmp_path: Path) -> None:
