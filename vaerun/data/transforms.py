@@ -37,7 +37,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.binarize not in ("none", "dynamic", "fixed"):
-            raise ValueError(f"unknown binarize {self.binarize!r}")
+            raise InputError(f"data.binarize must be none, dynamic or fixed, got {self.binarize!r}")
         if self.dequantize and self.binarize != "none":
             raise InputError("data.dequantize=true is for pixels that are not binarised: set data.binarize=none")
         if self.logit and not self.dequantize:
