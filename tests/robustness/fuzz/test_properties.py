@@ -89,7 +89,12 @@ def test_files_are_read_or_refused(tmp_path: Path, value: Any) -> None:
         return
     assert yaml.safe_dump(config) == yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(value))
-    assert json.dumps(read_json(path)) == json.dumps(value)
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        assert "64 bits" in str(error)  # noqa: PT017
+        return
+    assert json.dumps(record) == json.dumps(value)
 
 
 @LIMITS
