@@ -15,17 +15,17 @@ from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, is_valid_unicode, printable
 
 MAX_FLOAT = 3e38  # single precision ends at 3.4e38
-MAX_INT = 2**63  # tensors hold whole numbers below
+MAX_INT = 2**63  # tensors hold integers below
 
 NEEDS_KEYS = "{0} is a group of keys: write {0}.KEY=VALUE"
 _TYPES: dict[Any, str] = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a single word",
-    list[int]: "a list of whole numbers, such as [1,2]",
+    str: "a string",
+    list[int]: "a list of integers, such as [1,2]",
     list[float]: "a list of numbers, such as [0.1,0.2]",
-    list[str]: "a list of words, such as [a,b]",
+    list[str]: "a list of strings, such as [a,b]",
     list[Any]: "a list, such as [a,b]",
 }
 _ELEMENTS: dict[Any, type | tuple[type, ...]] = {str: str, int: int, float: (int, float)}
@@ -89,7 +89,9 @@ def wrong_type(key: str, plain: Any) -> str | None:
         return NEEDS_KEYS.format(key)
     if options[0] not in _TYPES:
         return None
-    expected = _TYPES[options[0]] + (", or null" if len(options) > 1 else "")
+    expected = _TYPES[options[0]]
+    if len(options) > 1:
+        expected += ", or null" if "," in expected else " or null"
     quoted = "null" if plain is None else printable(plain, 100)
     if isinstance(plain, str):  # else an empty word would not be seen
         quoted = f"'{quoted}'"

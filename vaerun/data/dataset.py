@@ -132,7 +132,7 @@ class ImageData:
         total = len(arrays.train_images)
         validation = round(validation * total) if 0 < validation < 1 else validation
         if not math.isfinite(validation) or validation != int(validation):
-            raise InputError(f"data.validation must be a whole number or a fraction below 1, got {validation}")
+            raise InputError(f"data.validation must be an integer or a fraction below 1, got {validation}")
         validation = int(validation)
         if not 0 <= validation < total:
             raise InputError(

@@ -81,7 +81,7 @@ class InverseAutoregressive(nn.Module):
             )
         features = self.base.mean.in_features
         if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
-            raise InputError(f"model.inference.context must be a whole number of at least 1 or null, got {context}")
+            raise InputError(f"model.inference.context must be an integer of at least 1 or null, got {context}")
         n = features if context is None else context
         self.context = head(features, n) if steps else None
         self.networks = nn.ModuleList(

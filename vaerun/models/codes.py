@@ -50,7 +50,7 @@ class Codes:
         if not integers or min(categorical, default=2) < 2 or continuous < 0:
             raise InputError(
                 "model.codes.categorical must list numbers of values, each at least 2, such as [10], and "
-                "model.codes.continuous must be a whole number of at least 0, "
+                "model.codes.continuous must be an integer of at least 0, "
                 f"got {list(categorical)} and {continuous}"
             )
         if not categorical and not continuous:

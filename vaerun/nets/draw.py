@@ -27,7 +27,7 @@ from vaerun.nets.init import append_context, check_integer, head
 def check_window_size(key: str, value: int | None) -> int | None:
     """Return N, or None for the whole image; raises InputError for N below 2, where a window has no stride."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 2):
-        raise InputError(f"{key} must be a whole number of at least 2, or null for the whole image, got {value}")
+        raise InputError(f"{key} must be an integer of at least 2, or null for the whole image, got {value}")
     return None if value is None else check_integer(key, value, 2)
 
 

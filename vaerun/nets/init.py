@@ -35,19 +35,19 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def check_widths(key: str, widths: Sequence[int]) -> list[int]:
-    """Layer widths as a list; raises InputError unless each is a positive whole number of at most MAXIMUM_SIZE."""
+    """Layer widths as a list; raises InputError unless each is a positive integer of at most MAXIMUM_SIZE."""
     listed = isinstance(widths, list | tuple)
     if not listed or any(not isinstance(w, int) or isinstance(w, bool) or w < 1 for w in widths):
-        raise InputError(f"{key} must be a list of positive whole numbers such as [500,500], got {widths}")
+        raise InputError(f"{key} must be a list of positive integers such as [500,500], got {widths}")
     if max(widths, default=0) > MAXIMUM_SIZE:
         raise InputError(f"{key} must list widths of at most {MAXIMUM_SIZE}, got {max(widths)}")
     return list(widths)
 
 
 def check_integer(key: str, value: object, minimum: int) -> int:
-    """Return the value; raises InputError unless it is a whole number from `minimum` to MAXIMUM_SIZE."""
+    """Return the value; raises InputError unless it is an integer from `minimum` to MAXIMUM_SIZE."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise InputError(f"{key} must be a whole number of at least {minimum}, got {value}")
+        raise InputError(f"{key} must be an integer of at least {minimum}, got {value}")
     if value > MAXIMUM_SIZE:
         raise InputError(f"{key} must be at most {MAXIMUM_SIZE}, got {value}")
     return value

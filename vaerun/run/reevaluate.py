@@ -132,7 +132,7 @@ def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
     before = plain["data"]
     name = data.get("name", before["name"])
     if not isinstance(name, str):
-        raise InputError(f"data.name must be a single word, got {printable(name, 100)}: data=NAME chooses data")
+        raise InputError(f"data.name must be a string, got {printable(name, 100)}: data=NAME chooses data")
     known = read_yaml(group_file("data", name))
     for key in data:
         if key not in known or (key == "source" and "name" not in data):

@@ -233,7 +233,7 @@ def test_a_plain_autoencoder_has_no_samples(word: str, copied: Callable[..., Pat
         (["evaluation.arithmetic=[a -]", *SETS], "is missing after the last '-'"),
         (["evaluation.arithmetic=[a one]", *SETS], "+ or - is missing before 'one'"),
         (["evaluation.sets.2a=[1]", "evaluation.interpolation=[1,2]"], "does not start with a digit"),
-        (["evaluation.sets.a=[-1]"], "whole number of at least 0, got -1"),
+        (["evaluation.sets.a=[-1]"], "integer of at least 0, got -1"),
         (["evaluation.gaps=true"], "needs a posterior"),
         (["evaluation.samples=50000"], "evaluation.samples means nothing for model=gan"),
         (["evaluation.gap.samples=3"], "evaluation.gap means nothing for model=gan"),

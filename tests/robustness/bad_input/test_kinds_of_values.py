@@ -11,21 +11,21 @@ from support.runs.evaluating import Evaluate
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 WORDS = {
-    "evaluation.samples=1.5": "evaluation.samples must be a whole number, got 1.5",
-    "evaluation.samples=[1]": "evaluation.samples must be a whole number, got [1]",
-    "evaluation.samples=true": "evaluation.samples must be a whole number, got True",
-    "evaluation.samples=''": "evaluation.samples must be a whole number, got ''",
-    "evaluation.samples=null": "evaluation.samples must be a whole number, got null",
-    "trainer.max_steps=abc": "trainer.max_steps must be a whole number, or null, got 'abc'",
+    "evaluation.samples=1.5": "evaluation.samples must be an integer, got 1.5",
+    "evaluation.samples=[1]": "evaluation.samples must be an integer, got [1]",
+    "evaluation.samples=true": "evaluation.samples must be an integer, got True",
+    "evaluation.samples=''": "evaluation.samples must be an integer, got ''",
+    "evaluation.samples=null": "evaluation.samples must be an integer, got null",
+    "trainer.max_steps=abc": "trainer.max_steps must be an integer or null, got 'abc'",
     "trainer.learning_rate=[[1]]": "trainer.learning_rate must be a number, got [[1]]",
     "evaluation.annealing.step_size=null": "evaluation.annealing.step_size must be a number, got null",
     "evaluation.ais=[2]": "evaluation.ais must be true or false, got [2]",
     "evaluation.ais=null": "evaluation.ais must be true or false, got null",
-    "model.likelihood=[a]": "model.likelihood must be a single word, got ['a']",
-    "trainer.device={}": "trainer.device must be a single word, got {}",
-    "sweep.table.metric=[1]": "sweep.table.metric must be a single word, or null, got [1]",
-    "evaluation.arithmetic=null": "evaluation.arithmetic must be a list of words, such as [a,b], got null",
-    "evaluation.arithmetic=[null]": "evaluation.arithmetic must be a list of words, such as [a,b], got [None]",
+    "model.likelihood=[a]": "model.likelihood must be a string, got ['a']",
+    "trainer.device={}": "trainer.device must be a string, got {}",
+    "sweep.table.metric=[1]": "sweep.table.metric must be a string or null, got [1]",
+    "evaluation.arithmetic=null": "evaluation.arithmetic must be a list of strings, such as [a,b], got null",
+    "evaluation.arithmetic=[null]": "evaluation.arithmetic must be a list of strings, such as [a,b], got [None]",
     "trainer.betas=[a]": "trainer.betas must be a list of numbers, such as [0.1,0.2], got ['a']",
     "trainer.betas=null": "trainer.betas must be a list of numbers, such as [0.1,0.2], got null",
     "model.encoder=3": "model.encoder is a group of keys: write model.encoder.KEY=VALUE",
@@ -36,7 +36,7 @@ WORDS = {
     "model.encoder._target_=inf": "model.encoder: _target_ 'inf' is outside vaerun",
     "model.name=''": "model.name '': use up to 100 letters",
     "model.encoder.activation=rlu": "model.encoder: unknown activation 'rlu'",
-    "model.encoder.hidden=3": "model.encoder.hidden must be a list of positive whole numbers",
+    "model.encoder.hidden=3": "model.encoder.hidden must be a list of positive integers",
     "model=draw model.decoder=1": "model.decoder is a group of keys: write model.decoder.KEY=VALUE",
     # not names of choices
     "model=5": "unknown choice model=5. Choices: ae, cgan",
@@ -87,13 +87,13 @@ def test_words_of_a_sweep(here: Command, tmp_path: Path, word: str, says: str, c
 def test_the_name_of_an_evaluations_data(run: Path, evaluate: Evaluate, value: str) -> None:
     code, out, err = evaluate(f"run={run}", f"data.name={value}")
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "data.name must be a single word" in err
+    assert "data.name must be a string" in err
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("evaluation.samples=[1]", "evaluation.samples must be a whole number, got [1]"),
+        ("evaluation.samples=[1]", "evaluation.samples must be an integer, got [1]"),
         ("evaluation.interpolation={}", "evaluation.interpolation must be a list"),
         ("evaluation.arithmetic={a: 1}", "evaluation.arithmetic must be a list"),
         ("evaluation.annealing=[1.5]", "annealing"),

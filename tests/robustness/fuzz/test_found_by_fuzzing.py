@@ -280,7 +280,7 @@ def test_words_of_an_evaluation(copied: Callable[..., Path], evaluate: Command, 
     [
         (
             ["model=infogan", "model.codes.categorical=[[10]]"],
-            "model.codes.categorical must be a list of whole numbers",
+            "model.codes.categorical must be a list of integers",
         ),
         (["model=gan", "model.discriminator.spectral_norm=abc"], "spectral_norm must be true or false, got abc"),
         (["model=dcgan", "model.generator.batch_norm=1"], "model.generator.batch_norm must be true or false, got 1"),

@@ -140,7 +140,7 @@ def test_write(codes: Codes) -> None:
         rest = torch.ones(codes.size, dtype=torch.bool)
         rest[starts[i] : starts[i + 1]] = False
         assert torch.equal(written[:, rest], code[:, rest])
-    # Categorical values may come as whole numbers of any type.
+    # Categorical values may come as integers of any type.
     if codes.categorical:
         assert torch.equal(
             codes.set_code(code, 0, torch.ones(4)), codes.set_code(code, 0, torch.ones(4, dtype=torch.int64))

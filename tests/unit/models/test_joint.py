@@ -249,7 +249,7 @@ def test_mlp_decoder_with_leading_dimensions():
 def test_senseless_networks_are_refused():
     with pytest.raises(InputError, match="too small"):
         ConvEncoder((1, 8, 8), channels=[2, 2, 2, 2], hidden=[])
-    with pytest.raises(InputError, match="whole numbers"):
+    with pytest.raises(InputError, match="integers"):
         MLPDecoder(2, (1, 3, 4), hidden=[0])
     with pytest.raises(InputError, match="activation"):
         MLPEncoder((1, 3, 4), hidden=[3], activation="typo")

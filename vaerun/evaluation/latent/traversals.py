@@ -87,7 +87,7 @@ def parse_sets(sets: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
             raise InputError(f"{where} must be a list of one or more sample numbers (such as [0, 4]), got {members!r}")
         for number in members:
             if not _is_sample_number(number):
-                raise InputError(f"{where}: a sample number is a whole number of at least 0, got {number!r}")
+                raise InputError(f"{where}: a sample number is an integer of at least 0, got {number!r}")
         parsed[name] = tuple(members)
     return parsed
 

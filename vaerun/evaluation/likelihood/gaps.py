@@ -77,7 +77,7 @@ class Refinement:
         for name in ("samples", "window", "patience", "max_steps"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"evaluation.gap.{name} must be a whole number of at least 1, got {value}")
+                raise InputError(f"evaluation.gap.{name} must be an integer of at least 1, got {value}")
         for name in ("learning_rate", "tolerance"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:

@@ -52,7 +52,7 @@ def test_members_that_are_no_list(members: object) -> None:
 
 @pytest.mark.parametrize("number", [-1, 1.0, True, False, "1", None])
 def test_members_that_are_no_sample_numbers(number: object) -> None:
-    with pytest.raises(InputError, match=r"^evaluation\.sets\.right: .* whole number of at least 0, got"):
+    with pytest.raises(InputError, match=r"^evaluation\.sets\.right: .* integer of at least 0, got"):
         traversals.parse_sets({"right": [1, number]})
 
 
