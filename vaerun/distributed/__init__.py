@@ -1,1 +1,1 @@
-"""One run over several processes."""
+"""Data-parallel training of one run by several processes."""

@@ -198,7 +198,7 @@ class Ranks:
             try:
                 value = function()
             except BaseException as error:
-                failure: tuple[Any, Any] = PeerLost, "the first process of this run failed"
+                failure: tuple[Any, Any] = PeerLost, "process 0 of this run failed"
                 if isinstance(error, InputError | RunError | Interrupted):
                     failure = type(error), error.signum if isinstance(error, Interrupted) else str(error)
                     self.mark_collective(error)

@@ -1,1 +1,1 @@
-"""The only layer that sees settings: builds the parts, trains, evaluates, records (layer L7)."""
+"""One run, from its settings to its results: build the parts, train, evaluate, record."""

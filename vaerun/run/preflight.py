@@ -175,7 +175,7 @@ def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
     check_precision(settings.precision, device)
     if settings.compile == "graph" and device.type != "cuda":
         raise InputError(
-            f"trainer.compile=graph records CUDA graphs, and this run is on {device}: use trainer.compile=auto"
+            f"trainer.compile=graph needs a CUDA GPU, and this run is on {device}: use trainer.compile=auto"
         )
     if settings.compile == "graph" and settings.processes > 1:
         raise InputError(

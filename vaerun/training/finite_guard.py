@@ -89,6 +89,6 @@ class FiniteGuard:
         raise self.ranks.mark_collective(
             RunError(
                 f"training stopped at step {step + 1}: the term '{name}' is not finite; likely cause: {cause}. "
-                "The update was not made"
+                "The update was skipped"
             )
         )

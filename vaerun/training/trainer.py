@@ -101,15 +101,15 @@ class Trainer:
         self.guard = FiniteGuard(self.device, self.ranks)
         self.step = Step(objective, split, settings, self.optimisers, self.guard, self.ranks, generator)
         self.stepper: Step | GraphedStep = self.step
-        self.state, self.images = TrainState(), 0  # images: those that the metrics' sums cover
+        self.state, self.summed_images = TrainState(), 0
         if checkpoint is not None:
-            self.state, sums, self.images = restore(objective, self.optimisers, checkpoint, self.device)
+            self.state, sums, self.summed_images = restore(objective, self.optimisers, checkpoint, self.device)
             # The saved sums are those of all ranks: they count once, on rank 0.
             self.step.sums |= sums if first else {k: torch.zeros_like(v) for k, v in sums.items()}
         self.state.finished |= self.state.step >= self.plan.total_steps and not self.state.validation_due
         self.repeats = max(phase.repeats for phase in objective.phases.values())
         self.clock = Clock(self.device, self.state.step)
-        self._orders: tuple[int, list[Tensor]] = (-1, [])  # an epoch and its permutations
+        self._cached_permutations: tuple[int, list[Tensor]] = (-1, [])  # an epoch and its permutations
         self._saved_at = time.monotonic()
         self._best: dict[str, Any] | None = None  # parameters that best.pt does not hold yet
         self._warnings: set[str] = set()  # those of the previous `_log_metrics`
@@ -165,7 +165,7 @@ class Trainer:
         self.stepper.run(state.step, rows)
 
         state.step += 1
-        self.images += len(rows[0])
+        self.summed_images += len(rows[0])
         last = state.step >= plan.total_steps
         epoch_ends = state.step % plan.steps_per_epoch == 0
         state.validation_due = last or (epoch_ends and (epoch + 1) % self.settings.validate_every == 0)
@@ -175,16 +175,16 @@ class Trainer:
 
     def _permutations(self, epoch: int) -> list[Tensor]:
         """The epoch's permutations of the images [N], one for each repeat of a phase: each repeat sees every image."""
-        if self._orders[0] != epoch:
+        if self._cached_permutations[0] != epoch:
             positions: list[tuple[str | int, ...]] = [("epoch", epoch)]
             positions += [("epoch", epoch, "repeat", r) for r in range(1, self.repeats)]
             orders = [permutation(len(self.split), self.settings.seed, *p).to(self.device) for p in positions]
-            self._orders = epoch, orders
-        return self._orders[1]
+            self._cached_permutations = epoch, orders
+        return self._cached_permutations[1]
 
     def _log_metrics(self, multiplier: float) -> None:
         """Log the means since the last call; the only place in the loop where the host waits for the device."""
-        values = {f"train/{k}": v / self.images for k, v in self.step.reduce_metrics().items()}
+        values = {f"train/{k}": v / self.summed_images for k, v in self.step.reduce_metrics().items()}
         values["train/learning_rate"] = self.settings.learning_rate * multiplier
         diagnostics = self.objective.diagnostics()
         values |= {f"train/{k}": v for k, v in diagnostics.values.items()}
@@ -193,7 +193,7 @@ class Trainer:
         self._warnings = set(diagnostics.warnings)
         self.logger.log_scalars(self.state.step, self.epochs, values)
         self.step.clear()
-        self.images = 0
+        self.summed_images = 0
 
     def _warn(self, line: str) -> None:
         if self.ranks.rank == 0:
@@ -226,13 +226,13 @@ class Trainer:
                 raise self.ranks.mark_collective(RunError(f"{problem}: {remedy}"))
             self.logger.progress(state.step, math.ceil(self.epochs), self.settings.epochs, validated=True)
             if self.selection is not None:
-                self._select(metrics[self.selection], lower_is_better=self.selection.endswith("_distance"))
+                self._update_best(metrics[self.selection], lower_is_better=self.selection.endswith("_distance"))
         self.ranks.on_rank_zero(lambda: self.hooks.on_validation_end(state.step))
         state.validation_due = False
         patience = self.settings.early_stopping
         state.finished = state.step >= self.plan.total_steps or (patience is not None and state.stale >= patience)
 
-    def _select(self, value: float, lower_is_better: bool) -> None:
+    def _update_best(self, value: float, lower_is_better: bool) -> None:
         best = self.state.best
         if best is None or (value < best if lower_is_better else value > best):
             self.state.best, self.state.best_epoch, self.state.stale = value, self.epochs, 0
@@ -256,7 +256,7 @@ class Trainer:
                 "objective": self.objective.state_dict(),
                 "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
                 "progress": asdict(self.state),
-                "metrics": {"sums": {k: v.cpu() for k, v in sums.items()}, "count": self.images},
+                "metrics": {"sums": {k: v.cpu() for k, v in sums.items()}, "count": self.summed_images},
                 "log": self.logger.position(),
             }
         )

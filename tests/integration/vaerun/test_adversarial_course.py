@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     lines = err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"vaerun: error: training stopped at step {step}: the term '{term}' is not finite")
-    assert "The update was not made" in lines[0]
+    assert "The update was skipped" in lines[0]
     record = result(tmp_path / "run")
     assert (record["status"], record["error"]) == ("failed", lines[0].removeprefix("vaerun: error: "))
     assert not (tmp_path / "run" / "checkpoints").exists()

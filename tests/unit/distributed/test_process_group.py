@@ -163,7 +163,7 @@ def test_one_that_dies_ends_all(name: str, tmp_path: Path) -> None:
     survivor, cause = {
         "raises": (0, "another process of this run has ended: process 1: ValueError: what a bug looks like"),
         "killed": (0, "another process of this run has ended: "),
-        "first raises": (1, "the first process of this run failed"),
+        "first raises": (1, "process 0 of this run failed"),
     }[name]
     assert (tmp_path / f"lost{survivor}").read_text().startswith(cause)
     assert not (tmp_path / f"lost{1 - survivor}").exists()

@@ -96,7 +96,7 @@ def test_on_a_cpu_steps_are_made_each_time() -> None:
     for compile in ("none", "auto"):
         step.settings = settings_of(MODELS["vae"], compile=compile)
         assert capture_step(step, step.settings.plan(len(step.split)), 1, 0, print) is step
-    with pytest.raises(InputError, match=r"trainer\.compile=graph records CUDA graphs, and this run is on cpu"):
+    with pytest.raises(InputError, match=r"trainer\.compile=graph needs a CUDA GPU, and this run is on cpu"):
         check_step_options(TrainerSettings(compile="graph"), torch.device("cpu"))
     with pytest.raises(InputError, match=r"trainer\.precision=tf32 needs an NVIDIA GPU"):
         check_step_options(TrainerSettings(precision="tf32"), torch.device("cpu"))
