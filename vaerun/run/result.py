@@ -91,7 +91,7 @@ def write_config(folder: Path, config: dict[str, Any], overrides: list[str], hyd
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"cannot make {target}: {error.strerror or error}; run the same command again to resume"
+            f"cannot create {target}: {error.strerror or error}; run the same command again to resume"
         ) from error
     write_atomically(target / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     write_atomically(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True).encode())

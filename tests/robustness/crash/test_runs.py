@@ -60,7 +60,7 @@ def test_the_folder_goes_while_the_run_is_on(tmp_path: Path, monkeypatch: pytest
             shutil.rmtree(tmp_path / "run")
 
     monkeypatch.setattr(Variational, "after_step", after_step)
-    with pytest.raises(RunError, match=r"cannot (make|write).*run.*No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot (create|write).*run.*No such file or directory"):
         run(tmp_path / "run", "trainer.checkpoint_seconds=0")
     assert not (tmp_path / "run").exists()
 
@@ -138,7 +138,7 @@ def test_no_room_for_the_folder_of_the_configuration(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", full)
-        with pytest.raises(RunError, match=r"cannot make .*\.hydra: No space left on device"):
+        with pytest.raises(RunError, match=r"cannot create .*\.hydra: No space left on device"):
             run(tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
     assert run(tmp_path)["status"] == "ok"
