@@ -114,7 +114,7 @@ def _lock_search(folder: Path) -> filelock.BaseFileLock:
         lock = filelock.FileLock(folder / ".search.lock")
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise InputError(f"another search is working in {folder}: wait for it") from error
+        raise InputError(f"another search is using {folder}: wait for it") from error
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}; choose another output_dir") from error
     return lock
