@@ -146,8 +146,8 @@ def _check_allowed(key: str, value: Any, allowed: Allowed) -> None:
     if isinstance(value, list | tuple):
         complete = len(value) == allowed.length if allowed.length else bool(value)
         if not complete or any(_exceeded(element, allowed) for element in value):
-            count = allowed.length or "one or more"
-            raise InputError(f"{key} must be {count} numbers {' and '.join(_limits(allowed))}, got {list(value)}")
+            count, limits = allowed.length or "one or more", " and ".join(_limits(allowed))
+            raise InputError(f"{key} must be {count} finite numbers {limits}, got {list(value)}")
     elif isinstance(value, int | float) and (limit := _exceeded(value, allowed)):
         raise InputError(f"{key} must be {limit}, got {value:.15g}")
 

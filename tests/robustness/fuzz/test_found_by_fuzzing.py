@@ -80,7 +80,7 @@ def test_a_home_that_there_is_not(
     nobody = "~nobody-here/x"
     ends = [here("data=npz", f"data.path='{nobody}'"), here("model=vae", *SMALL, f"trainer.resume='{nobody}'")]
     ends += [here("model=vae", *SMALL, "evaluation.quality=true", f"evaluation.inception_weights='{nobody}'")]
-    ends += [evaluate(f"run={nobody}"), evaluate(f"run={run}", "data=npz", f"data.path={nobody}")]
+    ends += [evaluate(f"run={nobody}"), evaluate(f"run={run}", "data=npz", f"data.path='{nobody}'")]
     for main, words in ((table.main, [nobody]), (table.main, [str(run), "--output", nobody])):
         ends.append((main(words), *capsys.readouterr()))
     for words in (["digits", "--output", nobody], ["mnist", "--root", nobody]):
@@ -151,7 +151,7 @@ def test_an_array_that_is_not_called_one(tmp_path: Path, capsys: Any, monkeypatc
     monkeypatch.setenv("VAERUN_DATA", str(tmp_path))
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
     assert data.main(["mnist"]) == 2
-    assert "holds no arrays" in capsys.readouterr().err
+    assert "contains no arrays" in capsys.readouterr().err
 
 
 def test_an_image_whose_metadata_are_cut_short(tmp_path: Path) -> None:
