@@ -1,4 +1,4 @@
-"""What differs between the families of models when they are run: the one place that a new family has to be added to."""
+"""The families of models: how each is checked, validated, evaluated and shown. A new family is added here only."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation import Validator
-from vaerun.evaluation.plots import pictures as likelihood_pictures
 from vaerun.evaluation.plots.adversarial_pictures import adversarial_pictures
+from vaerun.evaluation.plots.pictures import data_and_reconstructions, data_picture, likelihood_pictures
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.evaluation.samples.sample_validation import SampleValidator
 from vaerun.models import AdversarialModel
 from vaerun.objectives import Variational
 from vaerun.run.build import Model
-from vaerun.run.evaluate.adversarial import evaluate_adversarial
-from vaerun.run.evaluate.likelihood import evaluate_likelihood
-from vaerun.run.evaluate.samples import check_classifier_cache, dataset_classifier, has_classifier
+from vaerun.run.evaluate.adversarial import AdversarialEvaluator
+from vaerun.run.evaluate.classifier import check_classifier_cache, dataset_classifier, has_classifier
+from vaerun.run.evaluate.likelihood import LikelihoodEvaluator
 from vaerun.run.preflight import check_adversarial, check_adversarial_training, check_evaluation
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor
@@ -27,7 +27,7 @@ EVALUATION_BATCH = 500  # images per validation batch; no result depends on it b
 
 
 class Validate(Protocol):
-    """Metrics of the validation split; `selection` names the one that the best parameters are chosen by, if any."""
+    """Computes metrics of the validation split; `selection` names the one that selects the best parameters, if any."""
 
     @property
     def selection(self) -> str | None: ...
@@ -36,21 +36,21 @@ class Validate(Protocol):
 
 
 class LikelihoodFamily:
-    """Models with a likelihood (and the plain autoencoder)."""
+    """Models with a likelihood, and the plain autoencoder."""
 
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
-        """Raises InputError for what cannot be evaluated."""
+        """Raises InputError for an evaluation that is not possible."""
         check_evaluation(settings, model, data)
 
     @staticmethod
     def check_run(settings: Settings, model: Any, data: ImageData) -> None:
-        """The same, and for what cannot be done while training."""
+        """The same before training; raises InputError for training settings that the family does not support."""
         check_evaluation(settings, model, data)
 
     @staticmethod
     def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
-        """None without a validation split."""
+        """The validator of the objective's model; None without a validation split."""
         if not len(data.validation):
             return None
         assert isinstance(objective, Variational)
@@ -68,22 +68,22 @@ class LikelihoodFamily:
     def evaluate(
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
     ) -> EvaluationResults:
-        """Everything that is asked for."""
-        return evaluate_likelihood(model, data, settings, seed=seed, stop=stop)
+        """Evaluate all that the settings ask for."""
+        return LikelihoodEvaluator(model, data, settings, seed=seed, stop=stop).evaluate()
 
     @staticmethod
     def pictures(model: Any, split: Split) -> dict[str, Tensor]:
-        """Grids by name, as training goes on."""
-        return likelihood_pictures.likelihood_pictures(model, split)
+        """Pictures by name, for logging during training."""
+        return likelihood_pictures(model, split)
 
     @staticmethod
     def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
-        """Those of them that show a split's own images."""
-        return likelihood_pictures.data_and_reconstructions(model, split)
+        """The pictures among them that show the split's images."""
+        return data_and_reconstructions(model, split)
 
 
 class AdversarialFamily:
-    """Generator against discriminator."""
+    """Adversarial models: a generator and a discriminator."""
 
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
@@ -114,7 +114,7 @@ class AdversarialFamily:
     def evaluate(
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
     ) -> EvaluationResults:
-        return evaluate_adversarial(model, data, settings, seed=seed, stop=stop)
+        return AdversarialEvaluator(model, data, settings, seed=seed, stop=stop).evaluate()
 
     @staticmethod
     def pictures(model: Any, split: Split) -> dict[str, Tensor]:
@@ -122,9 +122,9 @@ class AdversarialFamily:
 
     @staticmethod
     def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
-        return likelihood_pictures.data_picture(split)
+        return data_picture(split)
 
 
 def family_of(model: Model) -> type[LikelihoodFamily] | type[AdversarialFamily]:
-    """The model's."""
+    """The family of a model."""
     return AdversarialFamily if isinstance(model, AdversarialModel) else LikelihoodFamily

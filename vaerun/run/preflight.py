@@ -19,8 +19,8 @@ from vaerun.evaluation.oom import oom_raises
 from vaerun.evaluation.samples.inception import check_inception
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, real_images
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.run.build import estimators_by_name
-from vaerun.run.evaluate.samples import has_classifier
+from vaerun.run.build import named_estimators
+from vaerun.run.evaluate.classifier import has_classifier
 from vaerun.storage.paths import expand_user
 from vaerun.training.precision import check_precision
 

@@ -31,7 +31,7 @@ from vaerun.evaluation.samples import sample_validation
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import SampleValidator, generate_images, real_images
 from vaerun.objectives import Adversarial
-from vaerun.run.evaluate.samples import dataset_classifier
+from vaerun.run.evaluate.classifier import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 

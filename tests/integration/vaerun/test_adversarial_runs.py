@@ -33,7 +33,7 @@ from vaerun.evaluation.plots.pictures import sample_noise
 from vaerun.evaluation.samples import classifier
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
-from vaerun.run.evaluate.samples import dataset_classifier
+from vaerun.run.evaluate.classifier import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 MODELS = ("gan", "dcgan", "cgan", "infogan")

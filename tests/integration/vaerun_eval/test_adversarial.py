@@ -33,7 +33,7 @@ from support.runs.evaluating import SMALL, Evaluate, result
 import vaerun
 from vaerun.evaluation.samples.sample_quality import frechet_distance
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
-from vaerun.run.evaluate.samples import dataset_classifier
+from vaerun.run.evaluate.classifier import dataset_classifier
 
 pytestmark = pytest.mark.usefixtures("command_environment")
 
@@ -110,9 +110,9 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     assert "60 test images" in out
     assert "nats per image under N(G(z), s2 I)" in out
     assert "(nats), 4 temperatures, 3 chains, 5 images: a lower bound in expectation" in rows["test/ais"]
-    assert "at least this in expectation" in rows["test/bdmc_lower"]
-    assert "at most this in expectation" in rows["test/bdmc_upper"]
-    assert "by validation images" in rows["test/observation_variance"]
+    assert "a lower bound in expectation" in rows["test/bdmc_lower"]
+    assert "an upper bound in expectation" in rows["test/bdmc_upper"]
+    assert "from validation images" in rows["test/observation_variance"]
     assert "MISLEAD" in rows["test/parzen_log_likelihood"]
     assert "50 generated and real images" in rows["test/classifier_frechet_distance"]
     assert "figure interpolation: a -> 7 -> one" in out

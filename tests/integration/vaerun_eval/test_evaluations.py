@@ -147,7 +147,7 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
     folder = tmp_path / "ae"
     code, out, _ = here("model=ae", *SMALL, f"output_dir={folder}")
     assert code == 0
-    assert "no likelihood" in out
+    assert "not a likelihood" in out
     found = result(folder)
     assert found["protocol"]["units"].endswith("no likelihood")
     assert found["protocol"]["importance_samples"] is None

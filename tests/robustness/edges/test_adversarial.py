@@ -34,7 +34,7 @@ def test_identifiers_are_no_classes(here: Command, tmp_path: Path) -> None:
     code, _, err = here(*INFOGAN, *words, f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
     assert "no labels of two to 10000 classes" in err
-    assert "the labels of npz are no classes: no code was matched to them" in err
+    assert "the labels of npz are not classes: codes are not matched to them" in err
     assert result(tmp_path / "run")["metrics"].keys() == {"test/diversity", "test/mode_collapse"}
 
 

@@ -1,28 +1,48 @@
-"""What the evaluations of all families begin with, and annealed importance sampling, which serves them all."""
+"""What the evaluations of all families share: annealed importance sampling, sample quality and latent traversals."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.results import EvaluationResults
+from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inception, inception_features
+from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
+from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, generate_images, real_images
 from vaerun.models import AdversarialModel, LatentModel
+from vaerun.run.build import MOST_CLASSES
+from vaerun.run.evaluate.classifier import dataset_classifier, has_classifier
 from vaerun.run.preflight import make_annealing
 from vaerun.signals import ShutdownSignal
+from vaerun.storage.paths import expand_user
 from vaerun.tracking.monitor import Monitor
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 
 
-class Evaluator(Generic[M]):
-    """One evaluation, piece by piece; each adds to `found`."""
+class Evaluator(ABC, Generic[M]):
+    """Evaluates a model on the first `settings.images` images of `settings.split`.
+
+    Each method is one part of the evaluation and adds to `results`.
+
+    Arguments:
+        model: in evaluation mode.
+        data: its training split is used by the linear probe, its validation split to choose variances.
+        settings: what to evaluate.
+        seed: of all noise.
+        stop: checked between units of work.
+    """
 
     def __init__(
-        self, model: M, data: ImageData, settings: EvaluationSettings, seed: int, stop: ShutdownSignal
+        self, model: M, data: ImageData, settings: EvaluationSettings, *, seed: int, stop: ShutdownSignal
     ) -> None:
         self.model: M = model
         self.data, self.settings, self.seed = data, settings, seed
@@ -31,38 +51,104 @@ class Evaluator(Generic[M]):
         self.results = EvaluationResults()
         self.monitor = Monitor(stop, warn=self.results.warnings.append)
 
+    @abstractmethod
+    def evaluate(self) -> EvaluationResults:
+        """Run all parts of the evaluation that the settings ask for."""
+
     @property
     def annealed_images(self) -> int:
-        """The first so many are annealed."""
+        """Number of images to anneal."""
         return min(self.images, self.settings.annealing.images)
 
     def annealed_importance_sampling(self, model: LatentModel) -> Tensor:
-        """ais, ais_ess and ais_acceptance of the split's images; returns ais per image [N], nats."""
+        """Add ais, ais_ess and ais_acceptance; returns ais per image [N], in nats."""
         n = self.annealed_images
         with self.monitor.task(f"annealed importance sampling of {self.split.name}", n) as task:
             values = annealed_importance_sampling(
-                model,
-                self.split,
-                make_annealing(self.settings),
-                seed=self.seed,
-                images=n,
-                monitor=task,
+                model, self.split, make_annealing(self.settings), seed=self.seed, images=n, monitor=task
             )
         for name, value in values.items():
             self.results.add_mean(name, value)
         return values["ais"]
 
     def bidirectional_monte_carlo(self, model: LatentModel) -> None:
-        """bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
+        """Add bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
         n = self.annealed_images
         with self.monitor.task("bidirectional Monte Carlo on simulated images", n) as task:
-            values = bidirectional(
-                model,
-                make_annealing(self.settings),
-                images=n,
-                seed=self.seed,
-                monitor=task,
-            )
+            values = bidirectional(model, make_annealing(self.settings), images=n, seed=self.seed, monitor=task)
         for name, value in values.items():
             self.results.add_mean(name, value)
         self.results.add_mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+
+    def sample_quality(self) -> None:
+        """Compare generated images with as many real ones: their diversity, and distances in feature spaces.
+
+        Adds diversity; with `settings.quality` classifier_frechet_distance, precision, recall, density, coverage and,
+        of a conditional model, label_agreement; with Inception weights inception_frechet_distance.
+        """
+        settings, results = self.settings, self.results
+        count = min(settings.generated.samples, self.images)
+        if not settings.quality and settings.inception_weights is None:
+            count = min(count, DIVERSITY_IMAGES)
+        with self.monitor.task("generating images", count) as task:
+            fake, labels = generate_images(self.model, self.split, count, seed=self.seed, monitor=task)
+            real = real_images(self.split, count)
+            results.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], real[:DIVERSITY_IMAGES])
+            if settings.quality and not has_classifier(self.data):
+                results.warnings.append(
+                    f"data set {self.data.name} has no labels of two to {MOST_CLASSES} classes, so there is no "
+                    "classifier to compare features of: no Frechet distance, precision, recall, density and coverage"
+                )
+            elif settings.quality:
+                self._classifier_metrics(real, fake, labels, task)
+            if settings.inception_weights is not None:
+                self._inception_distance(real, fake)
+
+    def _classifier_metrics(self, real: Tensor, fake: Tensor, labels: Tensor | None, monitor: Monitor) -> None:
+        """Metrics in the feature space of the data set's classifier."""
+        metrics = self.results.metrics
+        classifier = dataset_classifier(self.data, monitor)
+        monitor.check()
+        real_features, fake_features = classifier.features(real), classifier.features(fake)
+        metrics["classifier_frechet_distance"] = frechet_distance(real_features, fake_features)
+        support = prdc(real_features, fake_features, neighbours=self.settings.generated.neighbours)
+        metrics |= {name: float(value) for name, value in asdict(support).items()}
+        self.results.details["classifier"] = {"name": classifier.name, "accuracy": classifier.accuracy}
+        if labels is not None:
+            metrics["label_agreement"] = float((classifier.predict(fake) == labels.cpu()).double().mean())
+
+    def _inception_distance(self, real: Tensor, fake: Tensor) -> None:
+        """The Frechet distance of features of the Inception network."""
+        assert self.settings.inception_weights is not None
+        weights = expand_user(self.settings.inception_weights)
+        sha256 = check_inception(weights)
+        features = inception_features(weights, device=self.split.images.device)
+        self.results.metrics["inception_frechet_distance"] = frechet_distance(features(real), features(fake))
+        published = sha256.startswith(PUBLISHED_SHA256)
+        self.results.details["inception"] = {"sha256": sha256, "standard": published}
+        if not published:
+            self.results.warnings.append(
+                f"{weights} does not hold the weights of published FIDs (sha256 {PUBLISHED_SHA256}...): the distance "
+                "is comparable only to others with the same weights"
+            )
+
+    def traversals(self) -> None:
+        """Add the pictures `interpolation` and `arithmetic_N`, from named sets of samples."""
+        settings, results, split = self.settings, self.results, self.split
+        if not settings.interpolation and not settings.arithmetic:
+            return
+        sets, noise_dim, like = parse_sets(settings.sets), self.model.noise_dim, self.data.mean
+        c = split.one_hot(torch.tensor(settings.label, device=like.device)) if self.model.classes else None
+
+        def generate(noise: Tensor, labels: Tensor | None) -> Tensor:
+            return split.transform.to_unit(self.model.generate(noise, labels))
+
+        if settings.interpolation:
+            waypoints = settings.interpolation
+            results.pictures["interpolation"] = interpolation(generate, waypoints, sets, noise_dim, like, c=c)
+            path = " -> ".join(map(str, waypoints))
+            results.texts.append(f"figure interpolation: {path}, one row per pair, along great circles")
+        for number, expression in enumerate(settings.arithmetic, 1):
+            name = f"arithmetic_{number}"
+            results.pictures[name], caption = arithmetic(generate, expression, sets, noise_dim, like, c=c)
+            results.texts.append(f"figure {name}: {caption}; the operands, then the result among eight neighbours")

@@ -1,4 +1,4 @@
-"""Where an evaluation's results go: result.json, per_example.npz, figures and TensorBoard."""
+"""Writing the results of an evaluation: per_example.npz, arrays, figures and TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vaerun.tracking.logger import NullLogger, RunLogger
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Arrays by name as a compressed npz."""
+    """Write arrays by name to a compressed npz file."""
     buffer = io.BytesIO()
-    # As numpy's own savez_compressed does it, to which a name may be one of its arguments: `file`.
+    # What numpy.savez_compressed does, which does not take an array called `file`.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -31,14 +31,14 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """What such a file holds; nothing where there is none. Raises InputError for one that cannot be read."""
+    """Read the arrays of an npz file; none where it does not exist. Raises InputError if it cannot be read."""
     try:
         return read_npz(path)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # numpy raises many kinds for a damaged archive
-        why = printable(error, 200)
-        raise InputError(f"{path} cannot be read ({why}): move it away to evaluate again") from error
+    except Exception as error:  # numpy raises many types for a damaged archive
+        reason = printable(error, 200)
+        raise InputError(f"{path} cannot be read ({reason}): move it away to evaluate again") from error
 
 
 def write_evaluation(
@@ -54,31 +54,31 @@ def write_evaluation(
 
     Arguments:
         folder: the run directory.
-        found: what was found.
-        prefix: of the metrics' names: the split, or the evaluation's label and split.
-        log: records and TensorBoard.
-        step, epoch: of the parameters that were evaluated.
-        label: of an evaluation after the run: its values per image, arrays and figures stand beside the run's own.
+        results: to write.
+        prefix: of the names of metrics: the split, or the evaluation's label and split.
+        log: receives metrics and pictures.
+        step, epoch: of the evaluated parameters.
+        label: of a later evaluation, whose values per image, arrays and figures are stored alongside the run's.
     """
-    within = f"{label}/" if label else ""
-    others = read_arrays(folder / "per_example.npz") if label else {}
-    own = {f"{within}{name}": value.numpy() for name, value in results.per_image.items()}
-    write_arrays(folder / "per_example.npz", others | own)
+    scope = f"{label}/" if label else ""
+    existing = read_arrays(folder / "per_example.npz") if label else {}
+    per_image = {f"{scope}{name}": value.numpy() for name, value in results.per_image.items()}
+    write_arrays(folder / "per_example.npz", existing | per_image)
     if results.arrays:
         write_arrays(folder / (f"arrays-{label}.npz" if label else "arrays.npz"), results.arrays)
     log.log_scalars(step, epoch, {f"{prefix}/{name}": v for name, v in results.metrics.items() if v is not None})
     figures = folder / "figures" / label
     figures.mkdir(parents=True, exist_ok=True)
     for name, picture in results.pictures.items():
-        log.log_image(f"images/{within}{name}", picture, step)
+        log.image(f"images/{scope}{name}", picture, step)
         write_atomically(figures / f"{name}.png", save_png(picture))
 
 
 def prefixed_metrics(results: EvaluationResults, prefix: str) -> dict[str, float | None]:
-    """The metrics as result.json names them."""
+    """The metrics by their names in result.json."""
     return {f"{prefix}/{name}": value for name, value in results.metrics.items()}
 
 
 def described_metrics(results: EvaluationResults, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
-    """(name, number, words) of what was found."""
+    """(name, value, description) of each metric."""
     return metric_rows(prefixed_metrics(results, prefix), protocol, prefix)

@@ -1,0 +1,38 @@
+"""The classifier of a data set, whose features compare generated with real images, in the user's cache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vaerun.data.cache import cache_dir
+from vaerun.data.dataset import ImageData
+from vaerun.errors import InputError
+from vaerun.evaluation.samples.classifier import Classifier, load_or_train_classifier
+from vaerun.run.build import MOST_CLASSES
+from vaerun.tracking.monitor import SILENT, Monitor
+
+
+def has_classifier(data: ImageData) -> bool:
+    """Whether the labels of a data set are classes that a classifier can be trained on."""
+    labels = data.arrays.train_labels
+    return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
+
+
+def check_classifier_cache() -> None:
+    """Raises InputError, before any work, if a classifier could not be cached."""
+    folder = cache_dir() / "classifiers"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}), the cache of the classifier that compares images: set "
+            "VAERUN_CACHE, or evaluation.quality=false"
+        ) from error
+
+
+def dataset_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
+    """The classifier of a data set: trained on first use, then cached."""
+    folder = cache_dir() / "classifiers"
+    return load_or_train_classifier(
+        data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor
+    )
