@@ -41,12 +41,12 @@ class LikelihoodFamily:
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
         """Raises InputError for an evaluation that is not possible."""
-        check_evaluation(settings, model, data)
+        check_evaluation(settings.evaluation, model, data)
 
     @staticmethod
     def check_run(settings: Settings, model: Any, data: ImageData) -> None:
         """The same before training; raises InputError for training settings that the family does not support."""
-        check_evaluation(settings, model, data)
+        check_evaluation(settings.evaluation, model, data)
 
     @staticmethod
     def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
@@ -87,11 +87,11 @@ class AdversarialFamily:
 
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
-        check_adversarial(settings, model, data)
+        check_adversarial(settings.evaluation, model, data)
 
     @staticmethod
     def check_run(settings: Settings, model: Any, data: ImageData) -> None:
-        check_adversarial(settings, model, data)
+        check_adversarial(settings.evaluation, model, data)
         check_adversarial_training(settings, data)
         if (settings.evaluation.quality or settings.evaluation.selection is not None) and has_classifier(data):
             check_classifier_cache()

@@ -1,4 +1,4 @@
-"""How much a model may take while it is built and tried: a stranger's few words can ask for terabytes."""
+"""Memory limits for building and trying an untrusted model: a short configuration can ask for terabytes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class MemoryLimitExceeded(Exception):
-    """More was asked for than there is room for."""
+    """A tensor exceeds the memory limit; the message says which."""
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Within this, tensors made from a size alone (as parameters are) may take so many bytes in all.
+    """Limits the total bytes of tensors allocated by size, as parameters are, while active.
 
-    Raises TooLarge before the one that would be too many is made.
+    Raises MemoryLimitExceeded before the allocation that exceeds `max_bytes`.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         super().__init__()
-        self.remaining = room
+        self.remaining = max_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,15 +37,15 @@ class AllocationLimit(TorchDispatchMode):
 
 
 class ComputationLimit(TorchDispatchMode):
-    """Within this, no tensor that is computed may take more than so many bytes; views take none.
+    """Limits the bytes of every computed tensor while active; views are free.
 
-    What an operation will give is asked of torch's `meta` device, which has shapes and no numbers. Raises TooLarge
-    before the tensor that would be too large is made.
+    The outputs of an operation are predicted on torch's `meta` device, which has shapes but no data. Raises
+    MemoryLimitExceeded before a tensor that exceeds `max_bytes` is allocated.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         super().__init__()
-        self.max_bytes = most
+        self.max_bytes = max_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,14 +54,14 @@ class ComputationLimit(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _check_outputs(self, func: Any, args: Any, kwargs: Any) -> None:
-        def shape_of(value: Any) -> Any:
+        def to_meta(value: Any) -> Any:
             return value.to("meta") if isinstance(value, Tensor) else value
 
         try:
-            given = tree_map(shape_of, kwargs)
-            found = func(*tree_map(shape_of, args), **given | ({"device": "meta"} if "device" in given else {}))
-        except Exception:  # it has no such form, or does not work: then it says so itself
+            options = tree_map(to_meta, kwargs)
+            outputs = func(*tree_map(to_meta, args), **options | ({"device": "meta"} if "device" in options else {}))
+        except Exception:  # not implemented on `meta`, or invalid: then the operation itself will fail
             return
-        for value in tree_leaves(found):
+        for value in tree_leaves(outputs):
             if isinstance(value, Tensor) and value.numel() * value.itemsize > self.max_bytes:
                 raise MemoryLimitExceeded(f"a tensor of size {list(value.shape)[:6]}")

@@ -1,4 +1,4 @@
-"""What can be evaluated of a model on a data set, and how it can be trained here, looked at before any work."""
+"""Checks, before any work, that a model can be evaluated as asked, and trained on this device."""
 
 from __future__ import annotations
 
@@ -29,90 +29,88 @@ POSTERIOR_ONLY = ("gaps", "gradient_noise")
 SAMPLES_ONLY = ("quality", "inception_weights", "interpolation", "arithmetic")
 
 
-def check_evaluation(whole: Settings, model: LatentModel, data: ImageData) -> None:
-    """Raises InputError, before any work, for what cannot be evaluated of this model on this data."""
-    settings = whole.evaluation
+def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: ImageData) -> None:
+    """Raises InputError for an evaluation that is not possible for this model and data set."""
     for name in (*DENSITY_ONLY, *SAMPLES_ONLY):
         if getattr(settings, name) and not model.has_density:
             raise InputError(
-                f"evaluation.{name} needs a likelihood, and a plain autoencoder (model=ae) has none: leave it out"
+                f"evaluation.{name} needs a likelihood, and a plain autoencoder (model=ae) has none: omit it"
             )
     for name in ("parzen", "selection"):
         if getattr(settings, name):
-            raise InputError(f"evaluation.{name} is for adversarial models, and this is none: leave it out")
+            raise InputError(f"evaluation.{name} is for adversarial models only: omit it")
     if settings.probe and not data.classes:
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
     if settings.probe and model.classes:
         raise InputError(
-            "evaluation.probe=true: a linear probe of a conditional model says nothing: its encoder is given the label"
+            "evaluation.probe=true: a linear probe of a conditional model is meaningless: the encoder sees the label"
         )
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     _check_shared(settings, model, data)
     make_refinement(settings)
     if settings.noise.estimators or settings.gradient_noise:
-        chosen = estimators_by_name(settings.noise.estimators)
+        estimators = named_estimators(settings.noise.estimators)
     if settings.gradient_noise:
         batch = data.train.batch(0, min(2, len(data.train)))
         joint = model.joint(batch.x, batch.c if model.classes else None)
-        wanted = f"evaluation.noise.samples={settings.noise.samples}"
-        for name, estimator in chosen.items():
-            room = oom_raises(InputError, f"{wanted}: memory ran out for {len(batch.x)} images: lower it")
+        samples = settings.noise.samples
+        message = f"evaluation.noise.samples={samples}: memory ran out for {len(batch.x)} images: lower it"
+        for name, estimator in estimators.items():
             try:
-                with room, torch.no_grad(), torch.random.fork_rng(devices=[]):
-                    estimate(estimator, model.infer, joint, settings.noise.samples)
-            except InputError as refusal:
-                raise InputError(f"evaluation.noise.estimators: {name}: {refusal}") from refusal
+                with oom_raises(InputError, message), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    estimate(estimator, model.infer, joint, samples)
+            except InputError as error:
+                raise InputError(f"evaluation.noise.estimators: {name}: {error}") from error
 
 
-def check_adversarial(whole: Settings, model: AdversarialModel, data: ImageData) -> None:
-    """The same for an adversarial model."""
-    settings = whole.evaluation
+def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, data: ImageData) -> None:
+    """Raises InputError for an evaluation that is not possible for this adversarial model and data set."""
     for name in POSTERIOR_ONLY:
         if getattr(settings, name):
             raise InputError(
-                f"evaluation.{name}=true needs a posterior q(z|x), and an adversarial model has none: leave it out"
+                f"evaluation.{name}=true needs a posterior q(z|x), and an adversarial model has none: omit it"
             )
     if settings.probe and not data.classes:
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
     if settings.probe and model.classes:
         raise InputError(
-            "evaluation.probe=true: a linear probe of a conditional model says nothing: its discriminator is given the "
-            "label"
+            "evaluation.probe=true: a linear probe of a conditional model is meaningless: its discriminator is given "
+            "the label"
         )
-    chooses = (settings.ais or settings.bdmc) and model.variance is None
-    for choose, needed, keys in (
+    choose_variance = (settings.ais or settings.bdmc) and model.variance is None
+    for subject, required, keys in (
         ("parzen chooses", settings.parzen, "data.validation"),
-        ("ais and evaluation.bdmc choose", chooses, "data.validation or model.fixed_variance"),
+        ("ais and evaluation.bdmc choose", choose_variance, "data.validation or model.fixed_variance"),
     ):
-        if needed and not len(data.validation):
-            raise InputError(f"evaluation.{choose} a variance on validation images, and data.validation=0: set {keys}")
+        if required and not len(data.validation):
+            raise InputError(f"evaluation.{subject} a variance on validation images, and data.validation=0: set {keys}")
     variances = set(settings.observation.variances)
-    if chooses and not (len(variances) >= 2 and all(0 < v < math.inf for v in variances)):
+    if choose_variance and not (len(variances) >= 2 and all(0 < v < math.inf for v in variances)):
         raise InputError(
-            "evaluation.observation.variances must list two or more finite variances above 0 to choose among, got "
+            "evaluation.observation.variances must list two or more finite variances above 0 to choose from, got "
             f"{settings.observation.variances}: add some, or set model.fixed_variance"
         )
     _check_shared(settings, model, data)
 
 
-def check_adversarial_training(whole: Settings, data: ImageData) -> None:
-    """Raises InputError for what cannot be done while an adversarial model is trained."""
-    e, t = whole.estimator, whole.trainer
-    for key, value, nothing in (
-        ("estimator.samples", e.samples, 1),
-        ("estimator.kl_warmup_epochs", e.kl_warmup_epochs, None),
-        ("trainer.variance_learning_rate", t.variance_learning_rate, None),
+def check_adversarial_training(settings: Settings, data: ImageData) -> None:
+    """Raises InputError for training settings that adversarial models do not support."""
+    estimator, trainer = settings.estimator, settings.trainer
+    for key, value, neutral in (
+        ("estimator.samples", estimator.samples, 1),
+        ("estimator.kl_warmup_epochs", estimator.kl_warmup_epochs, None),
+        ("trainer.variance_learning_rate", trainer.variance_learning_rate, None),
     ):
-        if value != nothing:
-            raise InputError(f"{key} is for models with a likelihood, and model={whole.model.name} has none")
-    selection = whole.evaluation.selection
+        if value != neutral:
+            raise InputError(f"{key} is for models with a likelihood, and model={settings.model.name} has none")
+    selection = settings.evaluation.selection
     if selection is not None and not (has_classifier(data) and len(data.validation)):
         raise InputError(
-            f"evaluation.selection={selection} needs labels of two classes or more and validation images: {data.name} "
-            "lacks some"
+            f"evaluation.selection={selection} needs labels of two classes or more and validation images, and "
+            f"{data.name} lacks them"
         )
-    if t.early_stopping is not None and selection is None:
+    if trainer.early_stopping is not None and selection is None:
         raise InputError(
             "trainer.early_stopping needs a metric: set evaluation.selection=classifier_frechet_distance, or "
             "trainer.early_stopping=null"
@@ -124,27 +122,27 @@ def check_adversarial_training(whole: Settings, data: ImageData) -> None:
 
 
 def _check_comparable(split: Split, count: int, remedy: str) -> None:
-    """Raises InputError for images that generated ones cannot be compared with."""
+    """Raises InputError for real images that generated ones cannot be compared with."""
     if count < 2:
         raise InputError(
-            f"generated images are compared with {count} {split.name} image, and that takes two or more: {remedy}"
+            f"comparing generated images needs two or more {split.name} images, and there are {count}: {remedy}"
         )
     images = real_images(split, min(count, DIVERSITY_IMAGES))
     if bool((images == images[:1]).all()):
         raise InputError(
-            f"the first {len(images)} {split.name} images are all the same: no generated images are more or less "
-            "varied than they are"
+            f"the first {len(images)} {split.name} images are all the same: diversity relative to them is undefined"
         )
 
 
 def _check_shared(settings: EvaluationSettings, model: LatentModel | AdversarialModel, data: ImageData) -> None:
+    """The checks of both families."""
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
         raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one")
     images = len(getattr(data, settings.split))
     if not images:
-        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no such images")
+        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no images in this split")
     make_annealing(settings)
     count = min(settings.generated.samples, settings.images or images, images)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
@@ -156,8 +154,8 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         )
     if settings.quality and has_classifier(data) and count <= settings.generated.neighbours:
         raise InputError(
-            f"evaluation.generated.neighbours={settings.generated.neighbours} needs more images than that, and {count} "
-            "are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
+            f"evaluation.generated.neighbours={settings.generated.neighbours} needs more images than neighbours, and "
+            f"{count} are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
         )
     if settings.inception_weights is not None:
         check_inception(expand_user(settings.inception_weights))
@@ -171,7 +169,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
 
 
 def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
-    """Raises InputError for a way to make the steps that this device or the number of processes does not allow."""
+    """Raises InputError for a precision or compilation that the device or the number of processes rules out."""
     check_precision(settings.precision, device)
     if settings.compile == "graph" and device.type != "cuda":
         raise InputError(
@@ -179,7 +177,7 @@ def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
         )
     if settings.compile == "graph" and settings.processes > 1:
         raise InputError(
-            f"trainer.compile=graph records the steps of one process, and trainer.processes={settings.processes}: use "
+            f"trainer.compile=graph captures the steps of one process, and trainer.processes={settings.processes}: use "
             "trainer.compile=auto"
         )
 
@@ -189,10 +187,10 @@ def _options(settings: Any) -> dict[str, Any]:
 
 
 def make_annealing(settings: EvaluationSettings) -> Annealing:
-    """`evaluation.annealing` as its function takes it."""
+    """The settings of annealed importance sampling, from `evaluation.annealing`."""
     return Annealing(**_options(settings.annealing))
 
 
 def make_refinement(settings: EvaluationSettings) -> Refinement:
-    """`evaluation.gap` as its function takes it."""
+    """The settings of the search for q*, from `evaluation.gap`."""
     return Refinement(**_options(settings.gap))

@@ -1,4 +1,4 @@
-"""A finished run evaluated again: more samples, other quantities, another data set of the same shape."""
+"""Evaluating a finished run again: with more samples, other diagnostics, or another data set of the same shape."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import stat
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.oom import evaluation_oom_raises
 from vaerun.evaluation.results import EvaluationResults
-from vaerun.run import result as records
+from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.evaluate.descriptions import align_rows
 from vaerun.run.evaluate.write import described_metrics, prefixed_metrics, read_arrays, write_evaluation
@@ -39,144 +39,236 @@ from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
-PIXELS = ("binarize", "dequantize", "logit")  # what the model was trained on; another data set is treated likewise
-MAX_STEPS = 10**15  # of a training that may have been: far below what TensorBoard's files hold
+PIXELS = (
+    "binarize",
+    "dequantize",
+    "logit",
+)  # preprocessing that the model was trained on; it also applies to another data set
+MAX_STEPS = 10**15  # beyond any training, and far below the limit of TensorBoard's files
+
+
+@dataclass(frozen=True)
+class Reevaluation:
+    """A later evaluation of a finished run.
+
+    Attributes:
+        run: the run, with its model.
+        settings: the run's settings with those of this evaluation.
+        data: the data set to evaluate on.
+        overrides: as given on the command line.
+        step, epoch: of the evaluated parameters.
+    """
+
+    run: Run
+    settings: Settings
+    data: ImageData
+    overrides: list[str]
+    step: int
+    epoch: float
+
+    @property
+    def label(self) -> str:
+        """The name under which this evaluation is recorded: DATA-SPLIT-DIGEST."""
+        settings = identity(asdict(self.settings))
+        chosen = {k: v for k, v in settings.items() if k.startswith(("evaluation.", "data.", "seed"))}
+        content = json.dumps([chosen, self.data.sha256], sort_keys=True, default=str)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        return f"{self.data.name}-{self.settings.evaluation.split}-{digest}"
+
+    def evaluate(self, stop: ShutdownSignal) -> EvaluationResults:
+        """Evaluate the model and add pictures of the data."""
+        evaluation, model, data = self.settings.evaluation, self.run.model, self.data
+        family = family_of(model)
+        with evaluation_oom_raises():
+            results = family.evaluate(evaluation, model, data, seed=self.settings.seed, stop=stop)
+            results.pictures |= family.data_pictures(model, getattr(data, evaluation.split))
+        return results
+
+    def record(self, results: EvaluationResults, seconds: float) -> dict[str, Any]:
+        """The entry in result.json, for an evaluation that took so many seconds."""
+        settings, run = self.settings, self.run
+        return {
+            "command": ["vaerun-eval", f"run={run.folder}", *self.overrides],
+            "metrics": prefixed_metrics(results, settings.evaluation.split),
+            "details": results.details,
+            "protocol": {
+                "data": self.data.name,
+                "family": settings.model.family,
+                "units": run.result["protocol"]["units"],
+                "likelihood": run.result["protocol"].get("likelihood"),
+                "conditional": settings.model.conditional,
+                "seed": settings.seed,
+                **self.data.protocol,
+                **result.evaluation_protocol(settings.evaluation, self.data, run.model),
+            },
+            "timing": {"evaluation_seconds": round(seconds, 3)},
+            "environment": result.environment(run.device),
+        }
+
+    def write(self, results: EvaluationResults, record: dict[str, Any]) -> None:
+        """Add the results to the run directory: all of them, or none where that fails."""
+        folder, step, prefix = self.run.folder, self.step, f"{self.label}/{self.settings.evaluation.split}"
+        logger = RunLogger(folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
+        path = folder / "per_example.npz"
+        previous = path.read_bytes() if path.exists() else None
+        try:
+            write_evaluation(folder, results, prefix, logger, step, self.epoch, self.label)
+            # Read again under the lock: another evaluation may have ended since this one started.
+            current = result.read_result(folder) or self.run.result
+            evaluations = current.get("evaluations", {}) | {self.label: record}
+            result.write_result(folder, current | {"evaluations": evaluations})
+        except BaseException as error:
+            if previous is not None:  # values per image are meaningless without their record
+                with contextlib.suppress(OSError, RunError):
+                    write_atomically(path, previous)
+            if isinstance(error, OSError):
+                raise RunError(
+                    f"cannot write to {folder}: {error}; free space and run the same command again"
+                ) from error
+            raise
+        finally:
+            logger.close()
+
+    def summary(self, results: EvaluationResults, record: dict[str, Any]) -> str:
+        """The table to print."""
+        run, protocol, split = self.run, record["protocol"], self.settings.evaluation.split
+        header = (
+            f"{run.result['model']} trained on {run.result['data']}, evaluated on {self.data.name}: mean over "
+            f"{protocol['evaluated_images']} {split} images (± standard error over them), {protocol['units']}"
+        )
+        rows = align_rows(described_metrics(results, protocol, split))
+        return "\n".join([*results.texts, header, *rows, f"recorded in {run.folder} as {self.label}"])
 
 
 def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None = None) -> dict[str, Any]:
-    """Evaluate the run in this folder and return the record that was added to its result.json.
+    """Evaluate a finished run and return the record that was added to its result.json.
 
     Arguments:
-        folder: a finished run's directory.
-        overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME chooses data.
+        folder: the run directory.
+        overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME selects data.
         stop: signals.
 
     Raises InputError, RunError, Interrupted (errors.py).
     """
     with stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
-        given = parse_overrides(overrides)
-        where = given.get("data", {})
+        changes = parse(overrides)
+        data_changes = changes.get("data", {})
         run = load_run(
             folder,
-            given.get("trainer", {}).get("device", "auto"),
-            data_root=where.get("root") if isinstance(where, dict) else None,
+            changes.get("trainer", {}).get("device", "auto"),
+            data_root=data_changes.get("root") if isinstance(data_changes, dict) else None,
         )
         _check_links(folder)
         if run.result["status"] != "ok":
             raise InputError(
-                f"{folder} is not finished (status: {run.result['status']}): give its command again to finish it first"
+                f"{folder} is not finished (status: {run.result['status']}): run its command again to finish it first"
             )
-        settings = _merge_settings(run, given)
-        data, facts = _load_data(run, settings), _trained_steps(run)
-        family = family_of(run.model)
-        family.check(settings, run.model, data)
-        _check_output_paths(run.folder, _label(settings, data))
+        settings = _merge_settings(run, changes)
+        evaluation = Reevaluation(run, settings, _load_data(run, settings), overrides, *_trained_steps(run))
+        family_of(run.model).check(settings, run.model, evaluation.data)
+        _check_output_paths(run.folder, evaluation.label)
         with lock_run_dir(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
-            read_arrays(per_image)  # a damaged one is told of before the work, not after it
+            read_arrays(per_image)  # a damaged file is reported before the work, not after it
             if not per_image.exists():
                 print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
-            with evaluation_oom_raises():
-                found = family.evaluate(settings.evaluation, run.model, data, seed=settings.seed, stop=stop)
-                found.pictures |= family.data_pictures(run.model, getattr(data, settings.evaluation.split))
-            for line in found.warnings:
+            results = evaluation.evaluate(stop)
+            for line in results.warnings:
                 print(f"vaerun-eval: warning: {printable(line)}", file=sys.stderr)
-            return _record(run, settings, data, found, overrides, facts, time.perf_counter() - started)
+            record = evaluation.record(results, time.perf_counter() - started)
+            if results.diverged:
+                metric = f"{settings.evaluation.split}/{results.diverged}"
+                raise RunError(f"{metric} is not finite for some images of {evaluation.data.name}")
+            evaluation.write(results, record)
+            print(printable_lines(evaluation.summary(results, record)))  # a foreign record may hold control codes
+            return record
 
 
 def _check_links(folder: Path) -> None:
-    """Raises InputError where what is appended to is a file elsewhere too: load_run has seen to links that lead out."""
+    """Raises InputError if a file that is appended to is a link; load_run has checked for links out of the folder."""
     for path in (folder / name for name in (".lock", "metrics.jsonl")):
         try:
-            found = path.lstat()
+            status = path.lstat()
         except OSError:
             continue
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            raise InputError(f"{path} is a link or no file: put a file of its own in its place to evaluate this run")
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise InputError(f"{path} is a link or not a file: replace it by a copy to evaluate this run")
 
 
 def _check_output_paths(folder: Path, label: str) -> None:
-    """Raises InputError where this evaluation's files cannot be put: found after the work it would have been lost."""
-    own = folder / "figures" / label
-    check_paths((folder / "figures", own), (folder / f"arrays-{label}.npz", *sorted(own.glob("*.png"))))
-
-
-def _label(settings: Settings, data: ImageData) -> str:
-    """What this evaluation is recorded as: DATA-SPLIT-DIGEST."""
-    chosen = {k: v for k, v in identity(asdict(settings)).items() if k.startswith(("evaluation.", "data.", "seed"))}
-    digest = hashlib.sha256(json.dumps([chosen, data.sha256], sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return f"{data.name}-{settings.evaluation.split}-{digest}"
+    """Raises InputError, before any work, if this evaluation's files could not be written."""
+    figures = folder / "figures" / label
+    check_paths((folder / "figures", figures), (folder / f"arrays-{label}.npz", *sorted(figures.glob("*.png"))))
 
 
 def _trained_steps(run: Run) -> tuple[int, float]:
-    """Steps and epochs of the parameters. Raises InputError for a record that does not hold what it should."""
+    """Step and epoch of the selected parameters. Raises InputError for a damaged result.json."""
     try:
         steps, epoch = int(run.result["timing"]["train_steps"]), float(run.result["protocol"]["selected_epoch"])
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
         if not isinstance(run.result.get("evaluations", {}), dict):
-            raise TypeError("evaluations is no mapping")
+            raise TypeError("evaluations is not a mapping")
         if not (0 <= steps < MAX_STEPS and 0 <= epoch < MAX_STEPS):
             raise ValueError(f"after {steps:.4g} steps and {epoch:.4g} epochs")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        why = printable(f"{type(error).__name__}: {error}", 200)
-        raise InputError(f"{run.folder / 'result.json'} is damaged ({why}): train the run again") from error
+        reason = printable(f"{type(error).__name__}: {error}", 200)
+        raise InputError(f"{run.folder / 'result.json'} is damaged ({reason}): train the run again") from error
     return steps, epoch
 
 
 def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
-    """The run's settings with these changed. Raises InputError for what does not fit."""
-    plain: dict[str, Any] = asdict(run.config)
-    data = overrides.get("data", {})
-    before = plain["data"]
-    name = data.get("name", before["name"])
+    """The run's settings with overrides. Raises InputError for overrides that do not apply to the run."""
+    settings: dict[str, Any] = asdict(run.config)
+    run_data, data = settings["data"], overrides.get("data", {})
+    name = data.get("name", run_data["name"])
     if not isinstance(name, str):
-        raise InputError(f"data.name must be a string, got {printable(name, 100)}: data=NAME chooses data")
-    known = read_yaml(group_file("data", name))
+        raise InputError(f"data.name must be a string, got {printable(name, 100)}: data=NAME selects data")
+    defaults = read_yaml(group_file("data", name))
     for key in data:
-        if key not in known or (key == "source" and "name" not in data):
-            raise InputError(f"data.{key} is no key of data={known['name']} that can be set")
-    if "name" in data:  # another data set's own keys, and the run's pixels
-        plain["data"] = {k: before[k] for k in PIXELS}
-        data = {k: v for k, v in data.items() if k not in PIXELS or v != known[k]}
-    if any(data.get(k, before[k]) != before[k] for k in PIXELS):
-        raise InputError(f"data.{'/'.join(PIXELS)} are what the model was trained on: train anew to change them")
+        if key not in defaults or (key == "source" and "name" not in data):
+            raise InputError(f"data.{key} is not a key of data={defaults['name']} that can be set")
+    if "name" in data:  # another data set's keys, with the run's preprocessing
+        settings["data"] = {k: run_data[k] for k in PIXELS}
+        data = {k: v for k, v in data.items() if k not in PIXELS or v != defaults[k]}
+    if any(data.get(k, run_data[k]) != run_data[k] for k in PIXELS):
+        raise InputError(f"data.{'/'.join(PIXELS)} are fixed by the model's training: train again to change them")
     _check_evaluation_keys(run, overrides.get("evaluation", {}))
-    changed = {**overrides, "data": data}
-    check_groups(changed)
+    changes = {**overrides, "data": data}
+    check_groups(changes)
     try:
-        merged = OmegaConf.merge(OmegaConf.create(plain), OmegaConf.create(changed))
+        merged = OmegaConf.merge(OmegaConf.create(settings), OmegaConf.create(changes))
     except OmegaConfBaseException as error:
-        # Where a list and keys meet OmegaConf does not say which setting it is.
-        key = error.full_key or _mismatched_key(plain, changed)
+        # OmegaConf does not name the key where a list meets a group of keys.
+        key = error.full_key or _mismatched_key(settings, changes)
         raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
     return check(merged)  # type: ignore[arg-type]
 
 
-def _mismatched_key(before: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str:
-    """The first setting that is given keys where it has none, or the other way about."""
-    for name, value in given.items():
-        was = before.get(name)
-        if isinstance(value, dict) and isinstance(was, dict):
-            if found := _mismatched_key(was, value, f"{prefix}{name}."):
-                return found
-        elif isinstance(value, dict | list) and isinstance(was, dict | list) and type(value) is not type(was):
+def _mismatched_key(settings: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> str:
+    """The first key that is a list in one of the two and a group of keys in the other."""
+    for name, value in changes.items():
+        current = settings.get(name)
+        if isinstance(value, dict) and isinstance(current, dict):
+            if key := _mismatched_key(current, value, f"{prefix}{name}."):
+                return key
+        elif isinstance(value, dict | list) and isinstance(current, dict | list) and type(value) is not type(current):
             return f"{prefix}{name}"
     return ""
 
 
 def _check_evaluation_keys(run: Run, overrides: dict[str, Any]) -> None:
-    """Raises InputError for keys of `evaluation` that mean nothing for the run's family of models."""
+    """Raises InputError for keys of `evaluation` that do not apply to the run's family of models."""
     file = "adversarial" if run.config.model.family == "adversarial" else "default"
     known = read_yaml(group_file("evaluation", file))
     for key, value in overrides.items():
-        if key in ("gaps", "gradient_noise", "parzen"):  # of which there is more to say
+        if key in ("gaps", "gradient_noise", "parzen"):  # refused with a reason by preflight
             continue
         inner = [f"{key}.{k}" for k in value if k not in known[key]] if _is_group(known.get(key), value) else []
         for unknown in [key] if key not in known else inner:
-            if hasattr(run.config.evaluation, key):  # else the schema says what was meant
-                raise InputError(f"evaluation.{unknown} means nothing for model={run.config.model.name}: leave it out")
+            if hasattr(run.config.evaluation, key):  # otherwise the schema suggests a similar key
+                raise InputError(f"evaluation.{unknown} does not apply to model={run.config.model.name}: omit it")
 
 
 def _is_group(known: Any, value: Any) -> bool:
@@ -184,77 +276,17 @@ def _is_group(known: Any, value: Any) -> bool:
 
 
 def _load_data(run: Run, settings: Settings) -> ImageData:
-    """What is evaluated. Raises InputError where the model cannot take its images."""
-    before, after = asdict(run.config.data) | {"root": None}, asdict(settings.data) | {"root": None}
-    if before == after:
+    """The data set to evaluate on. Raises InputError if the model cannot be applied to its images."""
+    if asdict(run.config.data) | {"root": None} == asdict(settings.data) | {"root": None}:
         return run.data
     data, model = build_data(settings.data, resolve_device(str(run.device))), run.model
     if data.image_shape != model.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (data.image_shape, model.image_shape)]
-        raise InputError(f"data set {data.name} has images of {shapes[0]}, and the run's model takes {shapes[1]}")
+        raise InputError(f"data set {data.name} has images of {shapes[0]}, but the run's model needs {shapes[1]}")
     if model.classes and data.classes != model.classes:
         raise InputError(
-            f"the run's model is conditional on {model.classes} classes, and data set {data.name} has {data.classes}"
+            f"the run's model is conditional on {model.classes} classes, but data set {data.name} has {data.classes}"
         )
     if run.config.model.likelihood == "bernoulli" and not data.binary:
-        raise InputError(f"the run's model needs pixels that are 0 or 1, and data set {data.name} has others")
+        raise InputError(f"the run's model needs pixels that are 0 or 1, but data set {data.name} has others")
     return data
-
-
-def _record(
-    run: Run,
-    settings: Settings,
-    data: ImageData,
-    found: EvaluationResults,
-    overrides: list[str],
-    facts: tuple[int, float],
-    seconds: float,
-) -> dict[str, Any]:
-    e, model = settings.evaluation, run.model
-    label = _label(settings, data)
-    record: dict[str, Any] = {
-        "command": ["vaerun-eval", f"run={run.folder}", *overrides],
-        "metrics": prefixed_metrics(found, e.split),
-        "details": found.details,
-        "protocol": {
-            "data": data.name,
-            "family": settings.model.family,
-            "units": run.result["protocol"]["units"],
-            "likelihood": run.result["protocol"].get("likelihood"),
-            "conditional": settings.model.conditional,
-            "seed": settings.seed,
-            **data.protocol,
-            **records.evaluation_protocol(e, data, model),
-        },
-        "timing": {"evaluation_seconds": round(seconds, 3)},
-        "environment": records.environment(run.device),
-    }
-    if found.diverged:
-        raise RunError(f"{e.split}/{found.diverged} is not finite for some images of {data.name}")
-    step, epoch = facts
-    log = RunLogger(run.folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
-    path = run.folder / "per_example.npz"
-    old = path.read_bytes() if path.exists() else None
-    try:
-        write_evaluation(run.folder, found, f"{label}/{e.split}", log, step, epoch, label)
-        # Read anew under the lock: another evaluation may have ended since this one began.
-        whole = records.read_result(run.folder) or run.result
-        records.write_result(run.folder, whole | {"evaluations": whole.get("evaluations", {}) | {label: record}})
-    except BaseException as error:
-        if old is not None:  # no values per image without the record that says what they are
-            with contextlib.suppress(OSError, RunError):
-                write_atomically(path, old)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write into {run.folder}: {error}; make space and give the command again") from error
-        raise
-    finally:
-        log.close()
-    protocol = record["protocol"]
-    head = (
-        f"{run.result['model']} trained on {run.result['data']}, evaluated on {data.name}: mean over "
-        f"{protocol['evaluated_images']} {e.split} images (± standard error over them), {protocol['units']}"
-    )
-    rows = described_metrics(found, protocol, e.split)
-    text = "\n".join([*found.texts, head, *align_rows(rows), f"recorded in {run.folder} as {label}"])
-    print(printable_lines(text))  # a stranger's record may hold control codes
-    return record

@@ -1,7 +1,7 @@
-"""Whether a model that somebody sent can be put together, and runs at all.
+"""A smoke test of a model from an untrusted run directory: can it be built, and does it run?
 
-Parts in one another's place can be made, and the tensors of a checkpoint that was made with them fit, though no image
-ever goes through them. One small trial finds it, in place of a traceback in the midst of an evaluation.
+A configuration may build parts that do not fit together, and its checkpoint may match them, although no image can pass
+through. One small batch detects that, where an evaluation would end in a traceback.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from vaerun.randomness import ImageNoise
 from vaerun.run.memory_limits import ComputationLimit, MemoryLimitExceeded
 from vaerun.text import printable
 
-_EXTRA_BYTES = 2 << 30  # bytes that one tensor of the trial may take beyond four times the parameters
-_SAMPLES = 3  # other than the number of images: axes in one another's place are not of one length
+_EXTRA_BYTES = 2 << 30  # bytes that a tensor of the smoke test may take beyond four times the parameters
+_SAMPLES = 3  # differs from the number of images, so that swapped axes are detected
 
 
 class IncompatibleModel(Exception):
-    """A model refuses what every model of its family takes, or gives what none gives; the message is the cause."""
+    """The model rejects valid inputs or returns wrongly shaped outputs; the message is the reason."""
 
 
 @contextmanager
 def blame_configuration(folder: Path) -> Iterator[None]:
-    """Whatever is raised inside is the fault of the configuration in this directory, or of too little memory.
+    """Attribute any exception inside to the configuration in this directory, or to a lack of memory.
 
-    Raises InputError in one line, which names the directory; InputError and TooLarge are let through.
+    Raises InputError in one line that names the directory; InputError and MemoryLimitExceeded pass unchanged.
     """
     try:
         yield
     except (InputError, MemoryLimitExceeded):
         raise
-    except Exception as error:  # whoever chooses the parts can make them raise anything
+    except Exception as error:  # the parts are chosen by the configuration and may raise anything
         if is_out_of_memory(error):
-            raise InputError(f"memory ran out for the model of {folder}: it needs a machine with more") from error
-        why = printable(error if isinstance(error, IncompatibleModel) else describe_error(error), 300)
+            raise InputError(f"memory ran out for the model of {folder}: use a machine with more memory") from error
+        reason = printable(error if isinstance(error, IncompatibleModel) else told(error), 300)
         raise InputError(
-            f"the model of {folder} does not run ({why}): the parts that its configuration names do not go together"
+            f"the model of {folder} does not run ({reason}): the parts in its configuration do not fit together"
         ) from error
 
 
 def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: Path) -> None:
-    """Put two training images through a model in evaluation mode, without a gradient and without any trace.
+    """Pass two training images through a model in evaluation mode, without gradients.
 
-    Neither parameters, running statistics nor torch's generators are changed.
+    Parameters, running statistics and torch's generators stay unchanged.
 
-    Raises InputError, which names the run's directory, where that raises anything, gives what is of another shape, or
-    takes far more memory than the parameters do.
+    Raises InputError, which names the run directory, if the model raises anything, returns other shapes, or needs far
+    more memory than its parameters.
     """
     batch = data.train.batch(0, min(2, len(data.train)))
     device = batch.x.device
-    held = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
+    parameter_bytes = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
     try:
         with (
             blame_configuration(folder),
-            ComputationLimit(4 * held + _EXTRA_BYTES),
+            ComputationLimit(4 * parameter_bytes + _EXTRA_BYTES),
             torch.no_grad(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
@@ -73,8 +73,8 @@ def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: P
                 raise IncompatibleModel(error) from error
     except MemoryLimitExceeded as error:
         raise InputError(
-            f"the model of {folder} takes far more memory for {len(batch.x)} images than its parameters do ({error}): "
-            "vaerun opens none such"
+            f"the model of {folder} needs far more memory for {len(batch.x)} images than for its parameters ({error}): "
+            "vaerun does not open such runs"
         ) from error
 
 
@@ -103,6 +103,6 @@ def _generate(model: AdversarialModel, batch: Batch) -> None:
     model.feature_maps(batch.x, c)
 
 
-def _check(what: str, found: Tensor, shape: Sequence[int]) -> None:
-    if found.shape != torch.Size(shape):
-        raise IncompatibleModel(f"{what} is of shape {list(found.shape)} where it should be {list(shape)}")
+def _check(what: str, value: Tensor, shape: Sequence[int]) -> None:
+    if value.shape != torch.Size(shape):
+        raise IncompatibleModel(f"{what} has shape {list(value.shape)}, expected {list(shape)}")

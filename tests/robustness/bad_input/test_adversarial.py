@@ -188,8 +188,8 @@ TABLE: dict[str, list[str]] = {
     # selection
     "evaluation.selection=frechet": ["evaluation.selection=frechet: choose one of null, classifier_frechet_distance"],
     f"{SELECT} data.validation=0": [SELECT, "needs labels of two classes or more and validation images"],
-    f"{SELECT} {NPZ}/plain.npz": [SELECT, "npz lacks some"],
-    f"{SELECT} {NPZ}/one_class.npz": [SELECT, "npz lacks some"],
+    f"{SELECT} {NPZ}/plain.npz": [SELECT, "npz lacks them"],
+    f"{SELECT} {NPZ}/one_class.npz": [SELECT, "npz lacks them"],
     "data.validation=1": ["compared with 1 validation image", "raise data.validation, or set it to 0"],
     "data.validation=0 data.train_images=1 trainer.batch_size=1": ["compared with 1 train image"],
     # evaluation

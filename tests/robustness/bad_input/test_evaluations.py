@@ -37,7 +37,7 @@ from vaerun.config.identity import fingerprint
         (["trainer.device=[cpu]"], "trainer.device"),
         (["evaluation.split=2001-99-99"], "evaluation.split=2001-99-99: choose one of"),
         (["data.source.x=1"], "data.source is no key"),
-        (["data.path=x"], "data.path is no key of data=digits"),
+        (["data.path=x"], "data.path is not a key of data=digits"),
         (["data.image_size=3"], "data.image_size is no key"),
         (["data=digits", "data.binarize=fixed"], "train anew"),
         (["evaluation.noise.estimators=elbo"], "must be a list"),

@@ -87,7 +87,7 @@ def test_a_model_whose_numbers_are_no_matter_of_its_parameters(
     write_fitting_checkpoint(stranger)
     assert (stranger / "checkpoints" / "best.pt").stat().st_size < 1 << 20
     before = peak_bytes()
-    assert_rejected(stranger, capsys, cache, "takes far more memory for 2 images than its parameters do")
+    refused(stranger, capsys, cache, "needs far more memory for 2 images than for its parameters")
     assert peak_bytes() - before < 1 << 27
 
 
@@ -118,7 +118,7 @@ class Wrong(nn.Module):
 def test_pictures_of_another_shape(stranger: Path, shape: tuple[int, ...]) -> None:
     run = vaerun.load_run(stranger)
     run.model.decoder = Wrong(*shape)
-    with pytest.raises(InputError, match=r"does not run .*is of shape"):
+    with pytest.raises(InputError, match=r"does not run .*has shape"):
         trial.smoke_test(run.model, run.data, stranger)
 
 
