@@ -79,7 +79,7 @@ def _vertex(variances: Sequence[float], values: Sequence[float]) -> float:
 
 
 def choose_variance(
-    observed: Callable[[float], LatentModel],
+    observation_model: Callable[[float], LatentModel],
     split: Split,
     annealing: Annealing,
     *,
@@ -91,8 +91,8 @@ def choose_variance(
     """The observation variance with the largest mean AIS log-likelihood of validation images.
 
     Arguments:
-        observed: the model at a given s2, in evaluation mode: its decoder is the generator, its likelihood a Gaussian
-            of that fixed variance on pixels in [0, 1].
+        observation_model: the model for a given s2, in evaluation mode: its decoder is the generator, its likelihood a
+            Gaussian of that fixed variance on pixels in [0, 1].
         split: the validation images.
         annealing: settings of annealed importance sampling.
         variances: the grid, in any order; about evenly spaced in log s2.
@@ -107,7 +107,7 @@ def choose_variance(
         raise InputError(f"the observation variance is chosen on images, and the {split.name} split has none")
 
     def run(variance: float) -> float:
-        model = observed(variance)
+        model = observation_model(variance)
         result = annealed_importance_sampling(model, split, annealing, seed=seed, images=images, monitor=monitor)
         mean = float(result["ais"].mean())
         values[variance] = mean if math.isfinite(mean) else -math.inf

@@ -94,7 +94,7 @@ def _log_likelihoods(samples: Tensor, images: Tensor, variances: Sequence[float]
     y, x = samples.flatten(1), images.to(samples.device).flatten(1)
     centre = y.mean(0, dtype=torch.float64)
     if not bool(centre.isfinite().all()):
-        raise RunError("the Parzen window's samples are not finite: look at the generator's losses and pictures")
+        raise RunError("the Parzen window's samples are not finite: check the generator's losses and pictures")
     dims, rows = y.shape[1], min(IMAGE_BLOCK, pairs)
     log_sums = []
     for images_block in x.split(rows):

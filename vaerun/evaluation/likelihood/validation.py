@@ -11,7 +11,7 @@ from vaerun.models import LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-MAX_CACHED_NOISE = 2**25  # noise numbers (128 MiB of float32) kept from one validation to the next
+MAX_CACHED_NOISE = 2**25  # noise numbers (128 MiB of float32) cached from one validation to the next
 
 
 class Validator:

@@ -61,7 +61,7 @@ def likelihood_pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
 
 
 def data_and_reconstructions(model: LatentModel, split: Split) -> dict[str, Tensor]:
-    """The two grids of `pictures` that show the split's own images: data, reconstructions."""
+    """The grids of likelihood_pictures that show the split's images: data, reconstructions."""
     to_unit = split.transform.to_unit
     with torch.no_grad():
         batch = split.batch(0, min(COLUMNS * 5, len(split)))

@@ -34,17 +34,17 @@ def generate_images(
 
     Raises RunError for images that are not finite.
     """
-    parts, given = [], None
+    parts, labels = [], None
     if model.classes:
         assert split.labels is not None
-        given = split.labels[torch.arange(count, device=split.labels.device) % len(split)]
+        labels = split.labels[torch.arange(count, device=split.labels.device) % len(split)]
     with torch.no_grad():
         for start in range(0, count, BATCH):
             monitor.check()
             n = min(BATCH, count - start)
             source = seeded_generator("cpu", seed, "generated", stream, start)
             noise = torch.randn(BATCH, model.noise_dim, generator=source)[:n]
-            c = None if given is None else split.one_hot(given[start : start + n])
+            c = None if labels is None else split.one_hot(labels[start : start + n])
             parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
             monitor.advance(n)
     images = torch.cat(parts)
@@ -53,7 +53,7 @@ def generate_images(
             "some generated images are not finite: the parameters have diverged; lower trainer.learning_rate or set "
             "trainer.clip_norm=100"
         )
-    return images, given
+    return images, labels
 
 
 def real_images(split: Split, count: int) -> Tensor:
