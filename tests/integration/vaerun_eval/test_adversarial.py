@@ -54,7 +54,7 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     code, out, err = evaluate(f"run={run}", *words)
     assert code == 0, err
     after = result(run)
-    label, found = added(run)
+    label, record = added(run)
     assert label.startswith("digits-test-")
     assert {k: v for k, v in after.items() if k != "evaluations"} == before
     assert {p: v for p, v in state(run).items() if p in kept} == kept
@@ -64,10 +64,10 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     names |= {"bdmc_acceptance_forward", "bdmc_acceptance_reverse"}
     single = {"diversity", "mode_collapse", "observation_variance", "parzen_variance", "probe_accuracy"}
     single |= {"probe_majority"} | QUALITY
-    metrics = {k.removeprefix("test/"): v for k, v in found["metrics"].items()}
+    metrics = {k.removeprefix("test/"): v for k, v in record["metrics"].items()}
     assert metrics.keys() == single | names | {f"{name}_se" for name in names}
     assert all(math.isfinite(v) for v in metrics.values())
-    assert before["metrics"].items() <= found["metrics"].items()
+    assert before["metrics"].items() <= record["metrics"].items()
 
     # Values per image, and the numbers are their means.
     arrays = dict(np.load(run / "per_example.npz"))
@@ -80,15 +80,15 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     assert metrics["bdmc_gap"] == pytest.approx(metrics["bdmc_upper"] - metrics["bdmc_lower"])
 
     # What was tried for s2, of which the best was taken.
-    tried = found["details"]["observation"]
+    tried = record["details"]["observation"]
     assert tried.keys() == {"images", "variance", "values", "beyond", "at_edge"}
     assert tried["images"] == 3
     assert metrics["observation_variance"] == tried["variance"]
     values = {float(k): v for k, v in tried["values"].items()}
     assert {0.03, 0.1} < values.keys()
     assert max(values, key=values.__getitem__) == pytest.approx(tried["variance"], rel=1e-3)
-    assert found["protocol"]["observation"] == {"variances": [0.03, 0.1], "images": 3}
-    assert found["protocol"]["annealing"]["images"] == 5
+    assert record["protocol"]["observation"] == {"variances": [0.03, 0.1], "images": 3}
+    assert record["protocol"]["annealing"]["images"] == 5
 
     # Figures, TensorBoard and metrics.jsonl; three tiles to an operand's row and to the three of its result.
     sizes = {"data": (5, 10), "interpolation": (2, 8), "arithmetic_1": (4, 3), "arithmetic_2": (4, 3)}
@@ -138,13 +138,13 @@ def test_another_data_set_of_the_same_shape(copied: Callable[..., Path], evaluat
     words = ["data=npz", f"data.path={path}", "data.validation=10"]
     code, out, _ = evaluate(f"run={run}", *words, "evaluation.probe=true")
     assert code == 0
-    label, found = added(run)
+    label, record = added(run)
     assert label.startswith("npz-test-")
-    assert found["protocol"]["images"] == {"train": 50, "validation": 10, "test": 20}
-    assert found["protocol"]["generated"]["samples"] == 20
-    assert found["details"]["classifier"]["name"].startswith("vaerun-classifier-v1 of npz")
-    assert 0.3 < found["metrics"]["test/categorical_1_accuracy"] <= 1
-    assert found["metrics"]["test/probe_majority"] == pytest.approx(0.35)
+    assert record["protocol"]["images"] == {"train": 50, "validation": 10, "test": 20}
+    assert record["protocol"]["generated"]["samples"] == 20
+    assert record["details"]["classifier"]["name"].startswith("vaerun-classifier-v1 of npz")
+    assert 0.3 < record["metrics"]["test/categorical_1_accuracy"] <= 1
+    assert record["metrics"]["test/probe_majority"] == pytest.approx(0.35)
     assert "trained on digits, evaluated on npz" in out
     assert shown(run, label, "data").shape[:2] == (2, 10)
 
@@ -179,12 +179,12 @@ def test_samples_of_a_likelihood_model(model: str, copied: Callable[..., Path], 
     words += ["evaluation.interpolation=[3,8]", "evaluation.arithmetic=[3 - 8 + 5]"]
     code, out, err = evaluate(f"run={run}", *words)
     assert code == 0, err
-    label, found = added(run)
-    metrics = {k.removeprefix("test/"): v for k, v in found["metrics"].items()}
+    label, record = added(run)
+    metrics = {k.removeprefix("test/"): v for k, v in record["metrics"].items()}
     assert {"diversity", "log_likelihood"} | QUALITY <= metrics.keys()
     assert not {"mode_collapse", "observation_variance"} & metrics.keys()
     assert ("label_agreement" in metrics) == (model == "cvae")
-    assert found["protocol"]["generated"] == {"samples": 12, "neighbours": 3}
+    assert record["protocol"]["generated"] == {"samples": 12, "neighbours": 3}
     assert "12 decoded (E[x|z], z from the prior) and real images" in out
     # Of E[x | z] at z from the prior, with the labels of the test images.
     trained = vaerun.load_run(run)

@@ -53,9 +53,9 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     words = ["evaluation.generated.samples=40", "evaluation.split=validation", "seed=5"]
     code, out, _ = evaluate(f"run={run}", *words, "evaluation.generated.neighbours=4")
     assert code == 0
-    label, found = added(run)
+    label, record = added(run)
     assert label.startswith("digits-validation-")
-    metrics = {k.removeprefix("validation/"): v for k, v in found["metrics"].items()}
+    metrics = {k.removeprefix("validation/"): v for k, v in record["metrics"].items()}
     model, data = opened(run)
     images, truth = generate_images(model, data.validation, 40, seed=5)[0], data.validation.images[:40].float() / 255
     space = dataset_classifier(data)
@@ -67,8 +67,8 @@ def test_quality(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     assert metrics["classifier_frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-6)
     for name in QUALITY - {"classifier_frechet_distance"}:
         assert metrics[name] == pytest.approx(getattr(near, name)), name
-    assert found["details"]["classifier"] == {"name": space.name, "accuracy": space.accuracy}
-    assert found["protocol"]["generated"] == {"samples": 40, "neighbours": 4}
+    assert record["details"]["classifier"] == {"name": space.name, "accuracy": space.accuracy}
+    assert record["protocol"]["generated"] == {"samples": 40, "neighbours": 4}
     assert "4 neighbours" in out
     assert "60 validation images" in out
 
@@ -79,10 +79,10 @@ def test_density_with_a_variance_that_is_given(kind: str, copied: Callable[..., 
     run = copied(*words, *FAST, "model.fixed_variance=0.04", "evaluation.pictures=0")
     code, out, _ = evaluate(f"run={run}", "evaluation.ais=true", "evaluation.bdmc=true", *CHEAP)
     assert code == 0
-    label, found = added(run)
-    assert found["metrics"]["test/observation_variance"] == 0.04
-    assert "observation" not in found["details"]
-    assert "observation" not in found["protocol"]
+    label, record = added(run)
+    assert record["metrics"]["test/observation_variance"] == 0.04
+    assert "observation" not in record["details"]
+    assert "observation" not in record["protocol"]
     row = next(line for line in out.splitlines() if line.startswith("test/observation_variance"))
     assert row.endswith("fixed")
     assert ("log p(x|label)" in out) == (kind == "cgan")
@@ -100,15 +100,15 @@ def test_density_with_the_variance_that_was_chosen(copied: Callable[..., Path], 
     """AIS is that of the model with this variance; what was tried are AIS of validation images, all of one seed."""
     run = copied(*INFOGAN)
     assert evaluate(f"run={run}", "evaluation.ais=true", *CHEAP, *FAST, "seed=5")[0] == 0
-    _, found = added(run)
+    _, record = added(run)
     model, data = opened(run)
-    variance = found["metrics"]["test/observation_variance"]
+    variance = record["metrics"]["test/observation_variance"]
     assert not math.isclose(variance, 0.04)
     bound = annealed_importance_sampling(model.observation_model(variance), data.test, SETTINGS, seed=5, images=5)[
         "ais"
     ]
-    assert found["metrics"]["test/ais"] == pytest.approx(float(bound.mean()), rel=1e-5)
-    tried = {float(k): v for k, v in found["details"]["observation"]["values"].items()}
+    assert record["metrics"]["test/ais"] == pytest.approx(float(bound.mean()), rel=1e-5)
+    tried = {float(k): v for k, v in record["details"]["observation"]["values"].items()}
     validation = annealed_importance_sampling(
         model.observation_model(0.1), data.validation, SETTINGS, seed=5, images=3
     )["ais"]
@@ -126,9 +126,9 @@ def test_a_variance_at_the_edge_is_told_of(
     monkeypatch.setattr(module, "choose_variance", lambda *arguments, **options: choice)
     code, _, err = evaluate(f"run={run}", "evaluation.ais=true", *CHEAP, *FAST)
     assert code == 0
-    _, found = added(run)
-    assert found["metrics"]["test/observation_variance"] == 0.5
-    assert found["details"]["observation"]["values"] == {"0.5": -3.0, "0.1": None}
+    _, record = added(run)
+    assert record["metrics"]["test/observation_variance"] == 0.5
+    assert record["details"]["observation"]["values"] == {"0.5": -3.0, "0.1": None}
     assert any("the observation variance 0.5 is at the edge" in line for line in warned(err))
 
 
@@ -140,7 +140,7 @@ def test_parzen(copied: Callable[..., Path], evaluate: Evaluate, tmp_path: Path)
     words = ["data=npz", f"data.path={tmp_path / 'x.npz'}", "data.validation=25", "evaluation.images=20"]
     code, out, err = evaluate(f"run={run}", "evaluation.parzen=true", *words)
     assert code == 0
-    label, found = added(run)
+    label, record = added(run)
     model = opened(run)[0]
     given = np.load(tmp_path / "x.npz")
     data = ImageData("npz", Arrays(given["train_images"], None, given["test_images"], None, ""), validation=25)
@@ -153,14 +153,14 @@ def test_parzen(copied: Callable[..., Path], evaluate: Evaluate, tmp_path: Path)
     def best_of(images: torch.Tensor) -> float:
         return max((v for v in VARIANCES if v > 1e-3), key=lambda v: float(density(images.float() / 255, v).mean()))
 
-    best = found["metrics"]["test/parzen_variance"]
+    best = record["metrics"]["test/parzen_variance"]
     assert best == pytest.approx(best_of(data.validation.images))
     assert best < best_of(data.test.images[:20])
     expected = density(data.test.images[:20].float() / 255, best)
     values = np.load(run / "per_example.npz")[f"{label}/parzen_log_likelihood"]
     torch.testing.assert_close(torch.from_numpy(values), expected, rtol=1e-5, atol=1e-5)
     assert [line for line in warned(err) if "Theis et al. 2016" in line]
-    assert found["protocol"]["parzen_samples"] == 50
+    assert record["protocol"]["parzen_samples"] == 50
     assert "Parzen window on 50 generated images, nats: KNOWN TO MISLEAD" in out
 
 
@@ -169,7 +169,7 @@ def test_probe(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     run = copied("model=dcgan", *NETWORKS["dcgan"], *QUICK)
     code, out, _ = evaluate(f"run={run}", "evaluation.probe=true", *FAST)
     assert code == 0
-    _, found = added(run)
+    _, record = added(run)
     model, data = opened(run)
     with torch.no_grad():
         fitted, fresh = (
@@ -178,9 +178,9 @@ def test_probe(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     assert data.train.labels is not None
     assert data.test.labels is not None
     probe = linear_probe(fitted, data.train.labels, fresh[:60], data.test.labels[:60], seed=0)
-    assert found["metrics"]["test/probe_accuracy"] == pytest.approx(probe.accuracy)
+    assert record["metrics"]["test/probe_accuracy"] == pytest.approx(probe.accuracy)
     most = data.train.labels.bincount().argmax()
     majority = float((data.test.labels[:60] == most).float().mean())
-    assert found["metrics"]["test/probe_majority"] == pytest.approx(majority)
+    assert record["metrics"]["test/probe_majority"] == pytest.approx(majority)
     assert probe.accuracy > majority + 0.2
     assert "the discriminator's features" in out

@@ -29,14 +29,14 @@ def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evalua
     assert {k: v for k, v in after.items() if k != "evaluations"} == before
     assert {p: v for p, v in state(run).items() if p in kept} == kept
 
-    found = after["evaluations"][label]
-    metrics = found["metrics"]
+    record = after["evaluations"][label]
+    metrics = record["metrics"]
     expected = {"log_likelihood", "effective_sample_size", "ais", "bdmc_lower", "bdmc_upper", "gap_approximation"}
     expected |= {"gap_amortisation", "active_units", "probe_accuracy", "gradient_noise/elbo_mc/encoder/variance"}
     assert {f"test/{name}" for name in expected} <= metrics.keys()
-    assert found["command"][:2] == ["vaerun-eval", f"run={run}"]
-    assert found["protocol"]["importance_samples"] == 30
-    assert found["protocol"]["annealing"]["temperatures"] == 4
+    assert record["command"][:2] == ["vaerun-eval", f"run={run}"]
+    assert record["protocol"]["importance_samples"] == 30
+    assert record["protocol"]["annealing"]["temperatures"] == 4
     # The same samples as the run's own evaluation: the same number.
     assert metrics["test/log_likelihood"] == before["metrics"]["test/log_likelihood"]
     assert metrics["test/gap_inference"] == pytest.approx(
@@ -64,7 +64,7 @@ def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evalua
     # Figures, TensorBoard and metrics.jsonl.
     names = {"gaps", "gradient_variance", "gradient_snr", "kl_by_dimension", "aggregate_posterior", "posterior_means"}
     names |= {"data", "reconstructions"}
-    assert len(found["details"]["kl_by_dimension"]) == 2
+    assert len(record["details"]["kl_by_dimension"]) == 2
     assert {p.stem for p in (run / "figures" / label).glob("*.png")} == names
     events = tensorboard(run)
     assert {f"images/{label}/{name}" for name in names} <= set(events.Tags()["images"])
@@ -100,11 +100,11 @@ def test_the_same_command_gives_the_same_record(run: Path, evaluate: Evaluate) -
 
 def test_another_split_and_more_samples(run: Path, evaluate: Evaluate) -> None:
     assert evaluate(f"run={run}", "evaluation.split=validation", "evaluation.samples=60")[0] == 0
-    ((label, found),) = result(run)["evaluations"].items()
+    ((label, record),) = result(run)["evaluations"].items()
     assert label.startswith("digits-validation-")
-    assert found["protocol"]["importance_samples"] == 60
-    assert "validation/log_likelihood" in found["metrics"]
-    assert not any(name.startswith("test/") for name in found["metrics"])
+    assert record["protocol"]["importance_samples"] == 60
+    assert "validation/log_likelihood" in record["metrics"]
+    assert not any(name.startswith("test/") for name in record["metrics"])
 
 
 def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_another_data_set_of_the_same_shape(run: Path, evaluate: Evaluate, tmp_p
     words = ["data=npz", f"data.path={path}", "data.validation=5"]
     code, out, _ = evaluate(f"run={run}", *words)
     assert code == 0
-    ((label, found),) = result(run)["evaluations"].items()
+    ((label, record),) = result(run)["evaluations"].items()
     assert label.startswith("npz-test-")
-    assert found["protocol"]["data"] == "npz"
-    assert found["protocol"]["images"] == {"train": 35, "validation": 5, "test": 20}
+    assert record["protocol"]["data"] == "npz"
+    assert record["protocol"]["images"] == {"train": 35, "validation": 5, "test": 20}
     assert "trained on digits, evaluated on npz" in out
     # Noise is no digit.
-    assert found["metrics"]["test/log_likelihood"] < result(run)["metrics"]["test/log_likelihood"] - 10
+    assert record["metrics"]["test/log_likelihood"] < result(run)["metrics"]["test/log_likelihood"] - 10
     path = save(tmp_path / "large.npz", (1, 9, 8))
     code, _, err = evaluate(f"run={run}", "data=npz", f"data.path={path}")
     assert (code, err.count("\n")) == (2, 1)
@@ -131,12 +131,12 @@ def test_a_run_evaluates_what_it_is_told(
 ) -> None:
     code, out, _ = here("model=vlae", *SMALL, *EVERYTHING, f"output_dir={tmp_path / 'all'}")
     assert code == 0
-    found = result(tmp_path / "all")
+    record = result(tmp_path / "all")
     arrays = dict(np.load(tmp_path / "all" / "per_example.npz"))
     for name in ("ais", "bdmc_lower", "gap_amortisation", "log_likelihood"):
-        assert found["metrics"][f"test/{name}"] == pytest.approx(arrays[name].mean())
+        assert record["metrics"][f"test/{name}"] == pytest.approx(arrays[name].mean())
         assert f"test/{name} " in out
-    assert found["metrics"]["test/gradient_noise/stl/decoder/variance"] > 0
+    assert record["metrics"]["test/gradient_noise/stl/decoder/variance"] > 0
     assert (tmp_path / "all" / "figures" / "gaps.png").exists()
     assert {"posterior_mean", "samples"} <= np.load(tmp_path / "all" / "arrays.npz").keys()
 
@@ -148,10 +148,10 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
     code, out, _ = here("model=ae", *SMALL, f"output_dir={folder}")
     assert code == 0
     assert "not a likelihood" in out
-    found = result(folder)
-    assert found["protocol"]["units"].endswith("no likelihood")
-    assert found["protocol"]["importance_samples"] is None
-    assert found["metrics"]["test/reconstruction_error"] > 0
+    record = result(folder)
+    assert record["protocol"]["units"].endswith("no likelihood")
+    assert record["protocol"]["importance_samples"] is None
+    assert record["metrics"]["test/reconstruction_error"] > 0
     assert evaluate(f"run={folder}", "evaluation.probe=true", "evaluation.arrays=true")[0] == 0
     ((label, again),) = result(folder)["evaluations"].items()
     assert 0 <= again["metrics"]["test/probe_accuracy"] <= 1
@@ -197,15 +197,15 @@ def test_a_single_image_says_nothing_of_collapse(run: Path, evaluate: Evaluate) 
     code, _, err = evaluate(f"run={run}", "evaluation.images=1")
     assert code == 0
     assert "collapse" not in err
-    (found,) = result(run)["evaluations"].values()
-    assert "test/active_units" not in found["metrics"]
+    (record,) = result(run)["evaluations"].values()
+    assert "test/active_units" not in record["metrics"]
 
 
 def test_counts_are_those_of_the_images(run: Path, evaluate: Evaluate) -> None:
     code, out, _ = evaluate(f"run={run}", "evaluation.ais=true", "evaluation.bdmc=true", *CHEAP, "evaluation.images=3")
     assert code == 0
-    ((label, found),) = result(run)["evaluations"].items()
+    ((label, record),) = result(run)["evaluations"].items()
     arrays = np.load(run / "per_example.npz")
     assert arrays[f"{label}/ais"].shape == arrays[f"{label}/bdmc_lower"].shape == (3,)
-    assert found["protocol"]["annealing"]["images"] == 3
+    assert record["protocol"]["annealing"]["images"] == 3
     assert "3 chains, 3 images" in out

@@ -83,9 +83,9 @@ def gap_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Te
 
 
 def moments(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
-    found = latent_statistics(model, split, seed=1, **options)
-    assert found.labels is not None
-    return {"means": found.means, "variances": found.variances, "draws": found.draws, "labels": found.labels}
+    result = latent_statistics(model, split, seed=1, **options)
+    assert result.labels is not None
+    return {"means": result.means, "variances": result.variances, "draws": result.draws, "labels": result.labels}
 
 
 def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:

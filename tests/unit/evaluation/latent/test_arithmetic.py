@@ -59,12 +59,12 @@ def _mean(*members: int) -> Tensor:
 def test_arithmetic_tile_by_tile() -> None:
     picture, caption = traversals.arithmetic(generate, "smiling-neutral+woman", SETS, N, LIKE)
     assert caption == "smiling - neutral + woman"
-    found = tiles(picture)[:, :, 0]
-    assert found.shape[:2] == (4, 3)
+    values = tiles(picture)[:, :, 0]
+    assert values.shape[:2] == (4, 3)
     means = [_mean(0, 4, 17), _mean(1, 2, 3), _mean(5, 8, 40)]
-    close(found[0], torch.stack(means))
+    close(values[0], torch.stack(means))
     result = means[0] - means[1] + means[2]
-    close(found[2, 1], result)
+    close(values[2, 1], result)
 
 
 def test_neighbours_are_uniform_around_the_result() -> None:
@@ -96,14 +96,14 @@ def test_arithmetic_fills_the_last_row_of_operands(terms: int) -> None:
     numbers = [11, 5, 2, 30][:terms]
     picture, caption = traversals.arithmetic(generate, "-" + "+".join(str(i) for i in numbers), {}, N, LIKE)
     assert caption == "-" + " + ".join(str(i) for i in numbers)
-    found = tiles(picture)
+    result = tiles(picture)
     rows = -(-terms // 3)
-    assert found.shape[:2] == (rows + 3, 3)
-    operands = found[:rows].flatten(0, 1)
+    assert result.shape[:2] == (rows + 3, 3)
+    operands = result[:rows].flatten(0, 1)
     close(operands[:terms, 0], torch.stack([noise_of(i) for i in numbers]))
     assert bool((operands[terms:] == 0).all())  # the blank tiles are mid-grey
     wanted = sum((noise_of(i) for i in numbers[1:]), -noise_of(numbers[0]))
-    close(found[rows + 1, 1, 0], wanted)
+    close(result[rows + 1, 1, 0], wanted)
 
 
 def test_blank_tiles_have_the_colour_between_tiles() -> None:
@@ -122,5 +122,5 @@ def test_the_neighbours_are_the_same_for_every_expression() -> None:
 
 def test_arithmetic_under_a_label() -> None:
     c = torch.tensor([0.0, 1, 0])
-    found = tiles(traversals.arithmetic(generate, "0 + 1 + 2", {}, N, LIKE, c=c)[0])
-    close(found[:, :, 1:, 0], torch.tensor([1.0, 1.0]).expand(4, 3, 2))
+    result = tiles(traversals.arithmetic(generate, "0 + 1 + 2", {}, N, LIKE, c=c)[0])
+    close(result[:, :, 1:, 0], torch.tensor([1.0, 1.0]).expand(4, 3, 2))

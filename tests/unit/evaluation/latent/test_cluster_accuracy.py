@@ -30,29 +30,29 @@ def _draw(n: int, codes: int, classes: int) -> tuple[Tensor, Tensor]:
 def test_no_matching_is_better(codes: int, classes: int) -> None:
     for n in (1, 3, 10, 40):
         predicted, labels = _draw(n, codes, classes)
-        found = cluster_accuracy(predicted, labels, codes, classes)
-        assert found.accuracy == _brute_force(predicted, labels, codes, classes) / n
-        right = sum(found.assignment.get(int(k)) == int(y) for k, y in zip(predicted, labels, strict=True))
-        assert found.accuracy == right / n
-        assert len(found.assignment) == len(set(found.assignment.values())) == min(codes, classes)
-        assert found.images == n
+        result = cluster_accuracy(predicted, labels, codes, classes)
+        assert result.accuracy == _brute_force(predicted, labels, codes, classes) / n
+        right = sum(result.assignment.get(int(k)) == int(y) for k, y in zip(predicted, labels, strict=True))
+        assert result.accuracy == right / n
+        assert len(result.assignment) == len(set(result.assignment.values())) == min(codes, classes)
+        assert result.images == n
 
 
 def test_not_greedy() -> None:
     """The largest cell is not in the best matching: 10 + 0 against 9 + 9."""
     predicted = torch.tensor([0] * 10 + [0] * 9 + [1] * 9)
     labels = torch.tensor([0] * 10 + [1] * 9 + [0] * 9)
-    found = cluster_accuracy(predicted, labels, 2, 2)
-    assert found.assignment == {0: 1, 1: 0}
-    assert found.accuracy == 18 / 28
+    result = cluster_accuracy(predicted, labels, 2, 2)
+    assert result.assignment == {0: 1, 1: 0}
+    assert result.accuracy == 18 / 28
 
 
 def test_the_table() -> None:
-    found = cluster_accuracy(torch.tensor([0, 2, 2, 2, 1]), torch.tensor([1, 0, 0, 1, 1]), 4, 2)
-    assert found.contingency.tolist() == [[0, 1], [0, 1], [2, 1], [0, 0]]
-    assert found.contingency.dtype == torch.int64
-    assert found.accuracy == 3 / 5
-    assert found.assignment[2] == 0
+    result = cluster_accuracy(torch.tensor([0, 2, 2, 2, 1]), torch.tensor([1, 0, 0, 1, 1]), 4, 2)
+    assert result.contingency.tolist() == [[0, 1], [0, 1], [2, 1], [0, 0]]
+    assert result.contingency.dtype == torch.int64
+    assert result.accuracy == 3 / 5
+    assert result.assignment[2] == 0
 
 
 def test_a_renamed_code_is_the_same() -> None:
@@ -66,10 +66,10 @@ def test_a_renamed_code_is_the_same() -> None:
 
 def test_a_perfect_code() -> None:
     labels = torch.arange(300) % 10
-    found = cluster_accuracy((3 * labels + 2) % 10, labels, 10, 10)
-    assert found.accuracy == 1
-    assert found.assignment == {(3 * k + 2) % 10: k for k in range(10)}
-    assert found.baseline < 0.25
+    result = cluster_accuracy((3 * labels + 2) % 10, labels, 10, 10)
+    assert result.accuracy == 1
+    assert result.assignment == {(3 * k + 2) % 10: k for k in range(10)}
+    assert result.baseline < 0.25
 
 
 def test_more_codes_than_classes_are_errors() -> None:
@@ -84,11 +84,11 @@ def test_more_codes_than_classes_are_errors() -> None:
 def test_baseline_of_independent_codes() -> None:
     """The mean accuracy of fresh codes that know nothing; well above 1 / 10, for the matching is the best one."""
     labels = torch.arange(500) % 10
-    found = [cluster_accuracy(labels[torch.randperm(500)], labels, 10, 10) for _ in range(30)]
-    accuracy = torch.tensor([m.accuracy for m in found])
+    result = [cluster_accuracy(labels[torch.randperm(500)], labels, 10, 10) for _ in range(30)]
+    accuracy = torch.tensor([m.accuracy for m in result])
     error = float(accuracy.std()) * (1 / 30 + 1 / 100) ** 0.5
-    assert abs(float(accuracy.mean()) - found[0].baseline) < 4 * error
-    assert found[0].baseline > 0.14
+    assert abs(float(accuracy.mean()) - result[0].baseline) < 4 * error
+    assert result[0].baseline > 0.14
     assert float(accuracy.std()) < 0.02
 
 
@@ -97,8 +97,8 @@ def test_baseline_of_every_arrangement() -> None:
 
     The mean over 100 shuffles has a standard error of sqrt(2) / 3 / 2 / 10, about 0.024.
     """
-    found = cluster_accuracy(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), 2, 2)
-    assert abs(found.baseline - 2 / 3) < 0.08
+    result = cluster_accuracy(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), 2, 2)
+    assert abs(result.baseline - 2 / 3) < 0.08
     # Codes 0, 0, 1 and three labels: whatever the arrangement, each code is right once.
     assert cluster_accuracy(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 2]), 2, 3).baseline == pytest.approx(2 / 3)
 
@@ -106,8 +106,8 @@ def test_baseline_of_every_arrangement() -> None:
 def test_baseline_is_no_less_than_always_the_same_answer() -> None:
     """One class in four fifths of the images, codes used evenly: shuffled they reach about 0.3, always one 0.8."""
     labels = (torch.arange(1000) % 5 == 0).long()
-    found = cluster_accuracy(torch.arange(1000) % 4, labels, 4, 2)
-    assert found.baseline == 0.8
+    result = cluster_accuracy(torch.arange(1000) % 4, labels, 4, 2)
+    assert result.baseline == 0.8
     constant = cluster_accuracy(torch.zeros(1000, dtype=torch.long), labels, 4, 2)
     assert constant.accuracy == constant.baseline == 0.8
 

@@ -63,16 +63,16 @@ def test_linear_gaussian_posteriors_are_found(context):
         covariance = torch.linalg.inv(torch.diag_embed(1 / v0) + w.mT @ w / s2)
         mean = (covariance @ (m0 / v0 + (batch.x.flatten(1) - bias) @ w / s2).unsqueeze(-1)).squeeze(-1)
         variance = covariance.diagonal(dim1=1, dim2=2)
-    found = latent_statistics(model, split, seed=0)
-    assert found.samples == 0
-    for value, truth in ((found.means, mean), (found.variances, variance), (found.prior_means, m0)):
+    result = latent_statistics(model, split, seed=0)
+    assert result.samples == 0
+    for value, truth in ((result.means, mean), (result.variances, variance), (result.prior_means, m0)):
         assert value.dtype == torch.float64
         torch.testing.assert_close(value, truth, atol=1e-9, rtol=0)
     kl = kl_divergence(Normal(mean, variance.sqrt()), Normal(m0, v0.sqrt())).mean(0)
-    torch.testing.assert_close(found.kl, kl, atol=1e-9, rtol=0)
-    torch.testing.assert_close(found.mean_variances, (mean - mean.mean(0)).square().mean(0), atol=1e-9, rtol=0)
-    assert torch.equal(found.labels, torch.arange(20) % 3)
-    assert ((found.draws - mean).square() / variance).mean() == pytest.approx(1, abs=5 * (2 / 60) ** 0.5)
+    torch.testing.assert_close(result.kl, kl, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result.mean_variances, (mean - mean.mean(0)).square().mean(0), atol=1e-9, rtol=0)
+    assert torch.equal(result.labels, torch.arange(20) % 3)
+    assert ((result.draws - mean).square() / variance).mean() == pytest.approx(1, abs=5 * (2 / 60) ** 0.5)
 
 
 def test_units_that_sleep_are_counted():
@@ -91,12 +91,12 @@ def test_units_that_sleep_are_counted():
             head.weight.zero_()
             head.bias.zero_()
         model.inference.mean.weight[:, 0] = torch.tensor([0.0, 0.0099, 0.0101, 4.0]).sqrt()
-    found = latent_statistics(model, split, seed=0)
-    torch.testing.assert_close(found.mean_variances, torch.tensor([0.0, 0.0099, 0.0101, 4.0]), atol=1e-12, rtol=0)
-    assert found.active.tolist() == [False, False, True, True]
-    assert found.active_units == 2
+    result = latent_statistics(model, split, seed=0)
+    torch.testing.assert_close(result.mean_variances, torch.tensor([0.0, 0.0099, 0.0101, 4.0]), atol=1e-12, rtol=0)
+    assert result.active.tolist() == [False, False, True, True]
+    assert result.active_units == 2
     # KL(N(m, 1) || N(0, 1)) = m^2 / 2.
-    torch.testing.assert_close(found.kl, found.mean_variances / 2, atol=1e-12, rtol=0)
+    torch.testing.assert_close(result.kl, result.mean_variances / 2, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -107,17 +107,17 @@ def test_kl_by_dimension_adds_up(posterior, context):
     split = make_split(model, 8)
     batch = split.batch(0, 8)
     joint = model.joint(batch.x, batch.c.double(), image_noise(model, range(8), seed=0))
-    found = latent_statistics(model, split, seed=0)
+    result = latent_statistics(model, split, seed=0)
     with torch.no_grad():
         q, prior = model.infer(joint), joint.prior
         if not q.exact_moments:  # no Gaussian: nothing to add up
-            assert found.samples == 500
+            assert result.samples == 500
             return
         s, d = q.covariance_matrix, q.mean - prior.mean
         scaled = (s.diagonal(dim1=1, dim2=2) + d.square()) / prior.variance
         whole = 0.5 * ((scaled - 1 + prior.variance.log()).sum(1) - torch.linalg.slogdet(s)[1])
         dependence = 0.5 * (s.diagonal(dim1=1, dim2=2).log().sum(1) - torch.linalg.slogdet(s)[1])
-    torch.testing.assert_close(found.kl.sum(), (whole - dependence).mean(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(result.kl.sum(), (whole - dependence).mean(), atol=1e-9, rtol=0)
     assert (dependence > 1e-4).all() or (dependence.abs() < 1e-9).all()
 
 
@@ -130,9 +130,9 @@ def test_neither_batch_nor_company_changes_a_value(posterior):
         split = make_split(model, 9)
         run = partial(latent_statistics, model, split, seed=2, samples=30)
         expected = run()
-        for found, n in ((run(batch=1), 9), (run(batch=4), 9), (run(images=5), 5)):
+        for result, n in ((run(batch=1), 9), (run(batch=4), 9), (run(images=5), 5)):
             for name in ("means", "variances", "draws"):
-                torch.testing.assert_close(getattr(found, name), getattr(expected, name)[:n], atol=1e-9, rtol=0)
+                torch.testing.assert_close(getattr(result, name), getattr(expected, name)[:n], atol=1e-9, rtol=0)
         assert not torch.equal(latent_statistics(model, split, seed=3).draws, expected.draws)
 
 
@@ -141,15 +141,15 @@ def test_sampled_moments_agree_with_the_closed_form():
     split = make_split(model, 200)
     exact = latent_statistics(model, split, seed=0)
     model.inference = Sampled(model.inference)
-    found = latent_statistics(model, split, seed=0, samples=400)
-    assert found.samples == 400
-    mean = (found.means - exact.means) / (exact.variances / 400).sqrt()
-    variance = (found.variances / exact.variances - 1) / (2 / 399) ** 0.5
+    result = latent_statistics(model, split, seed=0, samples=400)
+    assert result.samples == 400
+    mean = (result.means - exact.means) / (exact.variances / 400).sqrt()
+    variance = (result.variances / exact.variances - 1) / (2 / 399) ** 0.5
     for standard in (mean, variance):  # 600 standard normal errors
         assert standard.abs().max() < 5
         assert standard.square().mean() == pytest.approx(1, abs=5 * (2 / 600) ** 0.5)
-    torch.testing.assert_close(found.kl - 1 / 800, exact.kl, atol=0.01, rtol=0)
-    torch.testing.assert_close(found.mean_variances, exact.mean_variances, atol=5 * (0.02 / 200) ** 0.5, rtol=0.05)
+    torch.testing.assert_close(result.kl - 1 / 800, exact.kl, atol=0.01, rtol=0)
+    torch.testing.assert_close(result.mean_variances, exact.mean_variances, atol=5 * (0.02 / 200) ** 0.5, rtol=0.05)
 
 
 def test_noise_of_sampled_moments_wakes_nobody():
@@ -160,15 +160,15 @@ def test_noise_of_sampled_moments_wakes_nobody():
             head.weight.zero_()
             head.bias.zero_()
     model.inference = Sampled(model.inference)
-    found = latent_statistics(model, make_split(model, 400), seed=0, samples=50)
-    assert (found.means.var(0) > 0.012).all()
-    assert found.active_units == 0
+    result = latent_statistics(model, make_split(model, 400), seed=0, samples=50)
+    assert (result.means.var(0) > 0.012).all()
+    assert result.active_units == 0
     error = 0.02 * (2 / 400) ** 0.5
-    assert (found.mean_variances.abs() < 5 * error).all()
+    assert (result.mean_variances.abs() < 5 * error).all()
     few = latent_statistics(model, make_split(model, 400), seed=0, samples=10)  # the variances have no bias
     assert few.variances.mean() == pytest.approx(1, abs=5 * (2 / 9 / 1200) ** 0.5)
     # What is left is the bias of log v, 1 / (2 S).
-    torch.testing.assert_close(found.kl, torch.full((3,), 0.01), atol=5 * 0.5 * (2 / 49 / 400) ** 0.5 / 2, rtol=0)
+    torch.testing.assert_close(result.kl, torch.full((3,), 0.01), atol=5 * 0.5 * (2 / 49 / 400) ** 0.5 / 2, rtol=0)
 
 
 def test_what_cannot_be_looked_at_is_refused():
@@ -237,9 +237,9 @@ def test_posterior_means_are_probed(monkeypatch):
     images = torch.randint(0, 256, (3, 1, 3, 4)).to(torch.uint8)
     train, test = (torch.arange(3).repeat_interleave(n) for n in (100, 10))  # sorted: the first 30 are of one class
     train, test = (Split("train", images[y], y, 3, TRANSFORMS["plain"], False) for y in (train, test))
-    found = probe_latents(model, train, latent_statistics(model, test, seed=0), seed=0)
-    assert (found.accuracy, found.train_images, found.images) == (1.0, 30, 30)
-    assert found.baseline == pytest.approx(1 / 3)
+    result = probe_latents(model, train, latent_statistics(model, test, seed=0), seed=0)
+    assert (result.accuracy, result.train_images, result.images) == (1.0, 30, 30)
+    assert result.baseline == pytest.approx(1 / 3)
     unlabelled = make_split(model, labelled=False)
     with pytest.raises(InputError, match="labels"):
         probe_latents(model, unlabelled, latent_statistics(model, unlabelled, seed=0), seed=0)

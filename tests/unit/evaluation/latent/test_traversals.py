@@ -17,11 +17,11 @@ from vaerun.evaluation.plots import pictures
 
 
 def test_a_sample_depends_on_its_number_alone() -> None:
-    found = traversals.sample_noise([3, 99, 3, 0], 6, LIKE)
-    assert found.shape == (4, 6)
-    for row, number in zip(found, [3, 99, 3, 0], strict=True):
+    result = traversals.sample_noise([3, 99, 3, 0], 6, LIKE)
+    assert result.shape == (4, 6)
+    for row, number in zip(result, [3, 99, 3, 0], strict=True):
         assert torch.equal(row, noise_of(number, 6))
-    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(result[0], result[1])
 
 
 def test_samples_are_in_the_dtype_asked_for() -> None:
@@ -32,8 +32,8 @@ def test_samples_are_in_the_dtype_asked_for() -> None:
 
 
 def test_sets_that_are_right() -> None:
-    found = traversals.parse_sets({"smiling": [0, 4, 17], "_b2": (1,), "X": [3, 3]})
-    assert found == {"smiling": (0, 4, 17), "_b2": (1,), "X": (3, 3)}
+    result = traversals.parse_sets({"smiling": [0, 4, 17], "_b2": (1,), "X": [3, 3]})
+    assert result == {"smiling": (0, 4, 17), "_b2": (1,), "X": (3, 3)}
 
 
 @pytest.mark.parametrize("name", ["2b", "7", "", "a b", "a-b", "é", "a\n", 5, True, None])
@@ -67,14 +67,14 @@ def _stop(*members: int) -> Tensor:
 
 def test_interpolation_row_by_row() -> None:
     picture = traversals.interpolation(generate, [12, "smiling", "one", "3"], SETS, N, LIKE, steps=6)
-    found = tiles(picture)
-    assert found.shape[:2] == (3, 6)
+    result = tiles(picture)
+    assert result.shape[:2] == (3, 6)
     places = [noise_of(12), _stop(0, 4, 17), noise_of(7), noise_of(3)]
     for row, (a, b) in enumerate(pairwise(places)):
-        close(found[row, :, 0], traversals.slerp(a, b, torch.linspace(0, 1, 6)))
-        close(found[row, 0, 0], a)
-        close(found[row, -1, 0], b)
-    assert bool((found[:, :, 1:] == 0).all())  # no label
+        close(result[row, :, 0], traversals.slerp(a, b, torch.linspace(0, 1, 6)))
+        close(result[row, 0, 0], a)
+        close(result[row, -1, 0], b)
+    assert bool((result[:, :, 1:] == 0).all())  # no label
 
 
 def test_a_sample_and_a_set_of_one_are_that_sample_to_the_last_bit() -> None:
@@ -100,19 +100,19 @@ def test_a_set_lies_on_the_shell() -> None:
         return torch.zeros(len(noise), 1, 2, 2)
 
     traversals.interpolation(keep, ["smiling", "neutral"], SETS, n, LIKE, steps=2)
-    for found, members in zip(seen[0], (SETS["smiling"], SETS["neutral"]), strict=True):
+    for result, members in zip(seen[0], (SETS["smiling"], SETS["neutral"]), strict=True):
         noise = torch.stack([noise_of(i, n) for i in members])
         mean = noise.mean(0)
-        close(found.norm(), noise.norm(dim=1).mean())
-        close(found @ mean, found.norm() * mean.norm())
-        assert mean.norm() < 0.7 * found.norm()
+        close(result.norm(), noise.norm(dim=1).mean())
+        close(result @ mean, result.norm() * mean.norm())
+        assert mean.norm() < 0.7 * result.norm()
 
 
 def test_interpolation_under_a_label() -> None:
     c = torch.tensor([0.0, 0, 1, 0])
-    found = tiles(traversals.interpolation(generate, [0, 1, 2], {}, N, LIKE, steps=3, c=c))
-    assert found.shape[:2] == (2, 3)
-    close(found[:, :, 1:, 0], torch.tensor([2.0, 1.0]).expand(2, 3, 2))
+    result = tiles(traversals.interpolation(generate, [0, 1, 2], {}, N, LIKE, steps=3, c=c))
+    assert result.shape[:2] == (2, 3)
+    close(result[:, :, 1:, 0], torch.tensor([2.0, 1.0]).expand(2, 3, 2))
 
 
 @pytest.mark.parametrize("stops", [[], [1], ["one"], "one", "01"])
@@ -160,12 +160,12 @@ def test_values_of_a_code() -> None:
 @pytest.mark.parametrize("categories", [None, 4])
 def test_a_code_goes_from_left_to_right(categories: int | None) -> None:
     values = traversals.code_values(categories, LIKE)
-    found = tiles(traversals.code_sweep(generate_with_code, 3, values, N, LIKE, rows=5))
-    assert found.shape[:2] == (5, len(values))
+    result = tiles(traversals.code_sweep(generate_with_code, 3, values, N, LIKE, rows=5))
+    assert result.shape[:2] == (5, len(values))
     for row in range(5):
-        close(found[row, :, 0], noise_of(row).expand(len(values), -1))
-    close(found[:, :, 1], values.to(LIKE).view(1, -1, 1).expand(5, -1, N))
-    close(found[:, :, 2], torch.tensor(3.0).expand(5, len(values), N))
+        close(result[row, :, 0], noise_of(row).expand(len(values), -1))
+    close(result[:, :, 1], values.to(LIKE).view(1, -1, 1).expand(5, -1, N))
+    close(result[:, :, 2], torch.tensor(3.0).expand(5, len(values), N))
 
 
 def test_a_sweep_has_ten_rows() -> None:
@@ -174,11 +174,11 @@ def test_a_sweep_has_ten_rows() -> None:
 
 
 def test_a_class_a_row() -> None:
-    found = tiles(pictures.class_grid(generate, 4, N, LIKE))
-    assert found.shape[:2] == (4, 10)
-    close(found[:, :, 1, 0], torch.arange(4.0).unsqueeze(1).expand(4, 10))
+    result = tiles(pictures.class_grid(generate, 4, N, LIKE))
+    assert result.shape[:2] == (4, 10)
+    close(result[:, :, 1, 0], torch.arange(4.0).unsqueeze(1).expand(4, 10))
     for column in range(10):
-        close(found[:, column, 0], noise_of(column).expand(4, -1))
+        close(result[:, column, 0], noise_of(column).expand(4, -1))
 
 
 def test_a_hundred_classes_at_most() -> None:

@@ -61,9 +61,9 @@ def test_one_step_is_importance_sampling_from_the_prior():
         torch.testing.assert_close(log_weight, expected.detach(), atol=1e-10, rtol=0)
         assert (acceptance == 1).all()
         split = make_split(model, 4, Transform(dequantize=True, logit=True))
-        found = annealed_importance_sampling(model, split, annealing, seed=1)
-        assert found.keys() == {"ais", "ais_ess", "ais_acceptance"}
-        assert (found["ais"] < split.batch(0, 4).log_det).all()  # of an image of wide range: log|det| is large
+        result = annealed_importance_sampling(model, split, annealing, seed=1)
+        assert result.keys() == {"ais", "ais_ess", "ais_acceptance"}
+        assert (result["ais"] < split.batch(0, 4).log_det).all()  # of an image of wide range: log|det| is large
 
 
 def test_the_weight_is_spelled_out():
@@ -79,15 +79,15 @@ def test_the_weight_is_spelled_out():
         log_weight += (betas[t] - betas[t - 1]) * state.log_likelihood
         state, _ = transition(target, state, numbers, betas[t], steps[t - 1], 4)
     log_weight += (betas[4] - betas[3]) * state.log_likelihood
-    found, _ = anneal(joint, noise, annealing, steps)
-    torch.testing.assert_close(found, log_weight, atol=1e-10, rtol=0)
+    result, _ = anneal(joint, noise, annealing, steps)
+    torch.testing.assert_close(result, log_weight, atol=1e-10, rtol=0)
     state, log_weight = target(z_exact.expand(chains, -1, -1)), torch.zeros(chains, 3)
     for t, numbers in zip((3, 2, 1), transition_noise(noise, "reverse", chains, 3), strict=True):
         log_weight += (betas[t + 1] - betas[t]) * state.log_likelihood
         state, _ = transition(target, state, numbers, betas[t], steps[t - 1], 4)
     log_weight += (betas[1] - betas[0]) * state.log_likelihood
-    found, _ = anneal(joint, noise, annealing, steps, posterior=z_exact)
-    torch.testing.assert_close(found, log_weight, atol=1e-10, rtol=0)
+    result, _ = anneal(joint, noise, annealing, steps, posterior=z_exact)
+    torch.testing.assert_close(result, log_weight, atol=1e-10, rtol=0)
 
 
 def test_transition_noise_is_fresh_for_every_transition():

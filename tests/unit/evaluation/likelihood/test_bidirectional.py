@@ -71,14 +71,14 @@ def test_the_bracket_holds_the_exact_likelihood_and_shrinks(context):
     gaps = []
     for temperatures in (2, 15, 200):
         annealing = Annealing(temperatures=temperatures, chains=8, leapfrog_steps=4, acceptance=0.65)
-        found = bidirectional(model, annealing, images=images, seed=7)
-        assert found.keys() == {"bdmc_lower", "bdmc_upper", "bdmc_acceptance_forward", "bdmc_acceptance_reverse"}
-        lower, upper = exact - found["bdmc_lower"], found["bdmc_upper"] - exact
+        result = bidirectional(model, annealing, images=images, seed=7)
+        assert result.keys() == {"bdmc_lower", "bdmc_upper", "bdmc_acceptance_forward", "bdmc_acceptance_reverse"}
+        lower, upper = exact - result["bdmc_lower"], result["bdmc_upper"] - exact
         assert lower.mean() > -3 * standard_error(lower)
         assert upper.mean() > -3 * standard_error(upper)
         gaps.append((float(lower.mean()), float(upper.mean())))
     for direction in ("forward", "reverse"):
-        assert abs(found[f"bdmc_acceptance_{direction}"].mean() - 0.65) < 0.1
+        assert abs(result[f"bdmc_acceptance_{direction}"].mean() - 0.65) < 0.1
     for wide, narrow in pairwise(gaps):
         assert wide[0] > 2 * narrow[0]
         assert wide[1] > 2 * narrow[1]
@@ -111,18 +111,18 @@ def test_the_upper_bound_averages_inverse_weights():
     # -log mean 1/w, not mean log w nor log mean w: from one posterior sample all three are spelled out.
     model = make_model()
     annealing = replace(QUICK, temperatures=3)
-    found = bidirectional(model, annealing, images=5, seed=1)
+    result = bidirectional(model, annealing, images=5, seed=1)
     x, z, c = simulate(model, list(range(5)), 1)
     joint = model.joint(x, c)
     values = {}
     for chains in (1, 8):
         values[chains] = bidirectional(model, replace(annealing, chains=chains), images=5, seed=1)["bdmc_upper"]
-    torch.testing.assert_close(values[8], found["bdmc_upper"])
+    torch.testing.assert_close(values[8], result["bdmc_upper"])
     assert (values[1] != values[8]).all()
     noise = annealing_noise(model, 1, list(range(5)))
     log_weight, _ = anneal(joint, noise, annealing, tune_step_sizes(joint, noise, annealing), posterior=z)
     upper = -torch.log(torch.exp(-log_weight).mean(0))
-    torch.testing.assert_close(found["bdmc_upper"], upper, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["bdmc_upper"], upper, atol=1e-9, rtol=0)
     assert (upper < log_weight.mean(0)).all()  # tighter than the mean of log w
 
 
@@ -170,10 +170,10 @@ def test_single_precision_agrees(single_precision):
     torch.set_default_dtype(torch.float32)
     model = linear_gaussian("label_prior")
     model.load_state_dict(exact.state_dict())
-    found = bidirectional(model, replace(QUICK, temperatures=150, chains=16), images=30, seed=0)
+    result = bidirectional(model, replace(QUICK, temperatures=150, chains=16), images=30, seed=0)
     x, _, c = simulate(model, list(range(30)), 0)
     torch.set_default_dtype(torch.float64)
     truth = exact_marginal(exact, c.double(), 30).log_prob(x.double().flatten(1)).detach()
     for bound in ("bdmc_lower", "bdmc_upper"):
-        assert found[bound].dtype == torch.float64
-        assert (found[bound] - truth).abs().mean() < 0.2
+        assert result[bound].dtype == torch.float64
+        assert (result[bound] - truth).abs().mean() < 0.2

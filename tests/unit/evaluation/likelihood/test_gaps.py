@@ -69,9 +69,9 @@ def normal(q: Any) -> MultivariateNormal:
     return MultivariateNormal(q.mean, q.covariance_matrix)
 
 
-def check_monte_carlo(found: Tensor, exact: Tensor, spread: Tensor, samples: int) -> None:
+def check_monte_carlo(result: Tensor, exact: Tensor, spread: Tensor, samples: int) -> None:
     """Means of so many samples of this standard deviation; 0.01 nats for the search."""
-    assert ((found - exact).abs() < 5 * spread / math.sqrt(samples) + 0.01).all()
+    assert ((result - exact).abs() < 5 * spread / math.sqrt(samples) + 0.01).all()
 
 
 # -- against exact truth ----------------------------------------------------------------------------------------------
@@ -86,15 +86,15 @@ def test_a_family_that_holds_the_posterior_finds_it(posterior, context):
     optimum = optimise_posterior(model, x, c, torch.arange(5), Refinement(), seed=0)
     assert optimum.converged.all()
     assert (kl_divergence(normal(optimum.q), p) < 0.01).all()
-    found = inference_gaps(model, split, Refinement(), importance_samples=500, elbo_samples=4000, seed=0)
-    assert found["gap_converged"].all()
-    torch.testing.assert_close(found["log_likelihood"], exact, atol=0.01, rtol=0)
-    assert (found["gap_approximation"].abs() < 0.02).all()
+    result = inference_gaps(model, split, Refinement(), importance_samples=500, elbo_samples=4000, seed=0)
+    assert result["gap_converged"].all()
+    torch.testing.assert_close(result["log_likelihood"], exact, atol=0.01, rtol=0)
+    assert (result["gap_approximation"].abs() < 0.02).all()
     # All that is lost is lost by amortisation: KL(q || p(z | x)).
     with torch.no_grad():
         q = normal(model.infer(model.joint(x, c)))
         z = q.sample((4000,))
-        check_monte_carlo(found["gap_amortisation"], kl_divergence(q, p), (q.log_prob(z) - p.log_prob(z)).std(0), 4000)
+        check_monte_carlo(result["gap_amortisation"], kl_divergence(q, p), (q.log_prob(z) - p.log_prob(z)).std(0), 4000)
     assert kl_divergence(q, p).max() > 0.05
 
 
@@ -112,27 +112,27 @@ def test_a_diagonal_family_finds_its_best_member(posterior, context):
     assert optimum.converged.all()
     assert (excess > -1e-12).all()
     assert (excess < 0.01).all()
-    found = inference_gaps(model, split, Refinement(), importance_samples=4000, elbo_samples=4000, seed=0)
+    result = inference_gaps(model, split, Refinement(), importance_samples=4000, elbo_samples=4000, seed=0)
     with torch.no_grad():
         z = optimum.q.sample((4000,))
         spread = (optimum.q.log_prob(z) - p.log_prob(z)).std(0)
-    check_monte_carlo(found["gap_approximation"], best, spread, 4000)
+    check_monte_carlo(result["gap_approximation"], best, spread, 4000)
     assert best.min() > 0.03
-    assert found["gap_amortisation"].max() > 0.3
+    assert result["gap_amortisation"].max() > 0.3
 
 
 def test_an_exact_posterior_has_no_gaps():
     model = make_model(EXACT, network="linear")
     split = make_split(model)
     x, _ = whole(model, split)
-    found = inference_gaps(model, split, Refinement(), importance_samples=20, elbo_samples=20, seed=0)
+    result = inference_gaps(model, split, Refinement(), importance_samples=20, elbo_samples=20, seed=0)
     exact = exact_marginal(model, None, 5).log_prob(x.flatten(1)).detach()
-    torch.testing.assert_close(found["elbo"], exact, atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["elbo"], exact, atol=1e-9, rtol=0)
     for name in ("elbo_optimal", "log_likelihood"):  # by steps about the optimum
-        torch.testing.assert_close(found[name], exact, atol=0.01, rtol=0)
+        torch.testing.assert_close(result[name], exact, atol=0.01, rtol=0)
     # It stops as soon as the rule allows: `patience` windows at each learning rate.
-    assert (found["gap_steps"] == 2 * 50 * (LEARNING_RATE_CUTS + 1)).all()
-    assert found["gap_converged"].all()
+    assert (result["gap_steps"] == 2 * 50 * (LEARNING_RATE_CUTS + 1)).all()
+    assert result["gap_converged"].all()
 
 
 @pytest.mark.parametrize(("likelihood", "context"), [("gaussian", "label_prior"), ("bernoulli", "plain")])
@@ -142,21 +142,21 @@ def test_gaps_of_every_posterior_are_nonnegative_and_add_up(posterior, context, 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     split = make_split(model, 4)
     search = Refinement(samples=4, learning_rate=0.05, window=20, tolerance=0.02)
-    found = inference_gaps(model, split, search, importance_samples=600, elbo_samples=600, seed=1)
-    assert all(value.shape == (4,) and not value.requires_grad for value in found.values())
-    assert all(value.dtype == torch.float64 for name, value in found.items() if name != "gap_converged")
-    assert found["gap_converged"].all()
-    assert unconverged_share(found["gap_converged"]) == 0
-    assert (found["gap_approximation"] >= 0).all()  # Jensen, for both are from the same samples
-    assert (found["gap_amortisation"] > -0.02).all()
+    result = inference_gaps(model, split, search, importance_samples=600, elbo_samples=600, seed=1)
+    assert all(value.shape == (4,) and not value.requires_grad for value in result.values())
+    assert all(value.dtype == torch.float64 for name, value in result.items() if name != "gap_converged")
+    assert result["gap_converged"].all()
+    assert unconverged_share(result["gap_converged"]) == 0
+    assert (result["gap_approximation"] >= 0).all()  # Jensen, for both are from the same samples
+    assert (result["gap_amortisation"] > -0.02).all()
     if POSTERIORS[posterior].encoder:  # an untrained one is far off
-        assert found["gap_amortisation"].mean() > 0.03
-    torch.testing.assert_close(found["gap_approximation"], found["log_likelihood"] - found["elbo_optimal"])
-    torch.testing.assert_close(found["gap_amortisation"], found["elbo_optimal"] - found["elbo"])
-    torch.testing.assert_close(found["gap_inference"], found["gap_approximation"] + found["gap_amortisation"])
+        assert result["gap_amortisation"].mean() > 0.03
+    torch.testing.assert_close(result["gap_approximation"], result["log_likelihood"] - result["elbo_optimal"])
+    torch.testing.assert_close(result["gap_amortisation"], result["elbo_optimal"] - result["elbo"])
+    torch.testing.assert_close(result["gap_inference"], result["gap_approximation"] + result["gap_amortisation"])
     # The numbers of q itself are those of importance sampling.
     usual = importance_sampling(model, split, samples=600, seed=1)
-    torch.testing.assert_close(found["elbo"], usual["elbo"], atol=1e-9, rtol=0)
+    torch.testing.assert_close(result["elbo"], usual["elbo"], atol=1e-9, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
@@ -172,10 +172,10 @@ def test_neither_batch_nor_company_changes_a_value(posterior):
     run = partial(inference_gaps, model, split, search, importance_samples=30, elbo_samples=20, seed=2)
     expected = run(batch=1)
     for batch in (3, None):
-        found = run(batch=batch)
-        assert found.keys() == expected.keys()
-        for name in found:
-            torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=0)
+        result = run(batch=batch)
+        assert result.keys() == expected.keys()
+        for name in result:
+            torch.testing.assert_close(result[name], expected[name], atol=1e-6, rtol=0)
     for name, value in run(images=2).items():
         torch.testing.assert_close(value, expected[name][:2], atol=1e-6, rtol=0)
 
@@ -184,8 +184,8 @@ def test_images_leave_the_batch_one_by_one():
     # Without this the test above would not see what happens to those that stay.
     model = make_model("amortised")
     search = Refinement(samples=3, learning_rate=0.1, window=5, tolerance=0.3, patience=1, max_steps=100)
-    found = inference_gaps(model, make_split(model, 7), search, importance_samples=1, elbo_samples=1, seed=2)
-    assert len(set(found["gap_steps"].tolist())) > 2
+    result = inference_gaps(model, make_split(model, 7), search, importance_samples=1, elbo_samples=1, seed=2)
+    assert len(set(result["gap_steps"].tolist())) > 2
 
 
 @pytest.mark.parametrize(("samples", "elbo_samples"), [(1, 1), (620, 7), (7, 620)])
@@ -195,7 +195,7 @@ def test_the_numbers_are_spelled_out(samples, elbo_samples, transform):
     split = make_split(model, 4, transform)
     x, _ = whole(model, split)
     log_det = split.batch(0, 4).log_det
-    found = inference_gaps(model, split, QUICK, importance_samples=samples, elbo_samples=elbo_samples, seed=9)
+    result = inference_gaps(model, split, QUICK, importance_samples=samples, elbo_samples=elbo_samples, seed=9)
     optimum = optimise_posterior(model, x, None, torch.arange(4), QUICK, seed=9)
     noise = image_noise(model, range(4), seed=9)
     noise = torch.cat([noise(f"importance/{block}", 500) for block in range(2)])
@@ -208,9 +208,9 @@ def test_the_numbers_are_spelled_out(samples, elbo_samples, transform):
     expected = {name: value[:elbo_samples].mean(0) for name, value in log_w.items()}
     expected["log_likelihood"] = torch.logsumexp(log_w["elbo_optimal"][:samples], 0) - math.log(samples)
     for name in DENSITIES:
-        torch.testing.assert_close(found[name], expected[name], atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(result[name], expected[name], atol=1e-8, rtol=1e-8)
     assert (log_det.abs().min() > 1) == (transform == "logit")
-    torch.testing.assert_close(found["gap_steps"], optimum.steps.double())
+    torch.testing.assert_close(result["gap_steps"], optimum.steps.double())
 
 
 def test_another_seed_gives_other_noise():
@@ -227,20 +227,20 @@ def test_another_seed_gives_other_noise():
 def test_a_search_that_is_cut_short_is_flagged(steps):
     model = make_model("amortised")
     search = Refinement(window=10, max_steps=steps)
-    found = inference_gaps(model, make_split(model), search, importance_samples=5, elbo_samples=5, seed=0)
-    assert not found["gap_converged"].any()
-    assert unconverged_share(found["gap_converged"]) == 1
-    assert (found["gap_steps"] == steps).all()
-    assert (found["gap_amortisation"] > 0).all()
+    result = inference_gaps(model, make_split(model), search, importance_samples=5, elbo_samples=5, seed=0)
+    assert not result["gap_converged"].any()
+    assert unconverged_share(result["gap_converged"]) == 1
+    assert (result["gap_steps"] == steps).all()
+    assert (result["gap_amortisation"] > 0).all()
 
 
 @pytest.mark.parametrize(("rate", "steps"), [(20.0, 2), (1e6, 50), (1e200, 50)])
 def test_steps_that_are_far_too_long_change_nothing(rate, steps):
     model = make_model("amortised")
     search = Refinement(learning_rate=rate, window=2, max_steps=steps)
-    found = inference_gaps(model, make_split(model), search, importance_samples=5, elbo_samples=5, seed=0)
-    assert torch.equal(found["elbo_optimal"], found["elbo"])
-    assert not found["gap_converged"].any()  # what ends in overflow has not
+    result = inference_gaps(model, make_split(model), search, importance_samples=5, elbo_samples=5, seed=0)
+    assert torch.equal(result["elbo_optimal"], result["elbo"])
+    assert not result["gap_converged"].any()  # what ends in overflow has not
 
 
 def test_an_image_that_has_no_posterior_harms_no_other():
@@ -254,11 +254,11 @@ def test_an_image_that_has_no_posterior_harms_no_other():
     split = make_split(model)
     pixel = split.batch(0, 1).x[0, 0, 0, 0]
     search = Refinement(learning_rate=0.05, window=10, max_steps=2000)
-    found, expected = (
+    result, expected = (
         inference_gaps(m, split, search, importance_samples=5, elbo_samples=5, seed=0) for m in (model, usual)
     )
-    assert found["gap_converged"].tolist() == [False, True, True, True, True]
-    for name, value in found.items():
+    assert result["gap_converged"].tolist() == [False, True, True, True, True]
+    for name, value in result.items():
         torch.testing.assert_close(value[1:], expected[name][1:], atol=1e-6, rtol=0, equal_nan=True)
         assert name in ("gap_steps", "gap_converged") or value[0].isnan()
 

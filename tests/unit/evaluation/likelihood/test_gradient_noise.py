@@ -56,39 +56,39 @@ def test_a_known_series_of_gradients_is_summed_up_exactly():
     series = torch.randn(warm_up + draws) + 2
     counted, size = series[warm_up:], torch.arange(1.0, 13)
     estimator = Series(series)
-    found = measure(model, {"series": estimator}, draws=draws, warm_up=warm_up)["series"]
-    assert set(found) == {"decoder", "encoder"}
-    noise, p = found["decoder"], sum(x.numel() for x in model.decoder.parameters()) + 1  # and log s2
+    result = measure(model, {"series": estimator}, draws=draws, warm_up=warm_up)["series"]
+    assert set(result) == {"decoder", "encoder"}
+    noise, p = result["decoder"], sum(x.numel() for x in model.decoder.parameters()) + 1  # and log s2
     assert (noise.parameters, noise.draws) == (p, draws)
     assert noise.variance == pytest.approx(float(counted.var() * size.square().sum() / p), rel=1e-12)
     assert noise.norm == pytest.approx(float(counted.mean() * size.norm()), rel=1e-12)
     assert noise.snr == pytest.approx(float(counted.mean() / counted.std()), rel=1e-12)  # of those that move at all
-    silent = found["encoder"]
+    silent = result["encoder"]
     assert (silent.variance, silent.norm) == (0, 0)
     assert math.isnan(silent.snr)
     assert estimator.calls == 0  # a copy of it was used
 
 
 def test_a_gradient_without_noise_has_an_infinite_ratio():
-    found = measure(make_model("amortised"), {"constant": Series(torch.ones(9))}, draws=5, warm_up=4)["constant"]
-    assert found["decoder"].variance == 0
-    assert found["decoder"].snr == math.inf
-    assert "signal-to-noise inf" in format_table({"constant": found})
+    result = measure(make_model("amortised"), {"constant": Series(torch.ones(9))}, draws=5, warm_up=4)["constant"]
+    assert result["decoder"].variance == 0
+    assert result["decoder"].snr == math.inf
+    assert "signal-to-noise inf" in format_table({"constant": result})
 
 
 def test_the_variance_and_its_error_are_right_in_the_mean():
     # Of 400 repetitions with coordinates that are correlated; the error is the spread over repetitions.
     scale, draws = torch.tensor([[2.0, 0.0], [1.5, 0.5]]), 12
     truth = float(scale.square().sum()) / 2
-    found = []
+    result = []
     for _ in range(400):
         moments = RunningMoments(torch.zeros(2))
         for value in 3 + torch.randn(draws, 2) @ scale.mT:
             moments.add(value)
-        found.append(moments.noise())
-    variances = torch.tensor([noise.variance for noise in found])
+        result.append(moments.noise())
+    variances = torch.tensor([noise.variance for noise in result])
     assert abs(float(variances.mean()) - truth) < 5 * float(variances.std()) / 20
-    squared = torch.tensor([noise.variance_error for noise in found]).square()
+    squared = torch.tensor([noise.variance_error for noise in result]).square()
     assert float(squared.mean().sqrt()) == pytest.approx(float(variances.std()), rel=0.2)
 
 
@@ -112,8 +112,8 @@ def test_the_pathwise_variance_of_a_linear_model_is_the_exact_one():
         covariance = w @ torch.diag(q.variance.sum(0)) @ w.mT / (b**2 * k * s2**2)
         gradient = ((x - model.joint(x).decode(q.mean)).flatten(1) / s2).mean(0)
     exact = float(covariance.diagonal().mean())
-    found = measure(model, {"elbo": elbo, "elbo_mc": elbo_mc, "stl": stl}, samples=k, draws=600, warm_up=0)
-    for result in found.values():
+    values = measure(model, {"elbo": elbo, "elbo_mc": elbo_mc, "stl": stl}, samples=k, draws=600, warm_up=0)
+    for result in values.values():
         noise = result["decoder"]
         assert noise.parameters == 12
         assert abs(noise.variance - exact) < 5 * noise.variance_error < 0.4 * exact
@@ -138,13 +138,13 @@ def test_variance_falls_with_samples():
 def test_control_variates_help_and_the_path_helps_more():
     names = ("score_none", "score_mean", "score_leave_one_out", "elbo_mc")
     estimators = {name: make_estimator(name) for name in names} | {"score_mean": ScoreFunction("mean")}
-    found = measure(make_model("amortised"), estimators, samples=4, warm_up=30)
-    none, mean, leave_one_out, path = (found[name]["encoder"] for name in names)
+    result = measure(make_model("amortised"), estimators, samples=4, warm_up=30)
+    none, mean, leave_one_out, path = (result[name]["encoder"] for name in names)
     for noisy, quiet in ((none, mean), (none, leave_one_out), (mean, path), (leave_one_out, path)):
         assert noisy.variance - quiet.variance > 5 * (noisy.variance_error + quiet.variance_error)
     assert path.snr > 2 * none.snr
     # The decoder's gradient is the same: its control variate does not reach it.
-    assert found["score_none"]["decoder"].variance == pytest.approx(found["elbo_mc"]["decoder"].variance, rel=1e-9)
+    assert result["score_none"]["decoder"].variance == pytest.approx(result["elbo_mc"]["decoder"].variance, rel=1e-9)
 
 
 def test_a_running_mean_warms_up():
@@ -157,17 +157,17 @@ def test_a_running_mean_warms_up():
 
 def test_an_exact_posterior_has_gradients_without_noise():
     # log w is log p(x) whatever z is, as a function of the parameters too.
-    found = measure(make_model(EXACT, network="linear"), {"elbo_mc": elbo_mc, "elbo": elbo}, draws=30)
-    assert found["elbo_mc"]["decoder"].variance < 1e-20
-    assert found["elbo_mc"]["decoder"].snr > 1e8
-    assert found["elbo_mc"]["decoder"].norm == pytest.approx(found["elbo"]["decoder"].norm, rel=0.1)
-    assert found["elbo"]["decoder"].variance > 1e-4
+    result = measure(make_model(EXACT, network="linear"), {"elbo_mc": elbo_mc, "elbo": elbo}, draws=30)
+    assert result["elbo_mc"]["decoder"].variance < 1e-20
+    assert result["elbo_mc"]["decoder"].snr > 1e8
+    assert result["elbo_mc"]["decoder"].norm == pytest.approx(result["elbo"]["decoder"].norm, rel=0.1)
+    assert result["elbo"]["decoder"].variance > 1e-4
 
 
 def test_draws_are_the_same_for_all():
-    found = measure(make_model("semi2"), {"a": elbo_mc, "b": elbo_mc, "c": elbo}, draws=10)
-    assert found["a"] == found["b"] != found["c"]
-    assert measure(make_model("semi2"), {"b": elbo_mc}, draws=10)["b"] == found["b"]
+    result = measure(make_model("semi2"), {"a": elbo_mc, "b": elbo_mc, "c": elbo}, draws=10)
+    assert result["a"] == result["b"] != result["c"]
+    assert measure(make_model("semi2"), {"b": elbo_mc}, draws=10)["b"] == result["b"]
 
 
 # -- what it takes and leaves -----------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_every_posterior_is_measured_and_its_model_left_as_it_was(posterior, con
     estimators = {"mc": elbo_mc, "stl": stl, "iwae": iwae, "dreg": dreg, "mean": mean, "wake_sleep": wake_sleep}
     generator = torch.get_rng_state()
     with torch.no_grad():
-        found = measure(model, estimators, draws=3, warm_up=1)
+        values = measure(model, estimators, draws=3, warm_up=1)
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), generator)
     assert [p.requires_grad for p in model.parameters()] == [i % 2 == 0 for i in range(len(list(model.parameters())))]
@@ -197,7 +197,7 @@ def test_every_posterior_is_measured_and_its_model_left_as_it_was(posterior, con
     assert mean.training
     sizes = {"encoder": sum(p.numel() for p in model.inference.parameters())}
     sizes["decoder"] = sum(p.numel() for p in model.parameters()) - sizes["encoder"]
-    for result in found.values():
+    for result in values.values():
         assert set(result) == ({"decoder", "encoder"} if POSTERIORS[posterior].encoder else {"decoder"})
         for group, noise in result.items():
             assert noise.parameters == sizes[group]
@@ -228,21 +228,21 @@ def test_an_estimator_that_holds_the_joint_gets_such_a_posterior():
             assert q.mean.requires_grad != self.detach_joint  # Laplace's mode search runs through the decoder
             return elbo_mc(joint, q, samples)
 
-    found = measure(make_model("laplace2_alone"), {"yes": Holding(True), "no": Holding(False)}, draws=3)
-    assert found["yes"]["decoder"].norm != found["no"]["decoder"].norm
+    result = measure(make_model("laplace2_alone"), {"yes": Holding(True), "no": Holding(False)}, draws=3)
+    assert result["yes"]["decoder"].norm != result["no"]["decoder"].norm
 
 
 def test_a_refusal_is_told_with_its_reason():
     model = make_model("householder1", context="label_prior")
     estimators = {"elbo": elbo, "mc": elbo_mc, "leave_one_out": ScoreFunction("leave_one_out")}
-    found = measure(model, estimators, samples=1, draws=5)
-    assert "closed form" in found["elbo"]
-    assert "leave_one_out" in found["leave_one_out"]
-    assert isinstance(found["mc"]["encoder"], GradientNoise)
-    lines = format_table(found).splitlines()
+    result = measure(model, estimators, samples=1, draws=5)
+    assert "closed form" in result["elbo"]
+    assert "leave_one_out" in result["leave_one_out"]
+    assert isinstance(result["mc"]["encoder"], GradientNoise)
+    lines = format_table(result).splitlines()
     assert len(lines) == 4
-    assert lines[0] == f"elbo           not applicable: {found['elbo']}"
-    noise = found["mc"]["decoder"]
+    assert lines[0] == f"elbo           not applicable: {result['elbo']}"
+    noise = result["mc"]["decoder"]
     assert lines[1].startswith(f"mc             decoder  variance {noise.variance:.3e} ± ")
     for part in (
         f"norm of mean {noise.norm:.3e}",

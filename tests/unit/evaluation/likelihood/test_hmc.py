@@ -155,8 +155,8 @@ def test_what_is_not_finite_is_never_moved_to():
     assert probability.isfinite().all()
     for value in vars(moved).values():
         assert value.isfinite().all()
-    found = annealed_importance_sampling(model, make_split(model, 3), QUICK, seed=0)
-    assert all(value.isfinite().all() for value in found.values())
+    result = annealed_importance_sampling(model, make_split(model, 3), QUICK, seed=0)
+    assert all(value.isfinite().all() for value in result.values())
     # A chain that diverges leaves the others alone, though the Gram path expands about the mean over chains.
     model = make_model(network="relu", d=1)
     target = Target(model.joint(x))
@@ -168,6 +168,6 @@ def test_what_is_not_finite_is_never_moved_to():
     # With no finite likelihood anywhere the estimate is minus infinity and no chain counts.
     with torch.no_grad():
         model.decoder.affine.bias.fill_(math.nan)
-    found = annealed_importance_sampling(model, make_split(model, 2), QUICK, seed=0)
-    assert (found["ais"] == -math.inf).all()
-    assert (found["ais_ess"] == 0).all()
+    result = annealed_importance_sampling(model, make_split(model, 2), QUICK, seed=0)
+    assert (result["ais"] == -math.inf).all()
+    assert (result["ais_ess"] == 0).all()

@@ -64,10 +64,10 @@ def test_an_exact_posterior_gives_the_exact_likelihood(samples, transform, d):
     split = make_split(model, transform=transform)
     x, log_det = whole(split)
     exact = exact_log_likelihood(model, x)
-    found = importance_sampling(model, split, samples=samples, seed=0)
-    torch.testing.assert_close(found["log_likelihood"], exact + log_det, atol=1e-8, rtol=0)
-    torch.testing.assert_close(found["elbo"], exact + log_det, atol=1e-8, rtol=0)
-    torch.testing.assert_close(found["reconstruction"] - found["kl"], found["elbo"], atol=1e-9, rtol=0)
+    result = importance_sampling(model, split, samples=samples, seed=0)
+    torch.testing.assert_close(result["log_likelihood"], exact + log_det, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result["elbo"], exact + log_det, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result["reconstruction"] - result["kl"], result["elbo"], atol=1e-9, rtol=0)
     torch.testing.assert_close(log_likelihood(model, x, samples=samples), exact, atol=1e-8, rtol=0)
     assert (log_det.abs().min() > 1) == (transform == "logit")
 
@@ -81,8 +81,8 @@ def test_an_exact_conditional_posterior_gives_the_exact_likelihood(context):
     split = make_split(model)
     batch = split.batch(0, 11)
     exact = exact_marginal(model, batch.c.double(), 11).log_prob(batch.x.flatten(1)).detach()
-    found = importance_sampling(model, split, samples=2, seed=0, chunk=8)["log_likelihood"]
-    torch.testing.assert_close(found, exact, atol=1e-8, rtol=0)
+    result = importance_sampling(model, split, samples=2, seed=0, chunk=8)["log_likelihood"]
+    torch.testing.assert_close(result, exact, atol=1e-8, rtol=0)
 
 
 def near_exact() -> LatentModel:
@@ -116,9 +116,9 @@ def test_a_wrong_posterior_reaches_the_exact_likelihood():
         weights = torch.exp(joint.log_prob(z) - log_q - exact)
     error = weights.std(0) / samples**0.5  # of log p(x), to first order
     assert (error < 0.02).all()
-    found = importance_sampling(model, split, samples=samples, seed=0)
-    assert ((found["log_likelihood"] - exact).abs() < 5 * error).all()
-    assert (found["elbo"] < exact - 0.02).all()
+    result = importance_sampling(model, split, samples=samples, seed=0)
+    assert ((result["log_likelihood"] - exact).abs() < 5 * error).all()
+    assert (result["elbo"] < exact - 0.02).all()
     # Fewer samples: a lower bound in expectation, the ELBO at K = 1, tighter with K.
     values = {k: [importance_sampling(model, split, samples=k, seed=s) for s in range(300)] for k in (1, 5)}
     means = {}
@@ -170,9 +170,9 @@ def test_the_estimate_is_spelled_out(samples, transform):
         "effective_sample_size": 1 / weights.square().sum(0),
         "pareto_k": pareto_k(largest, samples),
     }
-    found = importance_sampling(model, split, samples=samples, seed=9)
-    check_equal(found, expected)
-    assert found["pareto_k"].isfinite().all() == (samples > 20)
+    result = importance_sampling(model, split, samples=samples, seed=9)
+    check_equal(result, expected)
+    assert result["pareto_k"].isfinite().all() == (samples > 20)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_the_time_is_foretold(monkeypatch, samples, images, batches, told):
     monkeypatch.setattr(importance, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(importance, "importance_statistics", counted)
     options = {"samples": samples, "seed": 0, "images": images, "chunk": 2000}
-    found = importance_sampling(model, split, **options, monitor=monitor)
+    result = importance_sampling(model, split, **options, monitor=monitor)
     assert len(monitor.advanced) == batches
     assert monitor.forecasts == told  # not where a block is all there is
     for name, value in importance_sampling(model, split, **options).items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(result[name], value), name
 
 
 def test_another_seed_gives_other_noise_and_samples_are_checked():
@@ -301,12 +301,12 @@ def test_validation_is_the_mean_over_all_images(posterior, transform):
     }
     for size in (1, 3, 5, 7, 100):  # 3 and 5 leave a ragged last batch
         validator = Validator(model, split, estimator=elbo_mc, samples=3, seed=5, batch_size=size)
-        found = validator()
-        assert found == pytest.approx(expected, rel=1e-10)
-        assert validator() == found
+        result = validator()
+        assert result == pytest.approx(expected, rel=1e-10)
+        assert validator() == result
     other = Validator(model, split, estimator=elbo_mc, samples=3, seed=6, batch_size=7)
     assert other.selection == "val/elbo"
-    assert other()["val/elbo"] != pytest.approx(found["val/elbo"])
+    assert other()["val/elbo"] != pytest.approx(result["val/elbo"])
 
 
 @pytest.mark.parametrize("name", ["iwae", "renyi", "renyi_no_lower_bound"])
@@ -322,8 +322,8 @@ def test_validation_is_by_the_bound_that_is_trained(name):
         expected = estimator(joint, model.infer(joint), 4)
     for size in (2, 9, 100):
         validator = Validator(model, split, estimator=estimator, samples=4, seed=5, batch_size=size)
-        found = validator()
+        result = validator()
         assert validator.selection == ("val/elbo" if name == "renyi_no_lower_bound" else f"val/{name}")
-        assert found[f"val/{name}"] == pytest.approx(float((expected.bound + batch.log_det).mean()))
+        assert result[f"val/{name}"] == pytest.approx(float((expected.bound + batch.log_det).mean()))
         elbo = expected.terms["reconstruction"] - expected.terms["kl"] + batch.log_det
-        assert found["val/elbo"] == pytest.approx(float(elbo.mean()))
+        assert result["val/elbo"] == pytest.approx(float(elbo.mean()))

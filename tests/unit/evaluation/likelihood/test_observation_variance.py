@@ -95,8 +95,8 @@ def test_it_reads_the_given_images_and_seed_alone(validation):
     few = Annealing(temperatures=5, chains=2, adapt=False)
     run = choose_variance(observed, validation, few, variances=(0.03, 0.01), images=3, seed=4)
     for variance, value in run.values.items():
-        found = annealed_importance_sampling(observed(variance), validation, few, seed=4, images=3)
-        assert value == float(found["ais"].mean())
+        result = annealed_importance_sampling(observed(variance), validation, few, seed=4, images=3)
+        assert value == float(result["ais"].mean())
     assert run == choose_variance(observed, validation, few, variances=(0.01, 0.03, 0.01), images=3, seed=4)
     assert run != choose_variance(observed, validation, few, variances=(0.01, 0.03), images=3, seed=5)
 
@@ -250,8 +250,8 @@ def test_the_bracket_holds_with_a_categorical_code(spread, variance):
     gaps = []
     for temperatures in (6, 150):
         annealing = Annealing(temperatures=temperatures, chains=16, leapfrog_steps=2)
-        found = bidirectional(model, annealing, images=n, seed=6)
-        lower, upper = exact - found["bdmc_lower"], found["bdmc_upper"] - exact
+        result = bidirectional(model, annealing, images=n, seed=6)
+        lower, upper = exact - result["bdmc_lower"], result["bdmc_upper"] - exact
         assert lower.mean() > -3 * standard_error(lower)
         assert upper.mean() > -3 * standard_error(upper)
         gaps.append(float(lower.mean() + upper.mean()))

@@ -35,8 +35,8 @@ def spelled_out(x: np.ndarray) -> float:
     k = [np.mean(np.log(1 - value * x)) for value in b]
     profile = np.array([n * (math.log(-u / v) - v - 1) for u, v in zip(b, k, strict=True)])
     weight = np.exp(profile - profile.max())
-    found = np.mean(np.log(1 - np.dot(weight, b) / weight.sum() * x))
-    return (n * found + 10 * 0.5) / (n + 10)
+    result = np.mean(np.log(1 - np.dot(weight, b) / weight.sum() * x))
+    return (n * result + 10 * 0.5) / (n + 10)
 
 
 def test_the_tail_is_as_long_as_it_should_be():
@@ -50,20 +50,20 @@ def test_a_known_tail_is_found(k):
     samples, sets = 5000, 400
     tail = tail_length(samples)
     x = genpareto.rvs(k, scale=3.0, size=(tail, sets), random_state=np.random.default_rng(1))
-    found = pareto_k(torch.from_numpy(np.vstack([np.full(sets, 2.0), 2.0 + x])).log(), samples)
+    result = pareto_k(torch.from_numpy(np.vstack([np.full(sets, 2.0), 2.0 + x])).log(), samples)
     expected = (tail * k + 5) / (tail + 10)
-    error = found.std() / sets**0.5
+    error = result.std() / sets**0.5
     # The estimator's own bias is of order 1 / M (Zhang & Stephens 2009, table 1).
-    assert abs(found.mean() - expected) < 5 * error + 2 / tail
-    assert found.std() == pytest.approx(abs(1 + k) / tail**0.5 if k > -0.4 else found.std(), rel=0.25)
+    assert abs(result.mean() - expected) < 5 * error + 2 / tail
+    assert result.std() == pytest.approx(abs(1 + k) / tail**0.5 if k > -0.4 else result.std(), rel=0.25)
 
 
 @pytest.mark.parametrize("samples", [21, 25, 100, 5000])
 @pytest.mark.parametrize("spread", [0.01, 0.5, 2.0, 20.0])
 def test_the_estimator_is_spelled_out(samples, spread):
     log_weights = spread * torch.randn(samples, 6)
-    found = k_of(log_weights)
-    for column, value in zip(log_weights.T, found, strict=True):
+    result = k_of(log_weights)
+    for column, value in zip(log_weights.T, result, strict=True):
         w = np.sort(np.exp(column.numpy()))[-tail_length(samples) - 1 :]
         assert float(value) == pytest.approx(spelled_out(w[1:] - w[0]), rel=1e-6, abs=1e-8)
 
@@ -81,11 +81,11 @@ def gaussian_weights(s2: float, d: int = 2, samples: int = 5000, sets: int = 100
 
 @pytest.mark.parametrize(("s2", "k"), [(0.1, 0.9), (0.2, 0.8), (0.5, 0.5), (0.8, 0.2), (1.1, -1.0), (3.0, -1.0)])
 def test_gaussian_proposals_have_the_tail_that_theory_says(s2, k):
-    found = k_of(gaussian_weights(s2))
+    result = k_of(gaussian_weights(s2))
     tail = tail_length(5000)
     # Of a bounded density the observed end lies M^-1 inside, and the estimator is only roughly right below -1/2.
-    margin = 5 * found.std() / 10 + 2 / tail if k > -0.5 else 0.15
-    assert abs(found.mean() - (tail * k + 5) / (tail + 10)) < margin
+    margin = 5 * result.std() / 10 + 2 / tail if k > -0.5 else 0.15
+    assert abs(result.mean() - (tail * k + 5) / (tail + 10)) < margin
 
 
 def test_a_narrow_proposal_is_told_from_a_wide_one():
@@ -98,20 +98,20 @@ def test_a_narrow_proposal_is_told_from_a_wide_one():
 
 def test_neither_scale_nor_order_nor_company_matters():
     log_weights = 2 * torch.randn(500, 9)
-    found = k_of(log_weights)
+    result = k_of(log_weights)
     for shift in (-5000.0, 700.0, torch.linspace(-900, 900, 9)):
-        torch.testing.assert_close(k_of(log_weights + shift), found, atol=1e-7, rtol=0)
+        torch.testing.assert_close(k_of(log_weights + shift), result, atol=1e-7, rtol=0)
     largest = torch.topk(log_weights, tail_length(500) + 1, dim=0).values
-    assert torch.equal(pareto_k(largest[torch.randperm(len(largest))], 500), found)
-    torch.testing.assert_close(pareto_k(largest[:, 4:5], 500), found[4:5], atol=1e-12, rtol=0)
+    assert torch.equal(pareto_k(largest[torch.randperm(len(largest))], 500), result)
+    torch.testing.assert_close(pareto_k(largest[:, 4:5], 500), result[4:5], atol=1e-12, rtol=0)
 
 
 def test_weights_beyond_all_bounds_have_a_finite_k():
     # With log w ~ N(0, s^2) and s large, log x = log w, and k is the mean of log(x / x_q) and some.
     for spread in (1e3, 1e5):
-        found = k_of(spread * torch.randn(5000, 20))
-        assert found.isfinite().all()
-        assert (found > spread / 10).all()
+        result = k_of(spread * torch.randn(5000, 20))
+        assert result.isfinite().all()
+        assert (result > spread / 10).all()
     some = torch.full((5000, 1), -math.inf)  # a likelihood of zero at nearly all samples
     for positive, least in ((300, -1.0), (100, -1.0), (5, -1.0), (4, math.inf), (1, math.inf)):
         some[:positive], some[positive:] = torch.randn(positive, 1), -math.inf
@@ -146,8 +146,8 @@ def test_differences_of_rounding_are_none():
 def test_ties_and_an_exponential_tail_do_no_harm():
     # Weights on a coarse grid tie with the threshold: what is left is fitted as if it were alone (but for the grid).
     x = genpareto.rvs(0.6, size=(15, 3), random_state=np.random.default_rng(2))
-    found = pareto_k(torch.from_numpy(np.vstack([np.ones((6, 3)), 1 + x])).log(), 100)
-    for column, value in zip(np.sort(x, 0).T, found, strict=True):
+    result = pareto_k(torch.from_numpy(np.vstack([np.ones((6, 3)), 1 + x])).log(), 100)
+    for column, value in zip(np.sort(x, 0).T, result, strict=True):
         assert float(value) == pytest.approx(spelled_out(column), abs=0.01)
     # M = 5, x = 1..5: for j = 13 of m = 32 the grid's c is 1/5 = x_q / x_M, so b = 0 up to rounding.
     ladder = torch.arange(1.0, 7.0).log()[:, None]
@@ -202,13 +202,13 @@ def test_weights_are_counted_and_their_tail_is_known(samples):
     one[samples // 2], some[: samples // 10] = -2e3, 5e3
     tail = 0.9 * torch.distributions.Exponential(torch.tensor(1.0)).sample((samples,)) - 800
     joint = Prescribed(torch.stack([equal, one, some, tail], 1))
-    found = importance_statistics(joint, joint.infer(joint), samples)
+    result = importance_statistics(joint, joint.infer(joint), samples)
     expected = torch.tensor([samples, 1.0, samples // 10, torch.softmax(tail, 0).square().sum().reciprocal()])
-    torch.testing.assert_close(found["effective_sample_size"], expected, atol=0, rtol=1e-9)
+    torch.testing.assert_close(result["effective_sample_size"], expected, atol=0, rtol=1e-9)
     mass = torch.tensor([-3e3, -2e3 - math.log(samples), 5e3 - math.log(10), torch.logsumexp(tail, 0)])
     mass[3] -= math.log(samples)
-    torch.testing.assert_close(found["log_likelihood"], mass, atol=1e-9, rtol=0)
-    k = found["pareto_k"]
+    torch.testing.assert_close(result["log_likelihood"], mass, atol=1e-9, rtol=0)
+    k = result["pareto_k"]
     assert k[0] == -math.inf
     assert k[1] == math.inf
     assert abs(k[3] - 0.9) < 5 * 1.9 / tail_length(samples) ** 0.5
@@ -244,7 +244,7 @@ def test_a_posterior_too_narrow_is_found_out(samples):
     # k = 1 - s2 exactly (gaussian_weights): 0.9 of the narrow one; the wide one's weights are bounded.
     run = partial(importance_sampling, split=make_split(40), samples=samples, seed=0)
     results = {s2: run(isotropic(s2)) for s2 in (0.1, 1.0, 2.0)}
-    narrow, exact, wide = (found["pareto_k"] for found in results.values())
+    narrow, exact, wide = (result["pareto_k"] for result in results.values())
     assert abs(narrow.mean() - 0.9) < 5 * narrow.std() / 40**0.5 + 0.02
     assert unreliable_share(narrow) > 0.8
     assert (wide < 0.5).all()
@@ -262,9 +262,9 @@ def test_rounding_in_float32_is_no_tail(single_precision, d):
     model = make_model(Posterior(partial(Laplace, steps=1, damping="none")), network="linear", d=d)
     for transform in ("plain", "logit"):
         split = make_split(30, transform)
-        found = importance_sampling(model, split, samples=2000, seed=0)
-        assert (found["pareto_k"] == -math.inf).all()
-        assert (found["effective_sample_size"] > 1999.9).all()
+        result = importance_sampling(model, split, samples=2000, seed=0)
+        assert (result["pareto_k"] == -math.inf).all()
+        assert (result["effective_sample_size"] > 1999.9).all()
 
 
 def test_rounding_grows_with_the_pixels_even_where_the_density_is_near_one():

@@ -34,10 +34,10 @@ def mixture(samples: Tensor, variance: float) -> MixtureSameFamily:
 @pytest.mark.parametrize("variance", [1e-4, 0.01, 1.0])
 def test_it_is_the_density_of_a_mixture(variance):
     samples, images = pictures(7, 0), pictures(5, 1)
-    found = parzen_log_likelihood(samples, images, variance)
-    assert found.shape == (5,)
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, mixture(samples, variance).log_prob(images), rtol=1e-12, atol=1e-9)
+    result = parzen_log_likelihood(samples, images, variance)
+    assert result.shape == (5,)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, mixture(samples, variance).log_prob(images), rtol=1e-12, atol=1e-9)
 
 
 def test_one_sample_is_one_normal():
@@ -79,8 +79,8 @@ def test_close_pairs_keep_their_distance_in_single_precision(single_precision):
     samples = base.repeat(3, 1, 1, 1) + 1e-3 * pictures(6, 9, shape)
     images = base.repeat(2, 1, 1, 1) + 1e-3 * pictures(4, 10, shape)
     assert samples.dtype == torch.float32
-    found = parzen_log_likelihood(samples, images, 1e-6)
-    torch.testing.assert_close(found, mixture(samples.double(), 1e-6).log_prob(images.double()), rtol=0, atol=1e-4)
+    result = parzen_log_likelihood(samples, images, 1e-6)
+    torch.testing.assert_close(result, mixture(samples.double(), 1e-6).log_prob(images.double()), rtol=0, atol=1e-4)
 
 
 def test_the_variance_that_made_the_images_is_found():

@@ -162,9 +162,9 @@ def test_points_are_where_they_belong():
     tab10 = matplotlib.colormaps["tab10"]
     centres = []
     for number in range(4):
-        found = where(picture, tab10(number)[:3]).nonzero().double()
-        found = found[found[:, 1] < 590]  # left of the legend
-        centres.append(found.median(0).values)
+        result = where(picture, tab10(number)[:3]).nonzero().double()
+        result = result[result[:, 1] < 590]  # left of the legend
+        centres.append(result.median(0).values)
     wide, high = centres[1] - centres[0], centres[2] - centres[0]
     assert float(wide[1] / high[0]) == pytest.approx(2, abs=0.1)
     assert abs(float(wide[0])) < 5
@@ -189,9 +189,9 @@ def statistics(d: int, n: int = 300, conditional: bool = False) -> LatentStatist
 
 def test_pictures_of_the_latent_space():
     assert set(latent_pictures(statistics(5))) == {"kl_by_dimension"}
-    found = latent_pictures(statistics(2), ["a", "b", "c"])
-    assert set(found) == {"kl_by_dimension", "posterior_means", "aggregate_posterior"}
-    for picture in found.values():
+    result = latent_pictures(statistics(2), ["a", "b", "c"])
+    assert set(result) == {"kl_by_dimension", "posterior_means", "aggregate_posterior"}
+    for picture in result.values():
         check_picture(picture)
     bars = heights(kl_chart(statistics(5)), 0)
     assert len(bars) >= 4  # the fifth's mean does not move; the legend adds to them
@@ -204,8 +204,8 @@ def test_the_priors_circles_are_those_of_the_prior():
     plain, conditional = statistics(2), statistics(2, conditional=True)
     ring = where(latent_scatter(plain, plain.means, "t"), GREY)[40:500, 60:590]  # without the letters' blurred edges
     assert ring.sum() > 200
-    found = ring.nonzero().double()
-    span = found.max(0).values - found.min(0).values
+    result = ring.nonzero().double()
+    span = result.max(0).values - result.min(0).values
     assert float(span[0] / span[1]) == pytest.approx(1, abs=0.02)
     assert (
         where(latent_scatter(conditional, conditional.means, "t"), GREY)[40:500, 60:590].sum() < 20

@@ -36,27 +36,27 @@ def test_shapes(shape: tuple[int, int, int], classes: int, tmp_path: Path, monke
     monkeypatch.setitem(module.RECIPE, "least_steps", 2)
     arrays = stripes(shape, min(classes, 5), count=24)
     arrays.train_labels[-1] = classes - 1
-    found = make(tmp_path, arrays)
-    assert found.classes == classes
+    result = make(tmp_path, arrays)
+    assert result.classes == classes
     x = scaled(arrays.test_images)
-    features, predicted = found.features(x), found.predict(x)
+    features, predicted = result.features(x), result.predict(x)
     assert features.shape == (6, 128)
     assert features.dtype == torch.float32
     assert not features.requires_grad
     assert predicted.shape == (6,)
     assert predicted.dtype == torch.int64
     assert 0 <= int(predicted.min()) <= int(predicted.max()) < classes
-    assert found.features(x.double()).dtype == torch.float32
-    assert found.features(x[:0]).shape == (0, 128)
+    assert result.features(x.double()).dtype == torch.float32
+    assert result.features(x[:0]).shape == (0, 128)
 
 
 def test_it_learns_the_classes(tmp_path: Path) -> None:
     """A row's place is told apart in images that it never saw, grey or in colour."""
     for shape in ((1, 8, 8), (3, 12, 10)):
         arrays = stripes(shape, classes=4, count=80)
-        found = make(tmp_path, arrays)
-        assert found.accuracy == 1.0
-        assert torch.equal(found.predict(scaled(arrays.test_images)), torch.from_numpy(arrays.test_labels))
+        result = make(tmp_path, arrays)
+        assert result.accuracy == 1.0
+        assert torch.equal(result.predict(scaled(arrays.test_images)), torch.from_numpy(arrays.test_labels))
 
 
 def test_accuracy_is_that_of_its_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,33 +66,33 @@ def test_accuracy_is_that_of_its_predictions(tmp_path: Path, monkeypatch: pytest
     labels = arrays.test_labels.copy()
     labels[:5] = 1 - labels[:5]
     wrong = dataclasses.replace(arrays, test_labels=labels)
-    found = make(tmp_path, dataclasses.replace(wrong, sha256=digest(wrong)))
-    assert found.accuracy == pytest.approx(15 / 20)
+    result = make(tmp_path, dataclasses.replace(wrong, sha256=digest(wrong)))
+    assert result.accuracy == pytest.approx(15 / 20)
     bare = dataclasses.replace(arrays, test_labels=None)
     assert make(tmp_path, dataclasses.replace(bare, sha256=digest(bare))).accuracy is None
 
 
 def test_features_are_the_last_layers_input(tmp_path: Path) -> None:
     arrays = stripes()
-    found = make(tmp_path, arrays)
+    result = make(tmp_path, arrays)
     x = scaled(arrays.train_images)
-    last = found._network[-1]
+    last = result._network[-1]
     assert isinstance(last, torch.nn.Linear)
-    logits = found.features(x) @ last.weight.detach().T + last.bias.detach()
-    assert torch.equal(logits.argmax(1), found.predict(x))
-    assert bool((found.features(x) >= 0).all())
+    logits = result.features(x) @ last.weight.detach().T + last.bias.detach()
+    assert torch.equal(logits.argmax(1), result.predict(x))
+    assert bool((result.features(x) >= 0).all())
 
 
 def test_an_image_does_not_depend_on_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation mode: the batch's own statistics play no part, and asking changes nothing."""
-    found = make(tmp_path)
+    result = make(tmp_path)
     x = scaled(stripes(seed=3).train_images)
-    before = {key: value.clone() for key, value in weights(found).items()}
-    whole = found.features(x)
+    before = {key: value.clone() for key, value in weights(result).items()}
+    whole = result.features(x)
     monkeypatch.setattr(module, "BATCH", 4)
-    torch.testing.assert_close(found.features(x), whole, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.features(x[:1]), whole[:1], rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(value, before[key]) for key, value in weights(found).items())
+    torch.testing.assert_close(result.features(x), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.features(x[:1]), whole[:1], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in weights(result).items())
 
 
 def test_all_training_images_are_used_equally() -> None:
@@ -162,8 +162,8 @@ def test_stopped_training_goes_on(damage: Any, tmp_path: Path, capsys: pytest.Ca
         save_checkpoint(file, damage)
     elif damage is not None:
         file.write_bytes(damage)
-    found = weights(make(tmp_path / "stopped", arrays))
-    assert all(torch.equal(value, found[key]) for key, value in whole.items())
+    result = weights(make(tmp_path / "stopped", arrays))
+    assert all(torch.equal(value, result[key]) for key, value in whole.items())
     said = capsys.readouterr().err
     assert (f"{file} is damaged" in said) == (damage is not None)
     assert not file.exists()

@@ -30,15 +30,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what was trained, as it happens."""
-    found: list[str] = []
+    result: list[str] = []
     train = module._train
 
     def counted(arrays: Arrays, name: str, *rest: Any) -> dict[str, Any]:
-        found.append(name)
+        result.append(name)
         return train(arrays, name, *rest)
 
     monkeypatch.setattr(module, "_train", counted)
-    return found
+    return result
 
 
 def test_the_second_call_reads(tmp_path: Path, trainings: list[str], capsys: pytest.CaptureFixture[str]) -> None:

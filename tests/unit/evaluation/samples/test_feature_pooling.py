@@ -44,9 +44,9 @@ def test_largest_of_four_pixels() -> None:
 
 def test_layers_in_order() -> None:
     first, dense, last = torch.randn(4, 3, 8, 8), torch.randn(4, 7), torch.randn(4, 2, 5, 5)
-    found = pooled_features([first, dense, last])
-    assert torch.equal(found, torch.cat([_by_hand(first), dense, _by_hand(last)], 1))
-    assert found.shape == (4, 3 * 16 + 7 + 2 * 16)
+    result = pooled_features([first, dense, last])
+    assert torch.equal(result, torch.cat([_by_hand(first), dense, _by_hand(last)], 1))
+    assert result.shape == (4, 3 * 16 + 7 + 2 * 16)
 
 
 def test_as_many_as_in_the_paper() -> None:

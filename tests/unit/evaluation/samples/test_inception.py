@@ -154,15 +154,15 @@ def test_the_features_are_the_network_s(random_network, weights, single_precisio
     assert torch.equal(torch.random.get_rng_state(), state)
     for channels in (1, 3):
         raw = pixels(5, channels, channels)
-        found = features(raw / 255)
-        assert found.shape == (5, 2048)
-        assert found.dtype == torch.float32
+        result = features(raw / 255)
+        assert result.shape == (5, 2048)
+        assert result.dtype == torch.float32
         expected = random_network(raw if channels == 3 else torch.cat([raw, raw, raw], 1))[0]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         assert (expected.std(0) > 1e-3 * expected.abs().mean()).double().mean() > 0.5  # they depend on the image
         # A generator's values lie between the levels, and a little outside.
         near = raw / 255 + 0.4 / 255 * (2 * torch.rand(raw.shape) - 1)
-        assert torch.equal(features(near), found)
+        assert torch.equal(features(near), result)
     ends = (pixels(2, 1, 9) > 127).to(torch.float32)
     assert torch.equal(features(1.5 * ends - 0.25), features(ends))
     assert features(torch.zeros(0, 3, 9, 9)).shape == (0, 2048)

@@ -131,8 +131,8 @@ def test_copies_of_the_data() -> None:
     """Every image lies in its own ball and on the rim of the k that its nearest neighbours' distances made."""
     real = normal(50, 7)
     for turn in (torch.eye(7), rotation(7)):  # rotated, equal distances are no longer equal to the last digit
-        found = prdc(real @ turn, real.flip(0) @ turn, neighbours=4)
-        close(found, PRDC(precision=1.0, recall=1.0, density=(4 + 1) / 4, coverage=1.0))
+        result = prdc(real @ turn, real.flip(0) @ turn, neighbours=4)
+        close(result, PRDC(precision=1.0, recall=1.0, density=(4 + 1) / 4, coverage=1.0))
 
 
 def test_disjoint_clusters_share_nothing() -> None:
@@ -142,27 +142,27 @@ def test_disjoint_clusters_share_nothing() -> None:
 def test_one_of_two_modes() -> None:
     """Samples of one cluster only are all precise; they recall and cover that cluster's half, and crowd there."""
     left, right = normal(40, 2, seed=1), 100 + normal(40, 2, seed=2)
-    found = prdc(torch.cat([left, right]), left, neighbours=3)
-    close(found, PRDC(precision=1.0, recall=0.5, density=4 / 3, coverage=0.5))
+    result = prdc(torch.cat([left, right]), left, neighbours=3)
+    close(result, PRDC(precision=1.0, recall=0.5, density=4 / 3, coverage=0.5))
 
 
 def test_collapse_to_one_image() -> None:
     """Every sample is the same real image: balls of radius 0 recall nothing but it."""
     real = normal(40, 5)
     fake = real[7].expand(20, 5)
-    found = prdc(real, fake, neighbours=3)
+    result = prdc(real, fake, neighbours=3)
     distances = torch.cdist(real, real)
     holding = (distances[7] <= distances.sort(1).values[:, 3] * (1 + 1e-12)).double()  # column 0 is the image itself
-    close(found, PRDC(1.0, 1 / 40, float(holding.sum()) / 3, float(holding.mean())))
+    close(result, PRDC(1.0, 1 / 40, float(holding.sum()) / 3, float(holding.mean())))
 
 
 def test_noise_around_the_data_is_recalled_but_not_precise() -> None:
     real, fake = 0.01 * normal(30, 2, seed=1), normal(30, 2, seed=2) + torch.tensor([5.0, 0.0])
     fake[0] = -20.0  # one outlier: its ball is large
-    found = prdc(real, fake, neighbours=3)
-    assert found.precision == 0
-    assert found.recall == 1
-    assert found.coverage == 0
+    result = prdc(real, fake, neighbours=3)
+    assert result.precision == 0
+    assert result.recall == 1
+    assert result.coverage == 0
 
 
 def test_density_is_one_in_expectation_for_equal_distributions() -> None:
@@ -170,9 +170,9 @@ def test_density_is_one_in_expectation_for_equal_distributions() -> None:
     k, n, repeats = 5, 100, 20
     density, coverage = [], []
     for i in range(repeats):
-        found = prdc(normal(n, 3, seed=2 * i), normal(n, 3, seed=2 * i + 1), neighbours=k)
-        density.append(found.density)
-        coverage.append(found.coverage)
+        result = prdc(normal(n, 3, seed=2 * i), normal(n, 3, seed=2 * i + 1), neighbours=k)
+        density.append(result.density)
+        coverage.append(result.coverage)
     # The k nearest of the 2N - 1 others are all real with that probability.
     missed = math.prod((n - 1 - i) / (2 * n - 1 - i) for i in range(k))
     assert sum(density) / repeats == pytest.approx(1, abs=0.03)
