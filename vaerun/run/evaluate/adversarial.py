@@ -88,7 +88,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
         with torch.no_grad():
             for batch in split.batches(BATCH, images):
                 self.monitor.check()
-                parts.append(pooled_features(self.model.maps(split.transform.to_unit(batch.x))).cpu())
+                parts.append(pooled_features(self.model.feature_maps(split.transform.to_unit(batch.x))).cpu())
         return torch.cat(parts)
 
     def linear_probe(self) -> None:
