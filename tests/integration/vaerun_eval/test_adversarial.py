@@ -116,7 +116,7 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     assert "MISLEAD" in rows["test/parzen_log_likelihood"]
     assert "50 generated and real images" in rows["test/classifier_frechet_distance"]
     assert "figure interpolation: a -> 7 -> one" in out
-    assert "figure arithmetic_1: a - one + 17; first the operands" in out
+    assert "figure arithmetic_1: a - one + 17; the operands" in out
     assert out.splitlines()[-1] == f"recorded in {run} as {label}"
     told = warned(err)
     assert len([line for line in told if "known to mislead" in line]) == 1
