@@ -19,7 +19,7 @@ from vaerun.evaluation.oom import oom_raises
 from vaerun.evaluation.samples.inception import check_inception
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, real_images
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.run.build import named_estimators
+from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.classifier import has_classifier
 from vaerun.storage.paths import expand_user
 from vaerun.training.precision import check_precision
@@ -50,7 +50,7 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
     _check_shared(settings, model, data)
     make_refinement(settings)
     if settings.noise.estimators or settings.gradient_noise:
-        estimators = named_estimators(settings.noise.estimators)
+        estimators = estimators_by_name(settings.noise.estimators)
     if settings.gradient_noise:
         batch = data.train.batch(0, min(2, len(data.train)))
         joint = model.joint(batch.x, batch.c if model.classes else None)

@@ -152,7 +152,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
     """
     with stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
-        changes = parse(overrides)
+        changes = parse_overrides(overrides)
         data_changes = changes.get("data", {})
         run = load_run(
             folder,

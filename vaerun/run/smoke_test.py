@@ -43,7 +43,7 @@ def blame_configuration(folder: Path) -> Iterator[None]:
     except Exception as error:  # the parts are chosen by the configuration and may raise anything
         if is_out_of_memory(error):
             raise InputError(f"memory ran out for the model of {folder}: use a machine with more memory") from error
-        reason = printable(error if isinstance(error, IncompatibleModel) else told(error), 300)
+        reason = printable(error if isinstance(error, IncompatibleModel) else describe_error(error), 300)
         raise InputError(
             f"the model of {folder} does not run ({reason}): the parts in its configuration do not fit together"
         ) from error

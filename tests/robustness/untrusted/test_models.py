@@ -87,7 +87,7 @@ def test_a_model_whose_numbers_are_no_matter_of_its_parameters(
     write_fitting_checkpoint(stranger)
     assert (stranger / "checkpoints" / "best.pt").stat().st_size < 1 << 20
     before = peak_bytes()
-    refused(stranger, capsys, cache, "needs far more memory for 2 images than for its parameters")
+    assert_rejected(stranger, capsys, cache, "needs far more memory for 2 images than for its parameters")
     assert peak_bytes() - before < 1 << 27
 
 

@@ -34,7 +34,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
         self.mode_collapse()
         codes = self.model.codes
         if codes is not None and codes.categorical and self.split.labels is not None:
-            if self.data.classes <= MOST_CLASSES:
+            if self.data.classes <= MAX_CLASSES:
                 self.code_accuracy()
             else:
                 results.warnings.append(

@@ -8,14 +8,14 @@ from vaerun.data.cache import cache_dir
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.evaluation.samples.classifier import Classifier, load_or_train_classifier
-from vaerun.run.build import MOST_CLASSES
+from vaerun.run.build import MAX_CLASSES
 from vaerun.tracking.monitor import SILENT, Monitor
 
 
 def has_classifier(data: ImageData) -> bool:
     """Whether the labels of a data set are classes that a classifier can be trained on."""
     labels = data.arrays.train_labels
-    return 2 <= data.classes <= MOST_CLASSES and labels is not None and len(np.unique(labels)) >= 2
+    return 2 <= data.classes <= MAX_CLASSES and labels is not None and len(np.unique(labels)) >= 2
 
 
 def check_classifier_cache() -> None:

@@ -124,7 +124,7 @@ def metric_rows(values: dict[str, float | None], protocol: dict[str, Any], prefi
         if value is None:
             continue
         digits = DIGITS.get(name, 4 if name.startswith("categorical_") else 2)
-        number = fixed(value, digits) + (f" ± {fixed(error, digits)}" if error is not None else "")
+        number = format_fixed(value, digits) + (f" ± {format_fixed(error, digits)}" if error is not None else "")
         rows.append((f"{prefix}/{name}", number, text))
     return rows
 

@@ -18,7 +18,7 @@ from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inceptio
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, generate_images, real_images
 from vaerun.models import AdversarialModel, LatentModel
-from vaerun.run.build import MOST_CLASSES
+from vaerun.run.build import MAX_CLASSES
 from vaerun.run.evaluate.classifier import dataset_classifier, has_classifier
 from vaerun.run.preflight import make_annealing
 from vaerun.signals import ShutdownSignal
@@ -96,7 +96,7 @@ class Evaluator(ABC, Generic[M]):
             results.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], real[:DIVERSITY_IMAGES])
             if settings.quality and not has_classifier(self.data):
                 results.warnings.append(
-                    f"data set {self.data.name} has no labels of two to {MOST_CLASSES} classes, so there is no "
+                    f"data set {self.data.name} has no labels of two to {MAX_CLASSES} classes, so there is no "
                     "classifier to compare features of: no Frechet distance, precision, recall, density and coverage"
                 )
             elif settings.quality:

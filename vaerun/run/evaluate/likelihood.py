@@ -194,7 +194,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         """Add the noise of several estimators' gradients: a table, metrics and charts."""
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
-        estimators = named_estimators(noise.estimators)
+        estimators = estimators_by_name(noise.estimators)
         with self.monitor.task("gradient noise", len(estimators), unit="estimators") as task:
             values = gradient_noise(
                 self.model,

@@ -70,7 +70,7 @@ def write_evaluation(
     figures = folder / "figures" / label
     figures.mkdir(parents=True, exist_ok=True)
     for name, picture in results.pictures.items():
-        log.image(f"images/{scope}{name}", picture, step)
+        log.log_image(f"images/{scope}{name}", picture, step)
         write_atomically(figures / f"{name}.png", save_png(picture))
 
 
