@@ -24,7 +24,7 @@ MISPLACED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda m: m.update(decoder={"_target_": "vaerun.nets.MLPGenerator", "hidden": [8]}),
         "has no attribute 'affine'",
     ),
-    "DRAW's encoder": (lambda m: m.update(encoder=DRAW_ENCODER), "use model=draw with it"),
+    "DRAW's encoder": (lambda m: m.update(encoder=DRAW_ENCODER), "use model=draw"),
     "a state as decoder": (
         lambda m: m.update(decoder={"_target_": "vaerun.nets.draw.DecoderState"}),
         "'DecoderState' object",
