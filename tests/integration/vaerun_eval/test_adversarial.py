@@ -241,7 +241,7 @@ def test_a_plain_autoencoder_has_no_samples(word: str, copied: Callable[..., Pat
         (["evaluation.inception_weights=none.pth"], "no such file: none.pth"),
         (["evaluation.generated.neighbours=50"], "evaluation.generated.neighbours=50 needs more images"),
         (["evaluation.generated.samples=1"], "evaluation.generated.samples must be at least 2"),
-        (["evaluation.images=1", *FAST], "compared with 1 test image"),
+        (["evaluation.images=1", *FAST], "needs two or more test images, got 1"),
         (["evaluation.observation.variances=[0.1,-1]"], "evaluation.observation.variances"),
         (["evaluation.split=train", "evaluation.probe=true"], "fits to the training split"),
         (["evaluation.label=10", "evaluation.interpolation=[1,2]"], ""),
@@ -261,7 +261,7 @@ def test_a_conditional_run_and_other_classes(copied: Callable[..., Path], evalua
     run = copied(*CGAN)
     path = save(tmp_path / "three.npz", (1, 8, 8), classes=3)
     for words, said in (
-        (["data=npz", f"data.path={path}"], "conditional on 10 classes, and data set npz has 3"),
+        (["data=npz", f"data.path={path}"], "conditional on 10 classes, but data set npz has 3"),
         (["evaluation.probe=true"], "its discriminator is given the label"),
     ):
         code, out, err = evaluate(f"run={run}", *words)
