@@ -232,7 +232,7 @@ def test_a_plain_autoencoder_has_no_samples(word: str, copied: Callable[..., Pat
         (["evaluation.interpolation=[1]"], "two or more sets or sample numbers"),
         (["evaluation.arithmetic=[a -]", *SETS], "is missing after the last '-'"),
         (["evaluation.arithmetic=[a one]", *SETS], "+ or - is missing before 'one'"),
-        (["evaluation.sets.2a=[1]", "evaluation.interpolation=[1,2]"], "does not start with a digit"),
+        (["evaluation.sets.a-b=[1]", "evaluation.interpolation=[1,2]"], "does not start with a digit"),
         (["evaluation.sets.a=[-1]"], "integer of at least 0, got -1"),
         (["evaluation.gaps=true"], "needs a posterior"),
         (["evaluation.samples=50000"], "evaluation.samples does not apply to model=gan"),
