@@ -124,9 +124,7 @@ def check_adversarial_training(settings: Settings, data: ImageData) -> None:
 def _check_comparable(split: Split, count: int, remedy: str) -> None:
     """Raises InputError for real images that generated ones cannot be compared with."""
     if count < 2:
-        raise InputError(
-            f"comparing generated images needs two or more {split.name} images, got {count}: {remedy}"
-        )
+        raise InputError(f"comparing generated images needs two or more {split.name} images, got {count}: {remedy}")
     images = real_images(split, min(count, DIVERSITY_IMAGES))
     if bool((images == images[:1]).all()):
         raise InputError(
