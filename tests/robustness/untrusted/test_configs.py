@@ -158,7 +158,7 @@ def test_a_number_that_python_does_not_print(
     ("content", "message"),
     [(b"[" * 200_000, "deeply"), (b'{"a": ' * 60 + b"1" + b"}" * 60, "deeply"), (b" " * (17 << 20), "the limit"),
      (b'{"metrics": ' + b"9" * 5000 + b"}", "integer of 5000 characters"), (b"\xff", "decode"),
-     (b"", ""), (b"[]", "no result")],
+     (b"", ""), (b"[]", "not a result")],
 )  # fmt: skip
 def test_records_that_are_none(stranger: Path, capsys: Any, cache: Path, content: bytes, message: str) -> None:
     (stranger / "result.json").write_bytes(content)
@@ -217,7 +217,7 @@ def test_names_that_are_no_unicode(stranger: Path, capsys: Any, here: Any, tmp_p
     clear(opened.text)
     code, out, err = here("--check", f'output_dir="{tmp_path}/out\udcff"')
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "output_dir holds bytes that are no text" in err
+    assert "output_dir is not utf-8 text" in err
     assert not list(tmp_path.glob("out*"))
 
 
