@@ -204,10 +204,10 @@ TABLE: dict[str, list[str]] = {
     "data=npz data.path=FILES/text.npz": ["text.npz: not a readable .npz file"],
     "data=npz data.path=FILES/plain.npz": ["trainer.batch_size=128 is larger than the training split (49 images)"],
     # combinations
-    "data=npz data.path=FILES/grey_test.npz model.likelihood=bernoulli trainer.batch_size=8": [
-        "pixels that are 0 or 1"
+    "data=npz data.path=FILES/grey_test.npz model.likelihood=bernoulli trainer.batch_size=8": ["needs binary pixels"],
+    "model=cvae data=npz data.path=FILES/identifiers.npz trainer.batch_size=8": [
+        "number the classes from 0, at most 10000"
     ],
-    "model=cvae data=npz data.path=FILES/identifiers.npz trainer.batch_size=8": ["number at most 10000 classes"],
     "trainer.learning_rate=inf": ["trainer.learning_rate must be a finite number"],
     "~model": ["must be given: model."],
     f"output_dir={'a' * 300}": ["File name too long"],
@@ -289,7 +289,7 @@ def test_folder_of_something_else(vaerun: Any, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / "thesis.tex").write_text("all of it")
     (work / "out" / ".lock").touch()
-    assert_refused(vaerun, work, ["output_dir=out"], "out is not empty and holds no run", "another output_dir")
+    assert_refused(vaerun, work, ["output_dir=out"], "out is not empty and holds no vaerun run", "another output_dir")
 
 
 def test_run_of_another_configuration(vaerun: Any, work: Path) -> None:
