@@ -43,7 +43,8 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
     if settings.probe and model.classes:
         raise InputError(
-            "evaluation.probe=true: a linear probe of a conditional model is meaningless: the encoder sees the label"
+            "evaluation.probe=true: a linear probe of a conditional model is meaningless: its encoder is given the "
+            "label"
         )
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")

@@ -190,8 +190,8 @@ TABLE: dict[str, list[str]] = {
     f"{SELECT} data.validation=0": [SELECT, "needs labels of two classes or more and validation images"],
     f"{SELECT} {NPZ}/plain.npz": [SELECT, "npz lacks them"],
     f"{SELECT} {NPZ}/one_class.npz": [SELECT, "npz lacks them"],
-    "data.validation=1": ["compared with 1 validation image", "raise data.validation, or set it to 0"],
-    "data.validation=0 data.train_images=1 trainer.batch_size=1": ["compared with 1 train image"],
+    "data.validation=1": ["needs two or more validation images, got 1", "raise data.validation, or set it to 0"],
+    "data.validation=0 data.train_images=1 trainer.batch_size=1": ["needs two or more train images, got 1"],
     # evaluation
     "evaluation.gaps=true": ["evaluation.gaps is not a key of this evaluation choice"],
     "evaluation=default evaluation.gaps=true": ["evaluation.gaps=true needs a posterior q(z|x)", "has none"],
