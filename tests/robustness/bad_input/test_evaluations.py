@@ -112,7 +112,7 @@ def test_what_a_model_cannot_have_is_refused_before_training(
         (["evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),
         (["model=cvae", "evaluation.probe=true"], "given the label"),
         (["data=npz", f"data.path={unlabelled}", "evaluation.probe=true"], "needs labels"),
-        (["data.validation=0", "evaluation.split=validation"], "no such images"),
+        (["data.validation=0", "evaluation.split=validation"], "has no images in this split"),
     ):
         code, out, err = here(*words, *SMALL, f"output_dir={tmp_path / 'run'}")
         assert (code, out, err.count("\n")) == (2, "", 1), err
