@@ -22,6 +22,7 @@ from typing import Any
 
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import (
+    EXIT_BUSY,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_RESUMABLE,
@@ -80,10 +81,11 @@ def main(path: str, is_rank: bool = False) -> int:
         stop = ShutdownSignal(on_immediate=_exit_early)
         Experiment(job.settings, job.folder, job.overrides, job.hydra, stop).run()
     except (InputError, RunError, Interrupted) as error:
+        code = exit_code(error)
         sys.stdout.flush()
-        if not error.reported:
-            print(error_line(error), file=sys.stderr)
-        return exit_code(error)
+        if not error.reported:  # another run that uses the folder is not an error: whoever started this one waits
+            print(f"vaerun: {error}" if code == EXIT_BUSY else error_line(error), file=sys.stderr)
+        return code
     except Exception:  # a bug: the traceback goes to the job's log
         traceback.print_exc()
         return EXIT_FAILED

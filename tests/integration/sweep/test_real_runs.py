@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from support.runs.commands import COMMAND, LONG, SHORT, assert_same_bits, load, state
-from support.sweeps.sweeping import alive, failures, printed_command, settings, wait_until
+from support.sweeps.sweeping import alive, failures, holding, printed_command, settings, wait_until
 
+from vaerun.errors import EXIT_BUSY
 from vaerun.launch.job import Job
 from vaerun.launch.process import JobProcess
 
@@ -212,6 +213,20 @@ def test_two_sweeps_at_once_on_one_folder(tmp_path: Path, env: dict[str, str]) -
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(steps)
     assert out == other_out  # the same table of all jobs
+
+
+def test_a_folder_in_use_is_not_an_error_of_the_job(tmp_path: Path) -> None:
+    """The sweep waits for the other run; the log must not show an error that nobody has to act on."""
+    folder = tmp_path / "run"
+    with holding(folder):
+        child = JobProcess([Job(settings(), folder, [])])
+        try:
+            code = child.wait(ENOUGH)
+        finally:
+            child.abandon()
+    assert code == EXIT_BUSY
+    assert child.outcome(code).state == "running"
+    assert (folder / "job.log").read_text().startswith(f"vaerun: another run is using {folder}")
 
 
 PLUGIN = """
