@@ -67,12 +67,12 @@ class Command:
 
     def run(self, cfg: DictConfig) -> None:
         """Run or check the composed configuration: Hydra's task of a single run."""
-        from vaerun.config.settings import check
+        from vaerun.config.settings import to_settings
 
         folder, overrides, hydra = _hydra_job()
         silence_torch_warnings()
         try:
-            settings = check(cfg)
+            settings = to_settings(cfg)
             if self.check_only:
                 from vaerun.sweep.summary import check_single
 
@@ -119,9 +119,9 @@ class Command:
                     raise
                 raise bug from bug.__cause__
             except (Interrupted, RunError):
-                sweep.end()
+                sweep.finish()
                 raise
-            code = sweep.end()
+            code = sweep.finish()
         sys.stdout.flush()
         return code
 
@@ -131,12 +131,12 @@ def job(cfg: DictConfig) -> float | None:
 
     Returns the validation metric, for sweepers that optimise it.
     """
-    from vaerun.config.settings import check
+    from vaerun.config.settings import to_settings
 
     silence_torch_warnings()
     from vaerun.sweep.remote import run_job
 
-    return run_job(check(cfg), *_hydra_job())
+    return run_job(to_settings(cfg), *_hydra_job())
 
 
 def _hydra_job() -> tuple[Path, list[str], str]:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.overrides import QUOTING, unreadable
 from vaerun.config.plugins import builtin_config_dir, config_dirs, plugin_config_dirs, unknown_choice
-from vaerun.config.settings import keys, missing_value
+from vaerun.config.settings import dotted_keys, missing_value
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
@@ -160,7 +160,7 @@ def _choices_with(key: str) -> list[str]:
     for folder in config_dirs():
         for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
             with suppress(InputError):  # reported once it is chosen
-                if rest in keys(read_yaml(path)):
+                if rest in dotted_keys(read_yaml(path)):
                     available.append(f"{group}={path.stem}")
     return available
 
@@ -175,7 +175,7 @@ def _known_keys(words: list[str]) -> list[str]:
             GlobalHydra.instance().clear()
             with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
                 cfg = hydra.compose("config", overrides)
-            return list(keys(OmegaConf.to_container(cfg)))
+            return list(dotted_keys(OmegaConf.to_container(cfg)))
         except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here
             continue
     return []

@@ -22,15 +22,15 @@ from vaerun.errors import InputError
 from vaerun.text import did_you_mean
 
 
-def keys(config: Any, prefix: str = "") -> Iterator[str]:
+def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys of a configuration."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield f"{prefix}{key}"
-            yield from keys(value, f"{prefix}{key}.")
+            yield from dotted_keys(value, f"{prefix}{key}.")
 
 
-def check(cfg: DictConfig) -> Settings:
+def to_settings(cfg: DictConfig) -> Settings:
     """The settings of a composed configuration. Raises InputError for a key or value that the schema rejects."""
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
@@ -50,7 +50,7 @@ def check(cfg: DictConfig) -> Settings:
             line = NEEDS_KEYS.format(node.group(1))
         raise InputError(line) from error
     except ConfigKeyError as error:
-        known = list(keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
+        known = list(dotted_keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
         raise InputError(f"unknown key '{error.full_key}'.{did_you_mean(str(error.full_key), known)}") from error
     except OmegaConfBaseException as error:
         key, line = str(error.full_key), str(error).splitlines()[0]

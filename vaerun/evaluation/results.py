@@ -32,7 +32,7 @@ class EvaluationResults:
     pictures: dict[str, Tensor] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    diverged: str | None = None
+    non_finite_metric: str | None = None
 
     def add_mean(self, name: str, values: Tensor) -> None:
         """Add values [N] per image, their mean and its standard error."""

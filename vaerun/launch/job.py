@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from vaerun import errors
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import EXIT_BUSY
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import RunDirLocked
@@ -85,11 +85,11 @@ def write_job(job: Job, path: Path) -> None:
 
 def read_job(record: dict[str, Any]) -> Job:
     """The job described by the contents of such a file."""
-    settings = check(OmegaConf.create(record["settings"]))
+    settings = to_settings(OmegaConf.create(record["settings"]))
     return Job(settings, Path(record["folder"]), record["words"], record["hydra"])
 
 
-def exit_code(error: BaseException | None) -> int:
+def worker_exit_code(error: BaseException | None) -> int:
     """Exit code of a worker whose run ended with this error: those of `vaerun`, and EXIT_BUSY."""
     return EXIT_BUSY if isinstance(error, RunDirLocked) else errors.exit_code(error)
 

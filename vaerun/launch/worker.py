@@ -70,7 +70,7 @@ def main(path: str, is_rank: bool = False) -> int:
         from vaerun.launch.ranks import launch_ranks
 
         return launch_ranks(path, processes)
-    from vaerun.launch.job import exit_code, read_job
+    from vaerun.launch.job import read_job, worker_exit_code
 
     silence_torch_warnings()
     from vaerun.run.experiment import Experiment
@@ -81,7 +81,7 @@ def main(path: str, is_rank: bool = False) -> int:
         stop = ShutdownSignal(on_immediate=_exit_early)
         Experiment(job.settings, job.folder, job.overrides, job.hydra, stop).run()
     except (InputError, RunError, Interrupted) as error:
-        code = exit_code(error)
+        code = worker_exit_code(error)
         sys.stdout.flush()
         if not error.reported:  # another run that uses the folder is not an error: whoever started this one waits
             print(f"vaerun: {error}" if code == EXIT_BUSY else error_line(error), file=sys.stderr)
@@ -99,7 +99,7 @@ def run_several(paths: Sequence[str]) -> int:
     install_handler(_exit_early)
     _watch_parent()
     records = [_read(path) for path in paths]
-    from vaerun.launch.job import EXIT_CODE_FILE, exit_code, read_job
+    from vaerun.launch.job import EXIT_CODE_FILE, read_job, worker_exit_code
 
     silence_torch_warnings()
     from vaerun.launch.replicas import format_error, run_jobs
@@ -114,7 +114,7 @@ def run_several(paths: Sequence[str]) -> int:
             if error is not None:
                 with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
                     log.write(format_error(error) + "\n")
-            (folder / EXIT_CODE_FILE).write_text(str(exit_code(error)), encoding="ascii")
+            (folder / EXIT_CODE_FILE).write_text(str(worker_exit_code(error)), encoding="ascii")
 
     with ShutdownSignal(on_immediate=_exit_early) as stop, stop.deferred():
         run_jobs(jobs, stop, on_end)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vaerun.report.listing import pixel_space
 from vaerun.report.protocol import common_value
-from vaerun.report.runs import Run
+from vaerun.report.runs import RunSummary
 
 LIKELIHOOD_METRIC, ADVERSARIAL_METRIC = "test/log_likelihood", "test/classifier_frechet_distance"
 IN_NATS = ("log_likelihood", "elbo", "kl", "reconstruction", "ais", "iwae", "renyi", "bdmc", "gap_")
@@ -14,11 +14,11 @@ HIGHER = ("log_likelihood", "elbo", "iwae", "ais", "recall", "precision", "accur
 LOWER = ("bits_per_dimension", "frechet_distance", "gap_inference", "reconstruction_error")
 
 
-def _common(runs: Sequence[Run], key: str, default: str) -> str:
+def _common(runs: Sequence[RunSummary], key: str, default: str) -> str:
     return common_value(runs, lambda run: run.section("protocol").get(key, default))
 
 
-def unit(metric: str, runs: Sequence[Run]) -> str:
+def unit(metric: str, runs: Sequence[RunSummary]) -> str:
     """Unit of the metric; '' for one without a unit."""
     name = metric.rpartition("/")[2]
     if name == "bits_per_dimension":
@@ -38,19 +38,19 @@ def direction(metric: str) -> str:
     return "higher is better" if any(part in name for part in HIGHER) else ""
 
 
-def importance_samples(runs: Sequence[Run]) -> str:
+def importance_samples(runs: Sequence[RunSummary]) -> str:
     """K of the importance-weighted log-likelihood."""
     return _common(runs, "importance_samples", "not recorded")
 
 
-def evaluated_images(metric: str, runs: Sequence[Run]) -> tuple[str, str]:
+def evaluated_images(metric: str, runs: Sequence[RunSummary]) -> tuple[str, str]:
     """(number, split) of the images that the metric averages over or compares with."""
     if metric.startswith("val/"):
         return _common(runs, "images.validation", "?"), "validation"
     return _common(runs, "evaluated_images", "?"), _common(runs, "evaluated_split", "test")
 
 
-def describe(metric: str, runs: Sequence[Run]) -> str:
+def describe(metric: str, runs: Sequence[RunSummary]) -> str:
     """The metric, its images, data, likelihood, unit and direction; `runs` are those that have it."""
     name = metric.rpartition("/")[2]
     variables = common_value(runs, _variables)
@@ -72,10 +72,10 @@ def describe(metric: str, runs: Sequence[Run]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _pixel_space(run: Run) -> str:
+def _pixel_space(run: RunSummary) -> str:
     protocol = run.section("protocol")
     return pixel_space(protocol) if {"logit", "dequantize", "binarize"} <= protocol.keys() else "not recorded"
 
 
-def _variables(run: Run) -> str:
+def _variables(run: RunSummary) -> str:
     return "x given its label" if run.section("protocol").get("conditional") else "x"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from vaerun.errors import InputError
 from vaerun.report.protocol import AllowedDifferences, canonical, is_irrelevant
-from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, Run
+from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, RunSummary
 from vaerun.report.text import clean, is_number
 from vaerun.text import format_fixed
 
@@ -48,7 +48,7 @@ class Axis:
 
     keys: tuple[str, ...]
 
-    def position(self, run: Run) -> Position:
+    def position(self, run: RunSummary) -> Position:
         """The run's position along this axis."""
         return tuple(canonical(run.setting(key)) for key in self.keys)
 
@@ -106,13 +106,13 @@ class Cell:
     name: str
     row: str
     column: str
-    runs: list[Run]
+    runs: list[RunSummary]
     metric: str
     published: float | None = None
     values: dict[str, float] = field(default_factory=dict)
     states: Counter[str] = field(default_factory=Counter)
     progress: dict[str, list[float]] = field(default_factory=dict)
-    finished: list[Run] = field(default_factory=list)
+    finished: list[RunSummary] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for index, run in enumerate(self.runs):
@@ -178,13 +178,15 @@ class Cell:
         return f"{self.n} of {len(self.runs)}: {number}{' (n=1)' if self.n == 1 else ''}; {self.summarise_unfinished()}"
 
 
-def deduplicate(name: str, runs: Sequence[Run], allowed: AllowedDifferences) -> tuple[list[Run], list[str]]:
+def deduplicate(
+    name: str, runs: Sequence[RunSummary], allowed: AllowedDifferences
+) -> tuple[list[RunSummary], list[str]]:
     """One run per seed, the most advanced one, and a footnote for each finished duplicate.
 
     Raises InputError for two finished runs of one seed with different fingerprints (of other numerics, say).
     """
-    by_seed: dict[tuple[str, ...], Run] = {}
-    by_fingerprint: dict[str, Run] = {}
+    by_seed: dict[tuple[str, ...], RunSummary] = {}
+    by_fingerprint: dict[str, RunSummary] = {}
     notes = []
     for run in sorted(runs, key=lambda run: _PREFERENCE.index(run.state)):
         mixed = [

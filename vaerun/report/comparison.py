@@ -16,7 +16,7 @@ from vaerun.report.filters import canonical_argument, filter_runs, known_keys
 from vaerun.report.footnotes import collect_footnotes
 from vaerun.report.protocol import AllowedDifferences, canonical, check_cell, check_protocol
 from vaerun.report.published import Published, load_published
-from vaerun.report.runs import OK, Run, read_runs
+from vaerun.report.runs import OK, RunSummary, read_runs
 from vaerun.report.text import clean, is_number
 from vaerun.text import did_you_mean
 
@@ -76,7 +76,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     mixed: bool = False
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunSummary]:
         """The finished runs that have the metric."""
         return [run for cell in self.cells.values() for run in cell.finished]
 
@@ -103,7 +103,7 @@ def compare(folder: Path, spec: TableSpec) -> Comparison:
     allowed = AllowedDifferences(spec.mix, runs, metric)
     axes = (*rows.keys, *columns.keys)
     mixed = check_protocol(runs, metric, axes, allowed)
-    runs_at: dict[tuple[Position, Position], list[Run]] = {}
+    runs_at: dict[tuple[Position, Position], list[RunSummary]] = {}
     for run in runs:
         runs_at.setdefault((rows.position(run), columns.position(run)), []).append(run)
     numbers = {} if published is None else _published_numbers(published, spec.where)
@@ -151,7 +151,7 @@ def _axis(keys: str | None) -> Axis:
     return Axis(tuple(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip())))
 
 
-def _resolve(spec: TableSpec, runs: Sequence[Run]) -> dict[str, Any]:
+def _resolve(spec: TableSpec, runs: Sequence[RunSummary]) -> dict[str, Any]:
     """Fill in what `spec` leaves open from the runs' configuration, where they agree, or by defaults."""
     options: dict[str, Any] = {}
     for name, default in (("rows", ROWS), ("columns", COLUMNS), ("metric", None), ("published", None)):
@@ -170,12 +170,12 @@ def _resolve(spec: TableSpec, runs: Sequence[Run]) -> dict[str, Any]:
     return options
 
 
-def _default_metric(runs: Sequence[Run]) -> str:
+def _default_metric(runs: Sequence[RunSummary]) -> str:
     families = {canonical(run.settings.get("model.family", run.section("protocol").get("family"))) for run in runs}
     return captions.ADVERSARIAL_METRIC if families == {canonical("adversarial")} else captions.LIKELIHOOD_METRIC
 
 
-def _check_metric(metric: str, runs: Sequence[Run]) -> None:
+def _check_metric(metric: str, runs: Sequence[RunSummary]) -> None:
     finished = [run for run in runs if run.state == OK]
     available = {key for run in finished for key in run.section("metrics")}
     if finished and metric not in available:
@@ -186,7 +186,13 @@ def _check_metric(metric: str, runs: Sequence[Run]) -> None:
 
 
 def _published(
-    name: str | None, requested: bool, rows: Axis, columns: Axis, metric: str, runs: Sequence[Run], notes: list[str]
+    name: str | None,
+    requested: bool,
+    rows: Axis,
+    columns: Axis,
+    metric: str,
+    runs: Sequence[RunSummary],
+    notes: list[str],
 ) -> Published | None:
     """The published numbers if they apply to this table; else a footnote, or an error where they were requested."""
     if name is None or name == "none":

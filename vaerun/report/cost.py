@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vaerun.report.cells import Cell
 from vaerun.report.protocol import canonical
-from vaerun.report.runs import Run
+from vaerun.report.runs import RunSummary
 from vaerun.report.text import abbreviate, clean
 
 
@@ -35,7 +35,7 @@ def mean_cost(cell: Cell) -> Cost:
     return Cost(seconds, rate, evaluation, " and ".join(dict.fromkeys(describe_hardware(run) for run in cell.finished)))
 
 
-def describe_hardware(run: Run) -> str:
+def describe_hardware(run: RunSummary) -> str:
     """The hardware of a run; the index of a GPU is left out."""
     environment = run.section("environment")
     device, name, threads = (environment.get(key) for key in ("device", "device_name", "threads"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vaerun.errors import InputError
 from vaerun.report.protocol import canonical
-from vaerun.report.runs import Run
+from vaerun.report.runs import RunSummary
 from vaerun.report.text import clean
 from vaerun.storage.yaml_files import parse_yaml
 from vaerun.text import did_you_mean
@@ -15,12 +15,12 @@ from vaerun.text import did_you_mean
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a string in YAML unless it has a point and a sign
 
 
-def known_keys(runs: Sequence[Run]) -> list[str]:
+def known_keys(runs: Sequence[RunSummary]) -> list[str]:
     """Settings that at least one run has, sorted; a group such as model without its `.name`."""
     return sorted({key.removesuffix(".name") for run in runs for key in run.settings})
 
 
-def filter_runs(runs: list[Run], conditions: Sequence[str]) -> list[Run]:
+def filter_runs(runs: list[RunSummary], conditions: Sequence[str]) -> list[RunSummary]:
     """The runs that satisfy all conditions.
 
     Raises InputError for a condition that is not KEY=VALUE, and where no run is left.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vaerun.report.cells import NO_VALUE, STATES, Cell
 from vaerun.report.protocol import cell_differences
-from vaerun.report.runs import MISSING, OK, Run
+from vaerun.report.runs import MISSING, OK, RunSummary
 from vaerun.report.significance import comparable, comparable_pairs, inconclusive_differences
 from vaerun.report.text import abbreviate, clean
 
@@ -35,7 +35,7 @@ def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any
     return notes + seed_footnotes(table)
 
 
-def _started_from(run: Run) -> bool:
+def _started_from(run: RunSummary) -> bool:
     protocol = run.result.get("protocol")
     return isinstance(protocol, dict) and bool(protocol.get("started_from"))
 
@@ -56,7 +56,7 @@ def _published(table: Comparison, rows: Sequence[Any]) -> list[str]:
     return notes
 
 
-def _all_runs(table: Comparison) -> list[Run]:
+def _all_runs(table: Comparison) -> list[RunSummary]:
     return [run for cell in table.cells.values() for run in cell.runs]
 
 

@@ -14,18 +14,18 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.incidental import DATA_PATHS, is_incidental
-from vaerun.report.runs import OK, Run
+from vaerun.report.runs import OK, RunSummary
 from vaerun.report.text import abbreviate, clean
 from vaerun.text import did_you_mean
 
 DATA = ("data", "data_sha256", "images.train", "images.validation", "images.test", "split", "validation_split")
-DENSITY = ("units", "likelihood")  # irrelevant to metrics of generated images
+LIKELIHOOD_KEYS = ("units", "likelihood")  # irrelevant to metrics of generated images
 GENERATED = ("frechet_distance", "precision", "recall", "density", "coverage", "diversity")
 WEIGHTED = ("log_likelihood", "bits_per_dimension", "effective_sample_size", "pareto_k", "gap_")
 PROTOCOL = (
-    *DATA, *DENSITY, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
+    *DATA, *LIKELIHOOD_KEYS, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
 )  # fmt: skip
-INCOMPARABLE = (*DENSITY, "data", "binarize", "dequantize", "logit", "conditional", "evaluated_split")
+INCOMPARABLE = (*LIKELIHOOD_KEYS, "data", "binarize", "dequantize", "logit", "conditional", "evaluated_split")
 DETERMINING_SETTINGS = {
     **dict.fromkeys(DATA, ("data", "data.name", "data.path", "data.source.path", "data.image_size", "data.channels")),
     "images.train": ("data", "data.name", "data.path", "data.source.path", "data.train_images", "data.validation"),
@@ -43,7 +43,7 @@ DETERMINING_SETTINGS["validation_split"] = DETERMINING_SETTINGS["images.validati
 """Settings that determine an entry of the protocol. The entry may differ along an axis of the table that is one of
 them, and is allowed to differ together with them."""
 
-DISTINGUISHING_SETTINGS = dict.fromkeys(DENSITY, ("model.family", "model"))
+DISTINGUISHING_SETTINGS = dict.fromkeys(LIKELIHOOD_KEYS, ("model.family", "model"))
 """Further settings that distinguish runs which differ in an entry of the protocol."""
 
 IMPLIED_BY_DATA = (
@@ -77,11 +77,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def protocol_of(run: Run, metric: str) -> dict[str, Any]:
+def protocol_of(run: RunSummary, metric: str) -> dict[str, Any]:
     """Entries that must agree between two runs for their values of the metric to compare."""
     recorded, name = run.section("protocol"), metric.rpartition("/")[2]
     generated = any(part in name for part in GENERATED) and "log_likelihood" not in name
-    keys = [k for k in PROTOCOL if not (generated and k in DENSITY)]
+    keys = [k for k in PROTOCOL if not (generated and k in LIKELIHOOD_KEYS)]
     if not generated and any(part in name for part in WEIGHTED):
         keys.append("importance_samples")
     annealed = "ais" in name or "bdmc" in name
@@ -112,7 +112,7 @@ class AllowedDifferences:
     Raises InputError for a key that no run has.
     """
 
-    def __init__(self, keys: Sequence[str], runs: Sequence[Run], metric: str) -> None:
+    def __init__(self, keys: Sequence[str], runs: Sequence[RunSummary], metric: str) -> None:
         self.keys = {key.strip() for text in keys for key in text.split(",") if key.strip()}
         self.allow_all = "all" in self.keys
         known = {key for run in runs for key in (*run.settings, *protocol_of(run, metric))} | {"fingerprint", "images"}
@@ -137,7 +137,7 @@ def _shown(value: Any) -> str:
     return clean(text[:12] if len(text) == 64 else text, 60)
 
 
-def _difference(key: str, a: tuple[Any, Run], b: tuple[Any, Run]) -> str:
+def _difference(key: str, a: tuple[Any, RunSummary], b: tuple[Any, RunSummary]) -> str:
     return f"{clean(key, 100)} is {_shown(a[0])} in {a[1].name} and {_shown(b[0])} in {b[1].name}"
 
 
@@ -151,7 +151,7 @@ def _mix_argument(keys: Iterable[str]) -> str:
     return "all" if len(distinct) > MAXIMUM_KEYS else clean(",".join(distinct), 400)
 
 
-def _distinguishing_setting(key: str, a: Run, b: Run) -> str | None:
+def _distinguishing_setting(key: str, a: RunSummary, b: RunSummary) -> str | None:
     """The first setting behind an entry of the protocol in which two runs differ."""
     for setting in (*DETERMINING_SETTINGS.get(key, ()), *DISTINGUISHING_SETTINGS.get(key, ()), f"evaluation.{key}"):
         if canonical(a.setting(setting)) != canonical(b.setting(setting)):
@@ -159,7 +159,9 @@ def _distinguishing_setting(key: str, a: Run, b: Run) -> str | None:
     return None
 
 
-def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], allowed: AllowedDifferences) -> list[str]:
+def check_protocol(
+    runs: Sequence[RunSummary], metric: str, axes: Sequence[str], allowed: AllowedDifferences
+) -> list[str]:
     """Footnotes on the allowed differences of protocol between runs; unfinished runs have no protocol yet.
 
     Arguments:
@@ -170,12 +172,12 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], allowe
 
     Raises InputError for any other difference, naming two runs as an example.
     """
-    rejected: dict[str, tuple[str, Run, Run]] = {}
+    rejected: dict[str, tuple[str, RunSummary, RunSummary]] = {}
     notes = []
     recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.section("protocol")]
     for key in dict.fromkeys(key for _, protocol in recorded for key in protocol):
         along = [axis for axis in axes if axis in DETERMINING_SETTINGS.get(key, ())]
-        first: dict[tuple[str, ...], tuple[Any, Run]] = {}
+        first: dict[tuple[str, ...], tuple[Any, RunSummary]] = {}
         if along and key in INCOMPARABLE and len({canonical(p.get(key, UNRECORDED)) for _, p in recorded}) > 1:
             notes.append(f"{key} differs along {', '.join(along)}: numbers do not compare across it")
         for run, protocol in recorded:
@@ -201,7 +203,7 @@ def check_protocol(runs: Sequence[Run], metric: str, axes: Sequence[str], allowe
     return notes
 
 
-def _settings(run: Run, axes: Sequence[str]) -> dict[str, Any]:
+def _settings(run: RunSummary, axes: Sequence[str]) -> dict[str, Any]:
     excluded = {*axes, *(f"{axis}.name" for axis in axes), "seed"}
     return {k: v for k, v in run.settings.items() if k not in excluded and not is_irrelevant(k, v)}
 
@@ -214,7 +216,7 @@ def _is_equal(key: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def check_cell(
-    name: str, runs: Sequence[Run], axes: Sequence[str], rows: str, allowed: AllowedDifferences
+    name: str, runs: Sequence[RunSummary], axes: Sequence[str], rows: str, allowed: AllowedDifferences
 ) -> list[str]:
     """Footnotes on the allowed differences between the runs of a cell, which otherwise differ in their seeds only.
 
@@ -244,7 +246,7 @@ def check_cell(
     return notes
 
 
-def cell_differences(cells: Sequence[tuple[str, Sequence[Run]]], axes: Sequence[str]) -> list[str]:
+def cell_differences(cells: Sequence[tuple[str, Sequence[RunSummary]]], axes: Sequence[str]) -> list[str]:
     """A footnote for each setting in which cells differ, other than the axes and the details of a method."""
     groups = {axis.partition(".")[0] for axis in axes if "." not in axis} | {"model", "estimator"}
     cells_by_value: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -261,7 +263,7 @@ def cell_differences(cells: Sequence[tuple[str, Sequence[Run]]], axes: Sequence[
     return notes
 
 
-def common_value(runs: Sequence[Run], value: Callable[[Run], Any]) -> str:
+def common_value(runs: Sequence[RunSummary], value: Callable[[RunSummary], Any]) -> str:
     """The value that all runs share, or `mixed:` and the first few."""
     values = list(dict.fromkeys(_shown(value(run)) for run in runs))
     return values[0] if len(values) == 1 else f"mixed: {', '.join(values[:4])}"

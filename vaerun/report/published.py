@@ -11,7 +11,7 @@ from typing import Any
 from vaerun.errors import InputError
 from vaerun.report.cells import TITLES
 from vaerun.report.protocol import canonical
-from vaerun.report.runs import Run
+from vaerun.report.runs import RunSummary
 from vaerun.report.text import clean
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean
@@ -56,7 +56,7 @@ class Published:
                 return f"its {what} {theirs}, here {ours}"
         return ""
 
-    def differences(self, runs: Sequence[Run]) -> list[str]:
+    def differences(self, runs: Sequence[RunSummary]) -> list[str]:
         """A footnote for each known difference between our protocol and the source's."""
         notes = []
         for entry in self.protocol:
@@ -82,18 +82,18 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else clean(canonical(value), 60)
 
 
-def _section_and_key(run: Run, key: str) -> tuple[dict[str, Any], str]:
+def _section_and_key(run: RunSummary, key: str) -> tuple[dict[str, Any], str]:
     if key.startswith("protocol."):
         return run.section("protocol"), key.removeprefix("protocol.")
     return run.settings, key
 
 
-def _has(run: Run, key: str) -> bool:
+def _has(run: RunSummary, key: str) -> bool:
     section, name = _section_and_key(run, key)
     return name in section
 
 
-def _our_value(run: Run, key: str) -> str:
+def _our_value(run: RunSummary, key: str) -> str:
     section, name = _section_and_key(run, key)
     return "none" if section[name] is None else clean(_shown(section[name]), 60)
 

@@ -18,14 +18,13 @@ from vaerun.report.text import clean, is_number
 from vaerun.storage.json_files import read_json, read_last_lines
 from vaerun.storage.paths import is_inside
 from vaerun.storage.plain_values import check_size, flatten
-from vaerun.storage.run_dir import is_locked
+from vaerun.storage.run_dir import PLAN_FILE, is_locked
 from vaerun.storage.untrusted import PLAN_BYTES, RESULT_BYTES
 from vaerun.storage.yaml_files import CONFIG_VALUES, read_config
 
 OK, FAILED, INTERRUPTED, STOPPED, RUNNING, UNREADABLE, MISSING = (
     "ok", "failed", "interrupted", "stopped", "running", "unreadable", "missing",
 )  # fmt: skip
-PLAN = "sweep.json"
 NETWORKS = ("encoder", "decoder", "generator", "discriminator")  # parts of `model` that have a class each
 
 
@@ -40,7 +39,7 @@ def network_of(targets: Iterable[Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """A run, or a planned job that has not started.
 
     Attributes:
@@ -143,7 +142,7 @@ def _fraction(done: Any, total: Any) -> float | None:
     return min(max(done / total, 0.0), 1.0) if known else None
 
 
-def _read_run(folder: Path, name: str, job: dict[str, Any]) -> Run:
+def _read_run(folder: Path, name: str, job: dict[str, Any]) -> RunSummary:
     """The run in a folder; `job` is its entry in a plan, {} where there is none."""
     planned = _flat_or_empty(job.get("config"))
     settings = _read_settings(folder) or planned
@@ -155,9 +154,9 @@ def _read_run(folder: Path, name: str, job: dict[str, Any]) -> Run:
     try:
         result = _read_mapping(folder / "result.json", RESULT_BYTES)
     except FileNotFoundError:
-        return Run(folder, name, RUNNING if _is_running(folder) else MISSING, **known)
+        return RunSummary(folder, name, RUNNING if _is_running(folder) else MISSING, **known)
     except (OSError, ValueError) as error:
-        return Run(folder, name, UNREADABLE, error=clean(f"result.json: {error}"), **known)
+        return RunSummary(folder, name, UNREADABLE, error=clean(f"result.json: {error}"), **known)
     state = result.get("status")
     if state == "running":
         state = RUNNING if _is_running(folder) else STOPPED
@@ -169,7 +168,7 @@ def _read_run(folder: Path, name: str, job: dict[str, Any]) -> Run:
     progress = None
     if state in (RUNNING, STOPPED, INTERRUPTED):
         progress = _progress(folder, job.get("total_steps"), settings)
-    return Run(folder, name, state, progress, error_line, result, **known)
+    return RunSummary(folder, name, state, progress, error_line, result, **known)
 
 
 def _read_plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -192,7 +191,7 @@ def _read_plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]
     return entries
 
 
-def read_runs(root: Path) -> tuple[list[Run], list[str]]:
+def read_runs(root: Path) -> tuple[list[RunSummary], list[str]]:
     """All runs below a folder, planned ones first and in their order, and footnotes on what could not be read.
 
     Raises InputError where there are none.
@@ -201,7 +200,7 @@ def read_runs(root: Path) -> tuple[list[Run], list[str]]:
         raise InputError(f"{clean(root)} is not a folder: name one with run directories, e.g. outputs")
     jobs: dict[Path, dict[str, Any]] = {}
     notes: list[str] = []
-    for path in sorted(root.rglob(PLAN)):
+    for path in sorted(root.rglob(PLAN_FILE)):
         try:
             jobs |= dict(_read_plan(path, notes))
         except (OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from typing import Any
 
 from vaerun.report.cells import Cell
 from vaerun.report.protocol import INCOMPARABLE, canonical, protocol_of
-from vaerun.report.runs import Run
+from vaerun.report.runs import RunSummary
 from vaerun.report.text import clean
 from vaerun.storage.npz import read_npz
 from vaerun.text import format_fixed
@@ -116,7 +116,7 @@ def _t_test(a: list[float], b: list[float]) -> tuple[float | None, float | None]
     return (t, p) if math.isfinite(t) and math.isfinite(p) else (None, None)
 
 
-def _difference_over_images(a: Run, b: Run, metric: str) -> tuple[float, float, int] | str:
+def _difference_over_images(a: RunSummary, b: RunSummary, metric: str) -> tuple[float, float, int] | str:
     """(mean, standard error, number of images) of the difference per image, or why there is none."""
     keys = (
         "data_sha256",
@@ -140,7 +140,7 @@ def _difference_over_images(a: Run, b: Run, metric: str) -> tuple[float, float, 
     return float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(n), n
 
 
-def _per_image(run: Run, metric: str) -> Any:
+def _per_image(run: RunSummary, metric: str) -> Any:
     """The metric per image, float64 [N], or why there is none."""
     import numpy as np
 

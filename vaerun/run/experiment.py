@@ -35,7 +35,7 @@ from vaerun.storage.run_dir import lock_run_dir, next_free_dir
 from vaerun.tracking.monitor import Monitor
 from vaerun.training import Hooks, Trainer, TrainState, make_optimisers, restore
 from vaerun.training.determinism import reporting_nondeterminism, set_deterministic
-from vaerun.training.step import process_lock, side_stream
+from vaerun.training.step import global_state_lock, side_stream
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Experiment:
         self.stop, self.shared = stop or ShutdownSignal(), shared
         self.closed_form = settings.model.fit == "closed_form"
         self.generator: torch.Generator | None = None  # of batch noise; None: torch's global one
-        self.initial: dict[str, Any] | None = None  # the checkpoint of trainer.resume=PATH,
+        self.initial_checkpoint: dict[str, Any] | None = None  # the checkpoint of trainer.resume=PATH,
         self.started_from: dict[str, str] | None = None  # and what is recorded of it
 
     def run(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Experiment:
             with self.lock() as previous:
                 if is_finished(previous):
                     return self.recorder.show_finished(previous)
-                with self.stop.deferred(), self.recording(previous), side_stream(self.device):
+                with self.stop.deferred(), self.open_logs(previous), side_stream(self.device):
                     state = self.train()
                     self.ranks.on_rank_zero(lambda: self.select(state))
                     self.ranks.on_rank_zero(lambda: self.evaluate(state))
@@ -121,7 +121,7 @@ class Experiment:
         if trainer.resume == "never":
             self.folder = next_free_dir(self.folder)
         self.recorder = Recorder(self.folder, "" if shared is None else shared.label, silent=self.ranks.rank > 0)
-        with process_lock:  # parameters are drawn from torch's global generator
+        with global_state_lock:  # parameters are drawn from torch's global generator
             self.data = (build_data if shared is None else shared.data)(self.settings.data, self.device)
             self.fingerprint = fingerprint(asdict(self.settings), self.data.sha256)
             previous = self.ranks.on_rank_zero(lambda: result.check_existing_run(self.folder, self.fingerprint))
@@ -144,9 +144,9 @@ class Experiment:
         if self.closed_form:
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = expand_user(self.settings.trainer.resume)
-        self.initial, self.started_from = load_from_other_run(path, self.device)
+        self.initial_checkpoint, self.started_from = load_from_other_run(path, self.device)
         optimisers = make_optimisers(self.objective.phases, self.train_settings)
-        state = restore(self.objective, optimisers, self.initial, self.device)[0]
+        state = restore(self.objective, optimisers, self.initial_checkpoint, self.device)[0]
         if state.step >= self.plan.total_steps:
             raise InputError(
                 f"trainer.resume: {path} has done {state.step} steps and this run has {self.plan.total_steps}: raise "
@@ -170,7 +170,7 @@ class Experiment:
             yield self.ranks.on_rank_zero(lock_and_check)
 
     @contextmanager
-    def recording(self, previous: dict[str, Any] | None) -> Iterator[None]:
+    def open_logs(self, previous: dict[str, Any] | None) -> Iterator[None]:
         """Open the run's logs, and keep the status in result.json up to date, whatever happens inside."""
         settings, overrides = self.settings, self.overrides
         record = result.new_record(
@@ -179,10 +179,10 @@ class Experiment:
         last = self.checkpoints.load_last(self.device)
         if last is not None and previous is not None:
             result.keep_provenance(record, previous)
-        self.checkpoint = last or self.initial
+        self.checkpoint = last or self.initial_checkpoint
         with (
-            self.recorder.recording(record, settings, overrides, self.hydra),
-            self.recorder.logging(self.plan, self.checkpoint),
+            self.recorder.track_status(record, settings, overrides, self.hydra),
+            self.recorder.open_logger(self.plan, self.checkpoint),
             reporting_nondeterminism(RunError),
         ):
             yield
@@ -212,13 +212,13 @@ class Experiment:
 
     def hooks(self) -> Hooks:
         """The trainer's callbacks."""
-        every = self.settings.evaluation.pictures
+        pictures_every = self.settings.evaluation.pictures  # validations
         steps_between = self.plan.steps_per_epoch * self.settings.evaluation.every
         protocol = self.recorder.record["protocol"]
 
-        def log_pictures(step: int) -> None:
+        def pictures_if_due(step: int) -> None:
             # The validation's number is derived from the step, so that a resumed run draws the same pictures.
-            if every and (math.ceil(step / steps_between) - 1) % every == 0:
+            if pictures_every and (math.ceil(step / steps_between) - 1) % pictures_every == 0:
                 self.log_pictures(step)
 
         validate = self.validator()
@@ -229,7 +229,7 @@ class Experiment:
             validate=validate,
             selection=None if validate is None else validate.selection,
             warn=self.recorder.warn,
-            on_validation_end=log_pictures,
+            on_validation_end=pictures_if_due,
             on_ready=(lambda: None) if self.shared is None else self.shared.ready,
             on_precision_compared=lambda differences: protocol.update(precision_difference=differences),
         )
@@ -282,8 +282,8 @@ class Experiment:
         record["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 3)
         for line in evaluation.warnings:
             self.recorder.warn(line)
-        if evaluation.diverged:
-            metric = f"{settings.split}/{evaluation.diverged}"
+        if evaluation.non_finite_metric:
+            metric = f"{settings.split}/{evaluation.non_finite_metric}"
             raise RunError(f"{metric} is not finite for some images: the parameters have diverged")
         epoch = state.step / self.plan.steps_per_epoch
         write_evaluation(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.identity import fingerprint
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device
@@ -136,7 +136,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         raise InputError(f"{path} was not written by vaerun: restore the file, or train the run again")
     config["data"]["root"] = data_root
     try:
-        settings = check(OmegaConf.create(config))
+        settings = to_settings(OmegaConf.create(config))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

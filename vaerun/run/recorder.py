@@ -65,7 +65,7 @@ class Recorder:
         return record
 
     @contextmanager
-    def recording(
+    def track_status(
         self, record: dict[str, Any], settings: Settings, overrides: list[str], hydra: str | None
     ) -> Iterator[None]:
         """Keep the status in result.json and run.log up to date: running, or the error that ends the block.
@@ -105,7 +105,7 @@ class Recorder:
             result.write_result(self.folder, self.record)
 
     @contextmanager
-    def logging(self, plan: TrainPlan, checkpoint: dict[str, Any] | None) -> Iterator[None]:
+    def open_logger(self, plan: TrainPlan, checkpoint: dict[str, Any] | None) -> Iterator[None]:
         """Open metrics.jsonl and TensorBoard's files, truncated to the position in the checkpoint; None: from scratch.
 
         Raises RunError if the block fails to write into the folder.

@@ -20,7 +20,7 @@ from vaerun.config.identity import identity
 from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.config.validation import check_groups
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
@@ -178,8 +178,8 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
             for line in results.warnings:
                 print(f"vaerun-eval: warning: {printable(line)}", file=sys.stderr)
             record = evaluation.record(results, time.perf_counter() - started)
-            if results.diverged:
-                metric = f"{settings.evaluation.split}/{results.diverged}"
+            if results.non_finite_metric:
+                metric = f"{settings.evaluation.split}/{results.non_finite_metric}"
                 raise RunError(f"{metric} is not finite for some images of {evaluation.data.name}")
             evaluation.write(results, record)
             print(printable_lines(evaluation.summary(results, record)))  # a foreign record may hold control codes
@@ -243,7 +243,7 @@ def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
         # OmegaConf does not name the key where a list meets a group of keys.
         key = error.full_key or _mismatched_key(settings, changes)
         raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
-    return check(merged)  # type: ignore[arg-type]
+    return to_settings(merged)  # type: ignore[arg-type]
 
 
 def _mismatched_key(settings: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> str:

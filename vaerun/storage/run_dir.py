@@ -13,6 +13,7 @@ import filelock
 from vaerun.errors import InputError
 from vaerun.storage.atomic import remove_temporaries
 
+PLAN_FILE = "sweep.json"  # in the folder of a sweep
 LOCK_TIMEOUT = 1.0  # seconds; a process that only probes the lock holds it for a moment
 PROBE_TIMEOUT = 0.06  # seconds; another process that probes it holds it for a moment, too
 

@@ -23,11 +23,9 @@ from vaerun.run.result import check_existing_run, read_result
 from vaerun.storage.checkpoint import load_from_other_run
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.paths import expand_user
-from vaerun.storage.run_dir import is_locked, next_free_dir
+from vaerun.storage.run_dir import PLAN_FILE, is_locked, next_free_dir
 from vaerun.storage.untrusted import PLAN_BYTES
 from vaerun.text import printable
-
-PLAN = "sweep.json"
 
 
 @dataclass
@@ -132,7 +130,7 @@ def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None
 
     Raises RunError if it cannot be written, InputError if the existing file is not a plan.
     """
-    path = folder / PLAN
+    path = folder / PLAN_FILE
     with ExitStack() as lock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +180,7 @@ def table_rows(jobs: list[list[str]], table: dict[str, Any]) -> str:
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """The contents of sweep.json, or None if there is none. Raises InputError if it cannot be read."""
-    path = folder / PLAN
+    path = folder / PLAN_FILE
     try:
         plan = read_json(path, PLAN_BYTES)
     except FileNotFoundError:

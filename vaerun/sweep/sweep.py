@@ -13,7 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaerun.config.composing import composing
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import InputError, RunError
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.launch.process import record_failure
@@ -22,10 +22,10 @@ from vaerun.report.tensorboard import EVENTS_FOLDER
 from vaerun.run.result import read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
-from vaerun.storage.run_dir import check_paths
+from vaerun.storage.run_dir import PLAN_FILE, check_paths
 from vaerun.sweep.launcher_plugins import tolerate_lost_jobs
 from vaerun.sweep.local import LocalLauncher
-from vaerun.sweep.plan import PLAN, JobChecker, PlannedJob, job_state, label_jobs, unique_jobs, write_plan
+from vaerun.sweep.plan import JobChecker, PlannedJob, job_state, label_jobs, unique_jobs, write_plan
 from vaerun.sweep.slots import make_slots
 from vaerun.sweep.summary import plan_text, print_summary
 from vaerun.sweep.view import SweepProgress
@@ -81,7 +81,7 @@ class Sweep:
                     del job_config["hydra"]
             composed.append(job_config)
             try:
-                settings = check(job_config)
+                settings = to_settings(job_config)
                 if settings.trainer.replicas > 1:
                     raise InputError(
                         f"trainer.replicas={settings.trainer.replicas} is for single runs: in a sweep, list the seeds, "
@@ -210,7 +210,7 @@ class Sweep:
         """
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         existing = next(p for p in (folder, *folder.parents) if p.exists())
-        check_paths((existing, folder / EVENTS_FOLDER), (folder / name for name in (MULTIRUN, PLAN, *TABLES)))
+        check_paths((existing, folder / EVENTS_FOLDER), (folder / name for name in (MULTIRUN, PLAN_FILE, *TABLES)))
         self.folder = folder
         self.missing = [p for p in (folder, *folder.parents) if not p.exists()]
         multirun = self.folder / MULTIRUN
@@ -230,7 +230,7 @@ class Sweep:
             except OSError:  # not empty, or never made
                 return
 
-    def end(self) -> int:
+    def finish(self) -> int:
         """Write the table, print the summary and return the exit code."""
         if self.check_only or self.folder is None or not self.started:
             return 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaerun.errors import RunError
 from vaerun.training.settings import TrainPlan
-from vaerun.training.step import Step, process_lock
+from vaerun.training.step import Step, global_state_lock
 
 WARMUP_STEPS = 2  # before a capture: libraries choose their kernels, optimisers allocate their moments
 
@@ -110,8 +110,8 @@ class GraphedStep:
         self.rows: dict[int, list[Tensor]] = {}
         self.graphs: dict[int, Graph] = {}
         before = {name: tensor.clone() for name, tensor in step.mutable_tensors().items()}
-        step.set_learning_rates(1.0)
-        with process_lock:
+        step.set_lr_multiplier(1.0)
+        with global_state_lock:
             try:
                 for size in sizes:
                     row = torch.arange(size, device=step.device)
@@ -130,7 +130,7 @@ class GraphedStep:
         self.step.run(self.number, self.rows[size])
         self.number += 1
 
-    def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
+    def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
         """See Step.run; `number` must follow that of the previous call."""
         size = len(rows[0])
         for buffer, row in zip(self.rows[size], rows, strict=True):

@@ -19,7 +19,7 @@ from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.precision import autocast, compare_with_float32, matmul_precision
 from vaerun.training.settings import TrainSettings
 
-process_lock = threading.Lock()
+global_state_lock = threading.Lock()
 """Held while a thread touches what all threads share: captures a graph, draws from torch's global generator, or changes
 the precision of matrix products."""
 
@@ -132,26 +132,26 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self._multiplier: float | None = None
 
-    def begin(self, number: int, lr_multiplier: float) -> None:
+    def begin(self, step: int, lr_multiplier: float) -> None:
         """Seed the noise and set the learning rates of step `number`; not part of a captured step."""
-        self.seed(number)
-        self.set_learning_rates(lr_multiplier)
+        self.seed(step)
+        self.set_lr_multiplier(lr_multiplier)
 
-    def seed(self, number: int) -> None:
+    def seed(self, step: int) -> None:
         """Seed the noise of step `number`."""
         # torch.manual_seed is slow without a GPU: it formats a call stack, in case CUDA is ever initialised.
         default = torch.default_generator if self.device.type == "cpu" else torch
         generator = default if self.generator is None else self.generator
-        generator.manual_seed(derive_seed(self.settings.seed, "step", number))
+        generator.manual_seed(derive_seed(self.settings.seed, "step", step))
 
-    def set_learning_rates(self, multiplier: float) -> None:
+    def set_lr_multiplier(self, multiplier: float) -> None:
         """Set the learning rates of all optimisers, if they change."""
         if multiplier != self._multiplier:
             for optimiser in self.optimisers.values():
                 set_learning_rates(optimiser, multiplier)
             self._multiplier = multiplier
 
-    def run(self, number: int | Tensor, rows: Sequence[Tensor]) -> None:
+    def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
         """Train on the images of these rows, one tensor [B] for each repeat of a phase.
 
         `number` is the steps done before: an int, or a tensor [] on the device in a captured step.
@@ -162,7 +162,7 @@ class Step:
             for name, phase in self.objective.phases.items():
                 for batch in batches[: phase.repeats]:
                     with autocast(precision, self.device):
-                        loss, metrics = self.objective.loss(name, number, batch)
+                        loss, metrics = self.objective.loss(name, step, batch)
                     totals = {key: shard.sum(value) for key, value in metrics.items()}
                     norm = update(
                         self.optimisers[name],
@@ -170,14 +170,14 @@ class Step:
                         totals,
                         clip_norm=self.settings.clip_norm,
                         guard=self.guard,
-                        step=number,
+                        step=step,
                         ranks=self.ranks,
                     )
                     totals[f"gradient_norm/{name}"] = norm * shard.valid  # of the whole phase, before clipping
                     self._accumulate(totals, phase.repeats)
         if self.ranks.size > 1:
             self.objective.sync_flags(self.ranks.all_true)
-        self.objective.after_step(number)
+        self.objective.after_step(step)
 
     def _accumulate(self, totals: Mapping[str, Tensor], repeats: int) -> None:
         """Add the mean over a phase's repeats to the running sums, in place."""
@@ -216,7 +216,7 @@ class Step:
                     return self.objective.loss(name, 0, self.split.training_batch(rows))[0].mean()
 
             parameters = [p for group in phase.groups.values() for p in group]
-            with process_lock:
+            with global_state_lock:
                 differences[name] = compare_with_float32(loss, parameters, self.settings.precision, self.device)
         self.objective.train(training)
         return differences

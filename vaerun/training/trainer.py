@@ -99,13 +99,13 @@ class Trainer:
         self.device = split.images.device
         self.optimisers = make_optimisers(objective.phases, settings)
         self.guard = FiniteGuard(self.device, self.ranks)
-        self.step = Step(objective, split, settings, self.optimisers, self.guard, self.ranks, generator)
-        self.stepper: Step | GraphedStep = self.step
+        self.eager_step = Step(objective, split, settings, self.optimisers, self.guard, self.ranks, generator)
+        self.step: Step | GraphedStep = self.eager_step
         self.state, self.summed_images = TrainState(), 0
         if checkpoint is not None:
             self.state, sums, self.summed_images = restore(objective, self.optimisers, checkpoint, self.device)
             # The saved sums are those of all ranks: they count once, on rank 0.
-            self.step.sums |= sums if first else {k: torch.zeros_like(v) for k, v in sums.items()}
+            self.eager_step.sums |= sums if first else {k: torch.zeros_like(v) for k, v in sums.items()}
         self.state.finished |= self.state.step >= self.plan.total_steps and not self.state.validation_due
         self.repeats = max(phase.repeats for phase in objective.phases.values())
         self.clock = Clock(self.device, self.state.step)
@@ -147,10 +147,10 @@ class Trainer:
             }
         )
         if self.settings.precision != "float32":
-            hooks.on_precision_compared(self.step.compare_precision())
+            hooks.on_precision_compared(self.eager_step.compare_precision())
         self.objective.train()
         if not state.finished and self.plan.total_steps - state.step >= MIN_CAPTURED_STEPS:
-            self.stepper = capture_step(self.step, self.plan, self.repeats, state.step, self._warn)
+            self.step = capture_step(self.eager_step, self.plan, self.repeats, state.step, self._warn)
         hooks.on_ready()
 
     def train_step(self) -> None:
@@ -161,8 +161,8 @@ class Trainer:
         orders = self._permutations(epoch)
         self.clock.begin(state)
         rows = [order[batch * plan.batch_size : (batch + 1) * plan.batch_size] for order in orders]
-        self.step.begin(state.step, multiplier)
-        self.stepper.run(state.step, rows)
+        self.eager_step.begin(state.step, multiplier)
+        self.step.run(state.step, rows)
 
         state.step += 1
         self.summed_images += len(rows[0])
@@ -184,15 +184,15 @@ class Trainer:
 
     def _log_metrics(self, multiplier: float) -> None:
         """Log the means since the last call; the only place in the loop where the host waits for the device."""
-        values = {f"train/{k}": v / self.summed_images for k, v in self.step.reduce_metrics().items()}
+        values = {f"train/{k}": v / self.summed_images for k, v in self.eager_step.reduce_metrics().items()}
         values["train/learning_rate"] = self.settings.learning_rate * multiplier
         diagnostics = self.objective.diagnostics()
         values |= {f"train/{k}": v for k, v in diagnostics.values.items()}
         for line in sorted(set(diagnostics.warnings) - self._warnings):
             self._warn(f"step {self.state.step}: {line}")
         self._warnings = set(diagnostics.warnings)
-        self.logger.log_scalars(self.state.step, self.epochs, values)
-        self.step.clear()
+        self.logger.log_scalars(self.state.step, self.epochs_done, values)
+        self.eager_step.clear()
         self.summed_images = 0
 
     def _warn(self, line: str) -> None:
@@ -200,7 +200,7 @@ class Trainer:
             self.hooks.warn(line)
 
     @property
-    def epochs(self) -> float:
+    def epochs_done(self) -> float:
         """Epochs done."""
         return self.state.step / self.plan.steps_per_epoch
 
@@ -219,12 +219,12 @@ class Trainer:
                 raise
             finally:
                 self.objective.train()
-            self.logger.log_scalars(state.step, self.epochs, metrics)
+            self.logger.log_scalars(state.step, self.epochs_done, metrics)
             if self.selection is not None and not math.isfinite(metrics[self.selection]):
                 problem = f"{self.selection} is not finite after step {state.step}"
                 remedy = "lower trainer.learning_rate or set trainer.clip_norm=100"
                 raise self.ranks.mark_collective(RunError(f"{problem}: {remedy}"))
-            self.logger.progress(state.step, math.ceil(self.epochs), self.settings.epochs, validated=True)
+            self.logger.progress(state.step, math.ceil(self.epochs_done), self.settings.epochs, validated=True)
             if self.selection is not None:
                 self._update_best(metrics[self.selection], lower_is_better=self.selection.endswith("_distance"))
         self.ranks.on_rank_zero(lambda: self.hooks.on_validation_end(state.step))
@@ -235,14 +235,14 @@ class Trainer:
     def _update_best(self, value: float, lower_is_better: bool) -> None:
         best = self.state.best
         if best is None or (value < best if lower_is_better else value > best):
-            self.state.best, self.state.best_epoch, self.state.stale = value, self.epochs, 0
+            self.state.best, self.state.best_epoch, self.state.stale = value, self.epochs_done, 0
             self._best = {k: v.detach().clone() for k, v in self.objective.state_dict().items()}
         else:
             self.state.stale += 1
 
     def save(self) -> None:
         """Write last.pt, and best.pt if there are new best parameters."""
-        sums = self.ranks.sum(self.step.sums)
+        sums = self.ranks.sum(self.eager_step.sums)
         self.ranks.on_rank_zero(lambda: self._write(sums))
         self._saved_at = time.monotonic()
 
@@ -269,7 +269,7 @@ class Trainer:
         self.guard.check()
         self.clock.pause(self.state)
         if self.state.finished and self.selection is None:
-            self.state.best_epoch, self._best = self.epochs, self.objective.state_dict()
+            self.state.best_epoch, self._best = self.epochs_done, self.objective.state_dict()
         self.save()
         if not self.state.finished:
             self.ranks.check_signal(self.stop, signum)

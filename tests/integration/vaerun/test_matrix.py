@@ -12,7 +12,7 @@ import torch
 
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
 from vaerun.run.build import build_data, build_model, build_objective, dry_run
@@ -43,7 +43,7 @@ SMALL_DRAW = ["model.decoder.hidden=16", "model.encoder.hidden=16", "model.decod
 @cache
 def compose(*words: str) -> Settings:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return check(hydra.compose("config", [*TINY, *words]))
+        return to_settings(hydra.compose("config", [*TINY, *words]))
 
 
 @pytest.fixture(scope="module")

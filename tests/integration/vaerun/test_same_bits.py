@@ -20,7 +20,7 @@ from support.runs.commands import assert_same_bits, flat, load, shell
 from torch import Tensor
 
 from vaerun.config.plugins import builtin_config_dir
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.run.experiment import Experiment
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -52,7 +52,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def run(folder: Path, family: str, *overrides: str) -> dict[str, Any]:
     words = [*SHORT.split(), *FAMILIES[family].split(), *overrides]
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        settings = check(hydra.compose("config", [f"model={family}", *words]))
+        settings = to_settings(hydra.compose("config", [f"model={family}", *words]))
     return Experiment(settings, folder, list(overrides)).run()
 
 

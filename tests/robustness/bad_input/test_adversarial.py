@@ -15,7 +15,7 @@ import yaml
 from support.runs.adversarial_runs import NETWORKS, QUICK, Command, environment, save
 
 from vaerun.config.plugins import builtin_config_dir
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import InputError
 from vaerun.run.experiment import Experiment
 
@@ -129,8 +129,8 @@ def assert_not_adversarial(line: str, estimator: str, model: str) -> None:
 def test_every_other_pair(work: Path) -> None:
     """The check behind the command, since the command takes most of the time."""
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        models = {m: check(hydra.compose("config", [f"model={m}", *TINY[:2]])) for m in MODELS}
-        estimators = {e: check(hydra.compose("config", [f"estimator={e}"])).estimator for e in ESTIMATORS}
+        models = {m: to_settings(hydra.compose("config", [f"model={m}", *TINY[:2]])) for m in MODELS}
+        estimators = {e: to_settings(hydra.compose("config", [f"estimator={e}"])).estimator for e in ESTIMATORS}
     done = {
         *zip(itertools.cycle(ADVERSARIAL), BOUNDS, strict=False),
         *zip(OTHERS, itertools.cycle(LOSSES), strict=False),

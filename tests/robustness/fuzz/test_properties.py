@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import resolve
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import InputError
 from vaerun.report.text import clean, escape_csv, escape_markdown, escape_tex
 from vaerun.run.load import _has_interpolation
@@ -166,7 +166,7 @@ def test_settings_are_checked_or_refused(group: str, key: str, value: Any) -> No
         except (OmegaConfBaseException, ValueError):  # not representable by OmegaConf: load_run says so
             continue
         try:
-            check(made)
+            to_settings(made)
         except InputError as error:
             assert_readable(error)
 
@@ -174,6 +174,6 @@ def test_settings_are_checked_or_refused(group: str, key: str, value: Any) -> No
 def test_a_configuration_that_fits_is_checked() -> None:
     from omegaconf import OmegaConf
 
-    assert check(OmegaConf.create(BASE)).model.latent_dim == 2
+    assert to_settings(OmegaConf.create(BASE)).model.latent_dim == 2
     with pytest.raises(InputError):
-        check(OmegaConf.create({**BASE, "seed": "x"}))
+        to_settings(OmegaConf.create({**BASE, "seed": "x"}))

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from support.robustness.mutation import Random, mutate_text, odd_value
 
 from vaerun.config.schema import Settings
-from vaerun.config.settings import keys
+from vaerun.config.settings import dotted_keys
 
-KEYS = list(keys(asdict(Settings())))
+KEYS = list(dotted_keys(asdict(Settings())))
 GROUPS = ("data", "model", "network", "estimator", "trainer", "evaluation", "experiment", "cell")
 NAMES = """vae vlae sa_vae vae_iaf ppca ae draw gan dcgan infogan mlp conv gan_mlp elbo iwae renyi score_function digits
 npz folder mnist default adversarial cifar10_quick""".split()  # noqa: SIM905

@@ -45,7 +45,7 @@ from support.runs.commands import flat, lasting, tensorboard
 
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.plots import charts  # noqa: F401
 from vaerun.run.experiment import Experiment
@@ -79,7 +79,7 @@ EXPECTED_LINES = ("epoch ", "vaerun: warning: mode collapse")  # printed by any 
 
 def compose_settings(family: str, words: list[str]) -> Settings:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return check(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
+        return to_settings(hydra.compose("config", [*FAMILIES[family], *QUICK, *words]))
 
 
 def attempt(
@@ -99,13 +99,13 @@ def attempt(
                 os.dup2(log.fileno(), 2)
             faults = FaultInjector(folder, kind, n, fraction)
             faults.install()
-            recording = Experiment.recording
+            recording = Experiment.open_logs
 
             def signal_start(*arguments: Any) -> Any:
                 os.write(writer, b".")
                 return recording(*arguments)
 
-            Experiment.recording = signal_start  # type: ignore[method-assign]
+            Experiment.open_logs = signal_start  # type: ignore[method-assign]
             Experiment(settings, folder, ["tests"], None, ShutdownSignal()).run()
             faults.enabled = False
             counts.write_text(json.dumps({"counts": faults.counts, "modules": sorted(sys.modules.keys() - modules)}))

@@ -30,7 +30,7 @@ from support.runs.commands import TINY
 import vaerun.report
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings, SweepSettings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.launch import process
 from vaerun.launch.job import Job
 from vaerun.signals import ShutdownSignal
@@ -51,7 +51,7 @@ def settings() -> Settings:
     """Settings of a run that takes a moment."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return check(hydra.compose("config", ["model=vae", *TINY]))
+        return to_settings(hydra.compose("config", ["model=vae", *TINY]))
 
 
 def compose_quickly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from vaerun.cli.help import choices
 from vaerun.config.identity import fingerprint
 from vaerun.config.plugins import builtin_config_dir, group_file
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 
 METHODS = ("sa_vae", "vae_hf", "vae_iaf", "vlae")
 EXPERIMENTS = ("vlae_cifar10_quick", "vlae_cifar10_small", "vlae_cifar10_big")
@@ -21,7 +21,7 @@ EXPERIMENTS = ("vlae_cifar10_quick", "vlae_cifar10_small", "vlae_cifar10_big")
 
 def compose(*overrides: str) -> Settings:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return check(hydra.compose("config", list(overrides)))
+        return to_settings(hydra.compose("config", list(overrides)))
 
 
 def swept(experiment: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.errors import InputError
 from vaerun.run.build import build_data, build_model, build_objective
 from vaerun.run.experiment import Experiment
@@ -80,7 +80,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def compose(*overrides: str) -> Settings:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return check(hydra.compose("config", list(overrides)))
+        return to_settings(hydra.compose("config", list(overrides)))
 
 
 def data_overrides(name: str, root: Path) -> list[str]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import EvaluationSettings, Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.storage.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +62,7 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_composes(command: str) -> None:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        check(hydra.compose("config", first_job(COMMANDS[command])))
+        to_settings(hydra.compose("config", first_job(COMMANDS[command])))
 
 
 EVALUATIONS = commands("vaerun-eval")

@@ -9,12 +9,12 @@ import pytest
 
 from vaerun.config.identity import fingerprint, identity, short_name
 from vaerun.config.plugins import builtin_config_dir
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 
 
 def plain(*words: str) -> dict:
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        return asdict(check(hydra.compose("config", list(words))))
+        return asdict(to_settings(hydra.compose("config", list(words))))
 
 
 def test_a_key_that_a_later_version_adds_changes_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from vaerun.config.schema import Settings
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.config.validation import allowed_values
 from vaerun.errors import InputError
 
@@ -24,7 +24,7 @@ PLAIN: dict[str, Any] = asdict(Settings()) | {
 def checked(key: str, value: Any) -> Any:
     config = OmegaConf.create(PLAIN)
     OmegaConf.update(config, key, value)
-    return OmegaConf.select(OmegaConf.structured(check(config)), key)
+    return OmegaConf.select(OmegaConf.structured(to_settings(config)), key)
 
 
 @pytest.mark.parametrize("key", list(allowed_values()))

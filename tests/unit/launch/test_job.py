@@ -9,7 +9,7 @@ from pathlib import Path
 from support.sweeps.sweeping import settings
 
 from vaerun.errors import InputError, Interrupted, RunError
-from vaerun.launch.job import Job, JobState, exit_code, read_job, write_job
+from vaerun.launch.job import Job, JobState, read_job, worker_exit_code, write_job
 from vaerun.storage.run_dir import RunDirLocked
 
 
@@ -30,4 +30,4 @@ def test_states_read_as_words() -> None:
 
 def test_exit_codes_of_a_worker() -> None:
     errors = [None, RunError("x"), InputError("x"), RunDirLocked("x"), Interrupted(15), Interrupted(2), KeyError("x")]
-    assert [exit_code(error) for error in errors] == [0, 1, 2, 74, 75, 130, 1]
+    assert [worker_exit_code(error) for error in errors] == [0, 1, 2, 74, 75, 130, 1]

@@ -17,7 +17,7 @@ from support.runs.commands import SHORT, assert_same_bits, load, records
 from vaerun.config.schema import SweepSettings
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.launch import replicas
-from vaerun.launch.job import exit_code
+from vaerun.launch.job import worker_exit_code
 from vaerun.launch.process import JobProcess
 from vaerun.launch.replicas import Barrier, format_error
 from vaerun.run.experiment import Experiment
@@ -239,7 +239,7 @@ def test_a_bug_shows_its_traceback(here: Any, tmp_path: Path, monkeypatch: pytes
 
 def test_endings() -> None:
     errors = (None, RunDirLocked("x"), InputError("x"), RunError("x"), KeyError("x"))
-    assert [exit_code(error) for error in errors] == [0, 74, 2, 1, 1]
-    assert exit_code(Interrupted(signal.SIGINT)) == 130
+    assert [worker_exit_code(error) for error in errors] == [0, 74, 2, 1, 1]
+    assert worker_exit_code(Interrupted(signal.SIGINT)) == 130
     assert format_error(RunError("a\nb"), "seed 1: ") == "vaerun: error: seed 1: a b"
     assert format_error(Interrupted(signal.SIGTERM)).startswith("vaerun: stopped by SIGTERM")

@@ -11,7 +11,7 @@ from support.sweeps.records import config, put, record, run, write_run
 
 from vaerun.config.identity import fingerprint, identity
 from vaerun.config.schema import Settings
-from vaerun.config.settings import keys
+from vaerun.config.settings import dotted_keys
 from vaerun.errors import InputError
 from vaerun.incidental import INCIDENTAL
 from vaerun.report.comparison import TableSpec, compare
@@ -198,7 +198,7 @@ def test_what_cannot_change_a_result_may_differ(tmp_path: Path, key: str, value:
 
 def test_incidental_settings_are_those_of_the_fingerprint() -> None:
     """Both leave out the same settings. The paths of the data are replaced by their hash."""
-    known = {*keys(asdict(Settings()))}
+    known = {*dotted_keys(asdict(Settings()))}
     assert known >= INCIDENTAL
     for key in known - {"seed"}:
         plain: dict[str, Any] = {"seed": 1}

@@ -16,7 +16,7 @@ from support.runs.commands import assert_same_bits, lasting, load
 from torch import Tensor, nn
 
 from vaerun.config.plugins import builtin_config_dir
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.estimators import NonSaturating
@@ -105,7 +105,7 @@ def test_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(folder: Path) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-            settings = check(hydra.compose("config", ["model=infogan", *TINY.split()]))
+            settings = to_settings(hydra.compose("config", ["model=infogan", *TINY.split()]))
         return Experiment(settings, folder, []).run()
 
     whole = run(tmp_path / "whole")

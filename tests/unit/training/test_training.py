@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from vaerun.config.plugins import builtin_config_dir
-from vaerun.config.settings import check
+from vaerun.config.settings import to_settings
 from vaerun.data.dataset import Batch
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation import Validator
@@ -39,7 +39,7 @@ MODELS = ["vae", "vae_hf", "sa_vae", "vlae", "cvae"]
 def run(folder: Path, *overrides: str, model: str = "vae") -> dict[str, Any]:
     words = [w for w in TINY.split() if model not in ("vae", "cvae") or "inference" not in w]
     with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
-        settings = check(hydra.compose("config", [f"model={model}", *words, *overrides]))
+        settings = to_settings(hydra.compose("config", [f"model={model}", *words, *overrides]))
     return Experiment(settings, folder, list(overrides)).run()
 
 

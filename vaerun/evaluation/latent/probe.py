@@ -24,7 +24,7 @@ ITERATIONS = 2_000
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeResult:
     """Result of a linear probe.
 
     Attributes:
@@ -49,7 +49,7 @@ def linear_probe(
     *,
     seed: int = 0,
     iterations: int = ITERATIONS,
-) -> Probe:
+) -> ProbeResult:
     """Fit a linear classifier to training features and test it.
 
     Arguments:
@@ -89,7 +89,7 @@ def linear_probe(
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     predicted = torch.from_numpy(classifier.predict(x_test.numpy()))
-    return Probe(
+    return ProbeResult(
         accuracy=float((predicted == y_test).double().mean()),
         baseline=float((y_test == y.mode().values).double().mean()),
         train_images=len(y),
@@ -100,7 +100,7 @@ def linear_probe(
 
 def probe_latents(
     model: LatentModel, train: Split, statistics: LatentStatistics, *, seed: int, monitor: Monitor = SILENT
-) -> Probe:
+) -> ProbeResult:
     """Linear probe of the posterior means, fitted to the training split and tested on the images of `statistics`.
 
     Arguments:

@@ -41,7 +41,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
                     f"the labels of {self.data.name} are not classes: codes are not matched to them"
                 )
         if s.probe:
-            self.linear_probe()
+            self.add_linear_probe()
         if s.parzen:
             self.parzen()
         if s.ais or s.bdmc:
@@ -91,7 +91,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
                 parts.append(pooled_features(self.model.feature_maps(split.transform.to_unit(batch.x))).cpu())
         return torch.cat(parts)
 
-    def linear_probe(self) -> None:
+    def add_linear_probe(self) -> None:
         """Add the accuracy of a linear classifier on the discriminator's features."""
         train, test = self.data.train, self.split
         assert train.labels is not None

@@ -31,7 +31,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
     def evaluate(self) -> EvaluationResults:
         s = self.settings
         if self.model.has_density:
-            self.importance_sampling()
+            self.add_importance_sampling()
         else:
             self.reconstruction_error()
         if s.ais:
@@ -39,7 +39,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         if s.bdmc:
             self.bidirectional_monte_carlo(self.model)
         if s.gaps:
-            self.inference_gaps()
+            self.add_inference_gaps()
         latent = s.latent and self.model.has_density
         if latent or s.probe or s.arrays:
             statistics = latent_statistics(
@@ -48,17 +48,17 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             if latent:
                 self.latent_space(statistics)
             if s.probe:
-                self.linear_probe(statistics)
+                self.add_linear_probe(statistics)
             if s.arrays:
                 self.arrays(statistics)
         if s.gradient_noise:
-            self.gradient_noise()
+            self.add_gradient_noise()
         if s.quality or s.inception_weights is not None:
             self.sample_quality()
         self.traversals()
         return self.results
 
-    def importance_sampling(self) -> None:
+    def add_importance_sampling(self) -> None:
         """Add the importance-weighted log-likelihood with its diagnostics, and the exact one where it is known."""
         results, s = self.results, self.settings
         with self.monitor.task(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as task:
@@ -90,7 +90,9 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
                 f"{PARETO_K_LIMIT}: q misses part of the posterior); compare with {remedy}"
             )
-        results.diverged = next((n for n in DENSITY_METRICS if not bool(torch.isfinite(values[n]).all())), None)
+        results.non_finite_metric = next(
+            (n for n in DENSITY_METRICS if not bool(torch.isfinite(values[n]).all())), None
+        )
 
     def reconstruction_error(self) -> None:
         """Add |x - E[x | z]|^2 at the encoder's z, the only metric of a plain autoencoder."""
@@ -102,14 +104,14 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 parts.append((batch.x - self.model.decode_mean(z, c)).flatten(1).square().sum(1).cpu().double())
         errors = torch.cat(parts)
         self.results.add_mean("reconstruction_error", errors)
-        self.results.diverged = None if bool(errors.isfinite().all()) else "reconstruction_error"
+        self.results.non_finite_metric = None if bool(errors.isfinite().all()) else "reconstruction_error"
 
     def annealing(self) -> None:
         """Add annealed importance sampling, and its difference from plain importance sampling on the same images."""
         ais = self.annealed_importance_sampling(self.model)
         self.results.add_mean("ais_minus_is", ais - self.results.per_image["log_likelihood"][: len(ais)])
 
-    def inference_gaps(self) -> None:
+    def add_inference_gaps(self) -> None:
         """Add the approximation and amortisation gaps."""
         s, results = self.settings, self.results
         n = min(self.images, s.gap.images)
@@ -162,7 +164,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 f"{COLLAPSE_KL} nats): the decoder ignores z"
             )
 
-    def linear_probe(self, statistics: LatentStatistics) -> None:
+    def add_linear_probe(self, statistics: LatentStatistics) -> None:
         """Add the accuracy of a linear classifier on posterior means."""
         monitor = self.monitor.without_warnings()
         probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, monitor=monitor)
@@ -190,7 +192,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         if split.labels is not None:
             self.results.arrays["labels"] = split.labels[:n].cpu().numpy()
 
-    def gradient_noise(self) -> None:
+    def add_gradient_noise(self) -> None:
         """Add the noise of several estimators' gradients: a table, metrics and charts."""
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
