@@ -101,7 +101,7 @@ class Ranks:
 
     @contextmanager
     def shard(self, images: int) -> Iterator[BatchShard]:
-        """This rank's shard of a batch of so many images; inside, noise is drawn for the whole batch and sliced."""
+        """This rank's shard of a batch of `images` images; inside, noise is drawn for the whole batch and sliced."""
         shard = shard_for_rank(images, self.rank, self.size)
         with batch_slice(shard.start, shard.stop, images) if self.size > 1 else contextlib.nullcontext():
             yield shard

@@ -1,7 +1,8 @@
-"""Batched evaluation that halves its batches when memory runs out.
+"""Running out of memory: errors that name the setting to lower, and evaluation in batches that are halved.
 
-What is computed for an image does not depend on the others (randomness.ImageNoise), so repeating a batch in two halves
-gives the same numbers, up to the rounding of sums over other shapes.
+Building a model, training, and evaluations that cannot be split fail with one line (`oom_raises`). Other evaluations
+halve the batch and retry (`adaptive_batches`): what is computed for an image does not depend on the others
+(randomness.ImageNoise), so a batch computed in two halves gives the same numbers up to rounding.
 """
 
 from __future__ import annotations

@@ -123,9 +123,8 @@ class AllowedDifferences:
         """Whether runs may differ in this entry of the protocol or this setting."""
         if self.allow_all or key in self.keys or (key.startswith("images.") and "images" in self.keys):
             return True
-        if any(
-            setting in self.keys for setting in DETERMINING_SETTINGS.get(key, ())
-        ):  # an entry of the protocol, by what determines it
+        # An entry of the protocol is also allowed by a setting that determines it.
+        if any(setting in self.keys for setting in DETERMINING_SETTINGS.get(key, ())):
             return True
         if key.startswith("data.") and "data" in self.keys:
             return True

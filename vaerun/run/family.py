@@ -1,4 +1,8 @@
-"""The families of models: how each is checked, validated, evaluated and shown. A new family is added here only."""
+"""The families of models: how each is checked, validated, evaluated and depicted.
+
+These modules of vaerun.run also depend on the family: build, preflight, smoke_test, result, reevaluate and
+evaluate/descriptions.
+"""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Reevaluation:
         return results
 
     def record(self, results: EvaluationResults, seconds: float) -> dict[str, Any]:
-        """The entry in result.json, for an evaluation that took so many seconds."""
+        """The entry in result.json of an evaluation that took `seconds`."""
         settings, run = self.settings, self.run
         return {
             "command": ["vaerun-eval", f"run={run.folder}", *self.overrides],

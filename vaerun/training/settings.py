@@ -52,7 +52,7 @@ class TrainSettings:
     compile: str = "none"
 
     def plan(self, images: int) -> TrainPlan:
-        """The steps of a run on so many training images. Raises InputError for a batch larger than the split."""
+        """The steps of a run on `images` training images. Raises InputError for a batch larger than the split."""
         if self.batch_size > images:
             raise InputError(
                 f"trainer.batch_size={self.batch_size} is larger than the training split ({images} images): "

@@ -1,4 +1,7 @@
-"""One training step: the phases in turn; the only place where a loss is averaged over the batch."""
+"""One training step: the phases in turn, each with its loss averaged over the batch.
+
+`Step.run` is the only place that averages a loss; the mean itself is `BatchShard.mean` (distributed/collectives.py).
+"""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ class ClusterAccuracy:
     """Accuracy of a code under the best matching of its categories to classes.
 
     Attributes:
-        accuracy: share of images whose category is matched to their class, in [0, 1].
+        accuracy: fraction of images whose category is matched to their class, in [0, 1].
         baseline: accuracy of a code independent of the label, the larger of two: the mean over 100 shuffles of the
-            labels, each under its own best matching, and the share of the largest class, which a constant code reaches.
+            labels, each under its own best matching, and the fraction of images in the largest class, which a constant
+            code reaches.
         images: number of images.
         contingency: counts int64 [codes, classes], on the CPU.
         assignment: category -> class, min(codes, classes) pairs. Images of an unmatched category or class are errors.

@@ -28,7 +28,7 @@ class ProbeResult:
     """Result of a linear probe.
 
     Attributes:
-        accuracy: share of test images classified correctly, in [0, 1].
+        accuracy: fraction of test images classified correctly, in [0, 1].
         baseline: accuracy of always predicting the most frequent training class.
         train_images, images: number of training and test images.
         warning: that the fit did not converge, or None.

@@ -80,9 +80,8 @@ class LatentStatistics:
         distance = (self.means - self.prior_means).square() - self._noise
         ratio = self.variances / self.prior_variances
         log_ratio = ratio.log()
-        if (
-            self.samples
-        ):  # bias of the log of a sample variance of normal z; it would dominate DRAW's KLs of about 0.001 nats
+        # The log of a sample variance of normal z is biased; the bias would dominate DRAW's KLs of about 0.001 nats.
+        if self.samples:
             half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64)
             log_ratio = log_ratio - (torch.digamma(half) - half.log())
         return 0.5 * (ratio + distance / self.prior_variances - 1 - log_ratio).mean(0)
@@ -104,7 +103,7 @@ def latent_statistics(
         model: in evaluation mode.
         split: the images.
         seed: of the noise, which is keyed by image: neither `batch` nor other images change a result.
-        images: use the first so many; None: all.
+        images: number of images to use, starting with the first; None: all.
         batch: images per batch.
         samples: number of samples to estimate moments from that q does not have in closed form.
         monitor: checked between batches, warned where memory ran out and `batch` was halved.

@@ -150,7 +150,7 @@ def interpolation(
         like: a tensor with the dtype and device to use.
         c: the label [classes] of all tiles, for a conditional model.
 
-    Raises InputError as `parse_stops` does, and for fewer than two steps.
+    Raises InputError as `parse_waypoints` does, and for fewer than two steps.
     """
     waypoints = parse_waypoints(waypoints, sets)
     if steps < 2:

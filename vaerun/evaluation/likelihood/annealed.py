@@ -208,7 +208,7 @@ def annealed_importance_sampling(
         split: images to evaluate; densities include the transform's log|det|.
         annealing: the settings.
         seed: of the noise; an image's noise depends on (seed, image) only.
-        images: evaluate the first so many; None: all.
+        images: number of images to evaluate, starting with the first; None: all.
         batch: images per batch (memory grows with it times the chains); None: by device. It changes rounding only,
             though many long trajectories may amplify that into another draw of the same estimate.
         monitor: checked between transitions, advanced by images, warned where memory ran out and `batch` was halved.

@@ -213,7 +213,7 @@ def _compare(
 
 
 def unconverged_share(gap_converged: Tensor) -> float:
-    """Share of images [N] whose search ended at max_steps, in [0, 1]."""
+    """Fraction of images [N] whose search ended at max_steps, in [0, 1]."""
     return 1 - float(gap_converged.double().mean())
 
 
@@ -238,7 +238,7 @@ def inference_gaps(
         importance_samples: K of log p(x), with q* as the proposal.
         elbo_samples: samples of each ELBO.
         seed: of the noise.
-        images: evaluate the first so many; None: all.
+        images: number of images to evaluate, starting with the first; None: all.
         batch: images per batch (memory grows with it), which changes no result beyond rounding; None: by samples.
         monitor: checked before every step, advanced by images, warned where memory ran out and `batch` was halved.
 

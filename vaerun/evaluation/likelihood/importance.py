@@ -83,7 +83,7 @@ def importance_statistics(
 
 
 def unreliable_share(pareto_k: Tensor) -> float:
-    """Share in [0, 1] of images with k-hat [N] above 0.7, among those that have one; NaN if none has (K <= 20)."""
+    """Fraction of the images with a k-hat [N] whose k-hat exceeds 0.7, in [0, 1]; NaN if none has one (K <= 20)."""
     defined = pareto_k[~pareto_k.isnan()]
     return float((defined > PARETO_K_LIMIT).double().mean()) if len(defined) else math.nan
 
@@ -112,7 +112,7 @@ def importance_sampling(
         split: images to evaluate; densities include the transform's log|det|.
         samples: K.
         seed: of the noise.
-        images: evaluate the first so many; None: all.
+        images: number of images to evaluate, starting with the first; None: all.
         chunk: latent samples evaluated at once (memory grows with it); None: default_chunk.
         monitor: checked between chunks, advanced by images, warned where memory ran out and `chunk` was halved. It gets
             one forecast before the first batch is done, extrapolated from a block of samples; none where that block is

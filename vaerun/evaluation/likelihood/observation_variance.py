@@ -96,7 +96,7 @@ def choose_variance(
         split: the validation images.
         annealing: settings of annealed importance sampling.
         variances: the grid, in any order; about evenly spaced in log s2.
-        images: use the first so many.
+        images: number of images to use, starting with the first.
         seed: of the noise, the same for every variance.
         monitor: checked between transitions, advanced by images in every run: at most images times max_runs.
 

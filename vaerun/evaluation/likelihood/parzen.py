@@ -5,9 +5,9 @@ Each of S generated images y_s is the centre of a Gaussian of variance s2, and a
     log p(x) = log 1/S sum_s N(x; y_s, s2 I)    nats, on pixels in [0, 1],
 
 with s2 chosen on validation images. It is implemented for comparison with the early papers that report it, and is known
-to mislead. In so many dimensions S samples do not cover the density that they come from, so the value depends on S and
-s2 as much as on the generator. Even for 6 x 6 patches it stays far from the true log-likelihood for any practical S,
-and k-means centres of the training images score better than the training images themselves (Theis, van den Oord &
+to mislead. In high dimensions S samples do not cover the density that they are drawn from, so the value depends on S
+and s2 as much as on the generator. Even for 6 x 6 patches it stays far from the true log-likelihood for any practical
+S, and k-means centres of the training images score better than the training images themselves (Theis, van den Oord &
 Bethge 2016). It is hundreds of nats below annealed importance sampling (Wu et al. 2017).
 """
 

@@ -52,8 +52,8 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 3e-3,
     "warm_up": 0.1,
 }
-"""The number of epochs, within limits on the steps; the learning rate is warmed up over a share `warm_up` of them. It
-enters the cache key: never change it without VERSION."""
+"""The number of epochs, within limits on the steps; the learning rate is warmed up over the fraction `warm_up` of them.
+It enters the cache key: never change it without VERSION."""
 BATCH = 500  # images per batch, for features and predictions
 LOCK_POLL_SECONDS = 1.0  # interval for polling a lock that another process holds
 SAVE_SECONDS = 30.0  # interval for saving unfinished training
@@ -64,7 +64,7 @@ class Classifier:
 
     Attributes:
         name: version and data set, with the first 12 hexadecimal digits of the weights' sha256.
-        accuracy: share of the data set's test images classified correctly, in [0, 1]; None without test labels.
+        accuracy: fraction of the data set's test images classified correctly, in [0, 1]; None without test labels.
         classes: number of classes.
     """
 

@@ -10,10 +10,10 @@ covariance is singular.
 
 **Precision and recall** (Kynkaanniemi et al. 2019, eqs. 1-2) estimate a distribution's support by the union of closed
 balls around its features, with the distance to the k-th nearest other feature of the same set as radius. Precision is
-the share of generated features within the real support, recall that of real features within the generated support.
+the fraction of generated features within the real support, recall that of real features within the generated support.
 **Density and coverage** (Naeem et al. 2020, eqs. 3-4) use the real balls only. Density is the number of balls that
 contain a generated feature, divided by k: 1 in expectation where both distributions are the same, more where samples
-concentrate at modes. Coverage is the share of real balls that contain a generated feature. An outlier among the
+concentrate at modes. Coverage is the fraction of real balls that contain a generated feature. An outlier among the
 generated features has a large ball and inflates recall, but not coverage.
 
 None of these metrics is comparable across feature spaces, data sets, numbers of images or k. The Frechet distance of
@@ -41,7 +41,7 @@ class PRDC:
     """Precision, recall, density and coverage of generated features.
 
     Attributes:
-        precision, recall, coverage: shares in [0, 1].
+        precision, recall, coverage: fractions in [0, 1].
         density: in [0, real images / k].
     """
 

@@ -30,7 +30,7 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
         "log_likelihood_exact": "exact log p(x) of this linear-Gaussian model",
         "bits_per_dimension": f"bits: 8 - {px} / (D log 2)",
         "effective_sample_size": f"effective sample size of K={k}, mean over images",
-        "pareto_k_unreliable": "share of images with Pareto k-hat above 0.7: their log-likelihood is not reliable",
+        "pareto_k_unreliable": "fraction of images with Pareto k-hat above 0.7: their log-likelihood is not reliable",
         "reconstruction_error": "|x - E[x|z]|^2 at the encoder's z, summed over pixels: not a likelihood",
         "active_units": "latent dimensions with a variance of the posterior mean over images above 0.01",
         "probe_accuracy": "accuracy of a linear classifier on posterior means, fitted to the training split",
@@ -49,9 +49,9 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
             "gap_log_likelihood": "log p(x) by importance sampling with q* as the proposal",
             "gap_elbo": "ELBO(q) of these images",
             "gap_elbo_optimal": "ELBO(q*) of these images",
-            "gap_pareto_k_unreliable": "share of images with k-hat above 0.7, q* as the proposal",
+            "gap_pareto_k_unreliable": "fraction of images with k-hat above 0.7, q* as the proposal",
             "gap_steps": "optimisation steps, mean over images",
-            "gap_converged": f"share of images that converged before step {gap['max_steps']}",
+            "gap_converged": f"fraction of images that converged before step {gap['max_steps']}",
         }
     return descriptions
 
@@ -84,11 +84,11 @@ def _generated(protocol: dict[str, Any]) -> dict[str, str]:
         "classifier of this data set: not the Inception FID",
         "inception_frechet_distance": f"Inception FID, {n} {made} and real images (only with the published weights: "
         "details.inception of result.json)",
-        "precision": f"share of generated images near a real one, {k} neighbours, same features",
-        "recall": "share of real images near a generated one",
+        "precision": f"fraction of generated images near a real one, {k} neighbours, same features",
+        "recall": "fraction of real images near a generated one",
         "density": "generated images near a real one, relative to the expected number; may exceed 1",
-        "coverage": "share of real images with a generated one nearby",
-        "label_agreement": f"share of {made} images that the same classifier assigns to their label",
+        "coverage": "fraction of real images with a generated one nearby",
+        "label_agreement": f"fraction of {made} images that the same classifier assigns to their label",
     }
 
 

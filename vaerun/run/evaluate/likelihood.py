@@ -22,7 +22,7 @@ from vaerun.run.preflight import make_refinement
 
 BATCH = 500  # images per batch where no samples multiply them
 COLLAPSE_KL = 0.1  # nats of KL(q || p) below which a posterior without active units counts as collapsed
-MAX_UNRELIABLE_SHARE = 0.05  # share of images with a k-hat above its limit that is tolerated without a warning
+MAX_UNRELIABLE_SHARE = 0.05  # fraction of images with a k-hat above its limit that is tolerated without a warning
 
 
 class LikelihoodEvaluator(Evaluator[LatentModel]):
