@@ -20,7 +20,7 @@ __all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood"
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; the command line must answer --help before that, and signals before anything.
+    # Importing torch takes seconds, and the command line must answer --help and signals before that.
     if name == "load_run":
         from vaerun.run.load import load_run
 

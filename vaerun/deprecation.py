@@ -1,4 +1,4 @@
-"""Deprecations: names of earlier versions, kept for one release with a DeprecationWarning; and a warning of torch's."""
+"""Deprecated names, kept for one release with a DeprecationWarning; also silences a warning from torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that `old` is now called `new`; by default at the line that called the caller."""
+    """Warn that `old` is now called `new`. By default the warning points at the line that called the caller."""
     warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel)
 
 
 def deprecated_alias(function: F, old: str, new: str) -> F:
-    """The same function under its old name."""
+    """Wrap a function so that it warns that its old name is deprecated."""
 
     @functools.wraps(function)
     def alias(*args: Any, **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def deprecated_alias(function: F, old: str, new: str) -> F:
 
 
 def attribute_name(value: object, name: str, old_name: str) -> str:
-    """The name of an attribute that a plug-in's object may still have under its old name."""
+    """Return `name`, or `old_name` with a warning if the object, from an older plug-in, only has that attribute."""
     if hasattr(value, name) or not hasattr(value, old_name):
         return name
     warn_renamed(f"{type(value).__name__}.{old_name}", name)
@@ -40,11 +40,11 @@ def attribute_name(value: object, name: str, old_name: str) -> str:
 
 
 def module_aliases(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` for a module that maps old names of its contents to new ones.
+    """Return a module-level `__getattr__` that resolves deprecated names.
 
     Arguments:
-        module: the module's `__name__`.
-        names: new name by old name.
+        module: `__name__` of the module.
+        names: mapping from old to new names.
     """
 
     def get(name: str) -> Any:
@@ -57,10 +57,10 @@ def module_aliases(module: str, names: Mapping[str, str]) -> Callable[[str], Any
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds modules under the names that they had before they moved: an entry of `sys.meta_path`.
+    """Import hook (see `sys.meta_path`) that finds modules under the names they had before they moved.
 
     Arguments:
-        names: a module's name now, by its old name.
+        names: mapping from old to new module names.
     """
 
     def __init__(self, names: Mapping[str, str]) -> None:

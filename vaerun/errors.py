@@ -1,4 +1,4 @@
-"""Errors that are not bugs of vaerun's, the exit code of each, and the line that reports it."""
+"""Expected errors (as opposed to bugs), their exit codes, and the lines that report them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from vaerun.text import printable
 
 EXIT_FAILED = 1  # a run failed
 EXIT_BAD_INPUT = 2
-EXIT_BUSY = 74  # of a job's process: another process is using the run directory
+EXIT_BUSY = 74  # job process only: another process is using the run directory
 EXIT_RESUMABLE = 75  # stopped after saving: the same command resumes
-EXIT_INTERRUPTED = 130  # by Ctrl-C
+EXIT_INTERRUPTED = 130  # Ctrl-C
 
-MAXIMUM_LENGTH = 4000  # characters of a line, which may quote a text of any length
+MAXIMUM_LENGTH = 4000  # characters in an error line, which may quote arbitrarily long text
 
 
 class InputError(ValueError):
-    """The user's input cannot be used. One line: what is wrong, where, what to do.
+    """Invalid user input. The message is one line: what is wrong, where, and what to do.
 
-    Text quoted from untrusted input loses its control codes.
+    Control characters are removed, since the message may quote untrusted input.
     """
 
     exit_code = EXIT_BAD_INPUT
-    reported = False  # whether its line has been printed, by the process or thread where it was raised
+    reported = False  # whether the process or thread that raised it has already printed its line
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message, MAXIMUM_LENGTH))
 
 
 class RunError(RuntimeError):
-    """A run failed for a known cause (a loss that is not finite, a full disk). One line."""
+    """A run failed for a known reason, such as a non-finite loss or a full disk. The message is one line."""
 
     exit_code = EXIT_FAILED
     reported = False
@@ -39,10 +39,10 @@ class RunError(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """A signal stopped the run, after it saved its state if it had begun.
+    """A signal stopped the run; if training had begun, its state was saved.
 
-    A BaseException, like KeyboardInterrupt, so that a sweep does not mistake it for the failure of one job. 75 means
-    "try again": after SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP the same command resumes.
+    Derived from BaseException, like KeyboardInterrupt, so that a sweep does not mistake it for a failed job. The exit
+    code is 130 after SIGINT and 75 ("try again") after SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP.
     """
 
     reported = False
@@ -57,11 +57,11 @@ class Interrupted(BaseException):
 
 
 EXPECTED = (InputError, RunError, Interrupted, KeyboardInterrupt)
-"""Errors reported in one line. Any other exception is a bug and shows its traceback."""
+"""Errors that are reported in one line. Any other exception is a bug and is shown with its traceback."""
 
 
 def exit_code(error: BaseException | None) -> int:
-    """The exit code of a process that ends with this error; None: without one."""
+    """Exit code of a process that ends with this error, or None for success."""
     if error is None:
         return 0
     if isinstance(error, KeyboardInterrupt):
@@ -70,12 +70,12 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def error_line(error: BaseException, program: str = "vaerun", prefix: str = "") -> str:
-    """The line that reports one of EXPECTED: `vaerun: error: ...`, without `error` for an interruption.
+    """Format one of the EXPECTED errors as `vaerun: error: ...`; for interruptions, `error` is omitted.
 
     Arguments:
-        error: to report.
-        program: whose line it is.
-        prefix: which of several runs it is about, such as "seed 3: ".
+        error: error to report.
+        program: name of the command.
+        prefix: identifies one of several runs, such as "seed 3: ".
     """
     if isinstance(error, KeyboardInterrupt):
         return f"{program}: {prefix}interrupted"

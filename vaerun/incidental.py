@@ -1,4 +1,4 @@
-"""Settings that cannot change a result: left out of a run's fingerprint and of comparisons between runs."""
+"""Settings that cannot affect results, and are ignored by fingerprints and by comparisons between runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ INCIDENTAL = frozenset(
 )  # fmt: skip
 
 DATA_PATHS = ("data.path", "data.source.path")
-"""Where the data are stored; data_sha256 identifies their content."""
+"""Locations of the data, whose content is identified by data_sha256."""
 
 
 def is_incidental(key: str, value: Any = None) -> bool:
-    """Whether this setting cannot change a result; of `trainer.resume`, whether this value cannot."""
+    """Whether a setting cannot affect results; for `trainer.resume`, this depends on the value."""
     return key in INCIDENTAL or key.startswith("sweep.") or (key == "trainer.resume" and value in ("auto", "never"))

@@ -1,6 +1,6 @@
-"""The former place of `vaerun.config.plugins`; it will be removed in the next release.
+"""Deprecated location of `vaerun.config.plugins`, to be removed in the next release.
 
-Import `trust` from `vaerun`, all else from `vaerun.config.plugins`.
+Import `trust` from `vaerun`, and everything else from `vaerun.config.plugins`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Randomness as a function of position: noise depends on where it is used, never on what was drawn before.
+"""Randomness as a function of position: noise depends on where it is used, not on earlier draws.
 
 A resumed run therefore draws the same numbers as an uninterrupted one, and the evaluation noise of an image depends on
-neither the chunk size nor the other images. A process that works on a slice of a batch draws the noise of all of it.
+neither the chunk size nor the other images. A process that computes a slice of a batch draws the noise of the whole
+batch.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from vaerun.deprecation import module_aliases
 
 
 def derive_seed(*position: int | str) -> int:
-    """A seed in [0, 2^63) that is a fixed function of the position, e.g. derive_seed(seed, "step", 17).
+    """Hash a position to a seed in [0, 2^63), e.g. derive_seed(seed, "step", 17).
 
-    torch's CPU generator uses its low 32 bits: among 100,000 positions about one pair collides.
+    torch's CPU generator only uses the low 32 bits, so that among 100,000 positions about one pair collides.
     """
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seeded_generator(device: torch.device | str, *position: int | str) -> torch.Generator:
-    """A torch generator on the device, seeded by the position."""
+    """Create a torch generator on the device, seeded by the position."""
     return torch.Generator(device=device).manual_seed(derive_seed(*position))
 
 
 def permutation(n: int, *position: int | str) -> Tensor:
-    """A permutation of 0..n-1 [n] on the CPU, the same on every device."""
+    """Random permutation of 0..n-1 [n], always drawn on the CPU so that it does not depend on the device."""
     return torch.randperm(n, generator=seeded_generator("cpu", *position))
 
 
 def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.device, *position: int | str) -> Tensor:
-    """Uniform numbers [stop - start, *shape]: rows start..stop-1 of a fixed table of noise.
+    """Uniform noise [stop - start, *shape]: rows start..stop-1 of a fixed table.
 
-    The table is generated on the CPU in blocks of 256 rows, each seeded by its own position, so that it is the same on
-    every device.
+    The table is generated on the CPU in blocks of 256 rows, each with its own seed, so that it does not depend on the
+    device.
     """
     block_size = 256
     blocks = []
@@ -54,7 +55,7 @@ def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.dev
 
 @dataclass
 class BatchSlice:
-    """Rows start..stop-1 of a batch of `total`; `draws` counts the draws of noise for them."""
+    """Rows start..stop-1 of a batch of `total` images; `draws` counts how often noise was drawn for them."""
 
     start: int
     stop: int
@@ -63,16 +64,16 @@ class BatchSlice:
 
 
 class _NoiseContext(threading.local):
-    batch_slice: BatchSlice | None = None  # None: this process sees all of the batch
+    batch_slice: BatchSlice | None = None  # None: this process computes the whole batch
     source: torch.Generator | None = None  # None: torch's global generator
 
 
-_context = _NoiseContext()  # per thread, as each may train a run
+_context = _NoiseContext()  # per thread, since each thread may train a run
 
 
 @contextmanager
 def batch_slice(start: int, stop: int, total: int) -> Iterator[BatchSlice]:
-    """Within the context, batch noise is rows start..stop-1 of that of a batch of `total`."""
+    """Context in which batch noise is rows start..stop-1 of the noise for a batch of `total` images."""
     outer, _context.batch_slice = _context.batch_slice, BatchSlice(start, stop, total)
     try:
         yield _context.batch_slice
@@ -82,7 +83,7 @@ def batch_slice(start: int, stop: int, total: int) -> Iterator[BatchSlice]:
 
 @contextmanager
 def use_generator(source: torch.Generator | None) -> Iterator[None]:
-    """Within the context, this thread draws batch noise from `source` (None: torch's global generator)."""
+    """Context in which this thread draws batch noise from `source` (None: torch's global generator)."""
     outer, _context.source = _context.source, source
     try:
         yield
@@ -91,18 +92,18 @@ def use_generator(source: torch.Generator | None) -> Iterator[None]:
 
 
 def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """Standard normal noise for a training batch, from torch's global generator or that of `use_generator`.
+    """Draw standard normal noise for a training batch, from torch's global generator or that of `use_generator`.
 
     Arguments:
-        shape: of the result.
-        dim: the batch dimension.
+        shape: shape of the result.
+        dim: batch dimension.
         options: dtype and device.
     """
     return _draw_batch(torch.randn, shape, dim, options)
 
 
 def batch_uniform(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
-    """As batch_normal, but uniform in [0, 1)."""
+    """Like batch_normal, but uniform in [0, 1)."""
     return _draw_batch(torch.rand, shape, dim, options)
 
 
@@ -121,11 +122,11 @@ class ImageNoise:
     """Standard normal noise [k, B, d] that depends only on the seed, the image and the name of the stream.
 
     Arguments:
-        seed: of the run.
-        images: indices of the images within their split, length B.
-        latent_dim: d.
-        like: a tensor with the dtype and device of the noise.
-        cache: store what was drawn, for validation, which needs the same noise every epoch.
+        seed: seed of the run.
+        images: indices of the B images within their split.
+        latent_dim: latent dimension d.
+        like: tensor with the dtype and device of the noise.
+        cache: keep the noise for reuse; validation needs the same noise every epoch.
     """
 
     def __init__(self, seed: int, images: Sequence[int], latent_dim: int, like: Tensor, cache: bool = False) -> None:
@@ -136,7 +137,7 @@ class ImageNoise:
     def __call__(self, stream: str, k: int) -> Tensor:
         if self._cache is not None and (stream, k) in self._cache:
             return self._cache[stream, k]
-        # Each image's noise is drawn in place: on a GPU the number of kernel launches matters.
+        # Noise is drawn in place, image by image, to save kernel launches on a GPU.
         out = torch.empty(len(self.images), k, self.latent_dim, dtype=self.dtype, device=self.device)
         source = torch.Generator(device=self.device)
         for image_noise, image in zip(out.unbind(), self.images, strict=True):

@@ -1,4 +1,4 @@
-"""Signal handling: exit codes and one line for a signal at any moment, and deferral while a run saves its state."""
+"""Signal handling: a signal ends a command with one line and an exit code, or is deferred until a run has saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 def _is_handled(name: str) -> bool:
-    """Whether the system has this signal; SIGHUP is not handled under `nohup`."""
+    """Whether to handle this signal: it exists on this platform and, for SIGHUP, is not ignored by `nohup`."""
     return hasattr(signal, name) and (name != "SIGHUP" or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
 
 
@@ -30,7 +30,7 @@ def install_handler(handler: Handler | signal.Handlers) -> None:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether this frame is inside an import, where an exception may be lost or leave a half-initialised module."""
+    """Whether this frame is inside an import, where an exception could be lost or leave a module half initialised."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -39,10 +39,10 @@ def is_importing(frame: FrameType | None) -> bool:
 
 
 def exit_on_signal(program: str, cleanup: Callable[[], None] = lambda: None) -> Handler:
-    """A handler that exits at once, for a process that has nothing to save yet.
+    """Return a handler that exits at once, for a process that has nothing to save yet.
 
     Arguments:
-        program: name in the line that is printed.
+        program: name of the command in the printed line.
         cleanup: called before exiting.
     """
 
@@ -58,7 +58,7 @@ def exit_on_signal(program: str, cleanup: Callable[[], None] = lambda: None) -> 
 
 
 def interrupt_on_signal(program: str, cleanup: Callable[[], None] = lambda: None) -> Handler:
-    """A handler that raises Interrupted, or exits at once where raising is not safe."""
+    """Return a handler that raises Interrupted, or exits at once during an import, where raising is unsafe."""
     exit_now = exit_on_signal(program, cleanup)
 
     def interrupt(signum: int, frame: FrameType | None = None) -> None:
@@ -71,7 +71,7 @@ def interrupt_on_signal(program: str, cleanup: Callable[[], None] = lambda: None
 
 @contextmanager
 def handling_signals(handler: Handler) -> Iterator[None]:
-    """Handle signals during a command; afterwards they are ignored, so that a late one cannot change the exit code."""
+    """Handle signals inside the context and ignore them afterwards, so that a late one cannot change the exit code."""
     install_handler(handler)
     try:
         yield
@@ -82,13 +82,14 @@ def handling_signals(handler: Handler) -> Iterator[None]:
 class ShutdownSignal:
     """Catches SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP while active; `check()` then raises Interrupted.
 
-    Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal is only noted;
+    Inside `with stop.deferred():` (training and evaluation, which check at every step) a signal is only recorded;
     elsewhere it raises at once. A second SIGINT always raises at once.
 
     Arguments:
-        on_immediate: called with the signal and the frame, instead of raising, where one comes outside `deferred()`.
-            Raising during an import (of torch, scikit-learn) is not safe; a process with nothing to save can exit.
-        parent: the process's own instance, which receives the signals for one that belongs to a run in a thread.
+        on_immediate: called with the signal and the frame, instead of raising, if a signal arrives outside
+            `deferred()`. Raising during an import (of torch, scikit-learn) is unsafe; a process with nothing to save
+            can exit.
+        parent: instance of the main thread, which receives the signals; for runs in other threads.
     """
 
     def __init__(self, on_immediate: Handler | None = None, parent: ShutdownSignal | None = None) -> None:
@@ -100,7 +101,7 @@ class ShutdownSignal:
 
     @property
     def signum(self) -> int | None:
-        """The signal received, or None."""
+        """Number of the received signal, or None."""
         return self._signum if self.parent is None or self._signum is not None else self.parent.signum
 
     @signum.setter
@@ -119,7 +120,7 @@ class ShutdownSignal:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first, second_sigint = self.signum is None, self.signum is not None and signum == signal.SIGINT
         if not first and not second_sigint:
-            return  # Slurm signals every process of a job and its parent forwards the signal: keep saving
+            return  # Slurm signals every process of a job, and the parent forwards the signal as well: keep saving
         self.signum = signum
         if self._depth == 0 and self.on_immediate is not None:
             self.on_immediate(signum, frame)
@@ -127,7 +128,7 @@ class ShutdownSignal:
             raise Interrupted(signum)
 
     def deferred(self) -> _Deferred:
-        """A context in which signals wait for `check()`."""
+        """Context in which signals are deferred until `check()`."""
         return _Deferred(self)
 
     def check(self) -> None:

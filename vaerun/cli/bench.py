@@ -1,4 +1,4 @@
-"""`vaerun-bench`: speed and memory, against textbook implementations, another library and the hardware's limit."""
+"""`vaerun-bench`: speed and memory compared with textbook implementations, another library and the hardware limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vaerun.bench.measure import Measurement
 
-MIN_ROUNDS = 5  # the median of fewer says little
+MIN_ROUNDS = 5  # the median of fewer is unreliable
 NAMES = ("vlae", "vlae_bernoulli", "evaluation", "vae", "epoch", "startup", "prepare", "scaling", "steps", "together")
 
 
@@ -45,7 +45,7 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     with reporting_errors("vaerun-bench") as outcome:
         _run(_parse(argv))
     return outcome.exit_code
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"--json {options.json} is a folder: name a file")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    Distribution.set_default_validate_args(False)  # as in training: an argument's check waits for a GPU
+    Distribution.set_default_validate_args(False)  # as in training: validating arguments would synchronise with the GPU
     setting = BenchSettings(_device(options.device), options.quick)
     facts = describe_machine(setting)
     print("\n".join(f"{key}: {value}" for key, value in facts.items()), flush=True)

@@ -1,4 +1,4 @@
-"""Hydra called from vaerun's own entry point: flags, the names of run directories, config groups of other packages."""
+"""Calls Hydra from vaerun's entry point: flags, names of run directories, and config groups of other packages."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ FLAGS = MULTIRUN | _SHOW | {
 
 
 def hydra_application(task: Callable[[DictConfig], Any], words: list[str], output_dir: OutputDir) -> Callable[[], Any]:
-    """Hydra's application, which composes the configuration and calls the task, once or (-m) for each job of a sweep.
+    """Return Hydra's application, which composes the configuration and calls the task (with -m: for each job).
 
     Arguments:
         task: called with the configuration.
-        words: the flags and overrides of the command.
-        output_dir: is told which folder Hydra will make.
+        words: flags and overrides from the command line.
+        output_dir: records which folder Hydra will create.
 
-    Raises InputError for flags that Hydra does not have.
+    Raises InputError for unknown flags.
     """
     _check_words(words)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints several lines and exits with 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and exits with 1
     resolvers = {"run_dir": _run_dir(output_dir), "job_dir": _job_dir, "sweep_dir": _sweep_dir(words, output_dir)}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vaerun.{name}", resolver, replace=True)
@@ -59,7 +59,7 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     folders = [f"file://{p}" for p in plugin_config_dirs()]
     if folders and not any(word.startswith("hydra.searchpath") for word in words):
         words = [*words, f"hydra.searchpath=[{','.join(folders)}]"]
-    sys.argv = [sys.argv[0], *words]  # where Hydra reads them
+    sys.argv = [sys.argv[0], *words]  # Hydra reads its arguments from there
     application: Callable[[], Any] = hydra.main(
         version_base="1.3", config_path=str(builtin_config_dir()), config_name="config"
     )(task)
@@ -68,10 +68,10 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
 
 @contextmanager
 def readable_errors(words: list[str], output_dir: OutputDir) -> Iterator[None]:
-    """Turn what Hydra says of the user's words into an InputError of one line."""
+    """Turn Hydra's errors about the command line into a one-line InputError."""
     try:
         with warnings.catch_warnings(), missing_package(words):
-            # Of a folder in hydra.searchpath that does not exist, or is not written as file://FOLDER.
+            # A folder in hydra.searchpath does not exist, or is not written as file://FOLDER.
             warnings.filterwarnings("error", message=".*is not available", category=UserWarning)
             yield
     except CompositionError as error:
@@ -81,7 +81,7 @@ def readable_errors(words: list[str], output_dir: OutputDir) -> Iterator[None]:
 
 
 def _check_words(words: list[str]) -> None:
-    """Raises InputError where Hydra would print its usage and exit, or say less."""
+    """Raise InputError where Hydra would print its usage and exit, or give a less helpful message."""
     from hydra._internal.utils import get_args_parser
 
     flags = {word.split("=")[0] for word in words}
@@ -112,7 +112,7 @@ def _check_words(words: list[str]) -> None:
 
 
 def _plain(root: Any) -> dict[str, Any]:
-    """The resolved configuration without Hydra's own part."""
+    """The resolved configuration without the `hydra` group."""
     return {str(key): _container(root, str(key)) for key in root if key != "hydra"}
 
 
@@ -136,15 +136,15 @@ def _job_dir(_root_: Any) -> str:
 
 
 def _sweep_dir(words: list[str], output_dir: OutputDir) -> Callable[[Any], str]:
-    # The same sweep has the same folder. Its name cannot come from a job's configuration, which is one point of it.
-    # More seeds or other cells of an experiment, or settings that change no result, do not make it another sweep.
+    # The name is a hash of the sweep's arguments: a job's configuration describes only one point of the sweep.
+    # More seeds, other cells of an experiment, and settings that cannot affect results do not change it.
     ignored = ("seed=", "cell=", "experiment=", "output_dir=", "hydra", "~hydra", "-")
     kept = sorted(w for w in words if not w.startswith(ignored) and not is_incidental(w.split("=")[0].lstrip("+")))
     experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     name = "".join(c if c.isalnum() or c in "-_" else "_" for c in "-".join(experiments)) or "sweep"
     if kept or not experiments:
         name += "-" + hashlib.sha256("\n".join(kept).encode()).hexdigest()[:10]
-    here = Path.cwd()  # jobs on other machines have working folders of their own
+    here = Path.cwd()  # jobs on other machines have a different working directory
 
     def resolver(_root_: Any) -> str:
         named = _root_.output_dir
@@ -161,13 +161,13 @@ NO_CELLS = "~hydra.sweeper.params.cell"
 
 
 def without_cells(words: list[str]) -> list[str]:
-    """The words of a sweep. One that names a model leaves out the cells of its experiment, which name theirs."""
+    """The sweep's arguments. If they choose a model, the experiment's cells, which also choose models, are dropped."""
     values = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if "model" not in values or "experiment" not in values or {"cell", NO_CELLS} & values.keys():
         return words
     try:
         experiment = read_yaml(group_file("experiment", values["experiment"]))
-    except InputError:  # several, or an unknown one: Hydra says so
+    except InputError:  # several experiments, or an unknown one: Hydra reports it
         return words
     params = ((experiment.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
     return [*words, NO_CELLS] if "cell" in params else words
@@ -176,7 +176,7 @@ def without_cells(words: list[str]) -> list[str]:
 def replicas(cfg: DictConfig, settings: Settings, folder: Path, words: list[str], hydra_text: str) -> list[Job]:
     """The runs of trainer.replicas=N: seeds seed ... seed + N - 1, each in the folder of a stand-alone run.
 
-    With an output_dir that is seedN within it.
+    If output_dir is set, they go to its subdirectories seedN.
     """
     from vaerun.launch.job import Job
 

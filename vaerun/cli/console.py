@@ -1,4 +1,4 @@
-"""What all commands share: their arguments, and the line and exit code that an error becomes."""
+"""Shared by all commands: argument parsing, and conversion of errors to one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from vaerun.text import printable
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, without the usage."""
+    """An ArgumentParser that reports errors in one line, without printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit."""
+        """Print the message and exit with the code for bad input."""
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 @dataclass
 class Outcome:
-    """How a command ended."""
+    """The exit code of a command."""
 
     exit_code: int = 0
 
 
 @contextmanager
 def reporting_errors(program: str, on_exit: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
-    """Turn the errors of a command into one line on standard error and the exit code of the outcome.
+    """Report expected errors in one line on standard error, and set the exit code of the outcome accordingly.
 
-    A bug passes through, with its traceback. Signals end the command at once until a run handles them itself, and are
-    ignored afterwards: a late one must not change the exit code.
+    Other exceptions are bugs and propagate. A signal ends the command at once, unless a run has installed its own
+    handlers; after the block, signals are ignored so that a late one cannot change the exit code.
 
     Arguments:
         program: name of the command.

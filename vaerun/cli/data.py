@@ -1,4 +1,4 @@
-"""`vaerun-data`: prepare data sets ahead of a run, or pack them into files for an offline machine."""
+"""`vaerun-data`: prepare data sets ahead of a run, or pack them into files for offline machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     with reporting_errors("vaerun-data") as outcome:
         arguments = _parse(argv)
         with handling_signals(interrupt_on_signal("vaerun-data")):  # incomplete files are removed
@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> None:
         for name, source in sources.BUILT_IN.items():
             print(f"{name:14}{(source.__doc__ or '').splitlines()[0]}")
     for name in arguments.names:
-        cache.check_known(name)  # all of them, before the first long download
+        cache.check_known(name)  # check all names before the first long download
     output = None if arguments.output is None else expand_user(arguments.output)
     for name in arguments.names:
         arrays = cache.load_built_in(name, root=arguments.root)
@@ -69,7 +69,7 @@ def _line(name: str, arrays: Arrays, where: str) -> str:
 
 
 def _pack(arrays: Arrays, file: Path) -> Path:
-    """Write a prepared file atomically. Raises InputError if that fails."""
+    """Write a prepared data set to an npz file, atomically. Raises InputError if that fails."""
     import numpy as np
 
     from vaerun.data.arrays import FIELDS

@@ -35,7 +35,7 @@ For adversarial models (gan, dcgan, cgan, infogan):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     with reporting_errors("vaerun-eval") as outcome:
         if {"-h", "--help"} & set(words):

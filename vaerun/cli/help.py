@@ -1,4 +1,4 @@
-"""`vaerun --help`: the groups of the configuration and their choices."""
+"""`vaerun --help`: usage, config groups and their choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Re-running a command resumes its run. Exit codes: 0 done, 1 a run failed, 2 bad 
 
 
 def choices(group: str, folders: list[Path]) -> dict[str, str]:
-    """The choices of a group, each with the first comment of its file."""
+    """Map each choice of a group to its description, the first comment of its file."""
     descriptions: dict[str, str] = {}
     for folder in folders:
         for path in sorted((folder / group).glob("*.yaml")):
@@ -32,7 +32,7 @@ def choices(group: str, folders: list[Path]) -> dict[str, str]:
 
 
 def help_text() -> str:
-    """The usage, then all groups with a line for each choice."""
+    """The usage, followed by all config groups with one line per choice."""
     from vaerun.config.plugins import config_dirs
 
     folders = config_dirs()

@@ -1,7 +1,7 @@
-"""The command `vaerun`: Hydra composes the configuration, and one run or a sweep of runs follows.
+"""The command `vaerun`: composes the configuration with Hydra, then executes a run or a sweep.
 
 Exit codes: 0 done; 1 a run failed; 2 bad input; 130 interrupted; 75 stopped by another signal after saving.
-Nothing heavy is imported before a run starts.
+Heavy imports, such as torch, are deferred until a run starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point: runs the command and exits with its code."""
+    """Entry point: run the command and exit with its code."""
     command = Command(sys.argv[1:])
     with reporting_errors("vaerun", command.output_dir.remove_empty) as outcome:
         if {"-h", "--help"} & set(command.words):
@@ -49,24 +49,25 @@ def main() -> None:
 
 
 class Command:
-    """One call of `vaerun`.
+    """One invocation of `vaerun`.
 
     Attributes:
-        words: flags and overrides, as Hydra takes them.
-        check_only: print what would be run (--check).
+        words: flags and overrides from the command line, in the order that Hydra expects.
+        check_only: only print what would run (--check).
         output_dir: the folder of the run or sweep.
-        failure: of a single run, raised by `main`: through Hydra it would come with lines of Hydra's.
+        failure: exception of a single run, which `main` raises: raised through Hydra, it would be wrapped in Hydra's
+            output.
     """
 
     def __init__(self, words: list[str]) -> None:
-        # Hydra's parser accepts no flag between overrides.
+        # Hydra's parser rejects flags between overrides.
         self.words = sorted((w for w in words if w != "--check"), key=lambda w: w not in ("-m", "--multirun"))
         self.check_only = "--check" in words
         self.output_dir = OutputDir()
         self.failure: Exception | None = None
 
     def run(self, cfg: DictConfig) -> None:
-        """Run or check the composed configuration: Hydra's task of a single run."""
+        """Run or check the composed configuration; Hydra's task function for a single run."""
         from vaerun.config.settings import to_settings
 
         folder, overrides, hydra = _hydra_job()
@@ -89,7 +90,7 @@ class Command:
             else:
                 from vaerun.run.experiment import Experiment
 
-                # A signal ends the process until the run has begun.
+                # Until the run has begun, a signal simply ends the process.
                 stop = ShutdownSignal(on_immediate=interrupt_on_signal("vaerun", self.output_dir.remove_empty))
                 Experiment(settings, folder, overrides, hydra, stop).run()
         except Exception as error:
@@ -98,7 +99,7 @@ class Command:
             self.output_dir.remove_empty()
 
     def sweep(self) -> int:
-        """Run or check a job for each combination of the overrides' values; returns the exit code."""
+        """Run or check one job per combination of override values, and return the exit code."""
         from vaerun.cli.compose import hydra_application, readable_errors, without_cells
         from vaerun.config.composing import CompositionError, composing
 
@@ -114,7 +115,7 @@ class Command:
                 with composing():
                     application()
             except CompositionError as error:
-                bug = sweep.failure  # of vaerun's own code, which Hydra's sweeper called
+                bug = sweep.failure  # raised by vaerun's code inside Hydra's sweeper
                 if bug is None or bug is error:
                     raise
                 raise bug from bug.__cause__
@@ -127,9 +128,9 @@ class Command:
 
 
 def job(cfg: DictConfig) -> float | None:
-    """Run a sweep's job where another launcher (Slurm, Ray) has started it, in a process that imports this function.
+    """Run a job of a sweep that was started by another launcher (Slurm, Ray), in a process that imports this function.
 
-    Returns the validation metric, for sweepers that optimise it.
+    Returns the validation metric for sweepers that optimise it.
     """
     from vaerun.config.settings import to_settings
 
@@ -140,7 +141,7 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def _hydra_job() -> tuple[Path, list[str], str]:
-    """The folder of Hydra's current job, its overrides, and Hydra's own configuration as yaml."""
+    """The folder and overrides of Hydra's current job, and Hydra's own configuration as YAML."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 

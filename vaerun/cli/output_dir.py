@@ -1,4 +1,4 @@
-"""The folder of a run or a sweep: its name by default, and its removal where the run is refused."""
+"""Tracks the folder of a run or sweep, so that it can be removed if the run is rejected."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class OutputDir:
-    """The folder that Hydra makes for a run or a sweep, with all folders above it.
+    """The folder that Hydra creates for a run or sweep, with all its parents.
 
     Attributes:
-        path: with its parents; empty before the configuration is composed.
-        missing: those of them that did not exist before.
+        path: the folder and its parents; empty before the configuration is composed.
+        missing: those of them that Hydra created.
     """
 
     def __init__(self) -> None:
@@ -18,21 +18,21 @@ class OutputDir:
         self.missing: set[Path] = set()
 
     def expect(self, folder: Path) -> None:
-        """Note the folder that Hydra is about to make."""
+        """Record the folder that Hydra is about to create."""
         self.path |= {folder, *folder.parents}
         self.missing |= {path for path in (folder, *folder.parents) if not _exists(path)}
 
     def remove_empty(self) -> None:
-        """Remove what Hydra made and nothing was written into: a run that is refused leaves no trace."""
+        """Remove the folders that Hydra created and that are still empty: a rejected run leaves no trace."""
         for folder in sorted(self.missing, key=lambda path: len(path.parts), reverse=True):
             try:
                 folder.rmdir()
-            except OSError:  # not empty, or not there
+            except OSError:  # not empty, or missing
                 continue
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long for the file system: making it will say so
+    except OSError:  # the name is too long for the file system: reported when the folder is created
         return False

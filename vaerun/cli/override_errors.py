@@ -1,4 +1,4 @@
-"""Hydra's errors in one line each: what was wrong with the user's words, and the closest valid ones."""
+"""One-line messages for Hydra's errors: what is wrong with the arguments, and the closest valid ones."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 
-MAX_LETTERS = 200  # of a word that is quoted
+MAX_LETTERS = 200  # of an argument quoted in a message
 EXAMPLE = "model=vlae"
 _NOT_A_NAME = re.compile(r"[\[{]|([-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null)$", re.IGNORECASE)
 
 
 def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -> str:
-    """One line for an error of Hydra's.
+    """Explain an error raised by Hydra in one line.
 
     Arguments:
-        error: what Hydra raised.
-        words: the command's flags and overrides.
-        run_dir: the folder of the run with all folders above it.
+        error: exception raised by Hydra.
+        words: flags and overrides from the command line.
+        run_dir: the run directory and all its parents.
     """
     from vaerun.sweep.launcher_plugins import missing_extra
 
@@ -59,7 +59,7 @@ def explain(error: Exception, words: list[str], run_dir: Container[Path] = ()) -
 
 
 def _not_an_override(word: str, why: str, words: list[str], folders: list[Path]) -> str:
-    """Of a word that Hydra cannot parse, for the reason `why`."""
+    """The message for an argument that Hydra cannot parse, for the reason `why`."""
     if "=" in word:
         return unreadable(word, why)
     quoted = printable(word, MAX_LETTERS)
@@ -71,18 +71,18 @@ def _not_an_override(word: str, why: str, words: list[str], folders: list[Path])
         suggestions = [f"{word}={next((a for a in after if a in options[word]), next(iter(options[word])))}"]
     elif not suggestions and word in _known_keys(words):
         suggestions = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
-    hint = f"; {QUOTING}" if "=" in before and not suggestions else ""  # the second word of a value, maybe
+    hint = f"; {QUOTING}" if "=" in before and not suggestions else ""  # perhaps the second word of an unquoted value
     return f"'{quoted}' is not an override: write KEY=VALUE, such as {' or '.join(suggestions) or EXAMPLE}{hint}"
 
 
 def _not_a_choice(words: list[str], folders: list[Path]) -> str | None:
-    """Of the first word GROUP=VALUE whose value is a number, a list or something else that cannot name a choice.
+    """The message for an argument GROUP=VALUE whose value cannot name a choice, such as a number or a list.
 
-    Hydra fails on each somewhere else within its own code.
+    Hydra's own errors for these vary.
     """
     for word in words:
         group, equals, value = word.lstrip("+").partition("=")
-        for name in [value, *value.split(",")] if equals and group in GROUPS else []:  # several make a sweep
+        for name in [value, *value.split(",")] if equals and group in GROUPS else []:  # several values make a sweep
             if _NOT_A_NAME.match(name):
                 return unknown_choice(group, printable(name, MAX_LETTERS), choices(group, folders))
         if equals and group == "sweep":
@@ -105,7 +105,7 @@ def _unknown_key(text: str, words: list[str]) -> str | None:
     if available := _choices_with(key):
         return f"{key} is not a key of this {key.split('.')[0]} choice; available with {', '.join(available)}"
     quoted, known = printable(key, MAX_LETTERS), [*GROUPS, *_known_keys(words)]
-    if key in known:  # of some jobs of a sweep, and not of all
+    if key in known:  # only some jobs of the sweep have this key
         return f"{quoted} is not a key of every job: sweep over choices that have it, or leave it out"
     return f"unknown key '{quoted}'.{did_you_mean(key, known)} (vaerun --cfg job lists all keys)"
 
@@ -121,7 +121,7 @@ def _cannot_merge(text: str) -> str | None:
 
 
 def _several_values(text: str) -> str | None:
-    """Of a word KEY=A,B, or another for sweeps, where there is no sweep."""
+    """The message for an argument that only a sweep accepts, such as KEY=A,B, if there is no sweep."""
     if "does not support sweep type" in text:
         return "interval(A,B) is for searches (hydra/sweeper=optuna): give values, such as a,b or range(3)"
     match = re.match(r"\s*Ambiguous value for argument '(.*)'\n", text)
@@ -137,7 +137,7 @@ def _several_values(text: str) -> str | None:
 
 
 def _unusable_file() -> str | None:
-    """Of the first file in a trusted package's config groups that is not yaml, or whose defaults Hydra cannot use."""
+    """The message for a config file of a trusted package that is not valid YAML, or has an invalid defaults list."""
     for folder in plugin_config_dirs():
         for path in sorted(folder.rglob("*.yaml")):
             try:
@@ -154,19 +154,19 @@ def _unusable_file() -> str | None:
 
 
 def _choices_with(key: str) -> list[str]:
-    """GROUP=CHOICE for those choices of the key's own group whose files have the key."""
+    """The choices, as GROUP=CHOICE, of the key's group whose files contain the key."""
     group, _, rest = key.partition(".")
     available = []
     for folder in config_dirs():
         for path in sorted((folder / group).glob("*.yaml")) if group in GROUPS and rest else []:
-            with suppress(InputError):  # reported once it is chosen
+            with suppress(InputError):  # an invalid file is reported when it is chosen
                 if rest in dotted_keys(read_yaml(path)):
                     available.append(f"{group}={path.stem}")
     return available
 
 
 def _known_keys(words: list[str]) -> list[str]:
-    """Keys of the configuration that the words' group choices alone would compose."""
+    """Keys of the configuration composed from the group choices among the arguments."""
     from hydra.core.global_hydra import GlobalHydra
 
     chosen = [word for word in words if word.split("=")[0] in GROUPS and "," not in word]
@@ -176,14 +176,14 @@ def _known_keys(words: list[str]) -> list[str]:
             with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
                 cfg = hydra.compose("config", overrides)
             return list(dotted_keys(OmegaConf.to_container(cfg)))
-        except Exception:  # this only looks for a hint: a second mistake in the same command is no reason to fail here
+        except Exception:  # only needed for a hint: ignore further mistakes in the command
             continue
     return []
 
 
 @contextmanager
 def missing_package(words: list[str]) -> Iterator[None]:
-    """Raise InputError where --package names nothing in the configuration: Hydra prints a line of its own and exits."""
+    """Raise InputError if --package names nothing in the configuration; Hydra would print its own line and exit."""
     flags = {word.split("=")[0] for word in words}
     if not flags & {"--package", "-p"} or not flags & {"--cfg", "-c"}:
         yield
@@ -196,7 +196,7 @@ def missing_package(words: list[str]) -> Iterator[None]:
         line = stderr.getvalue().strip()
         if "not found in config" not in line:
             raise
-        stderr = io.StringIO()  # its text is part of the error
+        stderr = io.StringIO()  # do not print it twice: it is part of the error
         raise InputError(f"--package: {line}: name a group or a key, such as --package=model") from error
     finally:
         sys.stderr.write(stderr.getvalue())

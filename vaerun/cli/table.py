@@ -1,4 +1,4 @@
-"""`vaerun-table`: the runs below a folder, one row each, or compared over seeds alongside published results."""
+"""`vaerun-table`: list the runs below a folder, or compare them over seeds, alongside published results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaerun.cli.console import Parser, reporting_errors
 from vaerun.errors import InputError
 from vaerun.text import print_output, printable_lines
 
-LISTED = ("md", "csv")  # formats of the listing
+LISTED = ("md", "csv")  # formats available for the listing
 FORMATS = (*LISTED, "tex", "png", "tensorboard")
 
 
@@ -51,11 +51,11 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     with reporting_errors("vaerun-table") as outcome:
         try:
             _run(_parse(argv))
-        except OSError as error:  # a name too long, a folder that cannot be read
+        except OSError as error:  # e.g. a name too long, or an unreadable folder
             raise InputError(f"{error.filename}: {error.strerror}: name another") from error
     return outcome.exit_code
 

@@ -1,4 +1,4 @@
-"""Errors that Hydra raises while it composes the configuration, told apart from those of the code that it calls."""
+"""Separates errors raised by Hydra while composing the configuration from those of the code that it calls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vaerun.errors import InputError, RunError
 
 
 class CompositionError(Exception):
-    """Hydra cannot compose the configuration.
+    """Hydra failed to compose the configuration.
 
     Attributes:
-        error: what Hydra raised.
+        error: exception raised by Hydra.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -22,7 +22,7 @@ class CompositionError(Exception):
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Around calls of Hydra: its errors, of whatever type, are raised as CompositionError."""
+    """Context for calls to Hydra: exceptions of any type are re-raised as CompositionError."""
     try:
         yield
     except (InputError, RunError, CompositionError):

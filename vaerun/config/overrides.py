@@ -1,4 +1,4 @@
-"""KEY=VALUE words of `vaerun-eval` as a nested mapping, by the grammar of Hydra's overrides."""
+"""Parses the KEY=VALUE arguments of `vaerun-eval` with Hydra's override grammar."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and the shell: 'key="value"'"""
-MAX_LETTERS = 10_000  # of a word: the parser's time grows faster than its length
+MAX_LETTERS = 10_000  # of an argument: parsing time grows faster than linearly
 
 _EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """KEY=VALUE words as a nested mapping; `data=NAME` gives the keys of that choice's file.
+    """Parse KEY=VALUE arguments to a nested mapping; `data=NAME` is replaced by the contents of that choice's file.
 
-    Raises InputError for a word that is no override, or sets what an evaluation cannot change.
+    Raises InputError for an argument that is not an override, or whose key an evaluation cannot change.
     """
     overrides = OmegaConf.create()
-    for word in sorted(words, key=lambda w: not w.startswith("data=")):  # the choice first, then its keys
+    for word in sorted(words, key=lambda w: not w.startswith("data=")):  # first the choice, then overrides of its keys
         key = _key(word)
         value = _value(word)
         if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(value, str)):
@@ -49,7 +49,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
 
 
 def unquote(value: str) -> str:
-    """The value of `run=VALUE`: a path as it is, or quoted as in Hydra."""
+    """The value of `run=VALUE`: a plain path, or one quoted as in Hydra."""
     if value.startswith(("'", '"')):
         parsed = _value(f"run={value}")
         return parsed if isinstance(parsed, str) else value
@@ -57,18 +57,18 @@ def unquote(value: str) -> str:
 
 
 def unreadable(word: str, message: str) -> str:
-    """The line for a word that Hydra's parser rejects with this message."""
+    """The error line for an argument that Hydra's parser rejects with this message."""
     prefix = "LexerNoViableAltException: "
     lines = message.splitlines()
     reason = lines[1] if lines[0].startswith("Error parsing override") and len(lines) > 1 else lines[0]
-    if reason.startswith(prefix):  # it repeats the word; a line with a ^ below the letter follows
+    if reason.startswith(prefix):  # Hydra repeats the argument, and adds a line with a ^ below the error
         column = len(lines[-2 if lines[-1].startswith("See ") else -1]) - len(prefix) - 1
         reason = f"unexpected {word[column : column + 1]!r}"
     return f"cannot read the override '{printable(word, 200)}': {printable(reason, 200)}; {QUOTING}"
 
 
 def _key(word: str) -> str:
-    """The key of an override: as in Hydra, + and ++ may stand before it. Raises InputError where there is none."""
+    """The key of an override, which may be prefixed by + or ++ as in Hydra. Raises InputError if there is none."""
     key, equals, _ = word.partition("=")
     key = key.removeprefix("+").removeprefix("+")
     if key.startswith("~"):
@@ -83,7 +83,7 @@ def _key(word: str) -> str:
 
 
 def _value(word: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # not needed for --help
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # slow, and not needed for --help
     from hydra.errors import HydraException
 
     if len(word) > MAX_LETTERS:
@@ -103,7 +103,7 @@ def _value(word: str) -> Any:
 
 
 def _has_missing(value: Any) -> bool:
-    """Whether it is or contains `???`, which stands for a missing value."""
+    """Whether the value is or contains `???`, which marks a missing value."""
     if isinstance(value, dict | list):
         return any(_has_missing(v) for v in (value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and value == "???"

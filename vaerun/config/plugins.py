@@ -1,8 +1,8 @@
-"""Where the parts of a model may come from: vaerun itself, and packages that the user trusts.
+"""Resolves the classes and functions named by a configuration, from vaerun and from packages that the user trusts.
 
 A package is trusted if it declares an entry point in the group `vaerun.plugins`, or is named in the environment
-variable VAERUN_PLUGINS (comma-separated) or by `trust()` in code; never by a file of a run directory. The `configs/`
-folder of a trusted package joins Hydra's search path.
+variable VAERUN_PLUGINS (comma-separated) or by a call of `trust()`; never by a file in a run directory. The `configs/`
+folder of a trusted package is added to Hydra's search path.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _trusted: set[str] = set()
 
 
 def trust(package: str) -> None:
-    """Allow configurations to name classes and functions of this top-level package."""
+    """Allow configurations to refer to classes and functions of this top-level package."""
     _trusted.add(package)
 
 
@@ -40,7 +40,7 @@ def _declared() -> frozenset[str]:
 
 
 def trusted() -> set[str]:
-    """Top-level packages whose classes and functions a configuration may name."""
+    """Top-level packages whose classes and functions a configuration may refer to."""
     return {"vaerun"} | _declared() | _trusted
 
 
@@ -48,14 +48,14 @@ def trusted() -> set[str]:
 
 
 def builtin_config_dir() -> Path:
-    """vaerun's own config groups: inside the installed package, or beside it in a source tree."""
+    """Folder of vaerun's config groups: inside the installed package, or next to it in a source tree."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def plugin_config_dirs() -> list[Path]:
-    """`configs/` of each trusted package but vaerun, which is not imported. Raises InputError if one is missing."""
+    """`configs/` of each trusted package except vaerun, located without importing it. Raises InputError if missing."""
     folders = []
     for name in sorted(trusted() - {"vaerun"}):
         spec = importlib.util.find_spec(name)
@@ -70,22 +70,22 @@ def plugin_config_dirs() -> list[Path]:
 
 
 def config_dirs() -> list[Path]:
-    """All folders with config groups, vaerun's own first."""
+    """All folders with config groups, starting with vaerun's."""
     return [builtin_config_dir(), *plugin_config_dirs()]
 
 
 def group_file(group: str, name: str) -> Path:
-    """The file of a group's choice. Raises InputError for an unknown one."""
+    """Path of a choice's file. Raises InputError for an unknown choice."""
     folders = config_dirs()
     for folder in folders:
         path = folder / group / f"{name}.yaml"
-        if path.name == f"{name}.yaml" and path.is_file():  # not a path that leads elsewhere
+        if path.name == f"{name}.yaml" and path.is_file():  # rejects names such as ../file
             return path
     raise InputError(unknown_choice(group, name, {p.stem for f in folders for p in (f / group).glob("*.yaml")}))
 
 
 def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
-    """The line for a choice that a group does not have."""
+    """The error line for an unknown choice of a group."""
     names = sorted(known)
     choices = f"Choices: {', '.join(names)}; those of other packages need VAERUN_PLUGINS=PACKAGE"
     return f"unknown choice {group}={name}.{did_you_mean(name, names)} {choices}"
@@ -95,15 +95,15 @@ def unknown_choice(group: str, name: str, known: Iterable[str]) -> str:
 
 
 def resolve(target: str, package: str) -> Any:
-    """The class or function of a dotted name.
+    """Import a class or function by its dotted name.
 
     Arguments:
-        target: such as vaerun.inference.Laplace.
-        package: of vaerun that the target belongs to, such as vaerun.inference; other parts of vaerun are rejected.
+        target: dotted name, such as vaerun.inference.Laplace.
+        package: required package of targets within vaerun, such as vaerun.inference.
 
-    Raises InputError where there is none, or it belongs to another package, or to one that is not trusted.
+    Raises InputError if it does not exist, or belongs to another part of vaerun or to an untrusted package.
     """
-    if len(str(target)) > MAX_LETTERS:  # importing recurses once for each part of the name
+    if len(str(target)) > MAX_LETTERS:  # importing recurses once per component of the name
         raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} letters, too many for a name")
     module_name, _, attribute = str(target).rpartition(".")
     if module_name.split(".")[0] not in trusted():
@@ -121,7 +121,7 @@ def resolve(target: str, package: str) -> Any:
     if not hasattr(module, attribute) or attribute.startswith("_"):
         raise InputError(f"_target_ '{target}': {module_name} has no public attribute '{attribute}'")
     part = getattr(module, attribute)
-    # The name may be an alias: what counts is where the object is defined.
+    # The name may be an alias: check where the object is defined.
     home = getattr(part, "__module__", None) or ""
     if not callable(part) or home.split(".")[0] not in trusted():
         raise InputError(f"_target_ '{target}' is not a class or function of a trusted package (defined in '{home}')")
@@ -131,15 +131,15 @@ def resolve(target: str, package: str) -> Any:
 
 
 def instantiate(spec: Mapping[str, Any], *args: Any, package: str, key: str) -> Any:
-    """Call `spec["_target_"]` with the positional arguments and its other keys.
+    """Call `spec["_target_"]` with the positional arguments, and the other keys of `spec` as keyword arguments.
 
     Arguments:
         spec: a mapping with `_target_`.
         args: positional arguments.
         package: see resolve.
-        key: of the configuration that the spec is from, for messages.
+        key: key of the spec in the configuration, for error messages.
 
-    Raises InputError for keys that the target does not take or lacks, and where it cannot be made with their values.
+    Raises InputError for unexpected or missing keys, and if the call fails.
     """
     if "_target_" not in spec:
         raise InputError(f"{key} has no _target_")
@@ -149,19 +149,19 @@ def instantiate(spec: Mapping[str, Any], *args: Any, package: str, key: str) -> 
 
 
 def bind(spec: Mapping[str, Any], package: str, key: str) -> Any:
-    """A function with the spec's options bound, or an instance of a class. Arguments and errors: see instantiate."""
+    """Bind the spec's options to a function, or instantiate a class. Arguments and errors: see instantiate."""
     target, options = _resolve(spec, package, key)
     is_class = inspect.isclass(target)
     check_options(target, key, spec, (), options, complete=is_class)
     if is_class:
         return _call(target, key, spec, (), options)
-    return update_wrapper(partial(target, **options), target)  # with the function's own attributes
+    return update_wrapper(partial(target, **options), target)  # keep the function's attributes
 
 
 def check_options(
     target: Any, key: str, spec: Mapping[str, Any], args: tuple[Any, ...], options: dict[str, Any], complete: bool
 ) -> None:
-    """Raises InputError for options that the target does not take; `complete`: or lacks."""
+    """Raise InputError for unexpected options of the target; if `complete`, also for missing ones."""
     signature = inspect.signature(target)
     try:
         (signature.bind if complete else signature.bind_partial)(*args, **options)
@@ -171,7 +171,7 @@ def check_options(
 
 
 def _resolve(spec: Mapping[str, Any], package: str, key: str) -> tuple[Any, dict[str, Any]]:
-    """The target of a spec and its options."""
+    """Split a spec into its target and options."""
     try:
         target = resolve(spec.get("_target_", ""), package)
     except InputError as error:
@@ -180,7 +180,7 @@ def _resolve(spec: Mapping[str, Any], package: str, key: str) -> tuple[Any, dict
 
 
 def _call(target: Any, key: str, spec: Mapping[str, Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    # A value of the wrong type, or a part in the place of another: an error in the configuration, whoever wrote it.
+    # A value of the wrong type, or a target of the wrong kind, is an error in the configuration, not a bug.
     try:
         return target(*args, **options)
     except InputError as error:
@@ -195,7 +195,7 @@ def _call(target: Any, key: str, spec: Mapping[str, Any], args: tuple[Any, ...],
 
 
 def describe_error(error: BaseException) -> str:
-    """An error's type and text, and the line outside torch that raised it, for whoever wrote that line."""
+    """Describe an error by its type, its message, and the innermost line of code outside torch."""
     frames = traceback.extract_tb(error.__traceback__)
     at = next((f for f in reversed(frames) if "torch" not in Path(f.filename).parts), frames[-1])
     return f"{type(error).__name__}: {error}, {Path(at.filename).name} line {at.lineno}"

@@ -1,6 +1,6 @@
-"""The configuration's schema: every key with its type, its default, and the values it may have.
+"""Schema of the configuration: every key with its type, default and allowed values.
 
-configs/ says what each key means. validation.py checks the values.
+The keys are documented in configs/. validation.py checks the values.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from omegaconf import MISSING
 
 @dataclass(frozen=True)
 class Allowed:
-    """The values that a key may have; for a list, its elements. None: no such limit.
+    """Allowed values of a key, or of the elements of a list. None: no restriction.
 
     Attributes:
-        ge, gt, le, lt: the number is at least, above, at most, below this.
-        choices: the values themselves.
-        pattern: a regular expression for the whole text, and what it stands for.
-        length: of the list.
+        ge, gt, le, lt: bounds on a number, as in pydantic: >=, >, <=, <.
+        choices: all allowed values.
+        pattern: regular expression that the whole string must match, and its description.
+        length: length of the list.
     """
 
     ge: float | None = None
@@ -32,22 +32,22 @@ class Allowed:
 
 
 def only(**limits: Any) -> dict[str, Allowed]:
-    """A field's metadata, from the attributes of Allowed."""
+    """Metadata of a dataclass field, from the attributes of Allowed."""
     return {"allowed": Allowed(**limits)}
 
 
 def option(default: Any = MISSING, **limits: Any) -> Any:
-    """A key with a default and the attributes of Allowed."""
+    """Define a key by its default and the attributes of Allowed."""
     return field(default=default, metadata=only(**limits))
 
 
 BILLION = 10**9
-"""Limit on counts: a billion of anything takes weeks, or more memory than any machine has.
+"""Limit on counts: a billion of anything takes weeks or exhausts the memory.
 
 Numbers of images, batch sizes and chunks have no such limit: the data set bounds them.
 """
 NAME = (r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", "up to 100 letters, digits, '_', '-' and '.' (not first)")
-"""Of names that folders and files are given."""
+"""Pattern of names that become part of a path."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class DataSettings:
 
 @dataclass
 class CodeSettings:
-    """`model.codes`: InfoGAN's, and the weight lambda of each kind's mutual information."""
+    """`model.codes`: latent codes of InfoGAN, with the weights lambda of their mutual information."""
 
     categorical: list[int] = field(default_factory=list)
     continuous: int = 0
@@ -82,8 +82,8 @@ class CodeSettings:
 class ModelSettings:
     """The groups `network` and `model`.
 
-    A model of the family `likelihood` has a decoder and an inference, one of the family `adversarial` a generator and a
-    discriminator.
+    A model of the family `likelihood` has a decoder and an inference method; one of the family `adversarial` has a
+    generator and a discriminator.
     """
 
     name: str = option(pattern=NAME)
@@ -149,7 +149,7 @@ class TrainerSettings:
 
 @dataclass
 class AnnealingSettings:
-    """`evaluation.annealing`: of AIS and BDMC."""
+    """`evaluation.annealing`: settings of AIS and BDMC."""
 
     temperatures: int = option(2500, le=10**7)
     chains: int = option(16, le=10**7)
@@ -162,7 +162,7 @@ class AnnealingSettings:
 
 @dataclass
 class GapSettings:
-    """`evaluation.gap`: of the inference gaps."""
+    """`evaluation.gap`: settings of the inference gaps."""
 
     samples: int = option(8, le=10**6)
     learning_rate: float = 0.01
@@ -175,7 +175,7 @@ class GapSettings:
 
 @dataclass
 class NoiseSettings:
-    """`evaluation.noise`: of the gradient noise."""
+    """`evaluation.noise`: settings of the gradient noise."""
 
     estimators: list[str] = field(default_factory=list)
     samples: int = option(5, ge=1, le=BILLION)
@@ -185,7 +185,7 @@ class NoiseSettings:
 
 @dataclass
 class GeneratedSettings:
-    """`evaluation.generated`: of what is measured on generated images."""
+    """`evaluation.generated`: settings of metrics on generated images."""
 
     samples: int = option(10_000, ge=2, le=BILLION)
     neighbours: int = option(5, ge=1)
@@ -193,7 +193,7 @@ class GeneratedSettings:
 
 @dataclass
 class ObservationSettings:
-    """`evaluation.observation`: of a generator's pixel variance, chosen on validation images."""
+    """`evaluation.observation`: settings for choosing a generator's pixel variance on validation images."""
 
     variances: list[float] = field(default_factory=lambda: [0.001, 0.003, 0.01, 0.03, 0.1], metadata=only(gt=0))
     images: int = option(20, ge=1)
@@ -234,7 +234,7 @@ class EvaluationSettings:
 
 @dataclass
 class TableSettings:
-    """`sweep.table`: the table that a sweep ends in."""
+    """`sweep.table`: the table written at the end of a sweep."""
 
     rows: str = "model"
     columns: str | None = "model.inference.steps"
@@ -244,7 +244,7 @@ class TableSettings:
 
 @dataclass
 class SweepSettings:
-    """`sweep`: how the jobs of a sweep are run; it changes no result."""
+    """`sweep`: how the jobs of a sweep are run; does not affect results."""
 
     jobs: int | None = option(None, ge=1, le=10**5)
     jobs_per_gpu: int = option(1, ge=1, le=10**5)
@@ -256,7 +256,7 @@ class SweepSettings:
 
 @dataclass
 class Settings:
-    """A whole run."""
+    """The complete settings of a run."""
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

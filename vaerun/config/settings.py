@@ -1,4 +1,4 @@
-"""The composed configuration as typed and checked settings. No torch here: `--cfg` stays quick."""
+"""Converts a composed configuration to typed, validated settings. Does not import torch, to keep `--cfg` fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vaerun.text import did_you_mean
 
 
 def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of a configuration."""
+    """Yield the dotted names of all keys of a configuration."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield f"{prefix}{key}"
@@ -31,7 +31,7 @@ def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def to_settings(cfg: DictConfig) -> Settings:
-    """The settings of a composed configuration. Raises InputError for a key or value that the schema rejects."""
+    """Validate a composed configuration and return its settings. Raises InputError for an invalid key or value."""
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)
@@ -64,7 +64,7 @@ def to_settings(cfg: DictConfig) -> Settings:
 
 
 def missing_value(text: str) -> str:
-    """The line for a required value that is not given, from OmegaConf's text."""
+    """The error line for a missing required value, from OmegaConf's message."""
     match = re.search(r"[Mm]issing mandatory value: ([\w.]+)", text)
     return _required(match.group(1)) if match else " ".join(text.split())
 

@@ -1,4 +1,4 @@
-"""Checks of the values against the schema: types, ranges, choices. No torch here: `--cfg` stays quick."""
+"""Validates settings against the schema: types, ranges, choices. Does not import torch, to keep `--cfg` fast."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vaerun.errors import InputError
 from vaerun.storage.plain_values import flatten
 from vaerun.text import did_you_mean, is_valid_unicode, printable
 
-MAX_FLOAT = 3e38  # single precision ends at 3.4e38
-MAX_INT = 2**63  # tensors hold integers below
+MAX_FLOAT = 3e38  # the largest float32 is 3.4e38
+MAX_INT = 2**63  # tensors hold int64
 
 NEEDS_KEYS = "{0} is a group of keys: write {0}.KEY=VALUE"
 _TYPES: dict[Any, str] = {
@@ -32,7 +32,7 @@ _ELEMENTS: dict[Any, type | tuple[type, ...]] = {str: str, int: int, float: (int
 
 
 def value_of(settings: Settings, key: str) -> Any:
-    """The value of a dotted key; None in an optional group that is not set."""
+    """The value of a dotted key; None if it belongs to an optional group that is not set."""
     value: Any = settings
     for part in key.split("."):
         value = None if value is None else getattr(value, part)
@@ -41,7 +41,7 @@ def value_of(settings: Settings, key: str) -> Any:
 
 @cache
 def allowed_values() -> dict[str, Allowed]:
-    """Of each dotted key of the schema that has any limit."""
+    """Allowed values by dotted key, for all keys of the schema with a restriction."""
     return dict(_allowed(Settings, ""))
 
 
@@ -56,7 +56,7 @@ def _allowed(schema: Any, prefix: str) -> Iterator[tuple[str, Allowed]]:
 
 
 def _group(hint: Any) -> Any:
-    """The dataclass of a group's type or optional type; None for a single value."""
+    """The dataclass of a group from its (optional) type hint; None if the hint is not a group."""
     return next((h for h in (hint, *get_args(hint)) if is_dataclass(h)), None)
 
 
@@ -64,7 +64,7 @@ def _group(hint: Any) -> Any:
 
 
 def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
-    """Raises InputError for a single value where the schema has a group: OmegaConf does not say which one it is."""
+    """Raise InputError for a single value in place of a group; OmegaConf's error would not name the key."""
     for name, hint in get_type_hints(schema).items():
         group = _group(hint)
         if group is None or name not in plain or plain[name] == "???" or (plain[name] is None and group is not hint):
@@ -75,9 +75,9 @@ def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
 
 
 def wrong_type(key: str, plain: Any) -> str | None:
-    """The line for a key whose value is not of its type; None where the schema does not say which that is."""
+    """The error line for a value of the wrong type; None if the schema does not give the type of the key."""
     hint: Any = Settings
-    key = key.partition("[")[0]  # of a wrong element the whole list is quoted
+    key = key.partition("[")[0]  # for a wrong element, quote the whole list
     for part in key.split("."):
         group = _group(hint)
         hint = None if group is None else get_type_hints(group).get(part)
@@ -93,7 +93,7 @@ def wrong_type(key: str, plain: Any) -> str | None:
     if len(options) > 1:
         expected += ", or null" if "," in expected else " or null"
     quoted = "null" if plain is None else printable(plain, 100)
-    if isinstance(plain, str):  # else an empty word would not be seen
+    if isinstance(plain, str):  # quoted, to make an empty string visible
         quoted = f"'{quoted}'"
     return f"{key} must be {expected}, got {quoted}"
 
@@ -102,7 +102,7 @@ def wrong_type(key: str, plain: Any) -> str | None:
 
 
 def check_values(settings: Settings) -> None:
-    """Raises InputError for a value that its key cannot have."""
+    """Raise InputError for a value that the schema does not allow."""
     _check_lists(settings)
     for key, leaf in flatten(asdict(settings)):
         for value in leaf if isinstance(leaf, list) else [leaf]:
@@ -114,7 +114,7 @@ def check_values(settings: Settings) -> None:
 
 
 def _check_lists(settings: Any, prefix: str = "") -> None:
-    """Raises InputError for a list within a list: OmegaConf checks the types of plain elements only."""
+    """Raise InputError for nested lists; OmegaConf only checks the types of plain elements."""
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         key, value, hint = f"{prefix}{field.name}", getattr(settings, field.name), hints[field.name]
@@ -128,7 +128,7 @@ def _check_lists(settings: Any, prefix: str = "") -> None:
 
 
 def _check_size(key: str, value: Any) -> None:
-    """Raises InputError for a number beyond what tensors hold, and text that no file takes."""
+    """Raise InputError for numbers that tensors cannot hold, and for strings that cannot be written to a file."""
     if isinstance(value, int) and abs(value) >= MAX_INT:
         raise InputError(f"{key} must be a number between -2^63 and 2^63, got {printable(value, 30)}")
     if isinstance(value, float) and MAX_FLOAT < abs(value) < math.inf:
@@ -153,14 +153,14 @@ def _check_allowed(key: str, value: Any, allowed: Allowed) -> None:
 
 
 def _exceeded(value: float, allowed: Allowed) -> str | None:
-    """The limit that the value exceeds, in words; None for an allowed value."""
+    """Description of the bound that the value violates, or None."""
     if not math.isfinite(value):
         return "a finite number"
     return next((words for words, within in _limits(allowed).items() if not within(value)), None)
 
 
 def _limits(allowed: Allowed) -> dict[str, Callable[[float], bool]]:
-    """Each limit in words, and whether a value is within it."""
+    """Map the description of each bound to a function that tests it."""
     limits: dict[str, Callable[[float], bool]] = {}
     if (ge := allowed.ge) is not None:
         limits[f"at least {ge:.15g}"] = lambda value: value >= ge
