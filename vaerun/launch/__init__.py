@@ -1,1 +1,1 @@
-"""Runs as processes: a worker per job, several ranks per run, or several runs in one process."""
+"""Launches runs: one worker process per job, several ranks per run, or several runs in one process."""

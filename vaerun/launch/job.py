@@ -1,4 +1,4 @@
-"""One run to launch, how it is handed to its process, and what became of it."""
+"""A run to launch, its job file, and its outcome."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Job:
     """A run to launch.
 
     Attributes:
-        settings: validated.
-        folder: the run directory, absolute.
-        overrides: of the command line, to be stored with the run.
+        settings: validated settings.
+        folder: absolute path of the run directory.
+        overrides: command-line overrides, to be stored with the run.
         hydra: Hydra's own configuration as YAML, to be stored with the run.
-        fingerprint: of the run; "" if not known yet.
+        fingerprint: fingerprint of the run; "" if not known yet.
         label: tells it apart from the other jobs of a sweep or the other replicas.
     """
 
@@ -44,15 +44,15 @@ class Job:
 
     @property
     def prefix(self) -> str:
-        """Start of the lines about this job among those of others."""
+        """Prefix of this job's lines in shared output."""
         return f"{self.label}: " if self.label else ""
 
 
 class JobState(StrEnum):
-    """Where a job stands, before it is launched and after."""
+    """State of a job, before its launch or afterwards."""
 
-    NEW = "new"  # nothing is recorded
-    RESUMABLE = "resumable"  # started, and stopped before its end
+    NEW = "new"  # no result.json yet
+    RESUMABLE = "resumable"  # started, but stopped before the end
     RUNNING = "running"  # in another process
     FINISHED = "finished"
     FAILED = "failed"
@@ -61,12 +61,12 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of a job.
+    """Outcome of a job.
 
     Attributes:
-        state: NEW or RESUMABLE if it was stopped on request.
-        reason: why it failed.
-        seconds: how long it ran.
+        state: FINISHED, FAILED, ...; NEW or RESUMABLE if it was stopped on request.
+        reason: reason of a failure.
+        seconds: run time.
     """
 
     state: JobState
@@ -75,7 +75,7 @@ class JobOutcome:
 
 
 def write_job(job: Job, path: Path) -> None:
-    """Write the file that the worker process reads. Raises RunError."""
+    """Write the job file, which the worker process reads. Raises RunError if that fails."""
     settings = replace(job.settings, trainer=replace(job.settings.trainer))
     if settings.trainer.resume == "never":
         settings.trainer.resume = "auto"  # a free folder has been chosen already
@@ -84,18 +84,18 @@ def write_job(job: Job, path: Path) -> None:
 
 
 def read_job(record: dict[str, Any]) -> Job:
-    """The job described by the contents of such a file."""
+    """The job described by the contents of a job file."""
     settings = to_settings(OmegaConf.create(record["settings"]))
     return Job(settings, Path(record["folder"]), record["words"], record["hydra"])
 
 
 def worker_exit_code(error: BaseException | None) -> int:
-    """Exit code of a worker whose run ended with this error: those of `vaerun`, and EXIT_BUSY."""
+    """Exit code of a worker whose run raised this error, as for `vaerun`, or EXIT_BUSY."""
     return EXIT_BUSY if isinstance(error, RunDirLocked) else errors.exit_code(error)
 
 
 def describe_exit(code: int) -> str:
-    """An exit code as `subprocess` reports it (negative: killed by that signal), in words."""
+    """Describe an exit code in the convention of `subprocess` (negative: killed by that signal)."""
     if code >= 0:
         return f"ended with exit code {code}" + ("" if code else " and no result")
     try:

@@ -1,7 +1,7 @@
-"""Runs as child processes, so that whatever kills one leaves the others alone.
+"""Runs jobs in child processes, so that a killed job does not affect the others.
 
-Plain operating-system processes: a pool of workers (loky, joblib) is lost altogether when one worker is killed, and
-submitit's local executor starts all jobs at once and takes some 17 s to notice a killed one.
+These are plain processes: a worker pool (loky, joblib) breaks when one of its workers is killed, and submitit's local
+executor starts all jobs at once and takes about 17 s to notice that one was killed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vaerun.run.result import JOB_LOG, RESULT_FILE, read_result, utc_now, write_
 from vaerun.storage.json_files import write_json
 from vaerun.storage.run_dir import RunDirLocked, lock_run_dir
 
-GRACE_SECONDS = 120.0  # for saving, from the request to stop to SIGKILL
+GRACE_SECONDS = 120.0  # time for saving, between the request to stop and SIGKILL
 
 
 def worker_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment of a worker: this process's, with the same vaerun and working folder importable."""
+    """Environment of a worker: that of this process, with the same vaerun and working directory importable."""
     here = os.getcwd()
     paths = [str(Path(__file__).resolve().parents[2])]
     paths += [here] if "" in sys.path or here in sys.path else []
@@ -35,12 +35,12 @@ def worker_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
 
 
 def worker_command(*job_files: Path) -> list[str]:
-    """Command line of a worker that runs these jobs."""
+    """Command that starts a worker for these jobs."""
     return [sys.executable, "-m", "vaerun.launch.worker", *map(str, job_files)]
 
 
 class Attempt:
-    """One attempt at a job: makes its folder, writes its job file and notes what was there before.
+    """One attempt at a job: creates its folder, writes its job file and records the previous contents.
 
     Raises OSError, InputError or RunError if that fails.
     """
@@ -55,7 +55,7 @@ class Attempt:
         self.log_start = log.stat().st_size if log.exists() else 0
 
     def exit_code(self, process_code: int) -> int:
-        """Exit code of this run among several in one process, or the process's own if the run left none."""
+        """Exit code of this run in a process of several, or that of the process if the run has not left one."""
         try:
             return int((self.job.folder / EXIT_CODE_FILE).read_text(encoding="ascii"))
         except (OSError, ValueError):
@@ -63,14 +63,14 @@ class Attempt:
 
 
 class JobProcess:
-    """A worker process that runs a job (itself as several processes if trainer.processes > 1), or several jobs at once.
+    """A worker process that runs one job (with trainer.processes > 1, as several processes) or several jobs at once.
 
     Arguments:
-        jobs: at least one; their folders are made.
-        extra: environment variables to set.
-        log: append the output to job.log in the first job's folder; otherwise it goes where this process's goes.
+        jobs: one or more jobs; their folders are created.
+        extra: additional environment variables.
+        log: append the output to job.log in the first job's folder; otherwise inherit standard output and error.
 
-    Raises InputError if a folder cannot be written to or the process cannot be started.
+    Raises InputError if a folder is not writable or the process cannot be started.
     """
 
     def __init__(self, jobs: Sequence[Job], extra: Mapping[str, str] | None = None, log: bool = True) -> None:
@@ -87,7 +87,7 @@ class JobProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
                 env=worker_environment(extra),
-                start_new_session=True,  # Ctrl-C reaches only the parent, which forwards it
+                start_new_session=True,  # so that Ctrl-C only reaches the parent, which forwards it
             )
         except (OSError, RunError) as error:
             raise InputError(f"cannot start a run in {self.job.folder}: {error}") from error
@@ -98,7 +98,7 @@ class JobProcess:
     def signal(self, signum: int) -> None:
         """Forward a signal, unless the process has ended.
 
-        SIGINT is sent as SIGTERM: a starting Python may lose the former as an exception inside an import.
+        SIGINT is sent as SIGTERM, since a KeyboardInterrupt during Python's start-up may be lost inside an import.
         """
         signum = signal.SIGTERM if signum == signal.SIGINT else signum
         if self.process.poll() is None:
@@ -106,7 +106,7 @@ class JobProcess:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """Kill the process and all its descendants at once."""
+        """Kill the process and all its descendants."""
         self.sent.add(signal.SIGKILL)
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -114,14 +114,14 @@ class JobProcess:
             self.process.kill()
 
     def abandon(self) -> None:
-        """Kill the process and release everything that belongs to it."""
+        """Kill the process and release its resources."""
         self.kill()
         self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """The exit code (negative: killed by that signal), or None if still running after `timeout` seconds."""
+        """Return the exit code (negative: killed by that signal), or None if still running after `timeout` seconds."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -131,16 +131,16 @@ class JobProcess:
         return code
 
     def outcome(self, code: int, received: int | None = None, reason: str = "") -> JobOutcome:
-        """The outcome of the first job; see `outcomes`."""
+        """Outcome of the first job; see `outcomes`."""
         return self.outcomes(code, received, reason)[0]
 
     def outcomes(self, code: int, received: int | None = None, reason: str = "") -> list[JobOutcome]:
-        """The outcome of each job. Afterwards a failure and its reason are in result.json, if need be written here.
+        """Determine the outcome of each job. Failures that the child did not record in result.json are recorded here.
 
         Arguments:
-            code: the exit code of the process.
-            received: the signal that asked this process to stop, which may have reached the child as well.
-            reason: the jobs failed, and this is why.
+            code: exit code of the process.
+            received: signal that asked this process to stop; the child may have received it as well.
+            reason: reason of the failure, if the jobs are known to have failed.
         """
         if len(self.attempts) == 1:
             return [self._outcome(self.attempts[0], code, received, reason)]
@@ -154,20 +154,20 @@ class JobProcess:
             result = read_result(job.folder)
         except InputError as error:
             return JobOutcome(JobState.FAILED, str(error))
-        is_new = result is not None and result != attempt.previous_result  # written by this attempt
+        is_new = result is not None and result != attempt.previous_result  # whether this attempt wrote it
         if result is not None and result["status"] == "ok" and result["fingerprint"] == job.fingerprint:
-            return JobOutcome(JobState.FINISHED)  # even if the process crashed on its way out
+            return JobOutcome(JobState.FINISHED)  # even if the process crashed during shutdown
         signals = self.sent | ({received} if received is not None else set())
-        # With several processes per run the exit code does not say that they saved and stopped; result.json does.
+        # With several processes per run, only result.json tells whether they saved and stopped; the exit code does not.
         saved = is_new and result is not None and result["status"] == "interrupted"
-        # A process asked to stop before its run began may have exited in any way.
+        # A process that was asked to stop before its run began may exit with any code.
         if (
             signals
             and not reason
             and (code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) or -code in signals or saved or not is_new)
         ):
             return JobOutcome(JobState.NEW if result is None else JobState.RESUMABLE)
-        # With several processes per run, rank 0 may only have recorded that another rank was lost; the log says why.
+        # With several processes per run, rank 0 may only have recorded the loss of another rank; the log has the cause.
         has_ranks = job.settings.trainer.processes > 1
         if not (reason or has_ranks) and code == 1 and is_new and result is not None and result["status"] == "failed":
             return JobOutcome(JobState.FAILED, str(result.get("error")))
@@ -177,9 +177,9 @@ class JobProcess:
 
 
 def record_failure(job: Job, reason: str) -> str:
-    """Make sure that result.json says that the run failed and why, and return the reason.
+    """Record in result.json that the run failed, and return the reason.
 
-    A finished run, one of another configuration and one that another process has taken over are left as they are.
+    The file is not changed if the run is finished, has another configuration, or was taken over by another process.
     """
     try:
         with lock_run_dir(job.folder):
@@ -189,13 +189,13 @@ def record_failure(job: Job, reason: str) -> str:
                 write_json(job.folder / RESULT_FILE, _failed_result(job, reason))
             elif result["fingerprint"] == job.fingerprint and result["status"] != "ok":
                 write_json(job.folder / RESULT_FILE, result | {"status": "failed", "ended": utc_now(), "error": reason})
-    except (RunDirLocked, InputError, RunError, OSError) as error:  # the reason is reported in any case
+    except (RunDirLocked, InputError, RunError, OSError) as error:  # still report the reason
         return f"{reason} ({error})"
     return reason
 
 
 def _failed_result(job: Job, reason: str) -> dict[str, Any]:
-    """Contents of result.json for a run that failed before it wrote any."""
+    """Contents of result.json for a run that failed before writing it."""
     s = job.settings
     return {
         "schema": 1, "status": "failed", "started": None, "ended": utc_now(), "fingerprint": job.fingerprint,
@@ -206,7 +206,7 @@ def _failed_result(job: Job, reason: str) -> dict[str, Any]:
 
 
 def last_error_line(folder: Path, start: int = 0) -> str | None:
-    """The last error line of a job's log, read from byte `start` on."""
+    """The last error line of a job's log after byte `start`, or None if there is none."""
     try:
         with open(folder / JOB_LOG, "rb") as file:
             file.seek(max(start, file.seek(0, os.SEEK_END) - 8192))

@@ -1,7 +1,7 @@
-"""The ranks of one run (trainer.processes): processes that start and end together.
+"""Launches the ranks of one run (trainer.processes), which start and end together.
 
-Not torchrun, which turns every failure into exit code 1 and a page of text: a run distinguishes saved and stopped
-(75, 130), bad input (2) and failed (1), each with one line.
+Used instead of torchrun, which reports every failure as exit code 1 and a page of text. Here the exit codes 75 and 130
+(stopped after saving), 2 (bad input) and 1 (failed) and the one-line errors are preserved.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from vaerun.launch.job import describe_exit
 from vaerun.signals import install_handler
 
 TICK_SECONDS = 0.1
-GRACE_SECONDS = 30.0  # for the other ranks, once one has failed
+GRACE_SECONDS = 30.0  # time for the other ranks to exit once one has failed
 
 
 def launch_ranks(job_file: str, world_size: int) -> int:
-    """Run a job as `world_size` processes and return the exit code: that of the first rank to fail, or 0.
+    """Run a job as `world_size` processes and return the exit code of the first rank to fail, or 0.
 
-    Signals are forwarded to all ranks. If one fails, the others are ended.
+    Signals are forwarded to all ranks. If one rank fails, the others are terminated.
     """
     from torch.distributed import TCPStore
 
-    # The ranks rendezvous here. A port that was only probed for them could be taken by the time they bind it.
+    # Host the rendezvous here: a port that was merely probed could be taken before the ranks bind it.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks: list[subprocess.Popen[bytes]] = []
 
@@ -57,7 +57,7 @@ def launch_ranks(job_file: str, world_size: int) -> int:
 
 
 def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """Wait for the other ranks, which notice by themselves that one is lost, and kill those that do not leave."""
+    """Wait for the other ranks, which notice that a peer is lost, and kill those that do not exit in time."""
     deadline = time.monotonic() + GRACE_SECONDS
     for process in ranks:
         try:

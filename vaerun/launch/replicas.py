@@ -1,12 +1,12 @@
-"""Several runs in one process: concurrently on a GPU, elsewhere one after the other.
+"""Several runs in one process: concurrent on a GPU, sequential on other devices.
 
-The networks here are far too small to fill a GPU: most of a step is kernels that wait for one another. So each run is a
-thread with its own CUDA stream, in which captured steps (training/cuda_graph.py) are replayed; kernels of different
-streams run side by side. Every run is an ordinary one, with its own folder, result and checkpoints and its own
-generator, and identical to a stand-alone run. A failed run does not affect the others.
+Typical networks are far too small to fill a GPU: most of a step is spent on kernels that wait for each other. Each run
+therefore gets a thread with its own CUDA stream, in which captured steps (training/cuda_graph.py) are replayed, so that
+kernels of different runs overlap. Each run has its own folder, result, checkpoints and generator, and is identical to a
+stand-alone run. A failed run does not affect the others.
 
-Whatever concerns the whole process is done by one thread at a time before any of them trains: initialising networks
-from torch's global generator, capturing steps. On a CPU one run keeps all cores busy, so there the runs take turns.
+Work that affects the whole process, such as initialising networks from torch's global generator or capturing steps, is
+done by one thread at a time, before any run trains. On a CPU a single run keeps all cores busy.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ TICK_SECONDS = 0.2
 
 
 class Barrier:
-    """Opens once every run has arrived or ended, or a signal has come.
+    """Barrier that opens once every run has arrived or ended, or a signal was received.
 
-    threading.Barrier does not open for a signal, nor for a run that ends without waiting.
+    threading.Barrier would not open for a signal, or if a run ends without waiting.
     """
 
     def __init__(self, runs: int, stop: ShutdownSignal) -> None:
@@ -55,13 +55,13 @@ class Barrier:
 
 
 class DatasetCache:
-    """Data sets on the device; runs with equal settings share one. Not thread-safe: callers take turns."""
+    """Cache of data sets on the device, shared by runs with equal settings. Not thread-safe."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[DataSettings, torch.device, ImageData]] = []
 
     def __call__(self, settings: DataSettings, device: torch.device) -> ImageData:
-        """The data set of these settings, built at the first call."""
+        """Return the data set for these settings; built on first use."""
         for cached_settings, cached_device, data in self.entries:
             if cached_settings == settings and cached_device == device:
                 return data
@@ -70,9 +70,9 @@ class DatasetCache:
 
 
 def can_run_concurrently(jobs: Sequence[Job]) -> bool:
-    """Whether the jobs run concurrently: on a GPU. Raises InputError for a device that this machine lacks.
+    """Whether the jobs can run concurrently, on a GPU. Raises InputError for an unavailable device.
 
-    Not if eager steps use TF32, or if only some runs are deterministic: torch switches both for the whole process.
+    They cannot if eager steps use TF32, or only some runs are deterministic: both are process-wide switches of torch.
     """
     trainers = [job.settings.trainer for job in jobs]
     eager_tf32 = any(trainer.compile == "none" and trainer.precision == "tf32" for trainer in trainers)
@@ -86,13 +86,13 @@ def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, B
     """Run all jobs in this process; a failed one does not affect the others.
 
     Arguments:
-        jobs: to run.
-        stop: signals, which reach every run: each saves and stops.
-        on_end: called in the run's thread with the index of a job that has ended and the exception it raised, if any.
+        jobs: jobs to run.
+        stop: shutdown signals; on a signal every run saves and stops.
+        on_end: called in the run's thread when a job ends, with its index and the exception it raised, if any.
 
-    Raises Interrupted at a second SIGINT.
+    Raises Interrupted on a second SIGINT.
     """
-    # Number of queues to the GPU that streams share; read when CUDA is initialised.
+    # Number of hardware queues shared by the streams; read when CUDA is initialised.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     datasets, concurrent = DatasetCache(), can_run_concurrently(jobs)
     barrier = Barrier(len(jobs) if concurrent else 0, stop)
@@ -137,21 +137,21 @@ def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, B
     for thread in threads:
         thread.start()
     for thread in threads:
-        while thread.is_alive():  # never long in one call: signals are delivered to this thread
+        while thread.is_alive():  # join with a timeout, since signals are handled in this thread
             thread.join(TICK_SECONDS)
 
 
 def format_error(error: BaseException, prefix: str = "") -> str:
-    """One line for an error with a known cause, a traceback for a bug."""
+    """Format an expected error as one line, and a bug with its traceback."""
     if isinstance(error, InputError | RunError | Interrupted):
         return error_line(error, prefix=prefix)
     return "".join(traceback.format_exception(error)).rstrip()
 
 
 def run_replicas(jobs: Sequence[Job]) -> None:
-    """Run the replicas of trainer.replicas, which differ in their seeds only.
+    """Run the replicas of trainer.replicas, which differ only in their seeds.
 
-    Raises the gravest exception of any of them: Interrupted, then InputError, then RunError.
+    If several fail, raises the most severe exception: Interrupted, then InputError, then RunError.
     """
     errors: dict[int, BaseException] = {}
     began = time.monotonic()

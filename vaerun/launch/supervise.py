@@ -1,4 +1,4 @@
-"""A run as a child process that this one waits for: a job on another machine, or a run of several processes."""
+"""Executes a run in a child process and waits for it: a job on another machine, or a run of several processes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def supervise(job: Job, *, log: bool) -> dict[str, Any]:
     Signals are forwarded; the child saves and stops.
 
     Arguments:
-        job: to run.
-        log: write the output to job.log in the job's folder; otherwise it goes where this process's goes.
+        job: job to run.
+        log: write the output to job.log in the job's folder; otherwise inherit standard output and error.
 
-    Raises InputError or RunError with the reason if the run failed, Interrupted if a signal came.
+    Raises InputError or RunError with the reason if the run failed, Interrupted if a signal stopped it.
     """
     with ShutdownSignal() as stop:
         child = JobProcess([job], _thread_variables(), log=log)
@@ -62,25 +62,25 @@ def supervise(job: Job, *, log: bool) -> dict[str, Any]:
     else:
         assert signum is not None
         error = Interrupted(signum)
-    error.reported = not log and code > 0  # by the child, where this process prints to
+    error.reported = not log and code > 0  # the child has printed it to the same standard error
     raise error
 
 
 def _thread_variables() -> dict[str, str]:
-    """OMP_NUM_THREADS from Slurm's cores per task, which torch does not read."""
+    """OMP_NUM_THREADS set to Slurm's number of cores per task, which torch ignores."""
     threads, cores = os.environ.get("OMP_NUM_THREADS"), os.environ.get("SLURM_CPUS_PER_TASK")
     return {"OMP_NUM_THREADS": cores} if cores and not threads else {}
 
 
 def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hydra: str | None) -> dict[str, Any]:
-    """Train one run with several processes (trainer.processes); its output goes where this process's goes.
+    """Train one run with several processes (trainer.processes), which inherit standard output and error.
 
     Raises InputError, RunError, Interrupted.
     """
     if settings.trainer.resume == "never":
         folder = next_free_dir(folder)
     data = build_data(settings.data, torch.device("cpu"))
-    prepare(settings, data)  # invalid settings are rejected once, here, rather than by every process
+    prepare(settings, data)  # reject invalid settings once, rather than in every process
     identity = fingerprint(asdict(settings), data.sha256)
     result = check_existing_run(folder, identity)
     if result is not None and result["status"] == "ok":
@@ -90,16 +90,16 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
 
 
 def run_remote(job: Job) -> dict[str, Any]:
-    """Run the job in a child of this process, which another launcher than vaerun's own has started.
+    """Run the job in a child of this process, which was started by a launcher other than vaerun's.
 
-    If the signal that stops the run has a handler of the launcher's (submitit: save, then requeue), it is raised again
-    once the run has saved; otherwise this process exits with 75, "try again".
+    If the launcher handles the signal that stopped the run (submitit requeues the job), the signal is raised again once
+    the run has saved; otherwise this process exits with 75, "try again".
     """
-    while is_locked(job.folder):  # by what a lost worker left, which is saving, or by another sweep
+    while is_locked(job.folder):  # by an orphaned run that is still saving, or by another sweep
         time.sleep(TICK_SECONDS)
     result = read_result(job.folder)
     if result is not None and result["status"] == "ok" and result["fingerprint"] == job.fingerprint:
-        return result  # a requeued job that had finished
+        return result  # a requeued job that has already finished
     try:
         return supervise(job, log=True)
     except Interrupted as stopped:

@@ -1,9 +1,11 @@
-"""A run as a process of its own: `python -m vaerun.launch.worker JOBFILE...`, started by vaerun.launch.process.
+"""Worker process: `python -m vaerun.launch.worker JOBFILE...`, started by vaerun.launch.process.
 
-The job file holds validated settings: nothing is composed again, and what runs is what was checked. Standard input is a
-pipe that the parent holds open: when it closes, the parent is gone, and the run saves and stops. Exit codes: those of
-`vaerun`, and EXIT_BUSY. Each of several jobs leaves its exit code in EXIT_CODE_FILE and its errors in job.log, both in
-its own folder.
+vaerun.launch.ranks starts it, too, once per rank of a run, as `JOBFILE RANK`.
+
+The job file holds the validated settings, so that exactly what was checked is run, without composing it again. Standard
+input is a pipe whose other end the parent keeps open: when it closes, the parent has exited, and the run saves and
+stops. The exit codes are those of `vaerun`, and EXIT_BUSY. With several jobs, each leaves its exit code in
+EXIT_CODE_FILE and its errors in job.log, in its own folder.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ from vaerun.signals import install_handler
 
 
 def _exit_early(signum: int, frame: FrameType | None = None) -> None:
-    """Exit at once: nothing has begun, and imports must not be interrupted by an exception."""
+    """Exit at once: nothing needs saving yet, and an exception must not interrupt an import."""
     os._exit(EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_RESUMABLE)
 
 
 def _watch_parent() -> None:
-    """Ask this process to save and stop once standard input ends."""
+    """Make this process save and stop when standard input is closed."""
 
     def wait() -> None:
         while os.read(0, 1):
@@ -55,13 +57,13 @@ def _read(path: str) -> Any:
 
 
 def main(path: str, is_rank: bool = False) -> int:
-    """Run the job of this file and return the exit code.
+    """Run the job described by a job file and return the exit code.
 
     Arguments:
-        path: of the job file.
-        is_rank: this is one of the processes of trainer.processes.
+        path: path of the job file.
+        is_rank: whether this process is one of the ranks of trainer.processes.
     """
-    # Until the run handles signals itself, which takes importing torch, one means: nothing has begun, exit.
+    # Until torch is imported and the run installs its handlers, a signal simply ends the process.
     install_handler(_exit_early)
     _watch_parent()
     record = _read(path)
@@ -83,19 +85,19 @@ def main(path: str, is_rank: bool = False) -> int:
     except (InputError, RunError, Interrupted) as error:
         code = worker_exit_code(error)
         sys.stdout.flush()
-        if not error.reported:  # another run that uses the folder is not an error: whoever started this one waits
+        if not error.reported:  # a locked folder is not an error: the parent waits
             print(f"vaerun: {error}" if code == EXIT_BUSY else error_line(error), file=sys.stderr)
         return code
-    except Exception:  # a bug: the traceback goes to the job's log
+    except Exception:  # a bug: print the traceback, which goes to the job's log
         traceback.print_exc()
         return EXIT_FAILED
     finally:
-        install_handler(signal.SIG_IGN)  # saved, or finished: a second signal must not change the exit code
+        install_handler(signal.SIG_IGN)  # the run has saved or finished: a late signal must not change the exit code
     return 0
 
 
 def run_several(paths: Sequence[str]) -> int:
-    """Run the jobs of these files in this process, concurrently on a GPU, and return 0; each leaves its exit code."""
+    """Run several jobs in this process, on a GPU concurrently, and return 0; each job leaves its own exit code."""
     install_handler(_exit_early)
     _watch_parent()
     records = [_read(path) for path in paths]
@@ -110,7 +112,7 @@ def run_several(paths: Sequence[str]) -> int:
 
     def on_end(index: int, error: BaseException | None) -> None:
         folder = jobs[index].folder
-        with contextlib.suppress(OSError):  # the exit code of the process stands in for it
+        with contextlib.suppress(OSError):  # the parent falls back to the exit code of the process
             if error is not None:
                 with open(folder / JOB_LOG, "a", encoding="utf-8") as log:
                     log.write(format_error(error) + "\n")

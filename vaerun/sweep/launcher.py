@@ -1,9 +1,9 @@
-"""The layer between Hydra's sweeper and its launcher, whichever they are.
+"""A layer between any Hydra sweeper and launcher.
 
-A sweeper (basic, Optuna) hands over jobs as lists of overrides. They are composed and checked together and compared
-with their run directories, and the unfinished ones are launched: on this machine by vaerun.sweep.local (Hydra's basic
-launcher runs jobs in its own process, which a killed job takes down), otherwise by the chosen launcher (Slurm, Ray),
-whose jobs run vaerun.sweep.remote. Outcomes are read from result.json.
+A sweeper (basic, Optuna) submits jobs as lists of overrides. They are composed and checked together and compared with
+their run directories. The unfinished ones are launched: on this machine by vaerun.sweep.local (Hydra's basic launcher
+runs jobs in its own process and dies with a killed job), otherwise by the chosen launcher (Slurm, Ray), whose jobs call
+vaerun.sweep.remote. Outcomes are read from result.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vaerun.sweep.sweep import BASIC_LAUNCHER, BASIC_SWEEPER, Sweep
 
 
 class InterceptedLauncher:
-    """What Hydra's sweepers take for their launcher: hands the jobs to a Sweep."""
+    """Stands in for Hydra's launcher and passes the sweeper's jobs to a Sweep."""
 
     def __init__(self, sweep: Sweep, inner: Any, config: DictConfig, context: HydraContext) -> None:
         self.sweep, self.inner, self.config, self.context = sweep, inner, config, context
@@ -41,7 +41,7 @@ class InterceptedLauncher:
 def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[Sweep]:
     """While active, Hydra's sweepers launch their jobs through a Sweep.
 
-    Hydra only takes launchers from the package hydra_plugins, one at a time; this one stands in front of any of them.
+    Hydra only accepts launchers from the package hydra_plugins, one at a time, so this one wraps the chosen launcher.
     """
     original, original_sweeper = Plugins.instantiate_launcher, Plugins.instantiate_sweeper
     with ShutdownSignal(on_immediate=interrupt_on_signal("vaerun")) as stop:
@@ -52,7 +52,7 @@ def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[S
         ) -> Any:
             is_basic = config.hydra.launcher is not None and config.hydra.launcher._target_ == BASIC_LAUNCHER
             sweep.inspect(config)
-            # The inner launcher is set up now, not at its launch: it may pickle the registry of plugins.
+            # Set up the inner launcher now, before it launches: it may pickle the plugin registry.
             inner = None if is_basic or check_only else original(self, hydra_context, task_function, config)
             return InterceptedLauncher(sweep, inner, config, hydra_context)
 
@@ -60,8 +60,8 @@ def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[S
             if config.hydra.sweeper._target_ != OPTUNA_SWEEPER or check_only:
                 sweeper: Any = original_sweeper(self, config=config, **options)
                 if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                    # All jobs are checked before the first starts, so they come as one batch; sweep.jobs limits how
-                    # many run at once. Hydra would compose each once more beforehand.
+                    # Take all jobs as one batch, to check them before the first one starts; sweep.jobs limits how many
+                    # run at once. Skip Hydra's validation, which would compose every job once more.
                     sweeper.max_batch_size = None
                     sweeper.validate_batch_is_legal = lambda batch: None
                 return sweeper

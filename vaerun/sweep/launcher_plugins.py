@@ -1,9 +1,9 @@
-"""Fixes for Hydra's optional plugins: launchers for other machines, and Optuna's sweeper.
+"""Fixes for Hydra's optional plugins: launchers for other machines, and the Optuna sweeper.
 
-Presets: a file in configs/hydra/ replaces what a plugin declares under the same name.
-Lost jobs: the launchers of submitit and Ray wait for their jobs in order and give up at the first whose process is lost
-(cancelled, out of memory, node failure), although the others continue; Ray even ends those, because the process that
-submitted them exits. Here a lost job is one failed job.
+Presets: a file in configs/hydra/ replaces the config that a plugin registers under the same name.
+Lost jobs: the launchers of submitit and Ray wait for their jobs in order and give up at the first one whose process is
+lost (cancelled, out of memory, node failure). The remaining jobs are then unsupervised or, with Ray, killed, because
+the submitting process exits. Here a lost job counts as one failed job.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray", "hydr
 
 
 def prefer_own_presets() -> None:
-    """Let the files of configs/hydra/ replace what plugins declare under the same names.
+    """Let the files of configs/hydra/ replace the configs that plugins register under the same names.
 
-    Hydra would validate one against the other with a warning (launchers), or reject both (Optuna's sweeper).
+    Hydra would validate one against the other with a warning (launchers), or reject both (Optuna sweeper).
     """
-    Plugins.instance()  # imports the plugins, which register their configurations
+    Plugins.instance()  # imports the plugins, which register their configs
     declared = ConfigStore.instance().repo.get("hydra", {})
     for preset in (builtin_config_dir() / "hydra").glob("*/*.yaml"):
         declared.get(preset.parent.name, {}).pop(preset.name, None)
 
 
 def missing_extra(error: BaseException) -> str | None:
-    """The error line for a preset whose plugin is not installed; None for any other error."""
+    """The error line for a preset whose plugin is not installed, or None for other errors."""
     text = str(error)
     if "hydra/sweeper/sampler" in text and "Could not find" in text:
         return "hydra/sweeper=optuna needs an extra: pip install 'vaerun[optuna]'"
@@ -57,7 +57,7 @@ def _failed_job(error: BaseException) -> JobReturn:
 
 @contextmanager
 def tolerate_lost_jobs(launcher_module: str) -> Iterator[None]:
-    """While active, the launcher of this module returns a failed job for a lost one and waits for the others."""
+    """While active, the launcher of this module returns lost jobs as failed ones and waits for the others."""
     if launcher_module.startswith("hydra_plugins.hydra_submitit_launcher."):
         from submitit.core import core, utils
 

@@ -1,8 +1,8 @@
-"""The jobs of a sweep on this machine: each in a process of its own, as many at once as there are slots.
+"""Runs the jobs of a sweep on this machine, each in its own process, as many at once as there are slots.
 
-A pool of threads deals out the jobs; each thread waits for one child process, which runs one job, or on a GPU up to
-sweep.together of them. Another sweep may work in the same folder: a job whose run directory is locked is left to
-whoever runs it and checked again once it is free.
+Each thread of a pool waits for one child process, which runs one job or, on a GPU, up to sweep.together jobs. Other
+sweeps may share run directories with this one: a job whose directory is locked is left to the other process, and
+checked again once the lock is released.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class LocalLauncher:
 
     Attributes:
         settings: `sweep`.
-        slots: at least one.
-        progress: shows how the sweep proceeds.
-        stop: signals.
-        children: processes that run now, by job number.
-        outcomes: of the jobs that have ended, by job number.
+        slots: one or more slots.
+        progress: progress display.
+        stop: shutdown signals.
+        children: running processes, by job number.
+        outcomes: outcomes of the jobs that have ended, by job number.
     """
 
     settings: SweepSettings
@@ -53,14 +53,14 @@ class LocalLauncher:
     forwarded: int = 0  # the last signal sent to the children
 
     def run(self, jobs: list[PlannedJob]) -> dict[int, JobOutcome]:
-        """The outcome of each job by its number.
+        """Run the jobs and return their outcomes by job number.
 
-        Raises Interrupted if a signal came, once all children have saved.
+        Raises Interrupted if a signal was received, after all children have saved.
         """
         self.free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         for slot in self.slots:
             self.free.put(slot)
-        waiting = list(jobs)  # to be submitted, or locked by another process
+        waiting = list(jobs)  # not yet submitted, or locked by another process
         with self.stop.deferred(), ThreadPoolExecutor(len(self.slots)) as pool:
             running: dict[Future[dict[int, JobOutcome]], list[PlannedJob]] = {}
             try:
@@ -92,7 +92,7 @@ class LocalLauncher:
                         self.forwarded = self.stop.signum
                         self._stop_children(self.stop.signum)
                     self.progress.show()
-            except BaseException:  # a second Ctrl-C: at once
+            except BaseException:  # a second Ctrl-C: do not wait for the children
                 self.kill()
                 raise
         self.progress.close()
@@ -101,14 +101,14 @@ class LocalLauncher:
         return self.outcomes
 
     def _groups(self, ready: list[PlannedJob]) -> list[list[PlannedJob]]:
-        """Jobs that share a process: one, or on GPUs up to sweep.together, spread evenly over the slots."""
+        """Group jobs by process: one per group or, on GPUs, up to sweep.together, spread evenly over the slots."""
         size = 1
         if all(slot.gpu is not None for slot in self.slots):
             size = max(1, min(self.settings.together, -(-len(ready) // len(self.slots))))
         return [ready[i : i + size] for i in range(0, len(ready), size)]
 
     def kill(self) -> None:
-        """Kill all children at once."""
+        """Kill all children."""
         self.draining.set()
         for child in list(self.children.values()):
             child.kill()
@@ -124,7 +124,7 @@ class LocalLauncher:
 
     @property
     def stopping(self) -> bool:
-        """Whether no more jobs may start: a signal came (which may have reached the jobs as well), or a job failed."""
+        """Whether no more jobs may start: a signal was received (perhaps by the jobs as well), or a job failed."""
         return self.draining.is_set() or self.stop.signum is not None
 
     def _run_in_slot(self, group: list[PlannedJob]) -> dict[int, JobOutcome]:
@@ -135,7 +135,7 @@ class LocalLauncher:
                     outcomes = self._run_process(group, slot)
                 else:
                     outcomes = {planned.number: JobOutcome(JobState.SKIPPED) for planned in group}
-        except Exception as error:  # a bug, or a fault of the machine: it must not take the other jobs down
+        except Exception as error:  # a bug or a system error must not affect the other jobs
             traceback.print_exc()
             for child in {self.children[p.number] for p in group if p.number in self.children}:
                 child.abandon()
@@ -146,12 +146,12 @@ class LocalLauncher:
                 self.children.pop(planned.number, None)
             if self.settings.fail_fast and any(outcome.state == JobState.FAILED for outcome in outcomes.values()):
                 self.failed_fast = True
-                self.draining.set()  # before the slot is free for the next job
+                self.draining.set()  # before the slot is released for the next job
             self.free.put(slot)
         return outcomes
 
     def _outcome_elsewhere(self, planned: PlannedJob) -> JobOutcome | None:
-        """The outcome if another process has taken the job since it was submitted, otherwise None."""
+        """Outcome of a job that another process has taken since it was submitted, otherwise None."""
         job = planned.job
         if is_locked(job.folder):
             return JobOutcome(JobState.RUNNING)
@@ -167,7 +167,7 @@ class LocalLauncher:
         return None
 
     def _run_process(self, group: list[PlannedJob], slot: Slot) -> dict[int, JobOutcome]:
-        """Run one child process with these jobs, less those that another process has taken since the sweep began."""
+        """Run these jobs in one child process, except those that another process has taken since the sweep began."""
         began = time.monotonic()
         elsewhere = {planned.number: self._outcome_elsewhere(planned) for planned in group}
         outcomes = {number: outcome for number, outcome in elsewhere.items() if outcome is not None}
@@ -195,7 +195,7 @@ class LocalLauncher:
             elif asked_at is not None and now - asked_at > GRACE_SECONDS:
                 child.kill()
         if (code < 0 or code in (EXIT_RESUMABLE, EXIT_INTERRUPTED)) and not self.stopping:
-            # A signal to all processes may have ended the child first: Python handles it in the main thread, and later.
+            # A signal sent to all processes may end the child before Python has handled it in our main thread.
             time.sleep(2 * TICK_SECONDS)
         seconds = time.monotonic() - began
         for planned, outcome in zip(group, child.outcomes(code, self.stop.signum, reason), strict=True):

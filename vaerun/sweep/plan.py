@@ -1,4 +1,4 @@
-"""Jobs of a sweep, all composed, checked and compared with their run directories before the first one starts."""
+"""Planning of a sweep: all jobs are composed, checked and compared with their run directories before any starts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from vaerun.text import printable
 
 @dataclass
 class PlannedJob:
-    """A job of a sweep and where it stands.
+    """A job of a sweep and its state.
 
     Attributes:
-        job: the run.
-        number: in the sweep, from 0.
-        total_steps: of its training.
+        job: the run to launch.
+        number: index in the sweep, from 0.
+        total_steps: number of training steps.
         state: NEW, RESUMABLE, FAILED (runs again), FINISHED (is skipped) or RUNNING (in another process).
         previous_result: result.json as it was when the sweep began.
     """
@@ -53,10 +53,10 @@ class PlannedJob:
 
 
 class JobChecker:
-    """Checks jobs one after the other and reads the data set that they share once.
+    """Checks jobs one by one, and reads the data set that they share only once.
 
     Arguments:
-        local: the jobs run on this machine, which must then have the device that they ask for.
+        local: whether the jobs run on this machine, which must then have the requested device.
     """
 
     def __init__(self, local: bool = True) -> None:
@@ -64,7 +64,7 @@ class JobChecker:
         self._data: tuple[DataSettings, ImageData] | None = None
 
     def data(self, settings: DataSettings) -> ImageData:
-        """The data set, on the CPU: the sweep's own process leaves GPUs to the jobs. The last one is kept."""
+        """The data set, on the CPU, since GPUs are left to the jobs. The most recent one is cached."""
         if self._data is None or self._data[0] != settings:
             self._data = settings, build_data(settings, torch.device("cpu"))
         return self._data[1]
@@ -72,7 +72,7 @@ class JobChecker:
     def check(
         self, settings: Settings, folder: Path, overrides: list[str], hydra: str | None, number: int
     ) -> PlannedJob:
-        """The planned job. Raises InputError if it cannot work or its folder belongs to another run."""
+        """Check a job and return its plan. Raises InputError if it cannot run or its folder belongs to another run."""
         if self.local:
             resolve_device(settings.trainer.device)
         data = self.data(settings.data)
@@ -87,7 +87,7 @@ class JobChecker:
 
 
 def job_state(job: Job) -> JobState:
-    """Where a job stands according to its folder. Raises InputError if result.json cannot be read."""
+    """State of a job according to its run directory. Raises InputError if result.json cannot be read."""
     if is_locked(job.folder):
         return JobState.RUNNING
     result = read_result(job.folder)
@@ -101,7 +101,7 @@ def job_state(job: Job) -> JobState:
 
 
 def unique_jobs(jobs: list[PlannedJob]) -> list[PlannedJob]:
-    """The jobs without duplicates: points of a sweep that are the same run are one job.
+    """Remove duplicates: points of a sweep with the same fingerprint become one job.
 
     Raises InputError if different runs share a folder.
     """
@@ -117,7 +117,7 @@ def unique_jobs(jobs: list[PlannedJob]) -> list[PlannedJob]:
 
 
 def label_jobs(jobs: list[PlannedJob]) -> None:
-    """Label each job by the overrides that the jobs do not all share."""
+    """Label each job by the overrides that differ between jobs."""
     count = Counter(word for planned in jobs for word in set(planned.job.overrides))
     for planned in jobs:
         varying = [word for word in planned.job.overrides if count[word] < len(jobs)]
@@ -134,7 +134,7 @@ def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None
     with ExitStack() as lock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(filelock.FileLock(folder / ".sweep.lock"))  # two sweeps may start at once
+            lock.enter_context(filelock.FileLock(folder / ".sweep.lock"))  # another sweep may start at the same time
         except OSError as error:
             raise RunError(f"cannot write to {folder}: {error}; choose another output_dir") from error
         plan = read_plan(folder)
@@ -149,7 +149,7 @@ def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None
                 "config": asdict(replace(job.settings, output_dir=None)),
             }
         entries = list(by_folder.values())
-        if jobs:  # one table for all jobs, with a row for each key that varies among them
+        if jobs:  # one table for all jobs, with rows for each key that varies between them
             table = asdict(jobs[-1].job.settings.sweep.table)
             table["rows"] = table_rows([entry["words"] for entry in entries], table)
             for entry in entries:
@@ -158,10 +158,10 @@ def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None
 
 
 def table_rows(jobs: list[list[str]], table: dict[str, Any]) -> str:
-    """Keys for the rows of a sweep's table: those requested, and any other key that the sweep varies.
+    """Keys for the rows of a sweep's table: the requested ones, and all others that the sweep varies.
 
     Arguments:
-        jobs: the overrides of each job.
+        jobs: overrides of each job.
         table: the settings `sweep.table`.
     """
     values: dict[str, set[str]] = {}

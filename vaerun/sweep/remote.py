@@ -1,4 +1,4 @@
-"""A sweep's job launched by another launcher (Slurm's, Ray's)."""
+"""Entry point of sweep jobs started by other launchers (Slurm, Ray)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_job(settings: Settings, folder: Path, overrides: list[str], hydra: str) 
 
 
 def _planned_fingerprint(folder: Path) -> str:
-    """The job's fingerprint in the sweep's plan, which is in a folder above; "" if there is none."""
+    """The job's fingerprint in the sweep's plan, which lies in a parent folder; "" if there is no plan."""
     for parent in folder.parents:
         plan = read_plan(parent)
         if plan is not None:

@@ -1,9 +1,9 @@
-"""Resuming a search, which Optuna's sweeper for Hydra does not do.
+"""Resuming a hyperparameter search, which Hydra's Optuna sweeper does not support.
 
-The sweeper loads the study from its storage and then runs n_trials more; trials that a killed process was running stay
-RUNNING for ever; and a seeded sampler draws the same values again. Here n_trials includes the trials of earlier starts,
-interrupted trials are repeated with the same values (so that their runs resume, or are only read), and the seed is
-advanced.
+The sweeper loads the study from its storage but then runs n_trials more trials; trials of a killed process stay RUNNING
+forever; and a seeded sampler proposes the same values again. Here n_trials includes the trials of earlier invocations,
+interrupted trials are repeated with the same values (so that their runs resume, or are skipped if finished), and the
+seed is advanced.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from vaerun.errors import InputError, RunError
 
 OPTUNA_SWEEPER = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-INTERRUPTED = "interrupted"  # attribute of a trial that was interrupted, and is repeated as another trial
+INTERRUPTED = "interrupted"  # attribute of an interrupted trial, which is repeated as another trial
 
 
 class ResumableSearch:
-    """Optuna's sweeper, resumed from its study's storage.
+    """The Optuna sweeper, resumed from the storage of its study.
 
     Arguments:
-        config: Hydra's whole configuration.
+        config: the configuration, including the `hydra` group.
         make: builds the plugin's sweeper from a configuration.
 
-    Raises InputError if another search works in the same folder or the storage cannot be read.
+    Raises InputError if another search is using the folder or the storage cannot be read.
     """
 
     def __init__(self, config: DictConfig, make: Callable[[DictConfig], Any]) -> None:
@@ -54,7 +54,7 @@ class ResumableSearch:
             self.lock.release()
 
     def _resumed(self, config: DictConfig) -> DictConfig:
-        """The configuration with what is left of n_trials, and with the sampler's seed advanced."""
+        """The configuration with the remaining number of trials as n_trials, and the sampler's seed advanced."""
         study = self._study()
         trials = study.get_trials(deepcopy=False)
         for trial in trials:
@@ -73,10 +73,10 @@ class ResumableSearch:
     def _study(self) -> Any:
         import logging
 
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs its plugins as they are imported
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs its plugins on import
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's sweeper prints the same
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # Hydra's sweeper prints the same messages
         container: Any = OmegaConf.to_container(OmegaConf.create({"all": self.sweeper.direction}), enum_to_str=True)
         directions = container["all"]
         try:
@@ -99,7 +99,7 @@ class ResumableSearch:
 
         import optuna
 
-        # enqueue_trial has been experimental since 2020.
+        # enqueue_trial warns that it is experimental, as it has since 2020.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         optuna.trial.Trial(study, trial._trial_id).set_user_attr(INTERRUPTED, True)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

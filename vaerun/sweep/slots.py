@@ -1,4 +1,4 @@
-"""How many jobs run at once on this machine, and which cores and GPUs each of them may use."""
+"""Slots: how many jobs run at once on this machine, and which cores and GPUs each one uses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Slot:
     """Resources of one job.
 
     Attributes:
-        threads: its share of the cores.
-        gpu: the GPUs that it sees, as in CUDA_VISIBLE_DEVICES; None: whatever there is.
-        index: among the slots of this GPU.
+        threads: number of CPU threads.
+        gpu: visible GPUs, as in CUDA_VISIBLE_DEVICES; None: no restriction.
+        index: index among the slots of this GPU.
     """
 
     threads: int
@@ -41,7 +41,7 @@ class Slot:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use, by its affinity and its control group's quota."""
+    """Number of cores that this process may use, according to its affinity and cgroup quota."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -55,7 +55,7 @@ def cpu_count() -> int:
 
 
 def gpu_names() -> list[str]:
-    """This machine's GPUs as CUDA_VISIBLE_DEVICES would name them, without initialising CUDA in this process."""
+    """Names of the available GPUs as in CUDA_VISIBLE_DEVICES, determined without initialising CUDA in this process."""
     import torch
 
     count = torch.cuda.device_count()
@@ -65,16 +65,16 @@ def gpu_names() -> list[str]:
 
 
 def make_slots(settings: SweepSettings, devices: set[str], processes: int = 1) -> list[Slot]:
-    """The slots of a sweep.
+    """Create the slots of a sweep.
 
-    With trainer.device=auto or cuda on a machine with GPUs: sweep.jobs_per_gpu slots per GPU, each with one GPU (with
-    trainer.processes=N: N of them), sweep.jobs at most. Otherwise sweep.jobs slots (1 by default). Cores are divided
-    evenly among the slots; OMP_NUM_THREADS limits the threads of each.
+    On a machine with GPUs and trainer.device=auto or cuda: sweep.jobs_per_gpu slots per GPU, at most sweep.jobs in
+    total, each with one GPU (with trainer.processes=N: N GPUs). Otherwise: sweep.jobs slots (default 1). Cores are
+    divided evenly among the slots; OMP_NUM_THREADS limits the threads of each.
 
     Arguments:
         settings: `sweep`.
-        devices: values of the jobs' trainer.device.
-        processes: the largest trainer.processes of any job.
+        devices: values of trainer.device among the jobs.
+        processes: maximum of trainer.processes over the jobs.
 
     Raises InputError if a job needs more GPUs than this machine has.
     """
@@ -98,13 +98,13 @@ def make_slots(settings: SweepSettings, devices: set[str], processes: int = 1) -
 
 @contextmanager
 def acquire_slot(slot: Slot, stopping: Callable[[], bool]) -> Iterator[bool]:
-    """Lock the slot's GPUs against other sweeps on this machine; False if `stopping` ended the wait."""
+    """Lock the slot's GPUs against other sweeps on this machine; yields False if `stopping` ended the wait."""
     if slot.gpu is None:
         yield True
         return
     folder = Path(tempfile.gettempdir()) / f"vaerun-gpus-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     folder.mkdir(exist_ok=True)
-    names = sorted(slot.gpu.split(","))  # one order everywhere, and all or none: no deadlock
+    names = sorted(slot.gpu.split(","))  # lock in sorted order, all or none, to prevent deadlocks
     locks = [filelock.FileLock(folder / f"{name.replace('/', '_')}-{slot.index}.lock") for name in names]
     while not stopping():
         with ExitStack() as acquired:

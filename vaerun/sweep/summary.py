@@ -1,4 +1,4 @@
-"""What a sweep prints before it starts and after it ends."""
+"""The plan printed before a sweep starts, and the summary printed when it ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNFINISHED = (JobState.NEW, JobState.RESUMABLE, JobState.SKIPPED)
 
 
 def plan_text(jobs: list[PlannedJob], folder: Path) -> str:
-    """The jobs, each with its training steps and what will be done about it, and the totals."""
+    """List the jobs with their training steps and planned actions, and the totals."""
     width = max(len(p.label) for p in jobs)
     lines = [f"  {p.label:<{width}}  {p.total_steps:>8} steps  {ACTIONS[p.state]}" for p in jobs]
     count = Counter(p.state for p in jobs)
@@ -36,14 +36,14 @@ def plan_text(jobs: list[PlannedJob], folder: Path) -> str:
 
 
 def check_single(settings: Settings, folder: Path, overrides: list[str]) -> str:
-    """What `vaerun --check` prints for a single run. Raises InputError if it cannot work."""
+    """Text that `vaerun --check` prints for a single run. Raises InputError if the run cannot work."""
     planned = JobChecker().check(settings, folder.absolute(), overrides, None, 0)
     label_jobs([planned])
     return plan_text([planned], folder)
 
 
 def print_summary(jobs: list[PlannedJob], outcomes: dict[int, JobOutcome], folder: Path, command: list[str]) -> None:
-    """Print the table as far as it is complete, then what failed, what is unfinished and how to resume."""
+    """Print the table of available results, failed and unfinished jobs, and how to resume."""
     count = Counter(outcome.state for outcome in outcomes.values())
     failed = [p for p in jobs if p.number in outcomes and outcomes[p.number].state == JobState.FAILED]
     unfinished = [p for p in jobs if p.number not in outcomes or outcomes[p.number].state in UNFINISHED]
@@ -63,7 +63,7 @@ def print_summary(jobs: list[PlannedJob], outcomes: dict[int, JobOutcome], folde
         lines.append("to run only these (finished jobs are skipped):")
         lines.append(f"  {shlex.join(command)}")
     try:
-        from vaerun.report import write_all  # imports the charts and TensorBoard
+        from vaerun.report import write_all  # slow: imports matplotlib and TensorBoard
 
         safe_print(write_all(folder), stream=sys.stdout)
     except InputError as error:

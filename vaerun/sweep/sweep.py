@@ -1,4 +1,4 @@
-"""A sweep: plans its jobs, runs them here or by another launcher, and keeps their outcomes."""
+"""A sweep: plans its jobs, runs them locally or through another launcher, and collects their outcomes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from vaerun.tracking.progress import safe_print
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-MULTIRUN = "multirun.yaml"  # Hydra's own record of the sweep
+MULTIRUN = "multirun.yaml"  # written by Hydra
 
 
 class Sweep:
-    """A sweep, from its first batch of jobs to its last.
+    """A sweep of one or more batches of jobs.
 
     Arguments:
-        command: `vaerun` and its arguments.
-        check_only: print the plan and stop.
-        stop: signals.
+        command: the command line: `vaerun` and its arguments.
+        check_only: only print the plan.
+        stop: shutdown signals.
     """
 
     def __init__(self, command: list[str], check_only: bool, stop: ShutdownSignal) -> None:
@@ -53,17 +53,17 @@ class Sweep:
         self.folder: Path | None = None
         self.checker: JobChecker | None = None
         self.started = self.launcher_failed = False
-        self.failure: Exception | None = None  # raised by `launch`, and passed through Hydra
-        self.missing: list[Path] = []  # folders that did not exist before Hydra made the sweep's
-        self.multirun: bytes | None = None  # what MULTIRUN contained before
+        self.failure: Exception | None = None  # exception raised by `launch`, which passes through Hydra
+        self.missing: list[Path] = []  # folders that Hydra created for the sweep
+        self.multirun: bytes | None = None  # previous contents of MULTIRUN
 
     def plan(
         self, config: DictConfig, context: HydraContext, batch: Sequence[Sequence[str]], first: int
     ) -> tuple[list[PlannedJob | InputError], list[DictConfig]]:
         """Compose and check a batch.
 
-        Raises InputError if a job cannot work, after a line for each such job of several. Jobs that a search proposed
-        are let through: their trials fail.
+        Raises InputError if a job cannot run; with several jobs, after printing a line for each invalid one. In a
+        search, invalid jobs do not raise, and their trials fail.
         """
         setup_globals()
         self.checker = self.checker or JobChecker(local=config.hydra.launcher._target_ == BASIC_LAUNCHER)
@@ -102,8 +102,8 @@ class Sweep:
     def launch(
         self, inner: Any, config: DictConfig, context: HydraContext, batch: Sequence[Sequence[str]], first: int
     ) -> list[JobReturn]:
-        """Run a batch and return what became of each job. Raises InputError if the batch is empty."""
-        if not batch:  # a single override without values leaves no combination
+        """Run a batch and return the outcome of each job. Raises InputError if the batch is empty."""
+        if not batch:  # an override without values leaves no combinations
             raise InputError("the sweep has no jobs: one of its overrides has no values, as in range(0); give it some")
         planned, composed = self.plan(config, context, batch, first)
         jobs = unique_jobs([p for p in planned if isinstance(p, PlannedJob)])
@@ -145,7 +145,7 @@ class Sweep:
             self.outcomes |= launcher.outcomes
 
     def _run_remotely(self, inner: Any, todo: list[PlannedJob], first: int) -> None:
-        """Run jobs by Hydra's launcher. Its own error says less than the jobs' results."""
+        """Run jobs through Hydra's launcher, whose own errors are less informative than the jobs' results."""
         error: BaseException | None = None
         returned: Sequence[JobReturn] = ()
         try:
@@ -178,7 +178,7 @@ class Sweep:
     def _returns(
         self, planned: list[PlannedJob | InputError], composed: list[DictConfig], config: DictConfig
     ) -> list[JobReturn]:
-        """What the sweeper gets: a search learns of failures; Hydra's own sweeper, which would stop, does not."""
+        """Results for the sweeper. Failures are only passed to a search, since Hydra's basic sweeper would stop."""
         search = is_search(config)
         number_of = {p.job.folder: p.number for p in self.jobs}
         returns = []
@@ -204,9 +204,9 @@ class Sweep:
         return returns
 
     def inspect(self, config: DictConfig) -> None:
-        """Note the sweep's folder and which parts of its path are missing, before Hydra makes it.
+        """Record the sweep's folder and its missing parents before Hydra creates them.
 
-        Raises InputError if the folder or anything that a sweep writes into it is of the wrong kind.
+        Raises InputError if the folder, or a path that the sweep will write, exists with the wrong type.
         """
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         existing = next(p for p in (folder, *folder.parents) if p.exists())
@@ -217,7 +217,7 @@ class Sweep:
         self.multirun = multirun.read_bytes() if multirun.is_file() else None
 
     def clean_up(self) -> None:
-        """Restore the folder of a sweep that was rejected or only checked."""
+        """Undo Hydra's changes to the folder of a sweep that was rejected or only checked."""
         if self.started or self.folder is None or not self.folder.is_dir():
             return
         if self.multirun is None:
@@ -227,7 +227,7 @@ class Sweep:
         for folder in self.missing:
             try:
                 folder.rmdir()
-            except OSError:  # not empty, or never made
+            except OSError:  # not empty, or never created
                 return
 
     def finish(self) -> int:
@@ -239,11 +239,11 @@ class Sweep:
 
 
 def is_search(config: DictConfig) -> bool:
-    """Whether the sweeper chooses jobs by the outcomes of earlier ones."""
+    """Whether the sweeper chooses jobs based on the outcomes of earlier ones."""
     return bool(config.hydra.sweeper._target_ != BASIC_SWEEPER)
 
 
 def validation_metric(result: dict[str, Any]) -> float | None:
-    """What a search optimises: the run's first validation metric."""
+    """The run's first validation metric, which a search optimises."""
     value = next((v for name, v in result["metrics"].items() if name.startswith("val/")), None)
     return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""How a sweep proceeds: what is done, what runs and how far it is, what failed, and how long it will take."""
+"""Progress display of a sweep: finished, running and failed jobs, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vaerun.sweep.plan import PlannedJob
 from vaerun.text import format_fixed
 from vaerun.tracking.progress import StatusBlock, format_duration
 
-PLAIN_SECONDS = 60.0  # between lines where standard error is not a terminal
+PLAIN_SECONDS = 60.0  # interval between lines if standard error is not a terminal
 DESCRIPTIONS = {
     JobState.FINISHED: "done",
     JobState.FAILED: "FAILED",
@@ -22,7 +22,7 @@ DESCRIPTIONS = {
 
 
 def latest_metrics(folder: Path) -> dict[str, Any]:
-    """The newest value of every metric, and of the step, among the last lines of metrics.jsonl."""
+    """Latest values of the step and all metrics in the last lines of metrics.jsonl."""
     values: dict[str, Any] = {}
     for record in read_last_lines(folder / "metrics.jsonl"):
         values |= record
@@ -30,20 +30,20 @@ def latest_metrics(folder: Path) -> dict[str, Any]:
 
 
 class SweepProgress:
-    """Lines on standard error: one for each job that ends, and the status of those that run.
+    """Prints a line for each job that ends, and the status of the running ones, on standard error.
 
     Arguments:
-        jobs: all that the sweep is to run.
-        skipped: number of jobs that were finished before.
+        jobs: all jobs that the sweep runs.
+        skipped: number of jobs that had finished before.
         slots: number of jobs that run at once.
     """
 
     def __init__(self, jobs: list[PlannedJob], skipped: int, slots: int) -> None:
         self.total, self.skipped, self.slots = len(jobs) + skipped, skipped, slots
         self.left = {planned.number: planned for planned in jobs}
-        self.running: dict[int, tuple[PlannedJob, float]] = {}  # with the time of its start
+        self.running: dict[int, tuple[PlannedJob, float]] = {}  # with start times
         self.counts = {JobState.FINISHED: 0, JobState.FAILED: 0}
-        self.seconds: dict[str, list[float]] = {}  # of finished jobs, by group
+        self.seconds: dict[str, list[float]] = {}  # run times of finished jobs, by group
         self.block = StatusBlock(PLAIN_SECONDS)
 
     def on_start(self, planned: PlannedJob) -> None:
@@ -55,7 +55,7 @@ class SweepProgress:
         self.running.pop(planned.number, None)
 
     def on_end(self, planned: PlannedJob, outcome: JobOutcome) -> None:
-        """A job has ended, for this time."""
+        """A job has ended (it may run again)."""
         self.left.pop(planned.number, None)
         was_running = self.running.pop(planned.number, None) is not None
         if outcome.state in self.counts:
@@ -69,7 +69,7 @@ class SweepProgress:
         self.block.print(f"{ended}/{self.total} {description}: {planned.label}{duration}{reason}")
 
     def show(self) -> None:
-        """Show the present status, if it is time."""
+        """Update the status, if an update is due."""
         if not self.block.due():
             return
         left = self._time_left(time.monotonic())
@@ -94,7 +94,7 @@ class SweepProgress:
         return f"  {planned.label}: {100 * step / total if total else 0:.0f}%{metric}"
 
     def _time_left(self, now: float) -> float | None:
-        """Estimated from finished jobs that differ in the seed only (without any, from all finished jobs)."""
+        """Estimate the remaining time from finished jobs that differ only in the seed or, failing that, from all."""
         everything = [seconds for group in self.seconds.values() for seconds in group]
         if not everything:
             return None
@@ -107,10 +107,10 @@ class SweepProgress:
 
 
 def without_seed(planned: PlannedJob) -> str:
-    """A job's overrides but for its seed: jobs that agree on them take about the same time."""
+    """A job's overrides except its seed; jobs that share them should take about the same time."""
     return " ".join(word for word in planned.job.overrides if not word.startswith("seed="))
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and control codes."""
+    """Remove line breaks and control codes."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
