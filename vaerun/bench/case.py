@@ -1,4 +1,4 @@
-"""The parts of a benchmark: variants of one computation, and the work that it takes at least."""
+"""The parts of a benchmark: variants of one computation, and its minimal work."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def time_calls(call: Call, setting: BenchSettings, count: int) -> float:
 
 
 class Rates:
-    """The machine's rates, measured anew in every round of a benchmark, since other load comes and goes.
+    """The machine's rates, measured again in every round of a benchmark, since the load on the machine varies.
 
     Arguments:
         setting: device.

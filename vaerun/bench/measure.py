@@ -21,10 +21,10 @@ class Measurement:
     Attributes:
         case: what was measured.
         seconds: of each variant, one per round.
-        floor: seconds, at the rates measured in the same rounds; None where the case counts no work.
+        floor: seconds, at the rates measured in the same rounds; None if the case counts no work.
         rates: medians, see machine.Rates.
         differences: between the variants, see Case.compare.
-        memory: peak bytes of each variant; None where the system does not count them.
+        memory: peak bytes of each variant; None if the system does not count them.
         notes: lines to print below the table: the case's, and exponents.
     """
 

@@ -22,7 +22,7 @@ CALLS = 2  # the first also creates gradients and the optimiser's moments, which
 
 
 def peak_memory(benchmark: str, case: str, variant: str, setting: BenchSettings) -> int | None:
-    """Peak memory in bytes, or None where the system does not report it."""
+    """Peak memory in bytes, or None if the system does not report it."""
     if setting.device.type != "cuda" and not CLEAR.exists():
         return None
     arguments = [benchmark, case, variant, str(setting.device), str(int(setting.quick)), str(torch.get_num_threads())]

@@ -15,7 +15,7 @@ BASE = Size((256, 256), 32, (3, 16, 16), 64)
 
 
 def variations(setting: BenchSettings) -> dict[str, list[tuple[float, Size]]]:
-    """Name of what varies -> its values and the sizes, everything else as in BASE."""
+    """Name of the varied size -> its values and all sizes; the others are as in BASE."""
     base = QUICK if setting.quick else BASE
     doubled = (1, 2) if setting.quick else (0.5, 1, 2, 4)
     width, latent, batch = base.hidden[0], base.latent, base.batch
@@ -41,7 +41,7 @@ def exponent(values: list[float], costs: list[float]) -> float:
 
 
 def scaling(setting: BenchSettings) -> Iterator[Case]:
-    """T, d, H, D, B and K in turn: a case each, whose variants are its values; fitted exponents below the table."""
+    """A case for each of T, d, H, D, B and K, with a variant per value and fitted exponents below the table."""
     for name, sizes in variations(setting).items():
         counted = exponent([value for value, _ in sizes], [step_work(size).flops for _, size in sizes])
         base = QUICK if setting.quick else BASE

@@ -1,4 +1,4 @@
-"""Textbook implementations of vaerun's algorithms, written with the usual care and nothing more."""
+"""Textbook implementations of vaerun's algorithms, written with care but without further optimisation."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def make_call(size: ModelSize, device: torch.device, precision: str, captured: b
 
 
 def steps_work(size: ModelSize) -> Work | None:
-    """Minimal work of STEPS steps; None where it has not been counted for this model."""
+    """Minimal work of STEPS steps; None if it has not been counted for this model."""
     if size.name == "VLAE":
         per_step = vlae.step_work(vlae.Size(size.hidden, size.latent, size.shape, BATCH, size.steps))
     elif size.name == "VAE":

@@ -35,7 +35,7 @@ FORMAT = 1
 """Part of every key; incremented when the sources or the layout of a copy change, to invalidate older copies."""
 
 SCRATCH = "vaerun-scratch-"
-SCRATCH_SECONDS = 7 * 24 * 3600.0  # age at which a scratch folder is abandoned: no source takes as long
+SCRATCH_SECONDS = 7 * 24 * 3600.0  # age at which a scratch folder is abandoned: longer than any source takes
 
 
 def cache_dir() -> Path:
@@ -181,7 +181,7 @@ def _build(entry: Path, name: str, cache: Path, make: Callable[[Path], Arrays]) 
 def _call_source(
     name: str, source: Callable[..., Arrays], scratch: Path, arguments: dict[str, Any], missing: Path | None
 ) -> Arrays:
-    """Validated arrays of the source; `missing` is the prepared file that would have spared its download."""
+    """Validated arrays of the source; `missing` is the prepared file that would have made its download unnecessary."""
     try:
         arrays = source(scratch, **arguments)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:

@@ -17,7 +17,7 @@ from vaerun.text import printable
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""By content, whatever the file name; Pillow runs external programs for others, such as EPS."""
+"""By content, regardless of the file name; Pillow runs external programs for others, such as EPS."""
 MAXIMUM_PIXELS = 1 << 26  # of one image, before and after it is resized
 MAXIMUM_PATHS = 8  # to the same folder: some links to a folder are legitimate
 
@@ -42,8 +42,8 @@ def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None
 def walk_files(path: Path) -> Iterator[Path]:
     """All files below a folder, following links.
 
-    Raises InputError if links lead to the same folder again and again, in a cycle or by combinations of several links,
-    where the walk would not end.
+    Raises InputError if links lead to the same folder again and again, in a cycle or by combinations of several links:
+    the walk would not end.
     """
     visits: Counter[tuple[int, int]] = Counter()  # of each folder, by device and inode
     for base, _, names in os.walk(path, followlinks=True):

@@ -1,7 +1,7 @@
 """Sources of images: one function per data set, from its original files to raw arrays.
 
 `name(scratch, **options)` gets an existing empty folder for downloads (torchvision checks their md5) and returns
-`Arrays`. Errors of a download are those of torchvision; `cache` turns them into InputErrors. Invalid files of the user
+`Arrays`. Download errors are torchvision's; `cache` turns them into InputErrors. The user's invalid files
 raise InputError here.
 """
 

@@ -78,7 +78,7 @@ class Transform:
     def moments(self, mean: Tensor, variance: float) -> tuple[Tensor, float]:
         """Mean of x for each pixel and its variance averaged over pixels, from those of pixel / 255.
 
-        Not for the logit, where they have no closed form.
+        Not for the logit, for which they have no closed form.
         """
         if self.dequantize:
             return (255 * mean + 0.5) / 256, variance * (255 / 256) ** 2 + 1 / (12 * 256**2)

@@ -48,7 +48,7 @@ class LatentDistribution(Distribution):
         raise NotImplementedError
 
     def local_parameters(self) -> tuple[list[Tensor], Callable[[], Self]]:
-        """Local variational parameters: those of each image as free variables, initialised at this distribution's.
+        """Local variational parameters: each image's own free variables, initialised at this distribution's values.
 
         Returns leaf tensors [B, ...] that require gradients, and a function that builds the distribution from them.
         """

@@ -2,7 +2,7 @@
 
 q(z) = prod_t N(z_t; m_t, diag v_t), with (m_t, v_t) a function of the state s_{t-1} after z_1 ... z_{t-1} (Gregor et
 al. 2015, eq. 1-2 and 9-10). Sampling and scoring unroll the same recurrence, with z_t = m_t + sqrt(v_t) e_t or with
-the z_t given, so neither has to invert the other.
+a given z_t, so neither has to invert the other.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Estimator(Protocol):
 
         detach_joint: True if q must be inferred from `joint.detach()`.
         batch_coupling_options: options that, when set, make an image's estimate depend on the rest of its batch.
-        batch_coupling: the setting by which it always does, as KEY=VALUE.
+        batch_coupling: for an estimator that always does so, the setting responsible, as KEY=VALUE.
     """
 
     def __call__(self, *args: Any, **options: Any) -> Estimate: ...

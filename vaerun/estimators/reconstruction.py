@@ -13,7 +13,7 @@ from vaerun.models import Joint
 
 
 def reconstruction(joint: Joint, q: LatentDistribution, samples: int) -> Estimate:
-    """log p(x | z) at the encoder's z; reported as `reconstruction`, as it is no ELBO. K has no effect.
+    """log p(x | z) at the encoder's z; reported as `reconstruction`, since it is not an ELBO. K has no effect.
 
     Raises InputError unless q is a Delta.
     """

@@ -1,4 +1,4 @@
-"""Validation, importance sampling and pictures; they know joints and distributions only (layer L5)."""
+"""Evaluation of trained models: likelihood, latent space, samples and pictures (layer L6)."""
 
 import sys
 

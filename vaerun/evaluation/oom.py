@@ -43,13 +43,13 @@ def oom_raises(error_type: type[InputError] | type[RunError], message: str) -> I
 
 
 def evaluation_oom_raises() -> AbstractContextManager[None]:
-    """Raise RunError where an evaluation runs out of memory in a step that cannot be split into smaller batches."""
+    """Raise RunError if an evaluation runs out of memory in a step that cannot be split into smaller batches."""
     remedy = "lower evaluation.images, or drop what was added to the evaluation"
     return oom_raises(RunError, f"memory ran out in a step of the evaluation that cannot be split: {remedy}")
 
 
 def training_oom_raises(batch_size: int, samples: int) -> AbstractContextManager[None]:
-    """Raise RunError where training runs out of memory, naming what to lower."""
+    """Raise RunError if training runs out of memory, naming what to lower."""
     sizes = [f"trainer.batch_size={batch_size}", *([f"estimator.samples={samples}"] if samples > 1 else [])]
     remedy = f"lower {'them' if len(sizes) > 1 else 'it'}, or the model's size"
     return oom_raises(RunError, f"memory ran out in training with {' and '.join(sizes)}: {remedy}")
@@ -76,7 +76,7 @@ def adaptive_batches(
         setting: the setting that a user can lower.
         samples: how many samples `compute` draws per image at once, if memory allows.
 
-    Raises RunError where memory does not even suffice for a batch size of 1.
+    Raises RunError if memory does not suffice even for a batch size of 1.
     """
     start = 0
     while start < count:

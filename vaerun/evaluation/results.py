@@ -15,7 +15,7 @@ class EvaluationResults:
 
     Attributes:
         metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None for a single image), and
-            a value is None where it is not finite.
+            a value is None if it is not finite.
         per_image: values [N] by name.
         arrays: larger arrays by name, for a separate npz file.
         details: other results for result.json.

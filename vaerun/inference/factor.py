@@ -130,6 +130,6 @@ def _kernels(matrices: Tensor) -> ModuleType | None:
 def _triton() -> ModuleType | None:
     try:
         from vaerun.inference import kernels
-    except ImportError:  # some torch distributions come without Triton
+    except ImportError:  # some torch builds come without Triton
         return None
     return kernels

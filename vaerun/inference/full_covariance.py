@@ -2,7 +2,7 @@
 
 The precision is C C' with C = (I + l) diag(v)^(-1/2), l strictly lower triangular: in units of the diagonal, so that
 sharp and flat posteriors learn at the same rate. Training starts from l = 0, the diagonal Gaussian N(m, diag v).
-Kingma & Welling (2019, section 2.5.1) parameterise a factor of the covariance instead: the same family.
+Kingma & Welling (2019, section 2.5.1) parameterise a factor of the covariance instead, which gives the same family.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Householder flow: a full-covariance Gaussian by T reflections (Tomczak & Welling 2016, section 3).
 
-The first vector is a linear map of the encoder's last hidden layer, each further one of its predecessor:
+The first vector is a linear map of the encoder's last hidden layer, each subsequent one of its predecessor:
 v_1 = L_1 h(x), v_k = L_k v_{k-1}.
 """
 

@@ -2,8 +2,8 @@
 
 Left-looking Cholesky (Golub & Van Loan 2013, section 4.2.6) of L = C C'. For block column k, after subtracting the
 contribution of earlier columns, the 16 x 16 diagonal block is factorised and inverted column by column in registers;
-the panel below it is then a product with that inverse, and so are the steps of the substitutions, forward along the way
-and backward at the end. The inverses are returned for further solves. Matrices are padded to whole blocks with the
+the panel below it is then a product with that inverse, and so are the steps of the substitutions: forward along the
+way, backward at the end. The inverses are returned for further solves. Matrices are padded to whole blocks with the
 identity, which is its own factor. A negative pivot gives NaN, which propagates.
 
 A thread block reads back what it wrote to global memory, hence the barriers.

@@ -1,4 +1,4 @@
-"""DRAW's inference (Gregor et al. 2015): each z_t is inferred from what the canvas still lacks of the image.
+"""DRAW's inference (Gregor et al. 2015): each z_t is inferred from the image and what the canvas still lacks.
 
 q(z_t | x, z_<t) = N(m(h_enc_t), diag v(h_enc_t)), where h_enc_t reads the image x and the error image
 x - E[x | c_{t-1}] through a window placed by h_dec_{t-1}. The canvas c_{t-1} and h_dec_{t-1} are the state of the

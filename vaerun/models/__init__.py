@@ -1,4 +1,4 @@
-"""Likelihoods and latent-variable models; all else works on the joint density of a model (layer L2)."""
+"""Likelihoods and latent-variable models; everything else works on a model's joint density (layer L2)."""
 
 from vaerun.models.adversarial import AdversarialModel
 from vaerun.models.codes import Codes

@@ -117,7 +117,7 @@ class AdversarialModel(nn.Module):
         return (self.sampler(self.generator_inputs(noise)[0], c if self.classes else None) + 1) / 2
 
     def generate_with_code(self, noise: Tensor, index: int, value: Tensor, c: Tensor | None = None) -> Tensor:
-        """As `generate`, for noise [N, n], with code `index` set to value [N] (see Codes.set_code)."""
+        """Like `generate`, for noise [N, n], with code `index` set to value [N] (see Codes.set_code)."""
         assert self.codes is not None
         z, code_noise = noise.split([self.latent_dim, self.codes.noise_dim], -1)
         code = self.codes.set_code(self.codes.from_noise(code_noise), index, value)

@@ -139,7 +139,7 @@ class Joint:
         return self._linearise(mu, self._linear_map(mu))
 
     def linearise_detached(self, mu: Tensor) -> Linearisation:
-        """As `linearise`, without a graph; what it shares with `residual` at the same mu is computed once."""
+        """Like `linearise`, without a graph; what `residual` also needs at the same mu is computed once."""
         if self._linearises_by_gram:
             self._gram()  # in the caller's grad mode
         network = self._linear_map(mu)

@@ -47,7 +47,8 @@ class Stack(nn.Module):
 class StackLinearMap:
     """The value of a Stack at a point and its derivative M as a linear map of rows (models.linear_map.LinearMap).
 
-    As forward and reverse mode, but with the slope of each activation computed once per unit, not once per tangent.
+    Equivalent to forward and reverse mode, but the slope of each activation is computed once per unit, not once per
+    tangent.
 
     Arguments:
         value: [B, H].
@@ -90,7 +91,7 @@ class StackLinearMap:
         for weight, slope in zip(self.weights[1:], self.slopes[1:], strict=True):
             pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])
             slope = slope.unsqueeze(1)
-            # In place where no gradient needs the operand: these are the largest tensors.
+            # In place if no gradient needs the operand: these are the largest tensors.
             jacobian = pushed * slope if torch.is_grad_enabled() else pushed.mul_(slope)
         return jacobian
 

@@ -171,7 +171,7 @@ class Adversarial(nn.Module):
         return weighted, metrics
 
     def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
-        """The step is flawless if it is in every process."""
+        """A step is flawless only if it is flawless in every process."""
         if self._flawless is not None:
             self._flawless = every(self._flawless)
 

@@ -66,7 +66,7 @@ class Variational(nn.Module):
 
     @property
     def batch_coupling(self) -> str | None:
-        """That of the estimator."""
+        """The estimator's batch coupling."""
         return batch_coupling(self.estimator)
 
     def sync_flags(self, every: Callable[[Tensor], Tensor]) -> None:
@@ -76,5 +76,5 @@ class Variational(nn.Module):
         """Nothing to do."""
 
     def diagnostics(self) -> Diagnostics:
-        """None beyond the metrics."""
+        """Nothing beyond the metrics."""
         return Diagnostics()

@@ -1,4 +1,4 @@
-"""Tables of runs, made from the files of their directories alone."""
+"""Tables of runs, built from the files in their directories alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ TABLES = ("table.md", "table.csv", "table.tex", "table.png")
 
 
 def write_all(folder: Path) -> str:
-    """Writes table.md, table.csv, table.tex, table.png and TensorBoard's events into a sweep's folder.
+    """Write table.md, table.csv, table.tex, table.png and TensorBoard events into a sweep's folder.
 
     Arguments:
-        folder: with sweep.json, run directories or both, in whatever state they are.
+        folder: contains sweep.json, run directories or both, in any state.
 
-    Returns the table in Markdown. Raises InputError where the runs do not compare, RunError where a file cannot be
+    Returns the table in Markdown. Raises InputError if the runs are not comparable, RunError if a file cannot be
     written.
     """
     from vaerun.report.chart import to_png

@@ -1,4 +1,4 @@
-"""What the numbers of a table mean, in words, from the protocol of its runs."""
+"""Captions: what the numbers of a table mean, according to the protocol of its runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _common(runs: Sequence[RunSummary], key: str, default: str) -> str:
 
 
 def unit(metric: str, runs: Sequence[RunSummary]) -> str:
-    """Unit of the metric; '' for one without a unit."""
+    """The metric's unit; '' if it has none."""
     name = metric.rpartition("/")[2]
     if name == "bits_per_dimension":
         return "bits per dimension"
@@ -29,7 +29,7 @@ def unit(metric: str, runs: Sequence[RunSummary]) -> str:
 
 
 def direction(metric: str) -> str:
-    """Whether higher or lower is better; '' where that is not known."""
+    """Whether higher or lower is better; '' if unknown."""
     name = metric.rpartition("/")[2]
     if name.endswith("_se"):
         return ""

@@ -1,7 +1,7 @@
-"""Cells of a table: where a run stands, and how the seeds in a cell are summarised.
+"""Cells of a table: the position of a run, and the summary over the seeds in a cell.
 
 A cell shows the mean over seeds of a run's metric (itself a mean over images), the sample standard deviation over seeds
-(n - 1) and the standard error of the mean, sd / sqrt(n). Unfinished runs do not enter the mean; the cell counts them.
+(n - 1) and the standard error of the mean, sd / sqrt(n). Unfinished runs do not enter the mean but are counted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Position = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """Settings that distinguish the rows or the columns; no keys: a single one."""
+    """Settings that distinguish the rows or the columns; no keys: a single row or column."""
 
     keys: tuple[str, ...]
 
@@ -94,7 +94,7 @@ class Cell:
     Attributes:
         name: row and column in words.
         row, column: labels of the axes.
-        runs: all of them, in whatever state.
+        runs: all runs, in any state.
         metric: shown in the cell.
         published: number to compare with, or None.
         values: seed -> metric of each finished run.
@@ -183,7 +183,8 @@ def deduplicate(
 ) -> tuple[list[RunSummary], list[str]]:
     """One run per seed, the most advanced one, and a footnote for each finished duplicate.
 
-    Raises InputError for two finished runs of one seed with different fingerprints (of other numerics, say).
+    Raises InputError for two finished runs of one seed with different fingerprints (e.g. of different versions of the
+    numerics).
     """
     by_seed: dict[tuple[str, ...], RunSummary] = {}
     by_fingerprint: dict[str, RunSummary] = {}

@@ -32,7 +32,7 @@ class TableSpec:
         metric: of result.json.
         published: name of published numbers, `none` for none.
         where: conditions KEY=VALUE that select runs; for several values of one key, any of them.
-        mix: keys that may differ even though the numbers then do not compare.
+        mix: keys that may differ, although the numbers are then not comparable.
     """
 
     rows: str | None = None
@@ -48,18 +48,18 @@ class Comparison:
     """A table of runs.
 
     Attributes:
-        folder: whose runs it compares.
+        folder: the directory of the compared runs.
         metric: of result.json.
         caption: what the numbers are.
         rows, columns: labels in order.
-        cells: (row, column) -> cell, where there are runs or a published number.
+        cells: (row, column) -> cell, for those with runs or a published number.
         axes: (title of the rows, title of the columns); the latter is '' for a single column.
-        empty: label of the column of runs without a value of its setting, if there is one.
-        steps: column -> value, where all values (but `empty`) are numbers.
+        empty: label of the column for runs without the column's setting, if there is one.
+        steps: column -> value, if all values (except `empty`) are numbers.
         decimals: digits of the metric to print.
         published: numbers to compare with, or None.
         notes: footnotes.
-        mixed: whether it holds runs that do not compare, as allowed by `mix`.
+        mixed: whether it contains runs that are not comparable, as permitted by `mix`.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Comparison:
 
 
 def compare(folder: Path, spec: TableSpec) -> Comparison:
-    """Compare the runs below a folder. Raises InputError where they do not compare or lack what `spec` names."""
+    """Compare the runs below a folder. Raises InputError if they are not comparable or lack what `spec` names."""
     all_runs, notes = read_runs(folder)
     runs = [run for run in all_runs if run.settings]
     notes += [f"{run.name} has no readable configuration: skipped" for run in all_runs if not run.settings]
@@ -152,7 +152,7 @@ def _axis(keys: str | None) -> Axis:
 
 
 def _resolve(spec: TableSpec, runs: Sequence[RunSummary]) -> dict[str, Any]:
-    """Fill in what `spec` leaves open from the runs' configuration, where they agree, or by defaults."""
+    """Fill in what `spec` leaves open: from the runs' configurations if they agree, else by defaults."""
     options: dict[str, Any] = {}
     for name, default in (("rows", ROWS), ("columns", COLUMNS), ("metric", None), ("published", None)):
         requested = getattr(spec, name)
@@ -194,7 +194,7 @@ def _published(
     runs: Sequence[RunSummary],
     notes: list[str],
 ) -> Published | None:
-    """The published numbers if they apply to this table; else a footnote, or an error where they were requested."""
+    """The published numbers if they apply to this table; else a footnote, or an error if they were requested."""
     if name is None or name == "none":
         return None
     published = load_published(name)

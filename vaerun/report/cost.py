@@ -13,12 +13,12 @@ from vaerun.report.text import abbreviate, clean
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over a cell's finished runs; None where a run has not recorded it.
+    """Means over a cell's finished runs; None if a run has not recorded it.
 
     Attributes:
         train, evaluation: seconds per run.
         rate: training steps per second.
-        hardware: device, its name and CPU threads; all of them where the runs differ.
+        hardware: device, its name and CPU threads; all of them if the runs differ.
     """
 
     train: float | None
@@ -54,7 +54,7 @@ def timing_warnings(cells: Sequence[Cell]) -> list[str]:
             cells_by_hardware.setdefault(machine, []).append(cell.name)
     if len(cells_by_hardware) > 1:
         parts = [f"{machine} ({abbreviate(names)})" for machine, names in cells_by_hardware.items()]
-        notes.append(f"times do not compare where hardware or threads differ: {'; '.join(parts)}")
+        notes.append(f"times are not comparable if hardware or threads differ: {'; '.join(parts)}")
     jobs = {canonical(run.settings.get("sweep.jobs")) for cell in cells for run in cell.finished}
     jobs -= {canonical(None), canonical(1)}
     if jobs:

@@ -23,7 +23,7 @@ def known_keys(runs: Sequence[RunSummary]) -> list[str]:
 def filter_runs(runs: list[RunSummary], conditions: Sequence[str]) -> list[RunSummary]:
     """The runs that satisfy all conditions.
 
-    Raises InputError for a condition that is not KEY=VALUE, and where no run is left.
+    Raises InputError for a condition that is not KEY=VALUE, or if no run satisfies them.
     """
     known = known_keys(runs)
     accepted: dict[str, set[str]] = {}

@@ -100,7 +100,7 @@ def _unfinished(cells: Sequence[Cell]) -> list[str]:
 
 
 def seed_footnotes(table: Comparison) -> list[str]:
-    """The number of seeds, and the differences too small for them."""
+    """The number of seeds, and the differences too small to distinguish with them."""
     cells = [cell for cell in table.cells.values() if cell.n]
     if not cells:
         return ["seeds: no run has finished"]

@@ -155,7 +155,7 @@ def _csv_row(table: Comparison, cell: Cell) -> dict[str, object]:
 
 
 def to_latex(table: Comparison) -> str:
-    """A `tabular` with its notes, to be read by `\\input`; needs no packages."""
+    """A `tabular` with its notes, for `\\input`; needs no packages."""
     caption = escape_tex(f"{table.caption}; {cell_meaning(table)}")
     text = [*_tabular(table_rows(table)), "", rf"\par\smallskip{{\footnotesize {caption}.\par"]
     text += [rf"{escape_tex(note)}.\par" for note in [*table.notes, *timing_warnings(list(table.cells.values()))]]

@@ -36,7 +36,7 @@ def rows(folder: Path, where: Sequence[str] = ()) -> list[dict[str, Any]]:
         folder: searched recursively.
         where: conditions KEY=VALUE on the runs to list.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name one with run directories, e.g. outputs")
@@ -83,7 +83,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
 
 
 def pixel_space(protocol: dict[str, Any]) -> str:
-    """The space that a density is over: densities over different spaces do not compare."""
+    """The space that a density is over: densities over different spaces are not comparable."""
     if protocol["logit"]:
         return "logit"
     if protocol["dequantize"]:

@@ -1,4 +1,4 @@
-"""Which runs compare: numbers that were measured differently are not put side by side unless allowed.
+"""Which runs are comparable: numbers measured differently are not put side by side unless explicitly allowed.
 
 Two kinds of difference are rejected. Between any two runs of a table: in the protocol, which defines what a number
 measures (density, data, images, K). Between the runs of one cell, which a mean and a standard deviation over seeds
@@ -50,7 +50,7 @@ IMPLIED_BY_DATA = (
     "units",
     *(key for key, settings in DETERMINING_SETTINGS.items() if "data" in settings and key != "data"),
 )
-"""Entries of the protocol that add nothing where the data sets differ."""
+"""Entries of the protocol that are redundant if the data sets differ."""
 
 MAXIMUM_DIFFERENCES = 3  # spelled out
 MAXIMUM_KEYS = 10  # listed after --mix; beyond, --mix all
@@ -64,12 +64,12 @@ UNRECORDED = "not recorded"
 
 
 def is_irrelevant(key: str, value: Any) -> bool:
-    """Whether runs that differ in this setting still compare: it cannot change a result."""
+    """Whether this setting cannot change a result, so that runs that differ in it are comparable."""
     return is_incidental(key, value) or key in DATA_PATHS
 
 
 def canonical(value: Any) -> str:
-    """A string that is equal for equal values: 140 and 140.0 are one."""
+    """A string that is equal for equal values: 140 and 140.0 give the same."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # 1e+30 stays as it is
         value = int(value)
     if isinstance(value, list | tuple):
@@ -106,8 +106,8 @@ class AllowedDifferences:
 
     Arguments:
         keys: each one or several, separated by commas.
-        runs: that are compared.
-        metric: that is compared.
+        runs: the runs to compare.
+        metric: the metric to compare.
 
     Raises InputError for a key that no run has.
     """
@@ -164,8 +164,8 @@ def check_protocol(
     """Footnotes on the allowed differences of protocol between runs; unfinished runs have no protocol yet.
 
     Arguments:
-        runs: of the table.
-        metric: of the table.
+        runs: the table's runs.
+        metric: the table's metric.
         axes: settings on the table's axes.
         allowed: what may differ.
 
@@ -178,7 +178,7 @@ def check_protocol(
         along = [axis for axis in axes if axis in DETERMINING_SETTINGS.get(key, ())]
         first: dict[tuple[str, ...], tuple[Any, RunSummary]] = {}
         if along and key in INCOMPARABLE and len({canonical(p.get(key, UNRECORDED)) for _, p in recorded}) > 1:
-            notes.append(f"{key} differs along {', '.join(along)}: numbers do not compare across it")
+            notes.append(f"{key} differs along {', '.join(along)}: numbers are not comparable across it")
         for run, protocol in recorded:
             current = protocol.get(key, UNRECORDED), run
             previous = first.setdefault(tuple(canonical(run.setting(axis)) for axis in along), current)
@@ -196,7 +196,7 @@ def check_protocol(
         # --mix data allows the others
         mix = [key for key in rejected if key in shown or "data" not in DETERMINING_SETTINGS.get(key, ())]
         raise InputError(
-            f"these runs do not compare: {_first_of([rejected[key][0] for key in shown])}: {remedy}, "
+            f"these runs are not comparable: {_first_of([rejected[key][0] for key in shown])}: {remedy}, "
             f"or allow it by --mix {_mix_argument(mix)}"
         )
     return notes
@@ -208,7 +208,7 @@ def _settings(run: RunSummary, axes: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_equal(key: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two configurations agree in a key; one without it is of a version in which the option was off."""
+    """Whether two configurations agree in a key; a missing key is from a version in which the option was off."""
     if key not in a or key not in b:
         return (a.get(key) or b.get(key)) in (None, False, "", 0)
     return canonical(a[key]) == canonical(b[key])

@@ -45,7 +45,7 @@ class Published:
     unpublished: dict[str, str]
 
     def mismatch(self, rows: Sequence[str], columns: Sequence[str], metric: str, data: Iterable[Any]) -> str:
-        """Why it does not apply to a table of these rows, columns, metric and data sets; '' where it does."""
+        """Why it does not apply to a table of these rows, columns, metric and data sets; '' if it does."""
         for what, theirs, ours in (
             ("rows are", self.rows, ",".join(rows)),
             ("columns are", self.columns, ",".join(columns) or "none"),
@@ -111,7 +111,7 @@ def published_names() -> list[str]:
 
 
 def load_published(name: str) -> Published:
-    """The published table of this name. Raises InputError where there is none."""
+    """The published table of this name. Raises InputError if there is none."""
     if name not in _all():
         known = published_names()
         raise InputError(

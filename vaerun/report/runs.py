@@ -1,4 +1,4 @@
-"""Runs, read from their directories and from a sweep's plan, in whatever state they are.
+"""Runs, read from their directories and from a sweep's plan, in any state.
 
 A run directory may be damaged, from an older version, in use or malicious: whatever cannot be read makes the run
 `unreadable` and never raises. `sweep.json` lists the planned jobs; one without a result.json is `missing`.
@@ -31,7 +31,7 @@ NETWORKS = ("encoder", "decoder", "generator", "discriminator")  # parts of `mod
 def network_of(targets: Iterable[Any]) -> str | None:
     """The choice of `network=` that these classes belong to: conv for ConvEncoder and ConvDecoder.
 
-    Several, joined by /, where the parts differ; None where there are none.
+    Several, joined by /, if the parts differ; None if there are none.
     """
     classes = [str(target).rpartition(".")[2] for target in targets if target is not None]
     choices = [re.sub(f"({'|'.join(NETWORKS)})$", "", name.lower()) or name for name in classes]
@@ -49,8 +49,8 @@ class RunSummary:
             lock), RUNNING, UNREADABLE or MISSING.
         progress: fraction of the training steps done, if known.
         error: why it failed or cannot be read; one printable line.
-        result: content of result.json; {} where there is none.
-        settings: the resolved configuration by dotted keys, lists as leaves; {} where it is not known.
+        result: content of result.json; {} if there is none.
+        settings: the resolved configuration by dotted keys, lists as leaves; {} if it is not known.
         table: `sweep.table` of its configuration.
         planned: whether a sweep.json lists it.
     """
@@ -66,11 +66,11 @@ class RunSummary:
     planned: bool = False
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of the result, such as protocol, by dotted keys; {} where it has none."""
+        """A section of the result, such as protocol, by dotted keys; {} if it has none."""
         return _flat_or_empty(self.result.get(name))
 
     def number(self, section: str, key: str) -> float | None:
-        """A finite number of the result, e.g. ("metrics", "test/elbo"); None where there is none."""
+        """A finite number of the result, e.g. ("metrics", "test/elbo"); None if there is none."""
         values = self.result.get(section)
         value = values.get(key) if isinstance(values, dict) else None
         return float(value) if is_number(value) else None
@@ -80,7 +80,7 @@ class RunSummary:
         return self.settings.get("seed", self.result.get("seed"))
 
     def setting(self, key: str) -> Any:
-        """The value of a dotted key (of a group such as model: the name of its choice); None where it has none."""
+        """The value of a dotted key (of a group such as model: the name of its choice); None if it has none."""
         if key in self.settings:
             return self.settings[key]
         if key == "network":  # the configuration does not record this choice, but the classes reveal it
@@ -111,7 +111,7 @@ def _read_mapping(path: Path, maximum_bytes: int) -> dict[str, Any]:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    """.hydra/config.yaml by dotted keys; {} where it cannot be read."""
+    """.hydra/config.yaml by dotted keys; {} if it cannot be read."""
     try:
         return _flatten_mapping(read_config(folder / ".hydra" / "config.yaml", folder))
     except (OSError, ValueError):
@@ -143,7 +143,7 @@ def _fraction(done: Any, total: Any) -> float | None:
 
 
 def _read_run(folder: Path, name: str, job: dict[str, Any]) -> RunSummary:
-    """The run in a folder; `job` is its entry in a plan, {} where there is none."""
+    """The run in a folder; `job` is its entry in a plan, {} if there is none."""
     planned = _flat_or_empty(job.get("config"))
     settings = _read_settings(folder) or planned
     # The plan comes first: `sweep.table` is not part of a run's identity, so its configuration may hold an older one.
@@ -194,7 +194,7 @@ def _read_plan(path: Path, notes: list[str]) -> list[tuple[Path, dict[str, Any]]
 def read_runs(root: Path) -> tuple[list[RunSummary], list[str]]:
     """All runs below a folder, planned ones first and in their order, and footnotes on what could not be read.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     if not root.is_dir():
         raise InputError(f"{clean(root)} is not a folder: name one with run directories, e.g. outputs")

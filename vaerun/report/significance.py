@@ -41,7 +41,7 @@ def comparable_pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple
 
 
 def comparable(a: Cell, b: Cell) -> bool:
-    """Whether the numbers of two cells compare: an axis of the table may belong to the protocol (K, binarisation)."""
+    """Whether two cells are comparable: an axis of the table may belong to the protocol (K, binarisation)."""
     if not a.finished or not b.finished:
         return True
     first, second = (protocol_of(cell.finished[0], cell.metric) for cell in (a, b))
@@ -50,7 +50,7 @@ def comparable(a: Cell, b: Cell) -> bool:
 
 
 def standard_error(a: Cell, b: Cell) -> float | None:
-    """Standard error of the difference between two means; None where a cell has fewer than two seeds."""
+    """Standard error of the difference between two means; None if a cell has fewer than two seeds."""
     return None if a.se is None or b.se is None else math.hypot(a.se, b.se)
 
 
@@ -78,7 +78,7 @@ class PairedTest:
         a, b: the cells.
         seeds: that both have.
         mean, se, t, p: of the differences a - b over these seeds; p is two-sided. None for fewer than two seeds
-            (`mean`: for none); t and p also where all differences are equal.
+            (`mean`: for none); t and p also if all differences are equal.
         images: seed -> (mean, standard error over images, number of images), or why there is none.
     """
 

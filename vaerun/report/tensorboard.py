@@ -19,9 +19,9 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
     """Write events into FOLDER/table, replacing earlier ones, and return that folder.
 
     A scalar's step is the column's number (T), or its index where columns are not integers. A row without a value of
-    the column's setting is drawn as a constant, to compare the others with.
+    the column's setting is drawn as a constant, for comparison.
 
-    Raises RunError where it cannot be written, InputError where it is a link.
+    Raises RunError if the folder cannot be written, InputError if it is a link.
     """
     import numpy as np
     from PIL import Image

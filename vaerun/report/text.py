@@ -24,14 +24,14 @@ def abbreviate(names: Sequence[str], maximum: int = 4) -> str:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a finite number that fits into a float, unlike an integer of hundreds of digits."""
+    """Whether the value is a finite number that fits into a float, unlike an integer of hundreds of digits."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def escape_markdown(text: str, line: bool = False) -> str:
     """Escape text so that Markdown shows it literally: it neither ends a cell nor starts HTML, a link or a formula.
 
-    `line`: it stands at the start of a line, where it must not start a heading, a quotation or a list either.
+    `line`: the text begins a line, so it must not start a heading, a quotation or a list either.
     """
     text = re.sub(r"&(?=#|\w+;)", "&amp;", text)
     for old, new in (("\\", "\\\\"), ("<", "&lt;"), ("`", "'"), ("](", "] (")):

@@ -1,4 +1,4 @@
-"""Numbers that do not compare are not put side by side unless requested, and then a footnote says so."""
+"""Numbers that are not comparable are not put side by side unless requested, and then a footnote says so."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_follows_from_another_data_set_is_not_told_beside_it(tmp_path: Path
     with pytest.raises(InputError) as caught:
         compare(tmp_path, TableSpec())
     text = str(caught.value)
-    assert "these runs do not compare: data is cifar10 in vae_tNone_0 and mnist in vlae_t4_0; likelihood" in text
+    assert "these runs are not comparable: data is cifar10 in vae_tNone_0 and mnist in vlae_t4_0; likelihood" in text
     assert "; and 5 more: choose by --where data=VALUE, or allow it by --mix data,units,likelihood," in text
     assert not any(f"{key} is" in text for key in ("data_sha256", "images.train", "split", "units", "evaluated_images"))
     named = text.rpartition("--mix ")[2]
@@ -248,7 +248,7 @@ def test_what_is_mixed_allows_no_more_than_it_says(tmp_path: Path) -> None:
     assert compare(tmp_path, TableSpec(mix=("evaluated_images",))).cells["VLAE", "T=4"].mean == 3.0  # the setting too
     assert compare(tmp_path, TableSpec(mix=("evaluation.images",))).cells["VLAE", "T=4"].mean == 3.0
     run(tmp_path, "vlae", 4, 2, 4.0, **changes | {"data.name": "mnist"})
-    with pytest.raises(InputError, match="do not compare: data is cifar10"):
+    with pytest.raises(InputError, match="are not comparable: data is cifar10"):
         compare(tmp_path, TableSpec(mix=("evaluated_images",)))
     with pytest.raises(InputError, match="evaluated_images is 2000 in"):
         compare(tmp_path, TableSpec(mix=("data.binarize",), where=("data=cifar10",)))

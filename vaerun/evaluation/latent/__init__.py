@@ -1,1 +1,1 @@
-"""What the latent space holds."""
+"""Analysis of the latent space."""

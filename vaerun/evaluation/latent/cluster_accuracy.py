@@ -30,7 +30,7 @@ class ClusterAccuracy:
         images: number of images.
         contingency: counts int64 [codes, classes], on the CPU.
         assignment: category -> class, min(codes, classes) pairs. Images of an unmatched category or class are errors.
-            A pair may have no images at all, if it is what remained.
+            A pair left over by the matching may have no images.
     """
 
     accuracy: float
@@ -47,7 +47,7 @@ def cluster_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int
         predicted: int [N], the most probable category of each image, 0 to codes - 1.
         labels: int [N], 0 to classes - 1.
 
-    Raises InputError for no images, another number of labels than images, or values out of range.
+    Raises InputError if there are no images, if the numbers of images and labels differ, or if a value is out of range.
     """
     predicted, labels = predicted.detach().cpu().long(), labels.detach().cpu().long()
     if not predicted.numel():

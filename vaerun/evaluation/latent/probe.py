@@ -55,7 +55,7 @@ def linear_probe(
     Arguments:
         train_features, test_features: [N, n] and [M, n].
         train_labels, test_labels: int64 [N] and [M].
-        seed: of the 10,000 training images drawn where there are more.
+        seed: of the random choice of 10,000 training images, if there are more.
         iterations: maximum number of iterations; if the fit does not converge, the result has a warning.
 
     Raises InputError for missing labels, fewer than two training classes, no test images, or features that are not
@@ -105,9 +105,9 @@ def probe_latents(
 
     Arguments:
         model: in evaluation mode.
-        train: the training split; where it has more than 10,000 images, 10,000 are drawn.
+        train: the training split; if it has more than 10,000 images, 10,000 are drawn.
         statistics: posterior moments of the test images.
-        seed: of that draw, and of the posterior's noise where it needs any.
+        seed: of that draw, and of the noise of posterior moments that are estimated from samples.
         monitor: checked between batches.
 
     Raises InputError as linear_probe does, and for a conditional model, whose encoder is given the label.

@@ -59,7 +59,7 @@ class LatentStatistics:
 
     @property
     def mean_variances(self) -> Tensor:
-        """Var_x(E_q[z_i | x]) [d], normalised by N; slightly negative values are possible where it is estimated."""
+        """Var_x(E_q[z_i | x]) [d], normalised by N; slightly negative values are possible if it is estimated."""
         noise = self._noise
         variances = self.means.var(0, correction=0)
         return variances - noise.mean(0) if isinstance(noise, Tensor) else variances
@@ -105,8 +105,8 @@ def latent_statistics(
         seed: of the noise, which is keyed by image: neither `batch` nor other images change a result.
         images: number of images to use, starting with the first; None: all.
         batch: images per batch.
-        samples: number of samples to estimate moments from that q does not have in closed form.
-        monitor: checked between batches, warned where memory ran out and `batch` was halved.
+        samples: number of samples for moments that q does not have in closed form.
+        monitor: checked between batches, warned if memory runs out and `batch` is halved.
 
     Raises InputError for fewer than 2 samples.
     """
@@ -179,7 +179,7 @@ def latent_pictures(statistics: LatentStatistics, names: Sequence[str] | None = 
 def kl_chart(statistics: LatentStatistics) -> Tensor:
     """Bar chart of the KL of each dimension, the largest first, active and inactive units in two colours: [3, H, W].
 
-    It shows the KL of normal marginals: where q's dimensions are dependent, their sum is less than the KL of q.
+    It shows the KL of normal marginals: if q's dimensions are dependent, their sum is less than the KL of q.
     """
     kl, active = statistics.kl, statistics.active.tolist()
     order = torch.argsort(kl, descending=True).tolist()

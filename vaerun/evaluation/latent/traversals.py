@@ -213,7 +213,7 @@ def code_sweep(
 ) -> Tensor:
     """Picture of one code (Chen et al. 2016, figure 2): a column per value, a row per noise vector.
 
-    Within a row only the code changes; row i is sample i but for the code.
+    Within a row only the code changes; row i is sample i except for the code.
 
     Arguments:
         generate_with_code: noise [N, n], index of the code, its values [N] -> images [N, C, H, W] in [0, 1].
@@ -236,7 +236,7 @@ def _members(operand: str | int, sets: Sets) -> Sequence[int]:
 
 
 def _on_sphere(noise: Tensor) -> Tensor:
-    """The mean [n] of noise [m, n], rescaled to the mean of the m norms; for m = 1 the very same numbers."""
+    """The mean [n] of noise [m, n], rescaled to the mean of the m norms; unchanged for m = 1."""
     if len(noise) == 1:
         return noise[0]
     mean = noise.mean(0)

@@ -1,1 +1,1 @@
-"""Estimates of log p(x) and of what is lost to inference."""
+"""Estimates of log p(x), inference gaps and gradient noise."""

@@ -1,4 +1,4 @@
-"""Adam with a learning rate and a step count per image, where torch's has one of each per tensor."""
+"""Adam with a learning rate and a step count per image, whereas torch's has one of each per tensor."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PerImageAdam:
                 moment[rows] = 0
 
     def select(self, rows: Tensor, leaves: list[Tensor]) -> None:
-        """Drop all rows but these (a mask [B]); `leaves` are the smaller tensors to continue with."""
+        """Keep only these rows (a mask [B]); `leaves` are the smaller tensors that replace the parameters."""
         for new, old in zip(leaves, self.leaves, strict=True):
             new.copy_(old[rows])
         self.leaves, self.rate, self.count = leaves, self.rate[rows], self.count[rows]

@@ -45,7 +45,7 @@ from vaerun.tracking.monitor import SILENT, Monitor
 SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
 PILOT_CHAINS = 4  # an acceptance averaged over 4 chains has a standard error of about 0.15, and the log step size too
 PILOT_SEARCH = 30  # extra transitions at the first temperature: enough to change the step size by a factor of 10^4
-PILOT_TRANSITIONS = 200  # minimum over all temperatures: where these are few, several transitions at each
+PILOT_TRANSITIONS = 200  # minimum over all temperatures: if these are few, several transitions at each
 PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
 PILOT_GRID = 0.1  # of log step size: snapping to a grid keeps rounding errors from being fed back and growing
 
@@ -175,7 +175,7 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 
 def effective_chains(log_weight: Tensor) -> Tensor:
-    """Effective number of chains (sum w)^2 / sum w^2, from 1 to K, or 0 where all weights are 0: [K, B] -> [B]."""
+    """Effective number of chains (sum w)^2 / sum w^2, from 1 to K, or 0 if all weights are 0: [K, B] -> [B]."""
     return torch.exp(2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).nan_to_num(nan=0)
 
 
@@ -211,7 +211,7 @@ def annealed_importance_sampling(
         images: number of images to evaluate, starting with the first; None: all.
         batch: images per batch (memory grows with it times the chains); None: by device. It changes rounding only,
             though many long trajectories may amplify that into another draw of the same estimate.
-        monitor: checked between transitions, advanced by images, warned where memory ran out and `batch` was halved.
+        monitor: checked between transitions, advanced by images, warned if memory runs out and `batch` is halved.
 
     Returns per image [N] (float64, CPU): ais (nats: log of the mean of w over chains), ais_ess (effective number of
     chains, 1 to K), ais_acceptance (mean over chains and transitions; 1 where T = 1 leaves nothing to accept).

@@ -4,13 +4,14 @@
 
 the approximation gap (the family does not contain the posterior) and the amortisation gap (the inference network misses
 the family's best member). q* is the same family with local parameters for each image (`local_parameters()`; networks
-inside a distribution stay shared and count as part of the family), optimised by Adam on that image's ELBO from q on,
-with the model fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* approaches the posterior.
+inside a distribution stay shared and count as part of the family), optimised by Adam on that image's ELBO, starting at
+q, with the model fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* approaches the posterior.
 
 Every `window` steps an image's ELBO is validated on fixed noise that the search does not see. The search retains the
-latest parameters within `tolerance` of the best value, as the very best have overfitted that noise. Where `patience`
-windows together gain no more than `tolerance`, it returns to the retained parameters with a tenth of the learning rate;
-where that happens at the smallest rate, the image has converged and leaves the batch. Images do not affect each other.
+latest parameters within `tolerance` of the best value, because the best ones have overfitted that noise. If
+`patience` windows together gain no more than `tolerance`, it returns to the retained parameters with a tenth of the
+learning rate; if that happens at the smallest rate, the image has converged and leaves the batch. Images do not affect
+each other.
 
 log p(x) is the importance-weighted estimate with q* as the proposal, which is closer to the posterior than q (its own
 k-hat says how far to trust it). It and both ELBOs use the same noise, which neither the search nor its validation has
@@ -240,7 +241,7 @@ def inference_gaps(
         seed: of the noise.
         images: number of images to evaluate, starting with the first; None: all.
         batch: images per batch (memory grows with it), which changes no result beyond rounding; None: by samples.
-        monitor: checked before every step, advanced by images, warned where memory ran out and `batch` was halved.
+        monitor: checked before every step, advanced by images, warned if memory runs out and `batch` is halved.
 
     Returns per image [N] (CPU; float64, nats): elbo (of q), elbo_optimal (of q*), log_likelihood, gap_approximation,
     gap_amortisation, gap_inference (their sum); gap_steps; gap_converged (bool).

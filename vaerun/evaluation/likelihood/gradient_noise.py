@@ -41,7 +41,7 @@ class GradientNoise:
         variance_error: its standard error.
         norm: of the mean gradient.
         snr: mean over parameters of |mean| / standard deviation, without those whose gradient is always zero. inf where
-            a gradient has no noise, NaN where all gradients are zero.
+            a gradient has no noise, NaN if all gradients are zero.
         parameters: P, their number.
         draws: N.
     """

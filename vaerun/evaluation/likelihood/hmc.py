@@ -18,14 +18,14 @@ from torch import Tensor
 from vaerun.models import Joint
 from vaerun.randomness import ImageNoise
 
-DEPTH = 1e5  # nats (|z| of about 450 under N(0, I)): beyond it float32 decoders overflow, and there is no mass to lose
+DEPTH = 1e5  # nats (|z| of about 450 under N(0, I)): beyond it float32 decoders overflow, and there is no mass left
 BLOCK = 32  # transitions whose noise is drawn at once: few generators to seed, little memory
 LOG_UNIFORM = 2  # normal numbers per log-uniform one: -1/2 (a^2 + b^2) is minus a standard exponential
 
 
 @dataclass(frozen=True)
 class State:
-    """Positions of the chains with all that any beta needs there, so that changing beta costs no evaluation.
+    """Positions of the chains with their log-densities and scores, so that changing beta costs no evaluation.
 
     Attributes:
         z: [K, B, d].
@@ -48,7 +48,7 @@ class State:
         return self.prior_score + beta * self.likelihood_score
 
     def where(self, accepted: Tensor, other: State) -> State:
-        """This state where `accepted` [K, B], the other one elsewhere."""
+        """This state where `accepted` [K, B] is true, `other` elsewhere."""
         row = accepted.unsqueeze(-1)
         return State(
             torch.where(row, self.z, other.z),

@@ -26,7 +26,7 @@ from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.tracking.monitor import SILENT, Monitor
 
-NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so never changed
+NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
 METRICS = ("log_likelihood", "elbo", "kl", "reconstruction", "effective_sample_size", "pareto_k")
 DENSITY_METRICS = ("log_likelihood", "elbo", "reconstruction")  # metrics to which a transform's log|det| is added
 PARETO_K_LIMIT = 0.7  # Vehtari et al. 2024, section 3.2.4
@@ -44,7 +44,7 @@ def importance_statistics(
     """Importance-weighted log-likelihood, ELBO and its two terms (nats), effective sample size and k-hat per image [B].
 
     All come from the same samples of q; only the largest weights are stored. k-hat is that of pareto.pareto_k: NaN
-    where K <= 20, -inf where the weights are equal up to the rounding of log p(x | z), as with an exact posterior.
+    where K <= 20, -inf if the weights are equal up to the rounding of log p(x | z), as with an exact posterior.
 
     Arguments:
         joint: log p(x, z | c) of a batch, with its noise.
@@ -69,7 +69,7 @@ def importance_statistics(
             largest = keep_largest(largest, log_w, tail_length(samples) + 1)
             kl += (log_q - log_prior).sum(0)
             reconstruction += log_likelihood.sum(0)
-    # Some nats per pixel are added up, even where the sum comes out near zero.
+    # Some nats per pixel are added up, even if the sum is near zero.
     magnitude = (reconstruction / samples).abs() + joint.x[0].numel()
     rounding = ROUNDING_EPS * torch.finfo(joint.x.dtype).eps * magnitude
     return {
@@ -114,9 +114,9 @@ def importance_sampling(
         seed: of the noise.
         images: number of images to evaluate, starting with the first; None: all.
         chunk: latent samples evaluated at once (memory grows with it); None: default_chunk.
-        monitor: checked between chunks, advanced by images, warned where memory ran out and `chunk` was halved. It gets
-            one forecast before the first batch is done, extrapolated from a block of samples; none where that block is
-            all there is to do.
+        monitor: checked between chunks, advanced by images, warned if memory runs out and `chunk` is halved. It gets
+            one forecast before the first batch is done, extrapolated from a block of samples, unless that block is the
+            entire evaluation.
 
     Returns per image [N] (float64, CPU): log_likelihood (K samples), elbo, kl, reconstruction in nats (means over the
     same samples; kl is the Monte Carlo estimate); effective_sample_size, in samples; pareto_k, see
@@ -134,7 +134,8 @@ def importance_sampling(
         joint = model.joint(batch.x, batch.c if model.classes else None, noise)
         started = perf_counter()
         q = model.infer(joint)
-        if forecast_due and (first_block < samples or len(batch.rows) < count):  # else all would be computed twice
+        # A block that is the entire evaluation would be computed twice.
+        if forecast_due and (first_block < samples or len(batch.rows) < count):
             inferred = perf_counter()
             block = importance_statistics(joint, q, first_block, chunk=batch_size, monitor=monitor)
             float(block["elbo"][0])  # waits for the device

@@ -42,7 +42,7 @@ class VarianceChoice:
 
     Attributes:
         variance: s2 with the largest value.
-        values: mean AIS log-likelihood (nats per image; -inf where not finite) of every variance, in the order tried.
+        values: mean AIS log-likelihood (nats per image; -inf if not finite) of every variance, in the order tried.
         beyond: number of variances beyond the grid.
         at_edge: whether the best is the smallest or largest of all, so that a better one may lie further out.
     """

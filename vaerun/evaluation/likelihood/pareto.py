@@ -31,7 +31,7 @@ PRIOR, PRIOR_WEIGHT = 0.5, 10  # the prior's k, and its weight in exceedances
 
 
 def tail_length(samples: int) -> int:
-    """M, the number of tail weights fitted among K = `samples`; 0 where that is fewer than 5 (K <= 20)."""
+    """M, the number of tail weights fitted among K = `samples`; 0 if that is fewer than 5 (K <= 20)."""
     tail = math.ceil(min(samples / 5, 3 * math.sqrt(samples)))
     return tail if tail >= MIN_TAIL else 0
 
@@ -54,9 +54,9 @@ def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> T
         samples: K, the number of all weights.
         rounding: nats, [B] or a scalar: log-weights that differ by no more count as equal.
 
-    The standard error of k-hat is about (1 + k) / sqrt(M). It is NaN where K is too small for a fit (M < 5) or a weight
-    is NaN; -inf where the largest weights are all equal, as with an exact posterior, so that there is no tail; and inf
-    where fewer than 5 of them exceed the others, which are equal: there is no fit, and the estimate is not reliable.
+    The standard error of k-hat is about (1 + k) / sqrt(M). It is NaN if K is too small for a fit (M < 5) or a weight
+    is NaN; -inf if the largest weights are all equal, as with an exact posterior, so that there is no tail; and inf
+    if fewer than 5 of them exceed the others, which are equal: there is no fit, and the estimate is not reliable.
 
     Raises InputError unless `largest` has M + 1 rows.
     """

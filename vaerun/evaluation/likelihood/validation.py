@@ -27,7 +27,7 @@ class Validator:
         estimator, samples: the training objective and its K.
         seed: of the noise.
         batch_size: images per batch; it does not change the result beyond rounding.
-        monitor: checked between batches, warned where memory ran out and batches were halved.
+        monitor: checked between batches, warned if memory runs out and batches are halved.
 
     Attributes:
         selection: name of the metric that selects the best parameters; higher is better.
@@ -81,7 +81,7 @@ class Validator:
     def _batch_sums(self, start: int, end: int, batch_size: int) -> dict[str, float]:
         """Sums over images start..end-1."""
         self.monitor.check()
-        if batch_size != self.batch_size:  # halved for lack of memory: the next validation starts from there
+        if batch_size != self.batch_size:  # halved if memory ran out: the next validation starts with this size
             self.batch_size = batch_size
             self._noise.clear()
         batch = self.split.batch(start, end)

@@ -42,7 +42,7 @@ class Ellipse:
 
 
 def _shorten(name: str, maximum: int = MAX_LETTERS) -> str:
-    """The name on one line of at most `maximum` letters, with its middle elided and characters without glyph as `?`."""
+    """The name on one line of at most `maximum` letters, its middle elided and characters without a glyph as `?`."""
     text = drawable(" ".join(name.split()))
     half = (maximum - 1) // 2
     return text if len(text) <= maximum else f"{text[:half]}…{text[-half:]}"
@@ -61,7 +61,7 @@ def _picture(figure: Any) -> Tensor:
 
 
 def _legend(axes: Any, handles: Sequence[Any], names: Iterable[str]) -> None:
-    # Outside the axes, where it hides nothing.
+    # Outside the axes, so that it hides nothing.
     labels = [legend_label(_shorten(name)) for name in names]
     legend = axes.legend(
         handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL, borderaxespad=0.2
@@ -146,7 +146,7 @@ def bar_chart(
 
 
 def _label_groups(axes: Any, names: Sequence[str], width: float) -> None:
-    """Names below the bars: thinned out where there are many, slanted where they are long."""
+    """Names below the bars: thinned out if there are many, slanted if they are long."""
     stride = -(-len(names) // MAX_TICKS)
     ticks = range(0, len(names), stride)
     labels = [_shorten(names[i]) for i in ticks]

@@ -6,7 +6,7 @@ Szegedy 2015) and max pooling, a dense layer of 128 rectified features, and a li
 feature space are comparable only between runs with the same classifier: `Classifier.name` contains the sha256 of its
 weights. They must never be called a Frechet Inception distance.
 
-It is trained once per data set, on all labelled training images whatever part a run uses, by Adam (Kingma & Ba 2015)
+It is trained once per data set, on all labelled training images even if a run uses fewer, by Adam (Kingma & Ba 2015)
 with a cosine learning rate, and cached. Interrupted training resumes where it was last saved. It draws from separate
 generators, so a run's random numbers do not depend on whether the classifier was in the cache. The same machine trains
 the same weights; another device or number of threads sums in another order and gives other weights.
@@ -102,7 +102,7 @@ def load_or_train_classifier(
         monitor: checked after each step, and while waiting.
 
     Raises InputError for data without labels or with a single class, and for a folder that is not writable; RunError
-    where the file cannot be written or training diverges.
+    if the file cannot be written or training diverges.
     """
     if arrays.train_labels is None:
         raise InputError(f"{name}: a classifier needs labels, and this data set has none: omit what compares features")
@@ -229,7 +229,7 @@ def _warn_damaged(path: Path, error: Exception) -> None:
 
 
 def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
-    """Restore both; returns the steps done, or None if the file was damaged: it is removed, both are unusable."""
+    """Restore network and optimiser; return the steps done. A damaged file is removed: None, both are then unusable."""
     if not unfinished.exists():
         return 0
     try:

@@ -45,7 +45,7 @@ def inception_features(weights: Path, *, device: torch.device | str) -> Callable
 
     Arguments:
         weights: the released state_dict of torch-fidelity's FeatureExtractorInceptionV3. It is read as plain values and
-            tensors; code in it is refused, never run.
+            tensors; code in it is rejected, never run.
         device: where the network runs, and where the features are.
 
     Raises InputError if the file does not exist or holds something else, or torch-fidelity is not installed.
@@ -77,7 +77,7 @@ def _read(weights: Path) -> dict[str, Tensor]:
         values = torch.load(weights, map_location="cpu", weights_only=True) if released else read_tensors(weights)
     except OSError as error:
         raise InputError(f"cannot read Inception's weights {weights}: {error.strerror}") from None
-    except Exception:  # zipfile, pickle and torch raise a dozen types for other files
+    except Exception:  # zipfile, pickle and torch raise a dozen exception types for other files
         values = None
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise InputError(

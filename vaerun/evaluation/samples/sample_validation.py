@@ -1,4 +1,4 @@
-"""Generated and real images, and the validation of an adversarial model by them after each epoch."""
+"""Generated and real images, and the validation of an adversarial model on them after each epoch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class SampleValidator:
         self._real_features = None if self.features is None else self.features(self._real)
 
     def __call__(self) -> dict[str, float]:
-        """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1), and what selects, if any."""
+        """PREFIX/diversity (1: as varied as the data), PREFIX/mode_collapse (0 or 1), and any selection metric."""
         images = generate_images(
             self.model, self.split, len(self._real), seed=self.seed, monitor=self.monitor, stream="validation"
         )[0]
