@@ -122,11 +122,8 @@ def load_arrays(
             return make(Path(scratch))
     cache = cache_dir()
     facts = [FORMAT, name, None if origin is None else [str(origin.resolve()), _stamp(origin)], options]
-    if _unbound(source) not in (
-        sources.BUILT_IN.get(name),
-        sources.npz,
-        sources.folder,
-    ):  # another function of this name
+    # A plug-in's source of the same name is another source.
+    if _unbound(source) not in (sources.BUILT_IN.get(name), sources.npz, sources.folder):
         facts.append(_qualified_name(source))
     key = hashlib.sha256(json.dumps(facts, default=str, sort_keys=True).encode()).hexdigest()[:16]
     entry = cache / "prepared" / f"{name}-{key}"
