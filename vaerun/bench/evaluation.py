@@ -42,7 +42,7 @@ def model_and_data(size: Size, device: torch.device) -> tuple[LatentModel, Tenso
 
 
 def make_calls(size: Size, samples: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
-    """Both variants of the log-likelihoods [B] of the same images from the same samples, whose noise each call draws."""
+    """Both variants of the log-likelihoods [B] of the same images from the same samples; each call draws its noise."""
     model, x = model_and_data(size, device)
     chunk = default_chunk(device)
 

@@ -20,15 +20,8 @@ from vaerun.report.text import clean, is_number
 from vaerun.text import format_fixed
 
 NO_VALUE = "without the metric"
-STATES = (
-    FAILED,
-    INTERRUPTED,
-    STOPPED,
-    RUNNING,
-    NO_VALUE,
-    UNREADABLE,
-    MISSING,
-)  # besides OK, in the order they are listed
+STATES = (FAILED, INTERRUPTED, STOPPED, RUNNING, NO_VALUE, UNREADABLE, MISSING)
+"""All states other than OK, in the order in which they are listed."""
 _PREFERENCE = (OK, RUNNING, STOPPED, INTERRUPTED, FAILED, UNREADABLE, MISSING)  # among runs of one seed
 
 TITLES = {

@@ -52,14 +52,11 @@ IMPLIED_BY_DATA = (
 )
 """Entries of the protocol that are redundant if the data sets differ."""
 
-MAXIMUM_DIFFERENCES = 3  # spelled out
+MAXIMUM_DIFFERENCES = 3  # spelled out in an error line
 MAXIMUM_KEYS = 10  # listed after --mix; beyond, --mix all
 
-FOOTNOTED_MODEL_SETTINGS = (
-    "model.latent_dim",
-    "model.encoder.hidden",
-    "model.decoder.hidden",
-)  # a footnote says where cells differ in them
+FOOTNOTED_MODEL_SETTINGS = ("model.latent_dim", "model.encoder.hidden", "model.decoder.hidden")
+"""Settings of the model that get a footnote if cells differ in them."""
 UNRECORDED = "not recorded"
 
 
