@@ -25,13 +25,13 @@ from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel
 
-MAX_CLASSES = 10_000  # larger labels are probably identifiers
+MAX_CLASSES = 10_000  # larger labels are probably identifiers, not classes
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of trainer.device. Raises InputError where this machine has no such device."""
+    """The device that trainer.device selects. Raises InputError if it is not available."""
     if name == "auto":
-        # Apple's GPUs must be asked for: they lack float64, in which log-likelihoods are summed.
+        # auto never selects Apple's GPUs, which lack float64, used to sum log-likelihoods.
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -49,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def build_data(settings: DataSettings, device: torch.device) -> ImageData:
-    """The data set, on the device."""
+    """Load the data set onto the device."""
     transform = Transform(settings.binarize, settings.dequantize, settings.logit)
     source = settings.source
     options = {k: v for k, v in source.items() if k not in ("_target_", "path") and v is not None}
@@ -64,7 +64,7 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
         root=settings.root,
         path=settings.path,
         options=options,
-        # Cached only if the key reveals an outdated copy: a user's function may return other arrays next time.
+        # Cache only if the key would reveal an outdated copy: a user's function may return different arrays each time.
         cached=settings.path is not None or (settings.name in sources.BUILT_IN and settings.name != "digits"),
     )
     return ImageData(
@@ -78,14 +78,14 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
 
 
 def build_model(settings: ModelSettings, data: ImageData, average: bool = False) -> Model:
-    """The model for this data, initialised from torch's global generator.
+    """Build the model for this data, initialised from torch's global generator.
 
     Arguments:
-        settings: of the model.
-        data: to model.
-        average: keep a moving average of an adversarial model's generator.
+        settings: model settings.
+        data: data set to model.
+        average: keep a moving average of the generator's parameters (adversarial models).
 
-    Raises InputError for settings that contradict each other or the data.
+    Raises InputError if the settings are inconsistent or do not match the data.
     """
     if settings.conditional and not data.classes:
         raise InputError(
@@ -133,14 +133,14 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
 
 
 def build_objective(settings: Settings, model: Model, images: int) -> Variational | Adversarial:
-    """The objective of this model and estimator.
+    """Build the objective from the model and the configured estimator.
 
     Arguments:
-        settings: of the run.
-        model: to train.
-        images: of the training split, which convert epochs into steps.
+        settings: settings of the run.
+        model: model to train.
+        images: number of training images, to convert epochs to steps.
 
-    Raises InputError for an estimator of the other family, and for incompatible options.
+    Raises InputError for an estimator of another model family, and for incompatible options.
     """
     e, t = settings.estimator, settings.trainer
     estimator = build_estimator(e)
@@ -174,7 +174,7 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
 
 
 def build_estimator(settings: EstimatorSettings) -> Estimator | AdversarialLoss:
-    """`estimator.function` with its options bound. Raises InputError for options that it does not take."""
+    """Bind the options of `estimator.function`. Raises InputError for options that it does not take."""
     options = {k: getattr(settings, k) for k in ("alpha", "control_variate", "kl_weight", "free_bits")}
     options["label_smoothing"] = settings.label_smoothing
     options = {k: v for k, v in options.items() if v is not None}
@@ -182,10 +182,10 @@ def build_estimator(settings: EstimatorSettings) -> Estimator | AdversarialLoss:
 
 
 def estimators_by_name(names: list[str]) -> dict[str, Any]:
-    """The named choices of the config group `estimator`, built.
+    """Build the named choices of the config group `estimator`.
 
-    NAME/VALUE sets alpha or control_variate: renyi/0.5, score_function/none. Raises InputError for unknown choices and
-    values.
+    NAME/VALUE also sets alpha or control_variate, e.g. renyi/0.5 or score_function/none. Raises InputError for unknown
+    choices and values.
     """
     if not names:
         raise InputError("evaluation.noise.estimators is empty: name some, such as [elbo_mc,score_function]")
@@ -212,7 +212,7 @@ def estimators_by_name(names: list[str]) -> dict[str, Any]:
 
 
 def train_settings(settings: Settings) -> TrainSettings:
-    """The trainer's part of the settings, as plain values."""
+    """The trainer's settings as plain values."""
     trainer = asdict(settings.trainer)
     values = {f.name: trainer[f.name] for f in fields(TrainSettings) if f.name in trainer}
     for key in ("betas", "discriminator_betas"):
@@ -223,7 +223,7 @@ def train_settings(settings: Settings) -> TrainSettings:
 def dry_run(
     settings: ModelSettings, objective: Variational | Adversarial, data: ImageData, batch_size: int = 128
 ) -> None:
-    """Compute the loss of two images, so that settings that cannot work are rejected before anything is written."""
+    """Compute the loss of two images, to reject unworkable settings before anything is written."""
     if settings.fit == "closed_form" and isinstance(objective, Variational):
         ppca.check_closed_form(objective.model, len(data.train))
     smallest = len(data.train) % batch_size or batch_size

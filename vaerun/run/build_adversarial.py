@@ -14,14 +14,14 @@ from vaerun.objectives import Adversarial, InformationWeights
 
 
 def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:
-    """The model for this data, initialised from torch's global generator.
+    """Build the model for this data, initialised from torch's global generator.
 
     Arguments:
-        settings: of the model.
-        data: to generate.
-        average: keep a moving average of the generator.
+        settings: model settings.
+        data: data set to model.
+        average: keep a moving average of the generator's parameters.
 
-    Raises InputError for settings that contradict each other or the data.
+    Raises InputError if the settings are inconsistent or do not match the data.
     """
     if settings.generator is None or settings.discriminator is None:
         raise InputError(
@@ -57,7 +57,7 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
 
 
 def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:
-    """The objective, with a discriminator and a generator phase. Raises InputError for invalid code weights."""
+    """Build the objective with its discriminator and generator phases. Raises InputError for invalid code weights."""
     e, t, codes = settings.estimator, settings.trainer, settings.model.codes
     information = None
     if codes is not None:

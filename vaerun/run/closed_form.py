@@ -1,4 +1,4 @@
-"""Fit a model whose maximum-likelihood parameters have a closed form (probabilistic PCA)."""
+"""Closed-form maximum-likelihood fit (probabilistic PCA)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaerun.storage.checkpoint import CheckpointManager
 from vaerun.tracking.logger import NullLogger, RunLogger
 from vaerun.training import TrainState
 
-BATCH = 4096  # images at a time; affects results only by rounding
+BATCH = 4096  # images at a time; affects results only through rounding
 
 
 def fit_closed_form(
@@ -25,7 +25,7 @@ def fit_closed_form(
     checkpoints: CheckpointManager,
     warn: Callable[[str], None],
 ) -> TrainState:
-    """Set the parameters to their maximum-likelihood estimate on the split, validate, and save them as best.pt."""
+    """Set the parameters to their maximum-likelihood estimate on the split, validate, and save best.pt."""
     started, model = time.perf_counter(), objective.model
     ppca.fit_closed_form(model, (batch.x for batch in split.batches(BATCH)))
     if ppca.variance_at_minimum(model):

@@ -40,10 +40,10 @@ from vaerun.training.step import global_state_lock, side_stream
 
 @dataclass(frozen=True)
 class SharedProcess:
-    """What a run needs to share its process with other runs, each in its own thread.
+    """Context of a run that shares its process with other runs, each in its own thread.
 
     Attributes:
-        data: returns the data set of these settings on the device, one object for equal settings.
+        data: returns the data set for these settings on the device; equal settings share one object.
         ready: called once, before the first step; returns when all runs are ready.
         label: prefix of this run's warnings.
     """
@@ -59,10 +59,10 @@ class Experiment:
     Arguments:
         settings: validated settings.
         folder: the run directory; may exist.
-        overrides: command-line overrides, to record.
-        hydra: Hydra's own configuration as yaml, to record.
-        stop: signals to heed.
-        shared: of a run that shares its process with others; None: it does not.
+        overrides: command-line overrides, to be stored with the run.
+        hydra: Hydra's own configuration as YAML, to be stored with the run.
+        stop: shutdown signals.
+        shared: set if the run shares its process with others.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Experiment:
         self.settings, self.folder, self.overrides, self.hydra = settings, folder, overrides, hydra
         self.stop, self.shared = stop or ShutdownSignal(), shared
         self.closed_form = settings.model.fit == "closed_form"
-        self.generator: torch.Generator | None = None  # of batch noise; None: torch's global one
-        self.initial_checkpoint: dict[str, Any] | None = None  # the checkpoint of trainer.resume=PATH,
-        self.started_from: dict[str, str] | None = None  # and what is recorded of it
+        self.generator: torch.Generator | None = None  # for batch noise; None: torch's global generator
+        self.initial_checkpoint: dict[str, Any] | None = None  # the checkpoint named by trainer.resume=PATH
+        self.started_from: dict[str, str] | None = None  # provenance of that checkpoint
 
     def run(self) -> dict[str, Any]:
-        """Run the experiment, or resume it, and return the record in result.json; a finished run is only printed.
+        """Run or resume the experiment and return its record; if it has already finished, only print its results.
 
-        Raises InputError, RunError, Interrupted (errors.py); once the run directory is locked, result.json records it.
+        Raises InputError, RunError or Interrupted (errors.py); they are recorded once the run directory is locked.
         """
         with self.stop, self.processes() as self.ranks:
             previous = self.prepare()
@@ -102,7 +102,7 @@ class Experiment:
                 return self.recorder.record
 
     def processes(self) -> AbstractContextManager[Ranks]:
-        """The processes of this run, trainer.processes in number."""
+        """Context that joins the process group of this run's trainer.processes processes."""
         trainer = self.settings.trainer
         return nullcontext(Ranks()) if trainer.processes == 1 else process_group(resolve_device(trainer.device).type)
 
@@ -111,13 +111,15 @@ class Experiment:
     def prepare(self) -> dict[str, Any] | None:
         """Build and test all parts without writing anything; return the record of an earlier attempt, if any.
 
-        Nothing is built for a finished run. Raises InputError for settings that cannot work.
+        A finished run builds nothing. Raises InputError for invalid settings.
         """
         trainer, shared = self.settings.trainer, self.shared
         set_deterministic(trainer.deterministic)
         self.device = self.ranks.device or resolve_device(trainer.device)
         check_step_options(trainer, self.device)
-        torch.distributions.Distribution.set_default_validate_args(False)  # a host sync per argument on a GPU
+        torch.distributions.Distribution.set_default_validate_args(
+            False
+        )  # validation synchronises with the GPU for every argument
         if trainer.resume == "never":
             self.folder = next_free_dir(self.folder)
         self.recorder = Recorder(self.folder, "" if shared is None else shared.label, silent=self.ranks.rank > 0)
@@ -138,9 +140,9 @@ class Experiment:
         return previous
 
     def load_initial_checkpoint(self) -> None:
-        """Read the checkpoint of trainer.resume=PATH. Raises InputError where training cannot continue from it."""
+        """Load the checkpoint named by trainer.resume=PATH. Raises InputError if training cannot continue from it."""
         if self.settings.trainer.resume in ("auto", "never") or self.checkpoints.has_checkpoint:
-            return  # this run has a checkpoint of its own to resume from, and PATH may no longer exist
+            return  # resume from this run's checkpoint instead; PATH may no longer exist
         if self.closed_form:
             raise InputError("trainer.resume=PATH: model.fit=closed_form does not train; set model.fit=gradient")
         path = expand_user(self.settings.trainer.resume)
@@ -159,7 +161,7 @@ class Experiment:
     def lock(self) -> Iterator[dict[str, Any] | None]:
         """Lock the run directory and yield the record of an earlier attempt, which may have ended since `prepare`.
 
-        Only a run that can no longer be rejected gets here: a rejected one leaves no directory behind.
+        Called once all checks have passed, so that a rejected run leaves no directory behind.
         """
         with ExitStack() as stack:
 
@@ -171,7 +173,7 @@ class Experiment:
 
     @contextmanager
     def open_logs(self, previous: dict[str, Any] | None) -> Iterator[None]:
-        """Open the run's logs, and keep the status in result.json up to date, whatever happens inside."""
+        """Open the run's logs, and keep the status in result.json up to date even if an error is raised."""
         settings, overrides = self.settings, self.overrides
         record = result.new_record(
             settings, self.data, self.device, self.fingerprint, overrides, self.started_from, self.model
@@ -190,12 +192,12 @@ class Experiment:
     # -- train -------------------------------------------------------------------------------------------------------
 
     def train(self) -> TrainState:
-        """Train, or fit a model that has a closed form; return the final state."""
+        """Train the model, or fit it in closed form, and return the final state."""
         with training_oom_raises(self.settings.trainer.batch_size, self.settings.estimator.samples):
             return self.fit() if self.closed_form else self.make_trainer().train()
 
     def make_trainer(self) -> Trainer:
-        """The trainer, restored from the checkpoint."""
+        """Create the trainer, restored from the checkpoint."""
         return Trainer(
             self.objective,
             self.data.train,
@@ -212,12 +214,12 @@ class Experiment:
 
     def hooks(self) -> Hooks:
         """The trainer's callbacks."""
-        pictures_every = self.settings.evaluation.pictures  # validations
+        pictures_every = self.settings.evaluation.pictures  # number of validations between pictures
         steps_between = self.plan.steps_per_epoch * self.settings.evaluation.every
         protocol = self.recorder.record["protocol"]
 
         def pictures_if_due(step: int) -> None:
-            # The validation's number is derived from the step, so that a resumed run draws the same pictures.
+            # Derive the number of the validation from the step, so that a resumed run draws the same pictures.
             if pictures_every and (math.ceil(step / steps_between) - 1) % pictures_every == 0:
                 self.log_pictures(step)
 
@@ -235,13 +237,13 @@ class Experiment:
         )
 
     def validator(self) -> Validate | None:
-        """Computes the metrics of the validation split; None if there is no such split."""
+        """The callable that computes validation metrics; None without a validation split."""
         return self.family.validator(self.settings, self.objective, self.data, Monitor(self.stop, self.recorder.warn))
 
     def fit(self) -> TrainState:
-        """Fit a model that has a closed form, instead of training it."""
+        """Fit the model in closed form instead of training it."""
         if self.ranks.rank:
-            return TrainState(finished=True)  # rank 0 does it all
+            return TrainState(finished=True)  # rank 0 fits the model
         assert isinstance(self.objective, Variational)
         return fit_closed_form(
             self.objective,
@@ -269,7 +271,7 @@ class Experiment:
             selection = best.get("selection", "val/elbo")
             record["metrics"][selection] = state.best
             if selection in ("val/iwae", "val/renyi") and (validate := self.validator()) is not None:
-                record["metrics"]["val/elbo"] = validate()["val/elbo"]  # of the selected parameters
+                record["metrics"]["val/elbo"] = validate()["val/elbo"]  # ELBO of the selected parameters
         record["timing"] = state.timing(self.plan.images_per_step)
 
     def evaluate(self, state: TrainState) -> None:
@@ -291,7 +293,7 @@ class Experiment:
         self.texts = evaluation.texts
 
     def log_pictures(self, step: int) -> None:
-        """Write pictures of the model with its current parameters."""
+        """Log pictures of the model with its current parameters."""
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train

@@ -1,4 +1,4 @@
-"""The families of models: how each is checked, validated, evaluated and depicted.
+"""Model families: how to check, validate, evaluate and visualise each.
 
 These modules of vaerun.run also depend on the family: build, preflight, smoke_test, result, reevaluate and
 evaluate/descriptions.
@@ -27,11 +27,11 @@ from vaerun.run.preflight import check_adversarial, check_adversarial_training, 
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor
 
-EVALUATION_BATCH = 500  # images per validation batch; no result depends on it beyond rounding
+EVALUATION_BATCH = 500  # images per validation batch; affects results only through rounding
 
 
 class Validate(Protocol):
-    """Computes metrics of the validation split; `selection` names the one that selects the best parameters, if any."""
+    """Computes validation metrics; `selection` names the metric that selects the best parameters, if any."""
 
     @property
     def selection(self) -> str | None: ...
@@ -40,21 +40,21 @@ class Validate(Protocol):
 
 
 class LikelihoodFamily:
-    """Models with a likelihood, and the plain autoencoder."""
+    """Models with a likelihood, and plain autoencoders."""
 
     @staticmethod
     def check(settings: Settings, model: Any, data: ImageData) -> None:
-        """Raises InputError for an evaluation that is not possible."""
+        """Raise InputError if the configured evaluation is not possible."""
         check_evaluation(settings.evaluation, model, data)
 
     @staticmethod
     def check_run(settings: Settings, model: Any, data: ImageData) -> None:
-        """The same before training; raises InputError for training settings that the family does not support."""
+        """The same check before training; also rejects training settings that the family does not support."""
         check_evaluation(settings.evaluation, model, data)
 
     @staticmethod
     def validator(settings: Settings, objective: Any, data: ImageData, monitor: Monitor) -> Validate | None:
-        """The validator of the objective's model; None without a validation split."""
+        """Create the validator of the objective's model; None without a validation split."""
         if not len(data.validation):
             return None
         assert isinstance(objective, Variational)
@@ -72,7 +72,7 @@ class LikelihoodFamily:
     def evaluate(
         settings: EvaluationSettings, model: Any, data: ImageData, *, seed: int, stop: ShutdownSignal
     ) -> EvaluationResults:
-        """Evaluate all that the settings ask for."""
+        """Run the configured evaluation."""
         return LikelihoodEvaluator(model, data, settings, seed=seed, stop=stop).evaluate()
 
     @staticmethod
@@ -82,7 +82,7 @@ class LikelihoodFamily:
 
     @staticmethod
     def data_pictures(model: Any, split: Split) -> dict[str, Tensor]:
-        """The pictures among them that show the split's images."""
+        """Those pictures that also show images of the split."""
         return data_and_reconstructions(model, split)
 
 

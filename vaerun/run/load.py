@@ -1,4 +1,4 @@
-"""load_run: open the directory of a run, finished or interrupted, from Python."""
+"""Opens run directories, finished or interrupted, from Python (`load_run`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vaerun.storage.safe_pickle import number_type
 from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable
 
-_MEMORY_MARGIN = 256 << 20  # bytes that building a model may take, beyond four times those of its checkpoint
+_MEMORY_MARGIN = 256 << 20  # bytes that building a model may allocate beyond four times the size of its checkpoint
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Run:
 
     Attributes:
         folder: the run directory.
-        config: its settings.
-        result: contents of its result.json.
-        device: of data and model.
+        config: settings of the run.
+        result: contents of result.json.
+        device: device of data and model.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def data(self) -> ImageData:
-        """Its data, with splits `train`, `validation` and `test`. Raises InputError if the data has changed."""
+        """The data set, with splits `train`, `validation` and `test`. Raises InputError if the data has changed."""
         data = build_data(self.config.data, self.device)
         recorded = str(self.result["protocol"].get("data_sha256"))
         if data.sha256 != recorded:
@@ -60,9 +60,9 @@ class Run:
 
     @cached_property
     def model(self) -> Model:
-        """Its model with the parameters of best.pt, in evaluation mode, tested on two images.
+        """The model with the parameters of best.pt, in evaluation mode, after a smoke test on two images.
 
-        Raises InputError if the checkpoint does not fit the model, or the model does not run.
+        Raises InputError if the checkpoint does not fit the model, or the smoke test fails.
         """
         data, path = self.data, self.folder / "checkpoints" / "best.pt"
         remedy = "restore the file, or train the run again"
@@ -97,7 +97,7 @@ class Run:
 
 
 def _has_interpolation(value: Any) -> bool:
-    """Whether a parsed configuration has interpolations or missing values; in the raw text, escapes could hide them."""
+    """Whether a configuration has interpolations or missing values. It must be parsed: escapes could hide them."""
     if isinstance(value, dict):
         return any(_has_interpolation(v) for pair in value.items() for v in pair)
     if isinstance(value, list):
@@ -106,7 +106,7 @@ def _has_interpolation(value: Any) -> bool:
 
 
 def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None = None) -> Run:
-    """Open a run directory. Only plain values and tensors are read from it: none of its code runs.
+    """Open a run directory. Only plain values and tensors are read; no code from the directory is executed.
 
     Arguments:
         folder: the run directory.
@@ -120,7 +120,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is not a directory: name a run directory")
     link = find_escaping_link(folder)
-    if link is not None:  # vaerun creates none: reading or writing there would touch foreign files
+    if link is not None:  # vaerun creates no such links, and following one would touch unrelated files
         raise InputError(f"{link} is a link that leads out of {folder}: replace it by the file itself")
     result = read_result(folder, folder)
     if result is None:
@@ -132,7 +132,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         reason = printable(error, 200)
         raise InputError(f"cannot read {path} ({reason}): restore the file, or train the run again") from error
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or _has_interpolation(config):
-        # vaerun writes resolved values; an interpolation could read environment variables of whoever opens it.
+        # vaerun writes resolved values; an interpolation could read the user's environment variables.
         raise InputError(f"{path} was not written by vaerun: restore the file, or train the run again")
     config["data"]["root"] = data_root
     try:

@@ -1,4 +1,4 @@
-"""Memory limits for building and trying an untrusted model: a short configuration can ask for terabytes."""
+"""Memory limits for building and testing untrusted models: a short configuration can request terabytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class MemoryLimitExceeded(Exception):
-    """A tensor exceeds the memory limit; the message says which."""
+    """A tensor exceeds the memory limit; the message gives both."""
 
 
 class AllocationLimit(TorchDispatchMode):
@@ -60,7 +60,7 @@ class ComputationLimit(TorchDispatchMode):
         try:
             options = tree_map(to_meta, kwargs)
             outputs = func(*tree_map(to_meta, args), **options | ({"device": "meta"} if "device" in options else {}))
-        except Exception:  # not implemented on `meta`, or invalid: then the operation itself will fail
+        except Exception:  # not implemented on `meta`, or invalid: the operation itself will raise
             return
         for value in tree_leaves(outputs):
             if isinstance(value, Tensor) and value.numel() * value.itemsize > self.max_bytes:

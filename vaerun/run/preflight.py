@@ -1,4 +1,4 @@
-"""Checks, before any work, that a model can be evaluated as asked, and trained on this device."""
+"""Checks, before any work, that the configured evaluation is possible and the device supports the training settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLES_ONLY = ("quality", "inception_weights", "interpolation", "arithmetic")
 
 
 def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: ImageData) -> None:
-    """Raises InputError for an evaluation that is not possible for this model and data set."""
+    """Raise InputError for an evaluation that is not possible for this model and data set."""
     for name in (*DENSITY_ONLY, *SAMPLES_ONLY):
         if getattr(settings, name) and not model.has_density:
             raise InputError(
@@ -66,7 +66,7 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
 
 
 def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, data: ImageData) -> None:
-    """Raises InputError for an evaluation that is not possible for this adversarial model and data set."""
+    """Raise InputError for an evaluation that is not possible for this adversarial model and data set."""
     for name in POSTERIOR_ONLY:
         if getattr(settings, name):
             raise InputError(
@@ -96,7 +96,7 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
 
 
 def check_adversarial_training(settings: Settings, data: ImageData) -> None:
-    """Raises InputError for training settings that adversarial models do not support."""
+    """Raise InputError for training settings that adversarial models do not support."""
     estimator, trainer = settings.estimator, settings.trainer
     for key, value, neutral in (
         ("estimator.samples", estimator.samples, 1),
@@ -123,7 +123,7 @@ def check_adversarial_training(settings: Settings, data: ImageData) -> None:
 
 
 def _check_comparable(split: Split, count: int, remedy: str) -> None:
-    """Raises InputError for real images that generated ones cannot be compared with."""
+    """Raise InputError if the split's images cannot be compared with generated ones."""
     if count < 2:
         raise InputError(f"comparing generated images needs two or more {split.name} images, got {count}: {remedy}")
     images = real_images(split, min(count, DIVERSITY_IMAGES))
@@ -134,7 +134,7 @@ def _check_comparable(split: Split, count: int, remedy: str) -> None:
 
 
 def _check_shared(settings: EvaluationSettings, model: LatentModel | AdversarialModel, data: ImageData) -> None:
-    """The checks of both families."""
+    """Checks shared by both families."""
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
@@ -168,7 +168,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
 
 
 def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
-    """Raises InputError for a precision or compilation that the device or the number of processes rules out."""
+    """Raise InputError for a precision or compilation that the device or the number of processes does not support."""
     check_precision(settings.precision, device)
     if settings.compile == "graph" and device.type != "cuda":
         raise InputError(
@@ -186,10 +186,10 @@ def _options(settings: Any) -> dict[str, Any]:
 
 
 def make_annealing(settings: EvaluationSettings) -> Annealing:
-    """The settings of annealed importance sampling, from `evaluation.annealing`."""
+    """Settings of annealed importance sampling, from `evaluation.annealing`."""
     return Annealing(**_options(settings.annealing))
 
 
 def make_refinement(settings: EvaluationSettings) -> Refinement:
-    """The settings of the search for q*, from `evaluation.gap`."""
+    """Settings of the optimisation of q*, from `evaluation.gap`."""
     return Refinement(**_options(settings.gap))

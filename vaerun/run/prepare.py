@@ -1,4 +1,4 @@
-"""Build and test the parts of a run without touching the disk: for the run itself, and before a sweep."""
+"""Builds and tests the parts of a run without writing to disk; used by the run itself and before a sweep."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Parts:
     """The parts of a run.
 
     Attributes:
-        model, objective: on the data's device.
-        family: validates, evaluates and depicts models of this kind.
-        train_settings, plan: for the trainer.
+        model, objective: on the device of the data.
+        family: the model's family, see vaerun.run.family.
+        train_settings, plan: arguments of the trainer.
     """
 
     model: Model
@@ -37,9 +37,9 @@ class Parts:
 
 
 def prepare(settings: Settings, data: ImageData) -> Parts:
-    """Build model and objective for this data, initialised from the seed, and compute the loss of two images.
+    """Build model and objective for this data, initialised from the seed, and test them on two images.
 
-    Raises InputError for settings that cannot work.
+    Raises InputError for invalid settings.
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     images = len(data.train)

@@ -1,4 +1,4 @@
-"""Records a run in its directory: result.json, run.log, metrics.jsonl, figures and TensorBoard's files."""
+"""Records a run in its directory: result.json, run.log, metrics.jsonl, figures and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ class Recorder:
 
     Arguments:
         folder: the run directory; created when it is locked.
-        label: prefix of warnings, where several runs share standard error.
-        silent: write and print nothing; another rank records the run.
+        label: prefix of warnings if several runs share standard error.
+        silent: write and print nothing, because another rank records the run.
 
     Attributes:
         record: contents of result.json.
-        logger: of metrics and pictures, inside `logging`.
+        logger: logs metrics and pictures; open inside `logging`.
     """
 
     def __init__(self, folder: Path, label: str = "", silent: bool = False) -> None:
         self.folder, self.label, self.silent = folder, label, silent
         self.record: dict[str, Any] = {}
         self.logger: RunLogger | NullLogger = NullLogger()
-        self.run_log = logging.Logger("vaerun.run", logging.INFO)  # outside the hierarchy: no other handler sees it
-        self._early_warnings: list[str] = []  # run.log is opened only once the run can no longer be rejected
+        self.run_log = logging.Logger(
+            "vaerun.run", logging.INFO
+        )  # not in the logger hierarchy: no other handler receives its records
+        self._early_warnings: list[str] = []  # run.log is only opened once the run has passed all checks
 
     def warn(self, line: str) -> None:
-        """Write one line to standard error and to run.log."""
+        """Print a one-line warning on standard error, and write it to run.log."""
         if self.silent:
             return
         print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
@@ -59,7 +61,7 @@ class Recorder:
             self._early_warnings.append(line)
 
     def show_finished(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Print the record of a run that was already finished, and return it."""
+        """Print and return the record of a run that has already finished."""
         if not self.silent:
             print_output(f"already finished: {self.folder}\n{result.format_table(record, self.folder)}")
         return record
@@ -68,10 +70,10 @@ class Recorder:
     def track_status(
         self, record: dict[str, Any], settings: Settings, overrides: list[str], hydra: str | None
     ) -> Iterator[None]:
-        """Keep the status in result.json and run.log up to date: running, or the error that ends the block.
+        """Keep the status in result.json and run.log up to date: running, or the error that ended the block.
 
         Arguments:
-            record: of a run that begins.
+            record: initial record of the run.
             settings, overrides, hydra: for .hydra/.
         """
         self.record = record
@@ -99,16 +101,16 @@ class Recorder:
         self.record |= {"status": "interrupted" if interrupted else "failed", "error": str(error) or repr(error)}
         self.record["ended"] = result.utc_now()
         expected = interrupted or isinstance(error, InputError | RunError)
-        with suppress(RunError):  # a full disk may be why the run failed: report that first failure
+        with suppress(RunError):  # a full disk may be the cause: report the original error
             self.run_log.error("%s", self.record["error"] if expected else traceback.format_exc())
         with suppress(RunError):
             result.write_result(self.folder, self.record)
 
     @contextmanager
     def open_logger(self, plan: TrainPlan, checkpoint: dict[str, Any] | None) -> Iterator[None]:
-        """Open metrics.jsonl and TensorBoard's files, truncated to the position in the checkpoint; None: from scratch.
+        """Open metrics.jsonl and TensorBoard files, truncated to the position in the checkpoint; None: start anew.
 
-        Raises RunError if the block fails to write into the folder.
+        Raises RunError if writing to the folder fails inside the block.
         """
         if self.silent:
             yield
@@ -128,14 +130,14 @@ class Recorder:
             self.logger.close()
 
     def write_pictures(self, pictures: dict[str, Tensor], step: int) -> None:
-        """Write pictures [C, H, W], by name, to TensorBoard and figures/."""
+        """Write named pictures [C, H, W] to TensorBoard and figures/."""
         (self.folder / "figures").mkdir(exist_ok=True)
         for name, picture in pictures.items():
             self.logger.log_image(f"images/{name}", picture, step)
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
 
     def finish(self, settings: Settings, texts: list[str]) -> None:
-        """Record the results and print them, after these texts."""
+        """Record the results and print them, preceded by these texts."""
         metrics = result.hparams_metrics(self.record["metrics"], settings.evaluation.split)
         self.logger.log_hyperparameters(result.hyperparameters(settings), metrics)
         self.record |= {"status": "ok", "ended": result.utc_now()}

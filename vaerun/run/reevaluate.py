@@ -1,4 +1,4 @@
-"""Evaluating a finished run again: with more samples, other diagnostics, or another data set of the same shape."""
+"""Re-evaluates a finished run with more samples, other diagnostics, or another data set of the same shape."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PIXELS = (
     "dequantize",
     "logit",
 )  # preprocessing that the model was trained on; it also applies to another data set
-MAX_STEPS = 10**15  # beyond any training, and far below the limit of TensorBoard's files
+MAX_STEPS = 10**15  # more than any run takes, and far below the limit of TensorBoard files
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Reevaluation:
 
     Attributes:
         run: the run, with its model.
-        settings: the run's settings with those of this evaluation.
-        data: the data set to evaluate on.
-        overrides: as given on the command line.
-        step, epoch: of the evaluated parameters.
+        settings: settings of the run, with the overrides applied.
+        data: data set to evaluate on.
+        overrides: command-line overrides.
+        step, epoch: step and epoch of the evaluated parameters.
     """
 
     run: Run
@@ -68,7 +68,7 @@ class Reevaluation:
 
     @property
     def label(self) -> str:
-        """The name under which this evaluation is recorded: DATA-SPLIT-DIGEST."""
+        """Name under which this evaluation is stored: DATA-SPLIT-DIGEST."""
         settings = identity(asdict(self.settings))
         chosen = {k: v for k, v in settings.items() if k.startswith(("evaluation.", "data.", "seed"))}
         content = json.dumps([chosen, self.data.sha256], sort_keys=True, default=str)
@@ -76,7 +76,7 @@ class Reevaluation:
         return f"{self.data.name}-{self.settings.evaluation.split}-{digest}"
 
     def evaluate(self, stop: ShutdownSignal) -> EvaluationResults:
-        """Evaluate the model and add pictures of the data."""
+        """Evaluate the model, and add pictures of the data."""
         evaluation, model, data = self.settings.evaluation, self.run.model, self.data
         family = family_of(model)
         with evaluation_oom_raises():
@@ -106,19 +106,19 @@ class Reevaluation:
         }
 
     def write(self, results: EvaluationResults, record: dict[str, Any]) -> None:
-        """Add the results to the run directory: all of them, or none where that fails."""
+        """Add the results to the run directory; if that fails, none are added."""
         folder, step, prefix = self.run.folder, self.step, f"{self.label}/{self.settings.evaluation.split}"
         logger = RunLogger(folder, position=END, start_step=step, total_steps=step, images_per_step=1, show=False)
         path = folder / "per_example.npz"
         previous = path.read_bytes() if path.exists() else None
         try:
             write_evaluation(folder, results, prefix, logger, step, self.epoch, self.label)
-            # Read again under the lock: another evaluation may have ended since this one started.
+            # Reload under the lock: another evaluation may have finished in the meantime.
             current = result.read_result(folder) or self.run.result
             evaluations = current.get("evaluations", {}) | {self.label: record}
             result.write_result(folder, current | {"evaluations": evaluations})
         except BaseException as error:
-            if previous is not None:  # values per image are meaningless without their record
+            if previous is not None:  # per-image values are meaningless without their record
                 with contextlib.suppress(OSError, RunError):
                     write_atomically(path, previous)
             if isinstance(error, OSError):
@@ -130,7 +130,7 @@ class Reevaluation:
             logger.close()
 
     def summary(self, results: EvaluationResults, record: dict[str, Any]) -> str:
-        """The table to print."""
+        """Format the results as a table."""
         run, protocol, split = self.run, record["protocol"], self.settings.evaluation.split
         header = (
             f"{run.result['model']} trained on {run.result['data']}, evaluated on {self.data.name}: mean over "
@@ -145,10 +145,11 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
 
     Arguments:
         folder: the run directory.
-        overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME selects data.
-        stop: signals.
+        overrides: KEY=VALUE for `seed`, `trainer.device` and keys of `data` and `evaluation`; data=NAME selects
+            another data set.
+        stop: shutdown signals.
 
-    Raises InputError, RunError, Interrupted (errors.py).
+    Raises InputError, RunError or Interrupted (errors.py).
     """
     with stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
@@ -171,7 +172,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
         with lock_run_dir(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
             per_image = run.folder / "per_example.npz"
-            read_arrays(per_image)  # a damaged file is reported before the work, not after it
+            read_arrays(per_image)  # report a damaged file before the work, not after it
             if not per_image.exists():
                 print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
             results = evaluation.evaluate(stop)
@@ -182,12 +183,12 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
                 metric = f"{settings.evaluation.split}/{results.non_finite_metric}"
                 raise RunError(f"{metric} is not finite for some images of {evaluation.data.name}")
             evaluation.write(results, record)
-            print(printable_lines(evaluation.summary(results, record)))  # a foreign record may hold control codes
+            print(printable_lines(evaluation.summary(results, record)))  # an untrusted record may contain control codes
             return record
 
 
 def _check_links(folder: Path) -> None:
-    """Raises InputError if a file that is appended to is a link; load_run has checked for links out of the folder."""
+    """Raise InputError if a file to append to is a link; load_run only rejects links that leave the folder."""
     for path in (folder / name for name in (".lock", "metrics.jsonl")):
         try:
             status = path.lstat()
@@ -198,13 +199,13 @@ def _check_links(folder: Path) -> None:
 
 
 def _check_output_paths(folder: Path, label: str) -> None:
-    """Raises InputError, before any work, if this evaluation's files could not be written."""
+    """Raise InputError, before any work, if the files of this evaluation cannot be written."""
     figures = folder / "figures" / label
     check_paths((folder / "figures", figures), (folder / f"arrays-{label}.npz", *sorted(figures.glob("*.png"))))
 
 
 def _trained_steps(run: Run) -> tuple[int, float]:
-    """Step and epoch of the selected parameters. Raises InputError for a damaged result.json."""
+    """Step and epoch of the selected parameters. Raises InputError if result.json is damaged."""
     try:
         steps, epoch = int(run.result["timing"]["train_steps"]), float(run.result["protocol"]["selected_epoch"])
         str(run.result["protocol"]["units"]), str(run.result["model"]), str(run.result["data"])
@@ -219,7 +220,7 @@ def _trained_steps(run: Run) -> tuple[int, float]:
 
 
 def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
-    """The run's settings with overrides. Raises InputError for overrides that do not apply to the run."""
+    """Apply overrides to the run's settings. Raises InputError for overrides that do not apply to the run."""
     settings: dict[str, Any] = asdict(run.config)
     run_data, data = settings["data"], overrides.get("data", {})
     name = data.get("name", run_data["name"])
@@ -229,7 +230,7 @@ def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
     for key in data:
         if key not in defaults or (key == "source" and "name" not in data):
             raise InputError(f"data.{key} is not a key of data={defaults['name']} that can be set")
-    if "name" in data:  # another data set's keys, with the run's preprocessing
+    if "name" in data:  # keys of another data set, with the run's preprocessing
         settings["data"] = {k: run_data[k] for k in PIXELS}
         data = {k: v for k, v in data.items() if k not in PIXELS or v != defaults[k]}
     if any(data.get(k, run_data[k]) != run_data[k] for k in PIXELS):
@@ -240,14 +241,14 @@ def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
     try:
         merged = OmegaConf.merge(OmegaConf.create(settings), OmegaConf.create(changes))
     except OmegaConfBaseException as error:
-        # OmegaConf does not name the key where a list meets a group of keys.
+        # OmegaConf's error for a list in place of a group does not name the key.
         key = error.full_key or _mismatched_key(settings, changes)
         raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
     return to_settings(merged)  # type: ignore[arg-type]
 
 
 def _mismatched_key(settings: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> str:
-    """The first key that is a list in one of the two and a group of keys in the other."""
+    """The first key that is a list in one mapping and a group of keys in the other."""
     for name, value in changes.items():
         current = settings.get(name)
         if isinstance(value, dict) and isinstance(current, dict):
@@ -259,15 +260,15 @@ def _mismatched_key(settings: dict[str, Any], changes: dict[str, Any], prefix: s
 
 
 def _check_evaluation_keys(run: Run, overrides: dict[str, Any]) -> None:
-    """Raises InputError for keys of `evaluation` that do not apply to the run's family of models."""
+    """Raise InputError for keys of `evaluation` that do not apply to the run's model family."""
     file = "adversarial" if run.config.model.family == "adversarial" else "default"
     known = read_yaml(group_file("evaluation", file))
     for key, value in overrides.items():
-        if key in ("gaps", "gradient_noise", "parzen"):  # refused with a reason by preflight
+        if key in ("gaps", "gradient_noise", "parzen"):  # preflight rejects it with a reason
             continue
         inner = [f"{key}.{k}" for k in value if k not in known[key]] if _is_group(known.get(key), value) else []
         for unknown in [key] if key not in known else inner:
-            if hasattr(run.config.evaluation, key):  # otherwise the schema suggests a similar key
+            if hasattr(run.config.evaluation, key):  # for unknown keys, the schema suggests a similar one
                 raise InputError(f"evaluation.{unknown} does not apply to model={run.config.model.name}: omit it")
 
 
@@ -276,7 +277,7 @@ def _is_group(known: Any, value: Any) -> bool:
 
 
 def _load_data(run: Run, settings: Settings) -> ImageData:
-    """The data set to evaluate on. Raises InputError if the model cannot be applied to its images."""
+    """Load the data set to evaluate on. Raises InputError if the model cannot be applied to its images."""
     if asdict(run.config.data) | {"root": None} == asdict(settings.data) | {"root": None}:
         return run.data
     data, model = build_data(settings.data, resolve_device(str(run.device))), run.model

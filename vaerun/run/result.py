@@ -1,4 +1,4 @@
-"""result.json: its contents, its reading and writing, and the table of its numbers for the terminal."""
+"""result.json: its contents, reading and writing, and the table of results for the terminal."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import format_fixed, printable, printable_lines
 
 RESULT_FILE = "result.json"
-HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")  # of all kinds of models
-JOB_LOG = "job.log"  # output of a run that was started as a sweep's job
+HEADLINE_METRICS = (
+    "log_likelihood",
+    "elbo",
+    "diversity",
+    "classifier_frechet_distance",
+)  # headline metrics of all model families
+JOB_LOG = "job.log"  # output of a run that was launched as a job of a sweep
 
 
 def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | None:
-    """The folder's result.json, or None if there is none.
+    """Read the folder's result.json; None if there is none.
 
-    Raises InputError if it cannot be read, or is a link that leads out of the folder `within`.
+    Raises InputError if it cannot be read, or is a link that points outside the folder `within`.
     """
     path = folder / RESULT_FILE
     try:
@@ -50,9 +55,9 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
 
 
 def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The record of an earlier attempt at this run, or None if there was none.
+    """Return the record of an earlier attempt at this run, or None.
 
-    Raises InputError if the folder holds anything else, or an unfinished run could not write into it.
+    Raises InputError if the folder contains anything else, or is not writable although the run is unfinished.
     """
     record = read_result(folder)
     if record is not None and record["fingerprint"] != fingerprint:
@@ -72,7 +77,7 @@ def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def utc_now() -> str:
-    """The time in UTC, in microseconds, so that it identifies an attempt at a run."""
+    """The current time in UTC, to the microsecond so that it identifies an attempt at a run."""
     return datetime.now(UTC).isoformat()
 
 
@@ -108,7 +113,7 @@ def new_record(
     started_from: dict[str, str] | None,
     model: Model,
 ) -> dict[str, Any]:
-    """The record of a run that begins, without results."""
+    """Create the record of a starting run, without results."""
     closed_form = settings.model.fit == "closed_form"
     return {
         "schema": 1,
@@ -142,15 +147,15 @@ def new_record(
 
 
 def keep_provenance(record: dict[str, Any], previous: dict[str, Any]) -> None:
-    """Carry over from the record of an earlier attempt where the run started from, and how epochs were compared."""
+    """Copy the initial checkpoint and the selection space from the record of an earlier attempt."""
     protocol = previous["protocol"]
     record["protocol"] |= {k: protocol[k] for k in ("started_from", "selection_space") if k in protocol}
 
 
 def set_selection_space(record: dict[str, Any], name: str | None) -> None:
-    """Record the classifier in whose feature space epochs are compared.
+    """Record the classifier whose feature space is used to select the best epoch.
 
-    Raises InputError if it was another one before: the distances would not be comparable.
+    Raises InputError if an earlier attempt used a different one, since the distances would not be comparable.
     """
     previous = record["protocol"].get("selection_space")
     if previous is not None and previous != name:
@@ -163,14 +168,14 @@ def set_selection_space(record: dict[str, Any], name: str | None) -> None:
 
 
 def units(model: Model) -> str:
-    """The unit of the numbers per image."""
+    """Unit of the per-image values."""
     if isinstance(model, AdversarialModel):
         return "nats per image under N(G(z), s2 I) where it is a log-likelihood: a generator has none of its own"
     return "nats per image" if model.has_density else "squared error per image: no likelihood"
 
 
 def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Model) -> dict[str, Any]:
-    """What was evaluated and how; two evaluations are comparable if they agree in it."""
+    """Describe what was evaluated and how; evaluations with equal protocols are comparable."""
     images = len(getattr(data, settings.split))
     n = images if settings.images is None else min(settings.images, images)
     protocol: dict[str, Any] = {
@@ -197,13 +202,13 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
 
 
 def hparams_metrics(metrics: Mapping[str, float | None], split: str) -> list[str]:
-    """Tags of the columns in TensorBoard's HParams tab: this run's metrics, and the headline metrics of other runs."""
+    """Metric tags for TensorBoard's HParams tab: this run's metrics, and the headline metrics of other families."""
     tags = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
     return list(dict.fromkeys([*tags, *(f"{split}/{name}" for name in HEADLINE_METRICS)]))
 
 
 def hyperparameters(settings: Settings) -> dict[str, Any]:
-    """The settings that TensorBoard's HParams tab shows; None: not a setting of this run."""
+    """Settings for TensorBoard's HParams tab; None: not applicable to this run."""
     return {
         "data": settings.data.name,
         "model": settings.model.name,
@@ -220,7 +225,7 @@ def hyperparameters(settings: Settings) -> dict[str, Any]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that the run uses."""
+    """Software versions and hardware of the run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -233,9 +238,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def format_table(record: dict[str, Any], folder: Path) -> str:
-    """The final numbers, each with its description. Raises InputError for a record without them."""
+    """Format the final results with their descriptions. Raises InputError for a record without results."""
     try:
-        return printable_lines(_format_table(record, folder))  # an untrusted record may hold control codes
+        return printable_lines(_format_table(record, folder))  # an untrusted record may contain control codes
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
@@ -265,7 +270,7 @@ def _format_table(record: dict[str, Any], folder: Path) -> str:
             f"{record['model']} on {record['data']} ({pixels} pixels): nats per image, mean over {images} "
             f"{split} images (± standard error over them); {protocol['likelihood']} likelihood, {epoch}"
         )
-    multi_sample = any(name in metrics for name in ("val/iwae", "val/renyi"))  # a multi-sample bound was trained
+    multi_sample = any(name in metrics for name in ("val/iwae", "val/renyi"))  # trained on a multi-sample bound
     elbo_samples = f"mean over {protocol.get('training_samples')} samples" if multi_sample else "1 sample"
     validation, samples = f"{protocol['images']['validation']} images", f"K={protocol.get('training_samples')}"
     selected = {

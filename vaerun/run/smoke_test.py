@@ -1,7 +1,7 @@
-"""A smoke test of a model from an untrusted run directory: can it be built, and does it run?
+"""Smoke test of a model from an untrusted run directory: can it be built, and does it run?
 
-A configuration may build parts that do not fit together, and its checkpoint may match them, although no image can pass
-through. One small batch detects that, where an evaluation would end in a traceback.
+The parts of a model may not fit together although the checkpoint matches each of them. A small batch detects this,
+where an evaluation would end in a traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vaerun.randomness import ImageNoise
 from vaerun.run.memory_limits import ComputationLimit, MemoryLimitExceeded
 from vaerun.text import printable
 
-_EXTRA_BYTES = 2 << 30  # bytes that a tensor of the smoke test may take beyond four times the parameters
+_EXTRA_BYTES = 2 << 30  # bytes that a tensor of the smoke test may take beyond four times the parameters' size
 _SAMPLES = 3  # differs from the number of images, so that swapped axes are detected
 
 
@@ -32,15 +32,15 @@ class IncompatibleModel(Exception):
 
 @contextmanager
 def blame_configuration(folder: Path) -> Iterator[None]:
-    """Attribute any exception inside to the configuration in this directory, or to a lack of memory.
+    """Attribute any exception inside the context to the configuration in this directory, or to a lack of memory.
 
-    Raises InputError in one line that names the directory; InputError and MemoryLimitExceeded pass unchanged.
+    Raises InputError with a line that names the directory; InputError and MemoryLimitExceeded propagate unchanged.
     """
     try:
         yield
     except (InputError, MemoryLimitExceeded):
         raise
-    except Exception as error:  # the parts are chosen by the configuration and may raise anything
+    except Exception as error:  # the configuration chooses the parts, which may raise anything
         if is_out_of_memory(error):
             raise InputError(f"memory ran out for the model of {folder}: use a machine with more memory") from error
         reason = printable(error if isinstance(error, IncompatibleModel) else describe_error(error), 300)
@@ -52,10 +52,10 @@ def blame_configuration(folder: Path) -> Iterator[None]:
 def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: Path) -> None:
     """Pass two training images through a model in evaluation mode, without gradients.
 
-    Parameters, running statistics and torch's generators stay unchanged.
+    Parameters, running statistics and torch's generators are not changed.
 
-    Raises InputError, which names the run directory, if the model raises anything, returns other shapes, or needs far
-    more memory than its parameters.
+    Raises InputError, which names the run directory, if the model raises an exception, returns wrong shapes, or needs
+    far more memory than its parameters.
     """
     batch = data.train.batch(0, min(2, len(data.train)))
     device = batch.x.device

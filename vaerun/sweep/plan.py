@@ -101,7 +101,7 @@ def job_state(job: Job) -> JobState:
 
 
 def unique_jobs(jobs: list[PlannedJob]) -> list[PlannedJob]:
-    """Remove duplicates: points of a sweep with the same fingerprint become one job.
+    """Remove duplicates: points of a sweep that are the same run become one job.
 
     Raises InputError if different runs share a folder.
     """

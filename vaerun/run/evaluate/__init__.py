@@ -1,1 +1,1 @@
-"""Evaluation of a trained model: everything that the settings ask for, and where its results go."""
+"""Evaluation of a trained model as configured, and writing of the results."""

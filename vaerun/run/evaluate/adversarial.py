@@ -65,7 +65,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             )
 
     def code_accuracy(self) -> None:
-        """Add the accuracy of each categorical code against the labels, under the best matching."""
+        """Add the accuracy of each categorical code with respect to the labels, under the best matching."""
         codes = self.model.codes
         assert codes is not None
         assert self.split.labels is not None
@@ -83,7 +83,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             self.results.details[f"{name}_matching"] = {str(k): v for k, v in matched.assignment.items()}
 
     def features(self, split: Split, images: int | None = None) -> Tensor:
-        """The discriminator's pooled features of a split's first images: [N, F] on the CPU."""
+        """The discriminator's pooled features [N, F] of the split's first images, on the CPU."""
         parts = []
         with torch.no_grad():
             for batch in split.batches(BATCH, images):

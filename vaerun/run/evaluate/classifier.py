@@ -1,4 +1,4 @@
-"""The classifier of a data set, whose features compare generated with real images, in the user's cache."""
+"""Cached classifier of a data set, whose features are used to compare generated with real images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vaerun.tracking.monitor import SILENT, Monitor
 
 
 def has_classifier(data: ImageData) -> bool:
-    """Whether the labels of a data set are classes that a classifier can be trained on."""
+    """Whether a classifier can be trained on the labels of a data set."""
     labels = data.arrays.train_labels
     return 2 <= data.classes <= MAX_CLASSES and labels is not None and len(np.unique(labels)) >= 2
 
 
 def check_classifier_cache() -> None:
-    """Raises InputError, before any work, if a classifier could not be cached."""
+    """Raise InputError, before any work, if the cache for classifiers is not writable."""
     folder = cache_dir() / "classifiers"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def check_classifier_cache() -> None:
 
 
 def dataset_classifier(data: ImageData, monitor: Monitor = SILENT) -> Classifier:
-    """The classifier of a data set: trained on first use, then cached."""
+    """Return the classifier of a data set, trained on first use and then cached."""
     folder = cache_dir() / "classifiers"
     return load_or_train_classifier(
         data.arrays, data.name, folder=folder, device=data.train.images.device, monitor=monitor

@@ -1,4 +1,4 @@
-"""Descriptions of the metrics, which are printed with every value."""
+"""Descriptions of the metrics, printed next to their values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
 
 
 def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
-    """Metric (without its split) -> description, for the protocol of a run or an evaluation."""
+    """Map metrics (without their split) to descriptions, for the protocol of a run or an evaluation."""
     if protocol.get("family") == "adversarial":
         return _adversarial(protocol)
     k = protocol.get("importance_samples")
@@ -117,7 +117,7 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
 
 
 def metric_rows(values: dict[str, float | None], protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
-    """(name, value, description) of the metrics PREFIX/NAME, in the order of the descriptions."""
+    """Rows (name, value, description) of the metrics PREFIX/NAME, in the order of the descriptions."""
     rows = []
     for name, text in metric_descriptions(protocol).items():
         value, error = values.get(f"{prefix}/{name}"), values.get(f"{prefix}/{name}_se")

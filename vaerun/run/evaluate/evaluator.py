@@ -1,4 +1,4 @@
-"""What the evaluations of all families share: annealed importance sampling, sample quality and latent traversals."""
+"""Evaluations shared by all model families: annealed importance sampling, sample quality and latent traversals."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Evaluator(ABC, Generic[M]):
     Each method is one part of the evaluation and adds to `results`.
 
     Arguments:
-        model: in evaluation mode.
-        data: its training split is used by the linear probe, its validation split to choose variances.
-        settings: what to evaluate.
-        seed: of all noise.
-        stop: checked between units of work.
+        model: model in evaluation mode.
+        data: data set; the training split is used by the linear probe, the validation split to choose variances.
+        settings: evaluation settings.
+        seed: seed of all noise.
+        stop: shutdown signals, checked between units of work.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Evaluator(ABC, Generic[M]):
 
     @abstractmethod
     def evaluate(self) -> EvaluationResults:
-        """Run all parts of the evaluation that the settings ask for."""
+        """Run all parts of the configured evaluation."""
 
     @property
     def annealed_images(self) -> int:
-        """Number of images to anneal."""
+        """Number of images for annealed importance sampling."""
         return min(self.images, self.settings.annealing.images)
 
     def annealed_importance_sampling(self, model: LatentModel) -> Tensor:
-        """Add ais, ais_ess and ais_acceptance; returns ais per image [N], in nats."""
+        """Add ais, ais_ess and ais_acceptance; return ais per image [N], in nats."""
         n = self.annealed_images
         with self.monitor.task(f"annealed importance sampling of {self.split.name}", n) as task:
             values = annealed_importance_sampling(
@@ -72,7 +72,7 @@ class Evaluator(ABC, Generic[M]):
         return values["ais"]
 
     def bidirectional_monte_carlo(self, model: LatentModel) -> None:
-        """Add bdmc_lower, bdmc_upper, their gap and acceptances, of images drawn from the model."""
+        """Add bdmc_lower, bdmc_upper, their gap and acceptance rates, for images simulated from the model."""
         n = self.annealed_images
         with self.monitor.task("bidirectional Monte Carlo on simulated images", n) as task:
             values = bidirectional(model, make_annealing(self.settings), images=n, seed=self.seed, monitor=task)
@@ -81,10 +81,10 @@ class Evaluator(ABC, Generic[M]):
         self.results.add_mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
 
     def sample_quality(self) -> None:
-        """Compare generated images with as many real ones: their diversity, and distances in feature spaces.
+        """Compare generated images with the same number of real ones, by diversity and by distances in feature spaces.
 
-        Adds diversity; with `settings.quality` classifier_frechet_distance, precision, recall, density, coverage and,
-        of a conditional model, label_agreement; with Inception weights inception_frechet_distance.
+        Adds diversity; with `settings.quality`, classifier_frechet_distance, precision, recall, density, coverage and,
+        for conditional models, label_agreement; with Inception weights, inception_frechet_distance.
         """
         settings, results = self.settings, self.results
         count = min(settings.generated.samples, self.images)
@@ -105,7 +105,7 @@ class Evaluator(ABC, Generic[M]):
                 self._inception_distance(real, fake)
 
     def _classifier_metrics(self, real: Tensor, fake: Tensor, labels: Tensor | None, monitor: Monitor) -> None:
-        """Metrics in the feature space of the data set's classifier."""
+        """Add the metrics in the feature space of the data set's classifier."""
         metrics = self.results.metrics
         classifier = dataset_classifier(self.data, monitor)
         monitor.check()
@@ -118,7 +118,7 @@ class Evaluator(ABC, Generic[M]):
             metrics["label_agreement"] = float((classifier.predict(fake) == labels.cpu()).double().mean())
 
     def _inception_distance(self, real: Tensor, fake: Tensor) -> None:
-        """The Frechet distance of features of the Inception network."""
+        """Add the Frechet distance between features of the Inception network."""
         assert self.settings.inception_weights is not None
         weights = expand_user(self.settings.inception_weights)
         sha256 = check_inception(weights)
@@ -133,7 +133,7 @@ class Evaluator(ABC, Generic[M]):
             )
 
     def traversals(self) -> None:
-        """Add the pictures `interpolation` and `arithmetic_N`, from named sets of samples."""
+        """Add the pictures `interpolation` and `arithmetic_N`, computed from named sets of samples."""
         settings, results, split = self.settings, self.results, self.split
         if not settings.interpolation and not settings.arithmetic:
             return

@@ -20,7 +20,7 @@ from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.evaluator import Evaluator
 from vaerun.run.preflight import make_refinement
 
-BATCH = 500  # images per batch where no samples multiply them
+BATCH = 500  # images per batch when there is one sample per image
 COLLAPSE_KL = 0.1  # nats of KL(q || p) below which a posterior without active units counts as collapsed
 MAX_UNRELIABLE_SHARE = 0.05  # fraction of images with a k-hat above its limit that is tolerated without a warning
 
@@ -59,7 +59,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         return self.results
 
     def add_importance_sampling(self) -> None:
-        """Add the importance-weighted log-likelihood with its diagnostics, and the exact one where it is known."""
+        """Add the importance-weighted log-likelihood with its diagnostics, and the exact one if it is known."""
         results, s = self.results, self.settings
         with self.monitor.task(f"log-likelihood of {self.split.name}, K={s.samples}", self.images) as task:
             values = importance_sampling(
@@ -82,7 +82,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         if self.data.transform.dequantize:
             results.add_mean("bits_per_dimension", 8 - values["log_likelihood"] / (self.data.dimensions * math.log(2)))
         share = unreliable_share(pareto_k)
-        if not math.isnan(share):  # NaN: too few samples to say
+        if not math.isnan(share):  # NaN: too few samples to estimate k-hat
             results.metrics["pareto_k_unreliable"] = share
         if share > MAX_UNRELIABLE_SHARE:
             remedy = f"{self.split.name}/ais" if s.ais else "more evaluation.samples or evaluation.ais=true"
@@ -144,7 +144,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         )
 
     def latent_space(self, statistics: LatentStatistics) -> None:
-        """Add KL by dimension, active units and pictures of the latent space."""
+        """Add the KL per latent dimension, active units and pictures of the latent space."""
         results = self.results
         results.details["kl_by_dimension"] = statistics.kl.tolist()
         results.pictures |= latent_pictures(statistics)
@@ -155,7 +155,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 "variance of 0 or infinity there, in single precision"
             )
         if len(statistics.means) < 2:
-            return  # active units need a variance over images
+            return  # active units require a variance over images
         results.metrics["active_units"] = float(statistics.active_units)
         kl = results.metrics["kl"]  # None: not finite
         if not statistics.active_units and kl is not None and kl < COLLAPSE_KL:
@@ -165,7 +165,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             )
 
     def add_linear_probe(self, statistics: LatentStatistics) -> None:
-        """Add the accuracy of a linear classifier on posterior means."""
+        """Add the accuracy of a linear classifier on the posterior means."""
         monitor = self.monitor.without_warnings()
         probe = probe_latents(self.model, self.data.train, statistics, seed=self.seed, monitor=monitor)
         self.results.metrics |= {"probe_accuracy": probe.accuracy, "probe_majority": probe.baseline}
@@ -173,7 +173,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             self.results.warnings.append(f"linear probe: {probe.warning}")
 
     def arrays(self, statistics: LatentStatistics) -> None:
-        """Add posterior moments, reconstructions, samples and labels as arrays."""
+        """Add arrays of posterior moments, reconstructions, samples and labels."""
         n, split, model = len(statistics.means), self.split, self.model
         to_unit = split.transform.to_unit
         reconstructions = []
@@ -193,7 +193,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             self.results.arrays["labels"] = split.labels[:n].cpu().numpy()
 
     def add_gradient_noise(self) -> None:
-        """Add the noise of several estimators' gradients: a table, metrics and charts."""
+        """Add the gradient noise of several estimators: a table, metrics and charts."""
         noise = self.settings.noise
         batch = self.split.batch(0, min(noise.images, len(self.split)))
         estimators = estimators_by_name(noise.estimators)

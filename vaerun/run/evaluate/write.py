@@ -1,4 +1,4 @@
-"""Writing the results of an evaluation: per_example.npz, arrays, figures and TensorBoard."""
+"""Writes the results of an evaluation: per_example.npz, arrays, figures and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vaerun.tracking.logger import NullLogger, RunLogger
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays by name to a compressed npz file."""
+    """Write named arrays to a compressed npz file."""
     buffer = io.BytesIO()
-    # What numpy.savez_compressed does, which does not take an array called `file`.
+    # Like numpy.savez_compressed, which does not accept an array named `file`.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -31,12 +31,12 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """Read the arrays of an npz file; none where it does not exist. Raises InputError if it cannot be read."""
+    """Read the arrays of an npz file; empty if the file does not exist. Raises InputError if it cannot be read."""
     try:
         return read_npz(path)
     except FileNotFoundError:
         return {}
-    except Exception as error:  # numpy raises many types for a damaged archive
+    except Exception as error:  # numpy raises many types of errors for a damaged archive
         reason = printable(error, 200)
         raise InputError(f"{path} cannot be read ({reason}): move it away to evaluate again") from error
 
@@ -50,15 +50,15 @@ def write_evaluation(
     epoch: float,
     label: str = "",
 ) -> None:
-    """Write everything but result.json.
+    """Write everything except result.json.
 
     Arguments:
         folder: the run directory.
-        results: to write.
-        prefix: of the names of metrics: the split, or the evaluation's label and split.
+        results: results to write.
+        prefix: prefix of metric names: the split, or the label and split of a later evaluation.
         log: receives metrics and pictures.
-        step, epoch: of the evaluated parameters.
-        label: of a later evaluation, whose values per image, arrays and figures are stored alongside the run's.
+        step, epoch: step and epoch of the evaluated parameters.
+        label: label of a later evaluation, whose per-image values, arrays and figures are stored alongside the run's.
     """
     scope = f"{label}/" if label else ""
     existing = read_arrays(folder / "per_example.npz") if label else {}
@@ -75,10 +75,10 @@ def write_evaluation(
 
 
 def prefixed_metrics(results: EvaluationResults, prefix: str) -> dict[str, float | None]:
-    """The metrics by their names in result.json."""
+    """Prefix the metrics, as they are named in result.json."""
     return {f"{prefix}/{name}": value for name, value in results.metrics.items()}
 
 
 def described_metrics(results: EvaluationResults, protocol: dict[str, Any], prefix: str) -> list[tuple[str, str, str]]:
-    """(name, value, description) of each metric."""
+    """Rows (name, value, description) of the metrics."""
     return metric_rows(prefixed_metrics(results, prefix), protocol, prefix)
