@@ -85,7 +85,7 @@ def run_apart(workspace: Workspace, number: int) -> str:
                 lines += list(tally.endings)
                 wrong += tally.violations
     assert not wrong, "\n".join(wrong)
-    return ", ".join(f"{lines.tally(end)} {end}" for end in sorted(set(lines)))
+    return ", ".join(f"{lines.count(end)} {end}" for end in sorted(set(lines)))
 
 
 @pytest.mark.slow
