@@ -49,7 +49,7 @@ def elbo(
         kl = kl_divergence(q, joint.prior)
     except NotImplementedError as error:
         raise InputError(
-            f"estimator=elbo needs a closed form of KL({type(q).__name__} || {type(joint.prior).__name__}), and "
+            f"estimator=elbo needs a closed form of KL({type(q).__name__} || {type(joint.prior).__name__}), but "
             "there is none: use estimator=elbo_mc"
         ) from error
     reconstruction = joint.log_likelihood(z).mean(0)

@@ -19,7 +19,7 @@ def reconstruction(joint: Joint, q: LatentDistribution, samples: int) -> Estimat
     """
     if not isinstance(q, Delta):
         raise InputError(
-            "estimator=reconstruction is for the plain autoencoder (model=ae), and this model has a posterior over z: "
+            "estimator=reconstruction is for the plain autoencoder (model=ae), but this model has a posterior over z: "
             "use estimator=elbo or another bound"
         )
     log_likelihood = joint.log_likelihood(q.value.unsqueeze(0))[0]

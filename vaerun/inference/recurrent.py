@@ -30,7 +30,7 @@ class DrawRecurrence:
 
     def __init__(self, encoder: DrawEncoder, mean: nn.Linear, log_variance: nn.Linear, joint: Joint) -> None:
         if not isinstance(joint.decoder, DrawDecoder):
-            raise InputError(f"model=draw needs network=draw: {type(joint.decoder).__name__} is no DRAW decoder")
+            raise InputError(f"model=draw needs network=draw: {type(joint.decoder).__name__} is not a DRAW decoder")
         self.encoder, self.mean, self.log_variance = encoder, mean, log_variance
         self.joint, self.decoder = joint, joint.decoder
 
@@ -66,7 +66,7 @@ class Recurrent(nn.Module):
         super().__init__()
         if not isinstance(encoder, DrawEncoder):
             name = "null" if encoder is None else type(encoder).__name__
-            raise InputError(f"model=draw needs network=draw: {name} is no DRAW encoder")
+            raise InputError(f"model=draw needs network=draw: {name} is not a DRAW encoder")
         self.encoder, self.steps, self.step_dim = encoder, steps, dim_per_step(latent_dim, steps)
         self.mean, self.log_variance = (head(encoder.features, self.step_dim) for _ in range(2))
 

@@ -81,7 +81,7 @@ class Adversarial(nn.Module):
         super().__init__()
         if r1 and getattr(model.discriminator.trunk, "batch_norm", False):
             raise InputError(
-                "estimator.r1 penalises the gradient of each image, and batch normalisation couples the images: set "
+                "estimator.r1 penalises the gradient of each image, but batch normalisation couples the images: set "
                 "model.discriminator.batch_norm=false"
             )
         self.model, self.estimator, self.r1 = model, estimator, r1

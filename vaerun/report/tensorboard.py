@@ -29,7 +29,7 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
 
     folder = table.folder / EVENTS_FOLDER
     if folder.is_symlink():
-        raise InputError(f"{folder} is a link, and its target would be written to: remove it")
+        raise InputError(f"{folder} is a link, so writing would change its target: remove it")
     try:
         folder.mkdir(exist_ok=True)
         before = events.file_sizes(folder)

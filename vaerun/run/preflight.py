@@ -70,7 +70,7 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
     for name in POSTERIOR_ONLY:
         if getattr(settings, name):
             raise InputError(
-                f"evaluation.{name}=true needs a posterior q(z|x), and an adversarial model has none: omit it"
+                f"evaluation.{name}=true needs a posterior q(z|x), but an adversarial model has none: omit it"
             )
     if settings.probe and not data.classes:
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")

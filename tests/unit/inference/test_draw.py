@@ -236,7 +236,7 @@ def test_a_joint_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"decoder_hidden=5 must be model\.decoder\.hidden=7"):
         model.infer(joint)
     joint.decoder = detached_module(NETWORKS["mlp"].decoder(6, (2, 4, 5)))
-    with pytest.raises(InputError, match="model=draw needs network=draw: MLPDecoder is no DRAW decoder"):
+    with pytest.raises(InputError, match="model=draw needs network=draw: MLPDecoder is not a DRAW decoder"):
         model.infer(joint)
     amortised = make_model(
         Posterior(Amortised), network=Network((2, 4, 5), NETWORKS["mlp"].encoder, network(2).decoder), d=6
@@ -275,7 +275,7 @@ def test_the_model_chooses_its_networks_and_its_estimator(here, command_environm
         assert line in text
     assert "decoder_hidden: 256" in text
     for words, line in (
-        ("network=mlp", "model=draw needs network=draw: MLPEncoder is no DRAW encoder"),
+        ("network=mlp", "model=draw needs network=draw: MLPEncoder is not a DRAW encoder"),
         ("estimator=elbo", "use estimator=elbo_mc"),
         ("model.latent_dim=101", "model.latent_dim=101 must be a multiple of model.decoder.steps=10"),
     ):

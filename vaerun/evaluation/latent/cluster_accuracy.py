@@ -51,7 +51,7 @@ def cluster_accuracy(predicted: Tensor, labels: Tensor, codes: int, classes: int
     """
     predicted, labels = predicted.detach().cpu().long(), labels.detach().cpu().long()
     if not predicted.numel():
-        raise InputError("matching codes to classes needs images, and there are none")
+        raise InputError("matching codes to classes needs images, but there are none")
     if predicted.shape != labels.shape or predicted.dim() != 1:
         shapes = f"{list(predicted.shape)} codes and {list(labels.shape)} labels"
         raise InputError(f"matching codes to classes needs one label per image, got {shapes}")

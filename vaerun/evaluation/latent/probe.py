@@ -62,16 +62,16 @@ def linear_probe(
     finite.
     """
     if train_labels is None or test_labels is None:
-        raise InputError("a linear probe needs labels, and this data set has none: omit the probe")
+        raise InputError("a linear probe needs labels, but this data set has none: omit the probe")
     if not len(test_features):
-        raise InputError("a linear probe needs test images, and there are none")
+        raise InputError("a linear probe needs test images, but there are none")
     rows = permutation(len(train_features), seed, "probe")[:TRAIN_IMAGES]
     x, y = (value.detach().cpu()[rows] for value in (train_features.double(), train_labels))
     x_test, y_test = test_features.detach().cpu().double(), test_labels.cpu()
     if len(y.unique()) < 2:
-        raise InputError(f"a linear probe needs two classes or more, and the {len(y)} training images have fewer")
+        raise InputError(f"a linear probe needs two classes or more, but the {len(y)} training images have fewer")
     if not bool(x.isfinite().all() and x_test.isfinite().all()):
-        raise InputError("a linear probe needs finite features, and some are not")
+        raise InputError("a linear probe needs finite features, but some are not")
 
     from sklearn.exceptions import ConvergenceWarning  # takes a second to import
     from sklearn.linear_model import LogisticRegression
@@ -115,7 +115,7 @@ def probe_latents(
     if model.classes:
         raise InputError("a linear probe of a conditional model is meaningless: its encoder is given the label")
     if train.labels is None or statistics.labels is None:
-        raise InputError("a linear probe needs labels, and this data set has none: omit the probe")
+        raise InputError("a linear probe needs labels, but this data set has none: omit the probe")
     rows = permutation(len(train), seed, "probe")[:TRAIN_IMAGES].sort().values.to(train.images.device)
     subset = Split(train.name, train.images[rows], train.labels[rows], train.classes, train.transform, train.binarised)
     fitted = latent_statistics(model, subset, seed=seed, monitor=monitor)

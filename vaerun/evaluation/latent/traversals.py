@@ -111,7 +111,9 @@ def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]
     """
     where, terms, sign = "evaluation.arithmetic", list[tuple[int, str | int]](), 0
     if not isinstance(expression, str):  # OmegaConf accepts a list as an element of a list of texts
-        raise InputError(f"{where} is a list of texts such as smiling - neutral + 7, got {expression!r} in it")
+        raise InputError(
+            f"{where} must be a list of strings such as smiling - neutral + 7, but contains {expression!r}"
+        )
     tokens = _TOKEN.findall(expression)
     if not tokens:
         raise InputError(f"{where} is empty: join sets and sample numbers with + and -, such as smiling - neutral + 7")

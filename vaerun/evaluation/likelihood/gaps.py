@@ -145,7 +145,7 @@ def optimise_posterior(
         active = torch.arange(len(x), device=x.device)
         joint, q = restricted(active)
         if not q.has_rsample:
-            raise InputError(f"evaluation.gap needs a reparameterised posterior, and {type(q).__name__} is none")
+            raise InputError(f"evaluation.gap needs a reparameterised posterior, which {type(q).__name__} is not")
         validation_noise = joint.noise("gap/judging", VALIDATION_SAMPLES)
         value = elbo(joint, q, validation_noise)
         best, reference = value.clone(), value.clone()  # the best so far; its value when progress was last seen

@@ -175,7 +175,7 @@ def log_likelihood(
     """
     if not isinstance(model, LatentModel):
         raise InputError(
-            "importance sampling needs a posterior q(z|x), and an adversarial model has none: estimate its "
+            "importance sampling needs a posterior q(z|x), but an adversarial model has none: estimate its "
             "log-likelihood by vaerun-eval run=DIR evaluation.ais=true"
         )
     size = max(1, default_chunk(x.device) // min(NOISE_BLOCK, check_samples(samples)))

@@ -104,7 +104,7 @@ def choose_variance(
     """
     grid, values = _descending(variances), dict[float, float]()
     if not len(split):
-        raise InputError(f"the observation variance is chosen on images, and the {split.name} split has none")
+        raise InputError(f"the observation variance is chosen on images, but the {split.name} split has none")
 
     def run(variance: float) -> float:
         model = observation_model(variance)

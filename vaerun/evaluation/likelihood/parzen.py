@@ -62,9 +62,9 @@ def choose_parzen_variance(
     Raises InputError and RunError as parzen_log_likelihood does, and InputError for no variances or no images.
     """
     if not len(variances):
-        raise InputError("no variances to choose the Parzen window's from: give at least one")
+        raise InputError("choosing the variance of a Parzen window needs at least one candidate, got none")
     if not len(images):
-        raise InputError("the variance of a Parzen window is chosen on validation images, and there are none")
+        raise InputError("the variance of a Parzen window is chosen on validation images, but there are none")
     means = _log_likelihoods(samples, images, variances, chunk).mean(1).tolist()
     values = dict(zip(map(float, variances), means, strict=True))
     return max(values, key=values.__getitem__), values
@@ -81,7 +81,7 @@ def _log_likelihoods(samples: Tensor, images: Tensor, variances: Sequence[float]
         if not 0 < variance < math.inf:
             raise InputError(f"the variance of a Parzen window must be a number above 0, got {variance}")
     if not len(samples):
-        raise InputError("a Parzen window needs generated samples, and there are none")
+        raise InputError("a Parzen window needs generated samples, but there are none")
     if samples.shape[1:] != images.shape[1:]:
         raise InputError(
             f"samples and images must have one shape, got {tuple(samples.shape[1:])} and {tuple(images.shape[1:])}"

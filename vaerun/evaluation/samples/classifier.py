@@ -105,9 +105,11 @@ def load_or_train_classifier(
     if the file cannot be written or training diverges.
     """
     if arrays.train_labels is None:
-        raise InputError(f"{name}: a classifier needs labels, and this data set has none: omit what compares features")
+        raise InputError(
+            f"{name}: a classifier needs labels, but this data set has none: omit metrics that compare features"
+        )
     if len(np.unique(arrays.train_labels)) < 2:
-        raise InputError(f"{name}: a classifier needs two classes or more: omit what compares features")
+        raise InputError(f"{name}: a classifier needs two classes or more: omit metrics that compare features")
     identity = [VERSION, ARCHITECTURE, RECIPE, arrays.sha256 or digest(arrays)]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{name}-{key}.pt"

@@ -56,7 +56,7 @@ def inception_features(weights: Path, *, device: torch.device | str) -> Callable
         if images.shape[1] not in (1, 3):
             raise InputError(f"Inception features need grey or RGB images, got {images.shape[1]} channels")
         if not bool(images.isfinite().all()):
-            raise RunError("Inception features need finite images, and some are not: check the generator's losses")
+            raise RunError("Inception features need finite images, but some are not: check the generator's losses")
         with torch.no_grad():
             parts = []
             for part in images.split(BATCH):

@@ -125,7 +125,7 @@ def test_baseline_needs_no_luck() -> None:
 @pytest.mark.parametrize(
     ("predicted", "labels", "words"),
     [
-        ([], [], "needs images, and there are none"),
+        ([], [], "needs images, but there are none"),
         ([0, 1], [0], r"one label per image, got \[2\] codes and \[1\] labels"),
         ([[0, 1]], [[0, 1]], "one label per image"),
         ([0, 3], [0, 1], "a code must be from 0 to 2, got 3"),
