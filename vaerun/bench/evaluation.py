@@ -19,7 +19,7 @@ from vaerun.models import Gaussian, LatentModel
 from vaerun.nets import MLPDecoder, MLPEncoder
 from vaerun.randomness import ImageNoise
 
-TRAINING_STEPS = 100  # enough for log-weights and densities of a realistic size
+TRAINING_STEPS = 100  # enough for realistic log-weights and densities
 BATCH_SIZE = {"cpu": 8, "cuda": 128}  # a GPU needs more to be busy
 
 

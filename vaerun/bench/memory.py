@@ -53,7 +53,7 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats(setting.device)
     else:
         with contextlib.suppress(AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)  # else the calls would reuse memory freed during preparation, unseen
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise calls would reuse memory freed during preparation, unmeasured
         CLEAR.write_text("5")  # reset the peak resident size to the current one
         before = _read("VmRSS")
     for _ in range(CALLS):

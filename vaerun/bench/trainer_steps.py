@@ -27,9 +27,9 @@ from vaerun.training.cuda_graph import CudaGraph, GraphedStep
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.step import Step, side_stream
 
-STEPS = 10  # per call
+STEPS = 10  # training steps per call
 BATCH = 128
-NETWORKS = {"small": ([512], 32), "big": ([500, 500], 50)}  # hidden widths and d of vlae_cifar10_small and _big
+NETWORKS = {"small": ([512], 32), "big": ([500, 500], 50)}  # hidden widths and d, as in vlae_cifar10_small and _big
 QUICK = {"quick": ([12, 10], 3)}
 MODELS = [("VAE", 0), ("VAE+HF", 4), ("SA-VAE", 4), ("VLAE", 1), ("VLAE", 2), ("VLAE", 4), ("VLAE", 8)]
 CONCURRENT_RUNS = (1, 4, 13)

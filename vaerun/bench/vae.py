@@ -29,7 +29,7 @@ from vaerun.training import Trainer, TrainSettings, make_optimisers
 from vaerun.training.finite_guard import FiniteGuard
 from vaerun.training.step import update
 
-WORKERS = 2  # of the DataLoader
+WORKERS = 2  # worker processes of the DataLoader
 LEARNING_RATE = 1e-4
 
 
@@ -205,8 +205,8 @@ def pythae_epoch(images: np.ndarray, hidden: list[int], latent: int, batch: int,
         trainer = BaseTrainer(model, dataset, training_config=config)
         trainer.prepare_training()
     logging.disable(logging.NOTSET)
-    trainer.callback_handler.callbacks.clear()  # progress bars
-    trainer.bench_folder = folder  # removed with the trainer
+    trainer.callback_handler.callbacks.clear()  # they print progress bars
+    trainer.bench_folder = folder  # deleted with the trainer
 
     return lambda: trainer.train_step(1)
 

@@ -26,7 +26,7 @@ class Arrays:
     test_images: np.ndarray | None  # uint8 [M, C, H, W]; None: vaerun splits off a test part
     test_labels: np.ndarray | None  # int64 [M]
     split: str
-    sha256: str = ""  # of the arrays (see `digest`); the cache fills it in
+    sha256: str = ""  # digest of the arrays, filled in by the cache
 
 
 def check_arrays(arrays: Arrays, where: str) -> Arrays:

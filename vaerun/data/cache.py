@@ -102,7 +102,7 @@ def load_arrays(
             )
         source, origin = sources.npz, prepared
         arguments = {"path": prepared, "split": sources.UNOFFICIAL_SPLITS.get(name)}
-        prepared = None  # not missing
+        prepared = None  # it is not missing
     elif path is not None:
         arguments, origin = {"path": path, **options}, expand_user(path)
     else:

@@ -16,7 +16,7 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.randomness import batch_uniform, fixed_uniform
 
-SPLIT_SEED = 20190609  # of the validation split and of per-image noise; independent of the run's seed
+SPLIT_SEED = 20190609  # seed of the validation split and of per-image noise, independent of the run's seed
 
 
 @dataclass(frozen=True)

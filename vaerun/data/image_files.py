@@ -18,7 +18,7 @@ from vaerun.text import printable
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """By content, regardless of the file name; Pillow runs external programs for others, such as EPS."""
-MAXIMUM_PIXELS = 1 << 26  # of one image, before and after it is resized
+MAXIMUM_PIXELS = 1 << 26  # per image, before and after resizing
 MAXIMUM_PATHS = 8  # to the same folder: some links to a folder are legitimate
 
 
@@ -45,11 +45,11 @@ def walk_files(path: Path) -> Iterator[Path]:
     Raises InputError if links lead to the same folder again and again, in a cycle or by combinations of several links:
     the walk would not end.
     """
-    visits: Counter[tuple[int, int]] = Counter()  # of each folder, by device and inode
+    visits: Counter[tuple[int, int]] = Counter()  # visits of each folder, by device and inode
     for base, _, names in os.walk(path, followlinks=True):
         try:
             status = os.stat(base)
-        except OSError:  # deleted since
+        except OSError:  # deleted in the meantime
             continue
         visits[status.st_dev, status.st_ino] += 1
         if visits[status.st_dev, status.st_ino] > MAXIMUM_PATHS:

@@ -16,7 +16,7 @@ from vaerun.estimators.base import Estimate, detached_samples
 from vaerun.models import Joint
 
 CONTROL_VARIATES = ("none", "mean", "leave_one_out")
-DECAY = 0.9  # of the running mean, per training step
+DECAY = 0.9  # decay of the running mean per training step
 
 
 class ScoreFunction(nn.Module):

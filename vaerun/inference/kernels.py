@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SIZE = 16  # of a block: the minimum for tl.dot
+SIZE = 16  # block size: the minimum for tl.dot
 
 
 @triton.jit

@@ -23,7 +23,7 @@ from vaerun.data.dataset import one_hot
 from vaerun.distributions.normal import LOG_2PI
 from vaerun.errors import InputError
 
-MINIMUM_VARIANCE = 1e-3  # of Q for a continuous code, if learned: a generator may encode it exactly
+MINIMUM_VARIANCE = 1e-3  # lower bound of Q's learned variance: a generator may encode a continuous code exactly
 
 
 class Codes:

@@ -47,7 +47,7 @@ class _Congruence(torch.autograd.Function):
             symmetric = grad_output + grad_output.mT
             grad_m = symmetric @ product
             grad_gram = 0.5 * (m.flatten(0, 1).mT @ (symmetric @ m).flatten(0, 1))
-        if grad_product is not None:  # in second derivatives only: the product depends on both inputs
+        if grad_product is not None:  # only in second derivatives, since the product depends on both inputs
             extra_m = (grad_product.flatten(0, 1) @ gram).view_as(m)
             extra_gram = m.flatten(0, 1).mT @ grad_product.flatten(0, 1)
             grad_m = extra_m if grad_m is None else grad_m + extra_m

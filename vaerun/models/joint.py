@@ -232,7 +232,7 @@ class Joint:
 
     def _gram(self) -> tuple[Tensor, Tensor]:
         """G = W'W/s2 [H, H] and rho = W'(x - b)/s2 [B, H], computed once per joint."""
-        graph = torch.is_grad_enabled()  # a value without a graph must not be reused where one is needed
+        graph = torch.is_grad_enabled()  # a value without a graph must not be reused if a graph is needed
         if not graph and True in self._gram_cache:
             gram, rho = self._gram_cache[True]
             return gram.detach(), rho.detach()

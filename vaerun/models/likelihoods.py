@@ -39,7 +39,7 @@ class Gaussian(nn.Module):
 
     def log_prob(self, x: Tensor, eta: Tensor) -> Tensor:
         """x [B, C, H, W], eta [..., B, C, H, W] -> [..., B] nats per image."""
-        squared = F.mse_loss(eta, x.expand_as(eta), reduction="none")  # half the passes over pixels of (eta - x)^2
+        squared = F.mse_loss(eta, x.expand_as(eta), reduction="none")  # half as many passes over pixels as (eta - x)^2
         return self.log_prob_from_squared_error(squared.flatten(-3).sum(-1), x[0].numel())
 
     def log_prob_from_squared_error(self, squared: Tensor, dimensions: int) -> Tensor:

@@ -73,7 +73,7 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
         second += (centred.mT @ centred).double()
     check_closed_form(model, count)
     shift = first / count
-    values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # ascending
+    values, vectors = torch.linalg.eigh(second / count - torch.outer(shift, shift))  # in ascending order
     noise = values[:-d].mean().clamp(min=MINIMUM_VARIANCE)
     scale = (values[-d:] - noise).clamp(min=0).sqrt()
     assert decoder.affine is not None

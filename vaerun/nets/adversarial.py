@@ -21,9 +21,9 @@ from vaerun.errors import InputError
 from vaerun.nets.init import append_context, check_bool, check_integer, check_widths, linear
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
-SLOPE = 0.2  # of leaky ReLU in discriminators
+SLOPE = 0.2  # negative slope of the discriminators' leaky ReLUs
 MINIMUM_SIDE = 4  # pixels; an image is not halved below this side
-WEIGHT_STD = 0.02  # of the initial weights of convolutional networks
+WEIGHT_STD = 0.02  # standard deviation of initial weights in convolutional networks
 
 
 def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:

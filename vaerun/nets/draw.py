@@ -81,7 +81,7 @@ class Window(nn.Module):
     def __init__(self, hidden: int, size: int, height: int, width: int) -> None:
         super().__init__()
         self.size, self.height, self.width = size, height, width
-        self.place = head(hidden, 5)  # outputs of 0: a window that spans the image, variance 1, intensity 1
+        self.place = head(hidden, 5)  # at zero output the window spans the image, with variance and intensity 1
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h [..., hidden] -> F_Y [..., 1, N, H], F_X [..., 1, N, W] and intensity [..., 1, 1, 1], a 1 for channels."""

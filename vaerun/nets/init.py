@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vaerun.errors import InputError
 
-MAXIMUM_SIZE = 10**9  # of a layer: element counts of tensors must fit into 64 bits
+MAXIMUM_SIZE = 10**9  # of a layer, so that element counts of tensors fit into 64 bits
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,

@@ -86,7 +86,7 @@ class StackLinearMap:
         if not self.weights:
             eye = torch.eye(self.inputs, self.value.shape[-1], dtype=self.value.dtype, device=self.value.device)
             return eye.expand(len(self.value), -1, -1)
-        first = self.weights[0].mT.contiguous().expand(len(self.value), -1, -1)  # contiguous, or the product is not
+        first = self.weights[0].mT.contiguous().expand(len(self.value), -1, -1)  # keeps the product contiguous
         jacobian = first * self.slopes[0].unsqueeze(1)
         for weight, slope in zip(self.weights[1:], self.slopes[1:], strict=True):
             pushed = (jacobian.flatten(0, 1) @ weight.mT).unflatten(0, jacobian.shape[:2])

@@ -22,7 +22,7 @@ from vaerun.text import format_fixed
 NO_VALUE = "without the metric"
 STATES = (FAILED, INTERRUPTED, STOPPED, RUNNING, NO_VALUE, UNREADABLE, MISSING)
 """All states other than OK, in the order in which they are listed."""
-_PREFERENCE = (OK, RUNNING, STOPPED, INTERRUPTED, FAILED, UNREADABLE, MISSING)  # among runs of one seed
+_PREFERENCE = (OK, RUNNING, STOPPED, INTERRUPTED, FAILED, UNREADABLE, MISSING)  # preferred state among runs of one seed
 
 TITLES = {
     "vae": "VAE", "cvae": "CVAE", "sa_vae": "SA-VAE", "vae_hf": "VAE+HF", "vae_iaf": "VAE+IAF", "vlae": "VLAE",

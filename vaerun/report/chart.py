@@ -47,7 +47,7 @@ def to_png(table: Comparison) -> bytes:
     caption = (
         f"{table.caption}; bars: mean ± sample standard deviation over seeds; the axis does not start at 0{outside}"
     )
-    characters = int(figure.get_figwidth() * 14)  # of font size SMALL that fit into the width
+    characters = int(figure.get_figwidth() * 14)  # characters of font size SMALL per line
     lines = textwrap.wrap(caption, characters)[:5]
     figure.supxlabel(_shown("\n".join(lines)), fontsize=SMALL, parse_math=False)
     return png_bytes(figure)
@@ -60,7 +60,7 @@ def _legend(figure: Any, axes: Any, table: Comparison) -> None:
     order = [n for n in dict.fromkeys([*map(_shown, table.rows), PUBLISHED]) if n in drawn]
     if not order:
         return
-    columns = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # of size MEDIUM, eleven letters an inch
+    columns = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # at size MEDIUM, eleven letters per inch
     legend = figure.legend(
         [drawn[name] for name in order],
         order,

@@ -20,7 +20,7 @@ from vaerun.report.runs import OK, RunSummary, read_runs
 from vaerun.report.text import clean, is_number
 from vaerun.text import did_you_mean
 
-ROWS, COLUMNS = "model", "model.inference.steps"  # defaults
+ROWS, COLUMNS = "model", "model.inference.steps"  # default axes
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vaerun.report.text import abbreviate, clean
 if TYPE_CHECKING:
     from vaerun.report.comparison import Comparison
 
-_MAXIMUM_NAMED = 20  # runs listed per state
+_MAXIMUM_NAMED = 20  # maximum number of runs listed per state
 
 
 def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list[str]:

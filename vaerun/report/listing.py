@@ -23,8 +23,8 @@ COLUMNS = (
     "test/categorical_1_accuracy", "test/observation_variance", "test/ais", "folder",
 )  # fmt: skip
 
-OPTIONAL = COLUMNS[COLUMNS.index("network") + 1 : -1]  # shown if any run has a value
-IF_DIFFERENT = ("network",)  # shown if two runs differ
+OPTIONAL = COLUMNS[COLUMNS.index("network") + 1 : -1]  # columns shown only if a run has a value
+IF_DIFFERENT = ("network",)  # columns shown only if runs differ
 
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 

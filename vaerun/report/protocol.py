@@ -53,7 +53,7 @@ IMPLIED_BY_DATA = (
 """Entries of the protocol that are redundant if the data sets differ."""
 
 MAXIMUM_DIFFERENCES = 3  # spelled out in an error line
-MAXIMUM_KEYS = 10  # listed after --mix; beyond, --mix all
+MAXIMUM_KEYS = 10  # maximum number of keys suggested for --mix; above it, --mix all
 
 FOOTNOTED_MODEL_SETTINGS = ("model.latent_dim", "model.encoder.hidden", "model.decoder.hidden")
 """Settings of the model that get a footnote if cells differ in them."""

@@ -12,7 +12,7 @@ from vaerun.tracking import tensorboard as events
 from vaerun.tracking.tensorboard import EventWriter
 
 EVENTS_FOLDER = "table"
-MAXIMUM_STEP = 2**62  # event files store int64
+MAXIMUM_STEP = 2**62  # event files store steps as int64
 
 
 def write_events(table: Comparison, text: str, picture: bytes) -> Path:

@@ -37,7 +37,7 @@ def escape_markdown(text: str, line: bool = False) -> str:
     for old, new in (("\\", "\\\\"), ("<", "&lt;"), ("`", "'"), ("](", "] (")):
         text = text.replace(old, new)
     text = re.sub(r"([|[*$])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # literal within a word
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore within a word is literal anyway
     if not line:
         return text
     text = re.sub(r"^(#|>|~~~|[-+=](?=\s|$|[-+=]))", r"\\\1", text)
@@ -46,7 +46,7 @@ def escape_markdown(text: str, line: bool = False) -> str:
 
 def escape_csv(text: str) -> str:
     """Prefix what a spreadsheet would take for a formula with an apostrophe."""
-    start = unicodedata.normalize("NFKC", text[:1])  # a full-width = counts
+    start = unicodedata.normalize("NFKC", text[:1])  # so that a full-width = is recognised
     return f"'{text}" if start in tuple("=+-@\t\r") and not _NUMBER.fullmatch(text) else text
 
 

@@ -19,7 +19,7 @@ from vaerun.models import LatentModel
 from vaerun.randomness import permutation
 from vaerun.tracking.monitor import SILENT, Monitor
 
-TRAIN_IMAGES = 10_000  # a fit takes seconds
+TRAIN_IMAGES = 10_000  # maximum, so that a fit takes seconds
 ITERATIONS = 2_000
 
 

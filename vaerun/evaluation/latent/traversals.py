@@ -110,7 +110,7 @@ def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]
     Raises InputError, quoting the token, for anything else and for the name of an unknown set.
     """
     where, terms, sign = "evaluation.arithmetic", list[tuple[int, str | int]](), 0
-    if not isinstance(expression, str):  # OmegaConf accepts a list as an element of a list of texts
+    if not isinstance(expression, str):  # OmegaConf accepts a list as an element of a list of strings
         raise InputError(
             f"{where} must be a list of strings such as smiling - neutral + 7, but contains {expression!r}"
         )

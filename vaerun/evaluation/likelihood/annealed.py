@@ -42,12 +42,12 @@ from vaerun.nets.init import check_integer
 from vaerun.randomness import ImageNoise, derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
 
-SHARPNESS = 4.0  # of the sigmoidal schedule (Grosse et al. 2015)
+SHARPNESS = 4.0  # slope of the sigmoidal schedule (Grosse et al. 2015)
 PILOT_CHAINS = 4  # an acceptance averaged over 4 chains has a standard error of about 0.15, and the log step size too
 PILOT_SEARCH = 30  # extra transitions at the first temperature: enough to change the step size by a factor of 10^4
 PILOT_TRANSITIONS = 200  # minimum over all temperatures: if these are few, several transitions at each
-PILOT_GAIN = 1.0  # change of log step size per unit of missing acceptance
-PILOT_GRID = 0.1  # of log step size: snapping to a grid keeps rounding errors from being fed back and growing
+PILOT_GAIN = 1.0  # change of the log step size per unit of missing acceptance
+PILOT_GRID = 0.1  # grid of log step sizes: rounding to it keeps rounding errors from being fed back and growing
 
 
 def _check_range(key: str, value: Any, upper: float) -> None:

@@ -20,7 +20,7 @@ from vaerun.randomness import ImageNoise
 
 DEPTH = 1e5  # nats (|z| of about 450 under N(0, I)): beyond it float32 decoders overflow, and there is no mass left
 BLOCK = 32  # transitions whose noise is drawn at once: few generators to seed, little memory
-LOG_UNIFORM = 2  # normal numbers per log-uniform one: -1/2 (a^2 + b^2) is minus a standard exponential
+LOG_UNIFORM = 2  # normal numbers per log-uniform number: -1/2 (a^2 + b^2) is minus a standard exponential
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> T
     threshold, weights = ordered[0], ordered[1:]
     log_x = torch.where(weights == threshold, -math.inf, weights + torch.log(-torch.expm1(threshold - weights)))
     top = log_x[-1]
-    # Ties with the threshold are no exceedances: the fit is to the other n.
+    # Ties with the threshold are not exceedances: the other n are fitted.
     n = (log_x != -math.inf).sum(0)
     quartile = (tail - n + (n / 4 + 0.5).long() - 1).clamp(0, tail - 1)
     scale = log_x.gather(0, quartile[None])[0]
@@ -84,7 +84,7 @@ def pareto_k(largest: Tensor, samples: int, rounding: Tensor | float = 0.0) -> T
 
     # A tie adds log 1 = 0 to every sum.
     k = (torch.log(below_top + c[:, None, None] * y).sum(1) + factor.sum(0)) / n  # [m, B]
-    minus_b = c[:, None] - torch.exp(scale - top)  # in units of the scale
+    minus_b = c[:, None] - torch.exp(scale - top)  # -b in units of the scale
     # At b = 0 (an exponential tail) k vanishes too, and -b / k is one over the mean.
     ratio = torch.where(minus_b.abs() < 1e-8, n / log_y.exp().sum(0), minus_b / k)
     weight = torch.softmax(n * (ratio.log() - k), 0)

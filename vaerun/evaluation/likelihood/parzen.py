@@ -29,7 +29,7 @@ WARNING = (
 VARIANCES = tuple(10 ** (0.2 * k - 6) for k in range(31))
 """Standard deviations from 0.001 to 1, ten per decade; the code of Goodfellow et al. tries ten from 0.1 to 1. An error
 a in log s lowers the value by about D a^2 nats."""
-CHUNK_PAIRS = 2_000_000  # distances in memory at once: 16 MB of float64, a few times over
+CHUNK_PAIRS = 2_000_000  # distances in memory at once: a few arrays of 16 MB in float64
 IMAGE_BLOCK = 500  # images at once
 
 

@@ -27,7 +27,7 @@ from vaerun.plotting import (
 
 DPI = 110
 HEIGHT, MIN_WIDTH, MAX_WIDTH = 3.8, 5.0, 10.0  # inches
-MAX_TICKS, MAX_LETTERS = 24, 32  # of the names along the axis: their number, and their length
+MAX_TICKS, MAX_LETTERS = 24, 32  # maximum number and length of the names along the axis
 
 Groups = Mapping[str, Mapping[str, float]]
 
@@ -122,7 +122,7 @@ def bar_chart(
         bottom = [0.0 if not stacked else (up if value >= 0 else down)[i] for i, value in drawn] if not log else None
         half = None
         if errors is not None:
-            half = [errors.get(list(groups)[i], {}).get(name, math.nan) for i in rows]  # NaN: none is drawn
+            half = [errors.get(list(groups)[i], {}).get(name, math.nan) for i in rows]  # NaN: no error bar
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "hatch": hatch(number),
@@ -134,7 +134,7 @@ def bar_chart(
         handles.append(axes.bar([x[i] for i in rows], heights, width, bottom=bottom, yerr=half, **style))
         for i, value in drawn:
             (up if value >= 0 else down)[i] += value
-    for i, position, text in written:  # in place of the bar
+    for i, position, text in written:  # text in place of a bar
         y, transform = (0.02, axes.get_xaxis_transform()) if log else (up[i] if stacked else 0.0, axes.transData)
         axes.text(position, y, f" {text}", rotation=90, ha="center", va="bottom", fontsize=TINY, transform=transform)
     if not log:
@@ -158,7 +158,7 @@ def _label_groups(axes: Any, names: Sequence[str], width: float) -> None:
 
 
 def _finish(figure: Any, axes: Any, title: str, xlabel: str, ylabel: str) -> Tensor:
-    letters = int(11.5 * figure.get_figwidth())  # that fit into a line at font size 9
+    letters = int(11.5 * figure.get_figwidth())  # letters per line at font size 9
     figure.suptitle(textwrap.fill(_shorten(title, 200), letters), fontsize=MEDIUM, parse_math=False)
     axes.set_xlabel(_shorten(xlabel, 80), fontsize=SMALL, parse_math=False)
     axes.set_ylabel(_shorten(ylabel, 80), fontsize=SMALL, parse_math=False)
@@ -198,7 +198,7 @@ def scatter(
     drawn = points.detach().cpu().double()[finite]
     omitted = len(points) - len(drawn)
     figure, axes = _figure(MIN_WIDTH + (0.9 if labels is not None else 0), MIN_WIDTH)
-    size = min(16.0, max(2.0, 20_000 / max(1, len(drawn))))  # area in points squared: smaller for many points
+    size = min(16.0, max(2.0, 20_000 / max(1, len(drawn))))  # marker area in points squared, smaller for many points
     classes = [] if labels is None else labels.unique().tolist()
     # The colours of tab10 and tab20 are distinguishable; no larger palette is.
     colormap = "tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"
