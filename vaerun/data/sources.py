@@ -69,7 +69,7 @@ HTTPS_MIRRORS = {
     ),
     "http://ufldl.stanford.edu/": "https://ufldl.stanford.edu/",
 }
-"""https addresses of files for which torchvision has http ones. Their md5 is checked in any case."""
+"""https addresses for files that torchvision downloads over http. Their md5 is checked in any case."""
 
 
 def _https_url(url: str) -> str:

@@ -32,7 +32,7 @@ TITLES = {
 SYMBOLS = {"model.inference.steps": "T"}
 NULL = "null"  # canonical(None): the run has no value of the key
 Position = tuple[str, ...]
-"""Where a run stands along an axis: the canonical values of the axis's keys."""
+"""A run's position along an axis: the canonical values of the axis's keys."""
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,10 @@ DETERMINING_SETTINGS = {
 }
 DETERMINING_SETTINGS["validation_split"] = DETERMINING_SETTINGS["images.validation"]
 """Settings that determine an entry of the protocol. The entry may differ along an axis of the table that is one of
-them, and is allowed to differ together with them."""
+them; permitting one of them (--mix) also permits the entry to differ."""
 
 DISTINGUISHING_SETTINGS = dict.fromkeys(LIKELIHOOD_KEYS, ("model.family", "model"))
-"""Further settings that distinguish runs which differ in an entry of the protocol."""
+"""Further settings that distinguish runs with different entries in the protocol."""
 
 IMPLIED_BY_DATA = (
     "units",

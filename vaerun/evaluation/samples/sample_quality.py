@@ -31,7 +31,7 @@ from torch import Tensor
 from vaerun.errors import InputError
 
 DISTANCE_BLOCK = 2**20
-"""Distances computed at once: 8 MiB of float64, a few times over."""
+"""Distances computed at once: a few arrays of 8 MiB in float64."""
 TIE_TOLERANCE = 1e-12
 """Squared distances within this tolerance, relative to the squared norms, count as equal: images may be copies."""
 
