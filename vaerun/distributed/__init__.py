@@ -1,1 +1,1 @@
-"""Data-parallel training of one run by several processes."""
+"""Data-parallel training of one run in several processes."""

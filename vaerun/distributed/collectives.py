@@ -1,12 +1,12 @@
-"""Data-parallel training: every rank has all data and all parameters, and computes one shard of each batch.
+"""Data-parallel training: every rank holds all data and all parameters, and computes one shard of each batch.
 
-The loss of a shard is its sum over images divided by the size B of the whole batch, so gradients are summed over ranks,
-not averaged: a ragged batch is exact, and a rank without images adds zero. Every rank draws the noise of the whole
-batch and slices it (vaerun/randomness.py). The loss curve is therefore that of a single process, up to the order of
-summation.
+The loss of a shard is its sum over images divided by the size B of the whole batch, so that gradients are summed over
+ranks, not averaged: ragged batches are exact, and a rank without images adds zero. Every rank draws the noise of the
+whole batch and slices it (vaerun/randomness.py). The loss curve therefore matches that of a single process, up to the
+order of summation.
 
-Whatever ends or alters the loop is decided from numbers that all ranks share: one all-reduce carries gradients, loss
-and pending requests (a signal, a checkpoint that is due). Rank 0 alone writes files and validates, and broadcasts the
+All decisions that end or alter the loop are based on values shared by all ranks: a single all-reduce carries gradients,
+loss and pending requests (a signal, a due checkpoint). Only rank 0 writes files and validates, and broadcasts the
 outcome.
 """
 
@@ -35,7 +35,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 class PeerLost(RunError):
-    """Another process of the run has ended; it reports the cause itself."""
+    """Another process of the run has exited; it reports the cause itself."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class BatchShard:
     """The images of a batch that one rank computes.
 
     Attributes:
-        start, stop: rows of the batch that the model sees, at least one.
-        valid: how many of these rows count: all of them, or none where the batch has fewer images than ranks.
-        images: of the whole batch, B.
+        start, stop: range of rows of the batch that the model sees, at least one.
+        valid: number of these rows that count: all, or none if the batch has fewer images than there are ranks.
+        images: size B of the whole batch.
     """
 
     start: int
@@ -59,32 +59,32 @@ class BatchShard:
         return slice(self.start, self.stop)
 
     def mean(self, loss: Tensor) -> Tensor:
-        """Loss [rows] -> its contribution [] to the mean over the whole batch."""
+        """Contribution [] of losses [rows] to the mean over the whole batch."""
         return loss.mean() if self.valid == self.images else loss[: self.valid].sum() / self.images
 
     def sum(self, metric: Tensor) -> Tensor:
-        """Metric [rows] -> its sum [] over the valid rows."""
+        """Sum [] of a metric [rows] over the valid rows."""
         return metric[: self.valid].sum()
 
 
 def shard_for_rank(images: int, rank: int, size: int) -> BatchShard:
-    """The shard of one of `size` ranks: consecutive rows, their number equal over ranks to within one.
+    """The shard of one of `size` ranks: consecutive rows, whose number differs by at most one between ranks.
 
-    A rank without images computes the first one with weight zero. Its model then runs as on every other rank, so the
-    same parameters have gradients everywhere.
+    A rank without images computes the first image with weight zero, so that the same parameters have gradients on all
+    ranks.
     """
     start, stop = images * rank // size, images * (rank + 1) // size
     return BatchShard(start, stop, stop - start, images) if stop > start else BatchShard(0, 1, 0, images)
 
 
 class Ranks:
-    """The processes of one run, seen from one of them. The default is a single process, where everything is a no-op.
+    """The processes of one run, as seen by one of them. By default a single process, for which everything is a no-op.
 
     Arguments:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
-        device: of this process; None: as trainer.device says.
-        store: where a rank that fails leaves the cause under the key `failed`, for its peers to report.
+        device: device of this process; None: determined by trainer.device.
+        store: store in which a failing rank leaves the cause under the key `failed`, for its peers to report.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Ranks:
         self.rank, self.size, self.device, self._store = rank, size, device, store
         self._parent = os.getppid()
         self._stop, self._due = ShutdownSignal(), lambda: False
-        self._requests: tuple[Tensor, Any] | None = None  # of the current step
-        # Reading the current step's requests would wait for the GPU; those of the previous step have already arrived.
+        self._requests: tuple[Tensor, Any] | None = None  # requests of the current step
+        # Reading the requests of the current step would wait for the GPU; those of the previous step have arrived.
         self._lag = int(device is not None and device.type == "cuda")
         self._in_flight: deque[tuple[Tensor, Any] | None] = deque()
         self._collective_error: BaseException | None = None
@@ -107,23 +107,25 @@ class Ranks:
             yield shard
 
     def exchange_requests(self, stop: ShutdownSignal, due: Callable[[], bool]) -> None:
-        """Send requests with every gradient reduction: signals to any rank, and the checkpoints due on rank 0."""
+        """Exchange requests with every gradient reduction: signals on any rank, and checkpoints due on rank 0."""
         self._stop, self._due = stop, due
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replace this rank's gradients by their sum over ranks, and return the summed loss; one reduction per dtype.
+        """Sum the gradients over ranks in place, with one reduction per dtype, and return the summed loss.
 
         Half-precision gradients are summed in float32. Pending requests travel with the first reduction.
 
         Arguments:
-            parameters: of the phase; the same ones have gradients on every rank.
-            loss: this rank's contribution to the mean, [].
+            parameters: parameters of the phase; the same ones must have gradients on every rank.
+            loss: contribution of this rank to the mean, [].
         """
         if self.size == 1:
             return loss
         if os.getppid() != self._parent and self._stop.signum is None:
-            self._stop.signum = signal.SIGTERM  # the launcher is gone: nothing else would end this process
-        requests = torch.zeros(self.size + 1, pin_memory=self._lag > 0)  # a signal per rank, and a due checkpoint
+            self._stop.signum = signal.SIGTERM  # the launcher has exited: nothing else would end this process
+        requests = torch.zeros(
+            self.size + 1, pin_memory=self._lag > 0
+        )  # one signal per rank, and whether a checkpoint is due
         requests[self.rank] = self._stop.signum or 0
         requests[-1] = float(self.rank == 0 and self._due())
         groups: dict[torch.dtype, list[nn.Parameter]] = {}
@@ -152,9 +154,9 @@ class Ranks:
             copied.record()
 
     def pending_requests(self) -> tuple[int | None, bool]:
-        """The signal that any rank has received, and whether a checkpoint is due; call it once after each step.
+        """Return a signal received by any rank, and whether a checkpoint is due; to be called once after each step.
 
-        All ranks get the same answer. On a GPU it is that of the previous step.
+        All ranks get the same answer; on a GPU, that of the previous step.
         """
         if self.size == 1:
             return self._stop.signum, self._due()
@@ -167,29 +169,29 @@ class Ranks:
         wait()
         *signals, due = (int(request) for request in requests.tolist())
         if due:
-            self._in_flight.clear()  # later ones ask for the same checkpoint
+            self._in_flight.clear()  # later requests are for the same checkpoint
         return next((s for s in signals if s), None), bool(due)
 
     def check_signal(self, stop: ShutdownSignal, signum: int | None) -> None:
-        """Raises Interrupted where a signal has come: on all ranks, the one that `pending_requests` returned."""
+        """Raise Interrupted if a signal was received; with several ranks, the one returned by `pending_requests`."""
         if self.size == 1:
             stop.check()
         elif signum is not None:
             raise self.mark_collective(Interrupted(signum))
 
     def mark_collective(self, error: E) -> E:
-        """Return the error, marked as raised by all ranks, so that they can end together."""
+        """Mark an error as raised by all ranks, so that they can exit together, and return it."""
         self._collective_error = error
         return error
 
     def is_collective(self, error: BaseException) -> bool:
-        """Whether all ranks raise this error, so that one of them can report it for all."""
+        """Whether all ranks raise this error, so that only one needs to report it."""
         return error is self._collective_error
 
     def on_rank_zero(self, function: Callable[[], T] | None) -> T:
         """Call the function on rank 0 only, and return its result on every rank.
 
-        The result must consist of plain values. InputError, RunError and Interrupted are raised on all ranks.
+        The result must consist of plain values. InputError, RunError and Interrupted are re-raised on all ranks.
         """
         if self.rank == 0:
             assert function is not None
@@ -219,7 +221,7 @@ class Ranks:
         return objects[0]
 
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum each value over ranks, all of which have the same names."""
+        """Sum each value over ranks; the names must be the same on all ranks."""
         if self.size == 1 or not values:
             return dict(values)
         flat = torch.stack([values[name].double() for name in sorted(values)])
@@ -228,7 +230,7 @@ class Ranks:
         return {name: total.to(values[name].dtype) for name, total in zip(sorted(values), flat, strict=True)}
 
     def all_true(self, flags: Tensor) -> Tensor:
-        """Logical AND over ranks, element by element."""
+        """Element-wise logical AND over ranks."""
         if self.size == 1:
             return flags
         minimum = flags.to(torch.int32)
@@ -237,10 +239,10 @@ class Ranks:
         return minimum.bool()
 
     def assert_ranks_equal(self, values: Callable[[], Mapping[str, Any]]) -> None:
-        """Raises RunError on all ranks unless every value has the same bits on all of them.
+        """Raise RunError on all ranks unless every value is bitwise equal on all of them.
 
         Arguments:
-            values: returns tensors and plain values, also in mappings and sequences, by the names that the error uses.
+            values: returns (nested) tensors and plain values by name; the error quotes the names.
         """
         if self.size == 1:
             return
@@ -257,7 +259,7 @@ class Ranks:
             )
 
     def barrier(self) -> None:
-        """Wait until all ranks have arrived. Raises PeerLost where one has ended."""
+        """Wait until all ranks have arrived. Raises PeerLost if one has exited."""
         self.all_true(torch.ones(1))
 
     @contextmanager
@@ -268,7 +270,7 @@ class Ranks:
             cause = (
                 str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]
             )  # gloo's, without file and line
-            with contextlib.suppress(RuntimeError):  # the store may be gone too
+            with contextlib.suppress(RuntimeError):  # the store may be gone, too
                 if self._store is not None and self._store.check(["failed"]):
                     cause = self._store.get("failed").decode()
             raise PeerLost(f"another process of this run has ended: {cause}") from error

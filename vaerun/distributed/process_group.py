@@ -1,4 +1,4 @@
-"""The process group of one run, and checks that its loss can be computed on parts of a batch."""
+"""The process group of one run, and checks that its loss can be computed on shards of a batch."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from vaerun.randomness import batch_slice
 
 __all__ = ["PeerLost", "Ranks", "check_splittable", "process_group"]
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # for the last process to start
-COLLECTIVE_TIMEOUT = timedelta(days=14)  # the others wait while rank 0 evaluates; a dead peer is noticed without it
-PEER_LOST_DELAY = 1.0  # seconds by which survivors outlive a lost peer: the launcher blames whoever exits first
+JOIN_TIMEOUT = timedelta(minutes=10)  # until the last process has started
+COLLECTIVE_TIMEOUT = timedelta(days=14)  # other ranks wait while rank 0 evaluates; lost peers are detected without it
+PEER_LOST_DELAY = 1.0  # seconds by which survivors outlive a lost peer: the launcher blames the first to exit
 
 
 @contextmanager
 def process_group(device_type: str) -> Iterator[Ranks]:
-    """Join the process group of torchrun's environment (RANK, WORLD_SIZE, ...); without it, a single process.
+    """Join the process group described by torchrun's environment variables (RANK, WORLD_SIZE, ...), if they are set.
 
-    On "cuda" rank i has GPU i, with NCCL for gradients and gloo for CPU tensors; on "cpu" everything goes through
-    gloo. Ranks that raise a collective error leave together; a rank with an error of its own leaves at once, and its
-    peers raise PeerLost.
+    On "cuda", rank i uses GPU i, with NCCL for gradients and gloo for CPU tensors; on "cpu", everything uses gloo.
+    Ranks that raise a collective error exit together; a rank with its own error exits at once, and its peers raise
+    PeerLost.
 
-    Raises InputError where there are fewer GPUs than processes, and for any other device.
+    Raises InputError if there are fewer GPUs than processes, and for other devices.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Ranks()
         return
-    # The first optimiser imports it. Imported while a group exists, it keeps the group's threads alive at exit, and one
+    # Imported anyway by the first optimiser. If a group exists at that time, its threads stay alive at exit, and one
     # that frees a tensor then aborts the process (github.com/pytorch/pytorch/issues/190489).
     import torch._dynamo
-    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+    from torch.distributed.rendezvous import rendezvous  # not available in every build of torch
 
     if device_type not in ("cpu", "cuda"):
         raise InputError(f"trainer.processes={size} needs trainer.device=cpu or cuda, not {device_type}")
@@ -66,11 +66,11 @@ def process_group(device_type: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except BaseException as error:
-        if isinstance(error, InputError | RunError | Interrupted):  # one rank prints its line
+        if isinstance(error, InputError | RunError | Interrupted):  # only one rank prints the line
             error.reported = isinstance(error, PeerLost) or (ranks.rank > 0 and ranks.is_collective(error))
         if ranks.is_collective(error):
             with contextlib.suppress(PeerLost):
-                ranks.barrier()  # the launcher ends all ranks with the first: none may leave while another still writes
+                ranks.barrier()  # the launcher ends all ranks once one exits: wait until all have written their files
         elif isinstance(error, PeerLost):
             time.sleep(PEER_LOST_DELAY)
         else:
@@ -96,14 +96,14 @@ class _RandomOps(TorchDispatchMode):
 
 
 def check_splittable(objective: Objective, split: Split, processes: int) -> None:
-    """Raises InputError where data-parallel training would not give the result of a single process.
+    """Raise InputError if data-parallel training would differ from training in a single process.
 
     The loss of an image must not depend on the rest of the batch (no batch normalisation or batch means), and random
-    numbers must come from batch_normal and batch_uniform. Known cases are declared by their modules; the rest is tested
-    on a few images.
+    numbers must come from batch_normal and batch_uniform. Known violations are declared by their modules; others are
+    detected on a few images.
 
     Arguments:
-        objective: on the device it will be trained on; left unchanged.
+        objective: objective on the device it will be trained on; not changed.
         split: the training split.
         processes: trainer.processes; 1 accepts everything.
     """
@@ -133,12 +133,12 @@ def check_splittable(objective: Objective, split: Split, processes: int) -> None
 
 
 def check_noise(objective: Objective, split: Split, setting: str, remedy: str) -> None:
-    """Raises InputError where a run that shares its process would draw other random numbers than a stand-alone run.
+    """Raise InputError if a run that shares its process would draw other random numbers than a stand-alone run.
 
     Arguments:
         objective, split: see check_splittable.
-        setting: what asks for sharing, for the error.
-        remedy: what to do instead.
+        setting: setting that requests sharing, for the error line.
+        remedy: advice, for the error line.
     """
     images = min(2, len(split))
     with torch.random.fork_rng([split.images.device] if split.images.device.type == "cuda" else []):
@@ -148,9 +148,9 @@ def check_noise(objective: Objective, split: Split, setting: str, remedy: str) -
 def _trial_losses(
     objective: Objective, split: Split, stop: int, images: int, setting: str, remedy: str
 ) -> list[Tensor]:
-    """Loss [stop] of each phase on the first `stop` of `images` images.
+    """Losses [stop] of each phase on the first `stop` of `images` images.
 
-    Raises InputError where random numbers are not drawn by batch_normal or batch_uniform.
+    Raises InputError if random numbers are not drawn by batch_normal or batch_uniform.
     """
     objective = copy.deepcopy(objective)
     objective.train()

@@ -1,1 +1,1 @@
-"""Reading and writing files: atomic writes, checkpoints, run directories, and input that cannot be trusted."""
+"""Reading and writing files: atomic writes, checkpoints, run directories, and untrusted input."""

@@ -1,4 +1,4 @@
-"""Atomic file writes: at any moment, and after a crash, a path holds either the old content or the new one."""
+"""Atomic file writes: at any moment, even after a crash, a file has either its old or its new content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaerun.errors import RunError
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of files being written, `.NAME.PID.tmp`; a killed process leaves them behind."""
-UNLOCKED_PREFIX = ".job.json."  # written into a run directory by the process that starts the run, without its lock
+UNLOCKED_PREFIX = ".job.json."  # written by the process that launches a run, without holding the run's lock
 STALE_SECONDS = 3600.0  # no write takes this long
 
 
@@ -25,10 +25,10 @@ def write_atomically(path: Path, content: bytes, backup: Path | None = None) -> 
 
     Arguments:
         path: file to write.
-        content: its complete new content.
-        backup: where the previous content of `path` is kept; None: it is discarded.
+        content: the complete new content.
+        backup: path that keeps the previous content; None: discard it.
 
-    Raises RunError, one line, where the file cannot be written (disk full, read-only).
+    Raises RunError if the file cannot be written (disk full, read-only).
     """
     try:
         with open_atomically(path, backup) as file:
@@ -44,7 +44,7 @@ def open_atomically(path: Path, backup: Path | None = None) -> Iterator[BinaryIO
         _remove_if_stale(leftover)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # left by a killed process with the same PID, or a planted link
+        temporary.unlink(missing_ok=True)  # left by a killed process with the same PID, or a malicious link
         with open(temporary, "xb") as file:
             yield file
             file.flush()
@@ -75,20 +75,20 @@ def _back_up(path: Path, backup: Path) -> None:
 
 def fsync_dir(folder: Path) -> None:
     """Flush a directory's entries to disk: without this a power cut can lose the name of a file that was fsynced."""
-    if os.name == "nt":  # directories cannot be opened
+    if os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by this file system
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a run directory. The caller holds its lock."""
+    """Remove temporary files left in a run directory by killed processes. The caller must hold the lock."""
     for base, _, names in os.walk(folder):
         for name in names:
             if not TEMPORARY.fullmatch(name):
@@ -102,6 +102,6 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _remove_if_stale(file: Path) -> None:
-    with suppress(OSError):  # its writer has just finished, or it cannot be removed and does no harm
+    with suppress(OSError):  # the writer has just finished, or the file cannot be removed, which does no harm
         if time.time() - file.stat().st_mtime > STALE_SECONDS:
             file.unlink()

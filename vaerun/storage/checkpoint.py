@@ -1,6 +1,6 @@
 """Checkpoints: mappings from names to states, written atomically and read without running code from the file.
 
-Training resumes from `last.pt`; the one before it is kept as `previous.pt`, so that a damaged file costs one interval.
+Training resumes from `last.pt`. The one before it is kept as `previous.pt`, so that a damaged file costs one interval.
 `best.pt` holds the parameters with the best validation bound so far.
 """
 
@@ -38,18 +38,18 @@ def save_checkpoint(path: Path, state: dict[str, Any], backup: Path | None = Non
 def load_checkpoint(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain values only.
 
-    Raises CorruptCheckpoint, also for a wrong checksum, a file that declares more than it holds, and a link that leads
-    out of the directory `root`.
+    Raises CorruptCheckpoint, also for a wrong checksum, a file that declares more data than it contains, and a link
+    that points outside the directory `root`.
     """
     try:
         state = read_tensors(path, device, root)
-    except Exception as error:  # zipfile, pickle and torch raise a dozen types for damaged files
+    except Exception as error:  # zipfile, pickle and torch raise a dozen exception types for damaged files
         raise CorruptCheckpoint(printable(error, 200) or type(error).__name__) from error
     return to_plain_dict(state, "not a checkpoint of vaerun")
 
 
 def to_plain_dict(state: Any, message: str) -> dict[str, Any]:
-    """Convert a mapping read from a file to a plain dict: a crafted OrderedDict may shadow its methods by attributes.
+    """Convert a mapping read from a file to a plain dict, since a crafted OrderedDict may shadow its own methods.
 
     Raises CorruptCheckpoint with this message for any other type.
     """
@@ -63,23 +63,23 @@ class CheckpointManager:
 
     Arguments:
         folder: `checkpoints/` of the run directory; created by the first save.
-        fingerprint: of the run; a file with another one belongs to another run.
-        warn: called with one line where a damaged file is skipped.
+        fingerprint: fingerprint of the run; files with a different one belong to another run.
+        warn: called with one line if a damaged file is skipped.
     """
 
     def __init__(self, folder: Path, fingerprint: str, warn: Callable[[str], object]) -> None:
         self.folder, self.fingerprint, self.warn = folder, fingerprint, warn
-        self._last_is_valid: bool | None = None  # None: not known
+        self._last_is_valid: bool | None = None  # None: unknown
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from, valid or not."""
+        """Whether there is a checkpoint to resume from, be it valid or not."""
         return any((self.folder / name).exists() for name in RESUMABLE)
 
     def save_last(self, state: dict[str, Any]) -> None:
         """Write last.pt, keeping the one before as previous.pt.
 
-        A damaged last.pt is not kept: then previous.pt is the only valid one until the new one is on disk.
+        A damaged last.pt does not replace previous.pt, the only valid checkpoint until the new one is on disk.
         """
         self._create_folder()
         last = self.folder / "last.pt"
@@ -98,15 +98,15 @@ class CheckpointManager:
         if self.folder.exists():
             return
         try:
-            self.folder.mkdir(exist_ok=True)  # not its parents: the run directory must still exist
+            self.folder.mkdir(exist_ok=True)  # without parents: the run directory must still exist
             fsync_dir(self.folder.parent)
         except OSError as error:
             raise RunError(f"cannot create {self.folder}: {error.strerror or error}") from error
 
     def load_last(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The newest valid state, or None where there is no checkpoint at all.
+        """Load the newest valid state; None if there is no checkpoint at all.
 
-        Raises InputError where there are files but none is valid.
+        Raises InputError if there are files but none is valid.
         """
         causes = []
         for name in RESUMABLE:
@@ -129,7 +129,7 @@ class CheckpointManager:
         return None
 
     def _read(self, path: Path, device: torch.device | str) -> tuple[dict[str, Any] | None, str]:
-        """(state, '') of a checkpoint of this run, or (None, cause) where the file has none."""
+        """Return (state, '') for a valid checkpoint of this run, otherwise (None, cause)."""
         try:
             state = load_checkpoint(path, device)
             if state.get("fingerprint") != self.fingerprint:
@@ -140,19 +140,19 @@ class CheckpointManager:
 
 
 class NullCheckpointManager:
-    """Takes what a CheckpointManager takes and writes nothing: another process of the run writes it."""
+    """A CheckpointManager that writes nothing, because another process of the run does."""
 
     def save_last(self, state: dict[str, Any]) -> None: ...
     def save_best(self, state: dict[str, Any]) -> None: ...
 
 
 def load_from_other_run(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The checkpoint (or the last one of the run directory) named by `trainer.resume`, and its provenance.
+    """Load the checkpoint, or the last one of a run directory, named by `trainer.resume`; also return its provenance.
 
-    What concerns only the other run is dropped: its log, its best validation bound (perhaps on other data), its
-    patience, its time. A validation is due first, so that the initial parameters can be this run's best, too.
+    State specific to the other run is dropped: log positions, best validation bound (perhaps on other data), patience
+    and time. A validation is due first, so that the initial parameters can be selected as the best, too.
 
-    Raises InputError where it cannot be used.
+    Raises InputError if the checkpoint cannot be used.
     """
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"

@@ -1,7 +1,8 @@
-"""npz files and other zip archives, whose declared sizes are checked before anything is allocated.
+"""npz files and other zip archives, with declared sizes checked before memory is allocated.
 
 An archive declares the size of each member, and an array its shape; a few bytes can declare terabytes. The declared
-sizes must fit the file: a bounded expansion ratio, no overlapping members, arrays exactly as large as their members.
+sizes must be consistent with the file: a bounded expansion ratio, no overlapping members, and arrays exactly as large
+as their members.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from vaerun.storage.untrusted import MIB, open_regular
 from vaerun.text import printable
 
 MAXIMUM_MEMBERS = 100_000
-MAXIMUM_EXPANSION = 100  # expansion ratio of a large archive; a small one may expand up to its limit in bytes
-ARRAYS_BYTES = 256 * MIB  # limit for per-image values
-DATA_BYTES = 1024 * MIB  # limit for images
-MAXIMUM_DICTIONARY_BYTES = 64 * MIB  # LZMA's strongest preset
+MAXIMUM_EXPANSION = 100  # maximum expansion ratio; ignored up to the limit in bytes
+ARRAYS_BYTES = 256 * MIB  # limit on per-image values
+DATA_BYTES = 1024 * MIB  # limit on images
+MAXIMUM_DICTIONARY_BYTES = 64 * MIB  # as in LZMA's strongest preset
 
 
 def check_members(archive: zipfile.ZipFile, size: int, maximum_bytes: int, compressed: bool = True) -> None:
-    """Raise ValueError for an archive that declares more than it can hold.
+    """Raise ValueError for an archive that declares more data than it can contain.
 
     Arguments:
         archive: opened archive.
-        size: of its file in bytes.
-        maximum_bytes: limit on the total size of its members, where that is above MAXIMUM_EXPANSION times its size.
+        size: size of its file in bytes.
+        maximum_bytes: limit on the total size of members; up to MAXIMUM_EXPANSION times `size` is always allowed.
         compressed: whether members may be compressed.
     """
     members = archive.infolist()
@@ -55,7 +56,7 @@ def check_members(archive: zipfile.ZipFile, size: int, maximum_bytes: int, compr
 
 
 def _dictionary_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """Memory that the LZMA dictionary of a member takes, as its header declares (APPNOTE 5.8.8)."""
+    """Memory taken by the LZMA dictionary of a member, as declared in its header (APPNOTE 5.8.8)."""
     file: Any = archive.fp
     file.seek(member.header_offset)
     header = file.read(30)
@@ -73,13 +74,13 @@ def read_npz(
     """Read the arrays of an npz file by name; object arrays are rejected.
 
     Arguments:
-        path: of the file.
-        names: read only these, where present; None: all.
+        path: path of the file.
+        names: arrays to read, if present; None: all.
         maximum_bytes: see check_members.
         root: see open_regular.
 
-    Raises FileNotFoundError for a missing file, and for one that cannot be read ValueError, OSError,
-    zipfile.BadZipFile or any other exception of zipfile.
+    Raises FileNotFoundError for a missing file; ValueError, OSError, zipfile.BadZipFile or other exceptions of zipfile
+    for an unreadable one.
     """
     with open_regular(path, root) as file:
         if not zipfile.is_zipfile(file):
@@ -108,8 +109,8 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     import numpy as np
 
     with archive.open(member) as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about headers that are not valid Python, or written by Python 2
-        start = io.BytesIO(stream.read(1 << 16))  # numpy limits a header to 10000 characters
+        warnings.simplefilter("ignore")  # warnings about headers that are invalid or written by Python 2
+        start = io.BytesIO(stream.read(1 << 16))  # numpy limits headers to 10000 characters
         check_header(start, member.file_size)
     with archive.open(member) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +121,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
 
 
 def check_header(start: IO[bytes], size: int) -> None:
-    """Raise ValueError where the shape declared by a .npy file of `size` bytes does not match that size."""
+    """Raise ValueError if the shape declared by a .npy file does not match its size in bytes."""
     from numpy.lib import format as npy
 
     version = npy.read_magic(start)

@@ -1,4 +1,4 @@
-"""Paths as users write them, and links that lead out of a directory."""
+"""Expansion of user-supplied paths, and detection of links that leave a directory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from vaerun.errors import InputError
 
 
 def expand_user(path: str | Path) -> Path:
-    """Expand a leading ~ or ~USER. Raises InputError where there is no such home directory."""
+    """Expand a leading ~ or ~USER. Raises InputError if there is no such home directory."""
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # HOME is unset, as in some containers, or there is no such user
+    except RuntimeError as error:  # HOME is not set, as in some containers, or there is no such user
         raise InputError(f"{path}: no such home directory: write the full path") from error
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a directory once all links are resolved; False for a loop of links."""
+    """Whether a path lies inside a directory once all links are resolved; False for circular links."""
     try:
         return Path(os.path.realpath(path, strict=False)).is_relative_to(os.path.realpath(folder))
     except (OSError, ValueError, RuntimeError):

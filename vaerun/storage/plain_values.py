@@ -9,7 +9,7 @@ MAXIMUM_DEPTH = 50
 
 
 def check_size(value: Any, maximum: int) -> None:
-    """Raise ValueError for more than `maximum` values or for deep nesting, without walking through all of it."""
+    """Raise ValueError for more than `maximum` values or for deep nesting, without traversing the whole structure."""
     stack, count = [(value, 0)], 0
     while stack:
         item, depth = stack.pop()
@@ -21,7 +21,7 @@ def check_size(value: Any, maximum: int) -> None:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested mapping, lists as leaves."""
+    """Yield (dotted key, value) of a nested mapping; lists are leaves."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flatten(item, f"{prefix}.{key}" if prefix else str(key))
@@ -30,7 +30,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nonfinite_to_none(value: Any) -> Any:
-    """The same structure with NaN and infinities, which JSON lacks, replaced by None."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {k: nonfinite_to_none(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

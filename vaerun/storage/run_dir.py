@@ -1,4 +1,4 @@
-"""The run directory: which one a run uses, what it may contain, and its lock."""
+"""The run directory: its choice, allowed contents and lock."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vaerun.errors import InputError
 from vaerun.storage.atomic import remove_temporaries
 
 PLAN_FILE = "sweep.json"  # in the folder of a sweep
-LOCK_TIMEOUT = 1.0  # seconds; a process that only probes the lock holds it for a moment
-PROBE_TIMEOUT = 0.06  # seconds; another process that probes it holds it for a moment, too
+LOCK_TIMEOUT = 1.0  # seconds; other processes hold the lock briefly to probe it
+PROBE_TIMEOUT = 0.06  # seconds; likewise, another probe holds the lock briefly
 
 SUBDIRECTORIES = (".hydra", "checkpoints", "figures")
-"""Directories that a run creates in its own."""
+"""Subdirectories that a run creates."""
 FILES = (
     *(".lock", ".job.json", "job.log", "run.log", "metrics.jsonl", "per_example.npz", "arrays.npz"),
     *(f".hydra/{name}.yaml" for name in ("config", "overrides", "hydra")),
     *(f"checkpoints/{name}.pt" for name in ("last", "previous", "best")),
 )
-"""Files that a run writes, apart from result.json, whose content identifies the run."""
+"""Files that a run writes, except result.json, whose content identifies the run."""
 
 
 class RunDirLocked(InputError):
@@ -41,19 +41,19 @@ def next_free_dir(folder: Path) -> Path:
 
 
 def check_run_paths(folder: Path) -> None:
-    """Raise InputError where a path that the run will write is taken by something else, see check_paths."""
+    """Raise InputError if a path that the run will write cannot be written, see check_paths."""
     check_paths((folder / name for name in SUBDIRECTORIES), (folder / name for name in FILES))
     check_paths((), sorted(folder.glob("figures/*.png")))
 
 
 def check_paths(folders: Iterable[Path], files: Iterable[Path]) -> None:
-    """Raise InputError for a path that exists and is of another type, or for a directory that is not writable.
+    """Raise InputError if a path exists with the wrong type, or a directory is not writable.
 
-    Called before any work: some of these paths are first written at the end of a run, when a failure would cost all of
-    its results.
+    Called before any work: some of these paths are only written at the end of a run, when a failure would lose its
+    results.
     """
     for path in folders:
-        if os.path.lexists(path) and not path.is_dir():  # a dangling link is not one, either
+        if os.path.lexists(path) and not path.is_dir():  # includes dangling links
             raise InputError(f"{path} is not a directory, and the run needs one there: move it away")
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
             code = errno.EROFS if os.statvfs(path).f_flag & os.ST_RDONLY else errno.EACCES
@@ -65,15 +65,15 @@ def check_paths(folders: Iterable[Path], files: Iterable[Path]) -> None:
 
 @contextmanager
 def lock_run_dir(folder: Path, alternative: str = "choose another output_dir") -> Iterator[None]:
-    """Hold the lock of a run directory; the system releases it when the process ends, however it ends.
+    """Hold the lock of a run directory; the operating system releases it however the process ends.
 
     Temporary files that killed processes left there are removed.
 
     Arguments:
-        folder: run directory; created where it does not exist.
-        alternative: what else the user can do where the directory cannot be used.
+        folder: run directory; created if it does not exist.
+        alternative: advice in the error line if the directory cannot be used.
 
-    Raises RunDirLocked where another process holds the lock, InputError where the directory is not writable.
+    Raises RunDirLocked if another process holds the lock, InputError if the directory is not writable.
     """
     lock = filelock.FileLock(folder / ".lock")
     try:
@@ -92,7 +92,7 @@ def lock_run_dir(folder: Path, alternative: str = "choose another output_dir") -
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is using this run directory: it holds the lock for as long as it lives."""
+    """Whether a process is using this run directory, whose lock it holds until it exits."""
     path = folder / ".lock"
     try:
         if not path.exists():
@@ -101,7 +101,7 @@ def is_locked(folder: Path) -> bool:
         lock.acquire(timeout=PROBE_TIMEOUT, poll_interval=PROBE_TIMEOUT / 3)
     except filelock.Timeout:
         return True
-    except OSError:  # read-only: it cannot be known
+    except OSError:  # a read-only folder: unknown
         return False
     lock.release()
     return False

@@ -1,9 +1,9 @@
-"""Files of tensors and plain values as torch.save writes them, validated before torch opens them.
+"""Reads files of tensors and plain values written by torch.save, validating them before torch opens them.
 
-torch.load(weights_only=True) runs no code from a file but trusts its sizes: a tensor of a few bytes, or a compressed
-archive, can declare terabytes. Here the archive's members are checked first, then its pickle is interpreted by an
-unpickler that knows dictionaries, lists, numbers, strings and tensor declarations, and nothing else. torch is given a
-new archive made of the validated content, because two zip readers can see different members in one file.
+torch.load(weights_only=True) executes no code from a file but trusts its sizes: a tensor of a few bytes, or a
+compressed archive, can declare terabytes. Here the members of the archive are checked first. Its pickle is then
+interpreted by an unpickler restricted to dictionaries, lists, numbers, strings and tensor declarations. torch is given
+a new archive of the validated content, because two zip readers may see different members in the same file.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _ITEM_BYTES = {
     "ShortStorage": 2, "IntStorage": 4, "LongStorage": 8, "BoolStorage": 1, "ComplexFloatStorage": 8,
     "ComplexDoubleStorage": 16,
 }  # fmt: skip
-_MAXIMUM_PICKLE_BYTES = 8 * MIB  # of a state without its tensors; interpreted twice, in Python
-_MAXIMUM_VALUES = 64 * MIB  # values and characters of a state, shared ones counted once per reference
-_MAXIMUM_DIMENSIONS = 64  # torch's own limit
-_SLACK_BYTES = 64 * MIB  # by which views and expanded tensors may exceed their storages
+_MAXIMUM_PICKLE_BYTES = 8 * MIB  # size of a state without its tensors; interpreted twice, in Python
+_MAXIMUM_VALUES = 64 * MIB  # number of values and characters in a state; shared ones count once per reference
+_MAXIMUM_DIMENSIONS = 64  # as in torch
+_SLACK_BYTES = 64 * MIB  # amount by which views and expanded tensors may exceed their storages
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> Any:
-    """Read a file written by torch.save, its tensors onto a device.
+    """Read a file written by torch.save, with its tensors on the given device.
 
-    Raises OSError where it cannot be opened, and another Exception (zipfile, pickle and torch raise a dozen types) for
-    a file that is damaged, declares more than it holds, or holds anything but tensors and plain values.
+    Raises OSError if it cannot be opened, and other exceptions (zipfile, pickle and torch raise a dozen types) if it is
+    damaged, declares more data than it contains, or contains anything but tensors and plain values.
     """
     with open_regular(path, root) as file:
         if not zipfile.is_zipfile(file):
@@ -51,12 +51,12 @@ def read_tensors(path: Path, device: torch.device | str = "cpu", root: Path | No
             check_members(archive, size, size, compressed=False)
             validated = _validated_copy(archive, size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's deprecations
+        warnings.simplefilter("ignore")  # deprecation warnings of torch
         return torch.load(validated, map_location=device, weights_only=True)
 
 
 def _validated_copy(archive: zipfile.ZipFile, size: int) -> IO[bytes]:
-    """A new archive of the validated members. Reading a member verifies its checksum."""
+    """Create a new archive of the validated members. Reading a member verifies its checksum."""
     names = archive.namelist()
     top = names[0].split("/")[0] if names else ""
     members = [n for n in names if n in (f"{top}/{k}" for k in ("data.pkl", "version", "byteorder"))]
@@ -90,10 +90,10 @@ class _Tensor:
 
 
 def _count_values(value: Any, counts: dict[int, int]) -> int:
-    """Number of values and characters in a structure, shared ones counted once per reference.
+    """Count the values and characters in a structure; shared ones count once per reference.
 
-    A list of two references to a list of two references to ... is a few bytes of file. Raises UnpicklingError where
-    there are too many, and RecursionError for a structure that contains itself.
+    A few bytes can encode an exponential number: a list of two references to a list of two references, and so on.
+    Raises UnpicklingError if there are too many, and RecursionError for a structure that contains itself.
     """
     if isinstance(value, str):
         return 1 + len(value)
@@ -116,14 +116,14 @@ _REBUILD_TENSOR = object()
 class _ValidatingUnpickler(pickle._Unpickler):
     """Interprets a state's pickle without creating a tensor.
 
-    Derived from Python's pure-Python unpickler: the one in C allocates its memo up to any index a file asks for. Also
-    rejected, since torch.save writes none of it for a state: what torch's unpickler interprets differently from
-    Python's (its BUILD sets a tensor's data), and keys whose hash takes forever (nested tuples).
+    Derived from the pure-Python unpickler, since the C version allocates its memo up to any index in the file. Opcodes
+    that torch's unpickler interprets differently (its BUILD sets a tensor's data) and keys that take forever to hash
+    (nested tuples) are rejected, too; torch.save writes neither for a state.
 
     Arguments:
-        content: of data.pkl.
-        storages: bytes of each member with a tensor's data, by key.
-        size: of the whole file in bytes.
+        content: content of data.pkl.
+        storages: size in bytes of each member with tensor data, by key.
+        size: size of the whole file in bytes.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -155,7 +155,7 @@ class _ValidatingUnpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        # A state_dict keeps its modules' versions this way.
+        # A state_dict stores the versions of its modules this way.
         if type(target) is not OrderedDict or type(state) is not dict or list(state) != ["_metadata"]:
             raise pickle.UnpicklingError("it sets the state of an object other than a state_dict")
 
@@ -213,5 +213,5 @@ class _ValidatingUnpickler(pickle._Unpickler):
 
 
 def number_type(tensor: torch.Tensor) -> tuple[bool, bool]:
-    """(is floating point, is complex). torch silently converts between these types when a state is loaded."""
+    """Return (is floating point, is complex); torch silently converts between these types when it loads a state."""
     return tensor.is_floating_point(), tensor.is_complex()

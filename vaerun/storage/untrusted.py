@@ -1,8 +1,8 @@
-"""Opening files that may be damaged or malicious.
+"""Opens files that may be damaged or malicious, since run directories are shared between users.
 
-People send each other run directories. A file is read from one only if it is a regular file (a pipe would block
-forever), lies inside the directory (a link could lead anywhere) and is no larger than what vaerun itself writes. The
-functions raise OSError and ValueError; the caller says what that means for the user.
+A file in a run directory is only read if it is a regular file (a pipe would block forever), lies inside the directory
+(a link could point anywhere) and is no larger than the files that vaerun writes. The functions raise OSError and
+ValueError, which callers turn into error lines.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from vaerun.storage.paths import is_inside
 
 MIB = 1 << 20
-RESULT_BYTES = 16 * MIB  # limit on a result.json, which has some 10 kB
-CONFIG_BYTES = MIB  # on a config.yaml, which has some 5 kB
-PLAN_BYTES = 256 * MIB  # on a sweep.json: some 5 kB per job
+RESULT_BYTES = 16 * MIB  # limit on result.json, typically 10 kB
+CONFIG_BYTES = MIB  # limit on config.yaml, typically 5 kB
+PLAN_BYTES = 256 * MIB  # limit on sweep.json, typically 5 kB per job
 
 
 def open_regular(path: Path, root: Path | None = None) -> io.BufferedReader:
@@ -25,9 +25,9 @@ def open_regular(path: Path, root: Path | None = None) -> io.BufferedReader:
 
     Arguments:
         path: file to open.
-        root: directory that the file must lie in once all links are resolved; None: anywhere.
+        root: directory that must contain the file once all links are resolved; None: anywhere.
 
-    Raises ValueError for a pipe, a device and a link that leads out of `root`, and OSError as `open` does.
+    Raises ValueError for a pipe, a device or a link that points outside `root`, and OSError as `open` does.
     """
     if root is not None and not is_inside(path, root):
         raise ValueError("it is a link that leads out of the directory")
@@ -46,7 +46,7 @@ def open_regular(path: Path, root: Path | None = None) -> io.BufferedReader:
 
 
 def read_bytes(path: Path, maximum: int, root: Path | None = None) -> bytes:
-    """Read a whole file of at most `maximum` bytes; `root` as in open_regular."""
+    """Read a file of at most `maximum` bytes; for `root`, see open_regular."""
     with open_regular(path, root) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(maximum + 1)

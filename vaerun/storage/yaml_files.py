@@ -1,7 +1,7 @@
-"""YAML as plain values: vaerun's own files, those of plug-ins, untrusted ones, and values on the command line.
+"""Parses YAML to plain values: files of vaerun and of plug-ins, untrusted files, and values on the command line.
 
 PyYAML accepts integers of any length in bases 2, 8, 10, 16 and 60. Parsing one can take minutes, and Python refuses to
-print more than 4300 digits. Nobody means such a number: here integers are short and decimal, as in Hydra.
+print more than 4300 digits. Here, as in Hydra, integers are short and decimal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _float(loader: Any, node: Any) -> float | str:
     return text if ":" in text else float(loader.construct_yaml_float(node))
 
 
-_PlainLoader.yaml_implicit_resolvers = {  # a date stays a string
+_PlainLoader.yaml_implicit_resolvers = {  # dates stay strings
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _PlainLoader.yaml_implicit_resolvers.items()
 }
@@ -53,7 +53,7 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read one of vaerun's own files or a trusted package's. Raises InputError where it is not valid YAML."""
+    """Read a file of vaerun or of a trusted package. Raises InputError if it is not valid YAML."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -61,14 +61,15 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, on_event: Callable[[int, Any], None] | None = None) -> Any:
-    """Parse a YAML document; an integer that is not decimal, such as 0x1f or 1:30, stays a string.
+    """Parse a YAML document; integers that are not decimal, such as 0x1f or 1:30, stay strings.
 
     Arguments:
         text: a single document.
-        on_event: called with the index of each parser event and the event before any value is constructed; may raise
+        on_event: called with the index of each parser event and the event, before any value is constructed; may raise
             ValueError.
 
-    Raises ValueError, one line, for invalid YAML, deep nesting, or a number longer than MAXIMUM_NUMBER_LENGTH.
+    Raises ValueError with a one-line message for invalid YAML, deep nesting, or numbers longer than
+    MAXIMUM_NUMBER_LENGTH.
     """
     try:
         depth = 0
@@ -79,13 +80,13 @@ def parse_yaml(text: str, on_event: Callable[[int, Any], None] | None = None) ->
             if on_event is not None:
                 on_event(index, event)
         return yaml.load(text, _PlainLoader)
-    # PyYAML's constructors also leak the errors of what they call, for malformed dates and numbers.
+    # PyYAML's constructors also leak other exceptions, for malformed dates and numbers.
     except (yaml.YAMLError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
 def read_config(path: Path, root: Path | None = None) -> Any:
-    """Read a YAML file written by vaerun, which has neither anchors nor tags; `root` as in open_regular.
+    """Read a YAML file written by vaerun, which has neither anchors nor tags; for `root`, see open_regular.
 
     Aliases and merge keys are rejected: a few of them can expand to billions of values.
     """

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN_BY_DEFAULT = ("data", "estimator", "inference.steps", "model", "seed")
-"""Settings whose columns come first and are shown by default: five, which TensorBoard sorts itself."""
+"""Settings whose columns come first and are shown by default, at most five; TensorBoard sorts them."""
 
 
 def hparams_summaries(settings: Mapping[str, Any], metrics: Sequence[str]) -> list[Any]:
-    """The summaries of a run: the columns of the tab, and the run's settings.
+    """Create the HParams summaries of a run: the columns of the tab, and the run's settings.
 
-    TensorBoard takes the columns from any one of the runs it shows, so each run declares those of all model families.
+    TensorBoard takes the columns from one of the runs it shows, so each run declares those of all model families.
 
     Arguments:
-        settings: value of each column, a number or a string; None: this run has no such setting.
+        settings: value of each column, a number or a string; None: not applicable to this run.
         metrics: tags of the scalars that are columns, including those of other model families.
     """
     from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
     from torch.utils.tensorboard.summary import hparams
 
-    # SummaryWriter.add_hparams would open a second event file. torch declares this run's columns only: replace them.
+    # SummaryWriter.add_hparams would open a second event file. torch only declares this run's columns: replace them.
     experiment, start, end = hparams({name: value for name, value in settings.items() if value is not None}, {})
     string, number = (api_pb2.DataType.Value(f"DATA_TYPE_{name}") for name in ("STRING", "FLOAT64"))
     types = {name: string if isinstance(value, str) else number for name, value in settings.items()}

@@ -1,4 +1,4 @@
-"""Logging of a run: one call feeds metrics.jsonl, TensorBoard and the progress bar, so that they cannot disagree."""
+"""Logging of a run: a single call feeds metrics.jsonl, TensorBoard and the progress bar, so that they agree."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from vaerun.tracking.progress import TrainingProgress
 from vaerun.tracking.tensorboard import EventWriter
 
 PROGRESS_METRICS = (("elbo",), ("reconstruction",), ("discriminator_loss", "generator_loss", "diversity"))
-"""Metrics next to the progress bar: the first of these groups that is logged."""
+"""Metrics shown next to the progress bar: the first of these groups that is logged."""
 END: dict[str, Any] = {}
-"""A position: after everything logged so far."""
+"""Position after everything logged so far."""
 
 
 def _end_of_last_line(file: BinaryIO) -> int:
-    """Offset of the end of a file's last complete line: a killed process may have left a partial one."""
+    """Offset of the end of the last complete line, since a killed process may have left a partial one."""
     end = file.seek(0, os.SEEK_END)
     start = max(0, end - (1 << 16))
     file.seek(start)
@@ -36,17 +36,17 @@ def _end_of_last_line(file: BinaryIO) -> int:
 
 
 class RunLogHandler(logging.FileHandler):
-    """run.log, opened with its first line. Raises RunError where it cannot be written."""
+    """Handler of run.log, which is opened with the first line. Raises RunError if the file cannot be written."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line; by default logging prints a traceback and carries on without it."""
+        """Write a line; on failure raise, where logging would by default print a traceback and continue."""
         try:
             super().emit(record)
-        except OSError as error:  # opening it
+        except OSError as error:  # the file cannot be opened
             raise self._cannot_write(error) from error
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -61,7 +61,7 @@ class RunLogHandler(logging.FileHandler):
         return RunError(f"cannot write {self.baseFilename}: {why}; run the same command again to resume")
 
     def close(self) -> None:
-        """Close; a full disk has been reported by the write that met it, and closing meets it again."""
+        """Close the file, ignoring a full disk: the failed write has already reported it."""
         with contextlib.suppress(OSError):
             super().close()
 
@@ -71,11 +71,11 @@ class RunLogger:
 
     Arguments:
         folder: the run directory.
-        position: where to continue metrics.jsonl and TensorBoard on resuming, as returned by `position()`; END: at
-            their end; None: start them anew.
-        images_per_step: for the progress line, images/s.
-        total_steps: of the whole run.
-        show: print a progress line (on standard error; plain lines, rarely, when that is no terminal).
+        position: where to continue metrics.jsonl and TensorBoard when resuming, as returned by `position()`; END: at
+            their end; None: start anew.
+        images_per_step: images per step, for images/s in the progress line.
+        total_steps: number of steps of the run.
+        show: show progress on standard error; without a terminal, as occasional plain lines.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class RunLogger:
         self._events: EventWriter | None = None
         try:
             if position is not None and self.path.exists():
-                with open(self.path, "r+b") as file:  # steps after the checkpoint will be repeated
+                with open(self.path, "r+b") as file:  # discard steps after the checkpoint, which will be repeated
                     file.truncate(min(position.get("bytes", sys.maxsize), _end_of_last_line(file)))
-            if position is None:  # an earlier start without a checkpoint: discard its events
+            if position is None:  # discard the events of an earlier attempt without a checkpoint
                 events.truncate(folder, {})
             elif "events" in position:
                 events.truncate(folder, position["events"])
@@ -109,7 +109,7 @@ class RunLogger:
 
     @property
     def events(self) -> EventWriter:
-        """The TensorBoard file, opened lazily because importing it takes a while."""
+        """The TensorBoard event file, opened lazily because importing TensorBoard is slow."""
         if self._events is None:
             self._events = EventWriter(self.folder, self.start_step)
         return self._events
@@ -141,7 +141,7 @@ class RunLogger:
         self._add([image(tag, picture, dataformats="CHW")], step)
 
     def log_hyperparameters(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
-        """Log settings and the tags of final metrics for TensorBoard's HParams tab, see `hparams_summaries`."""
+        """Log settings and tags of final metrics for TensorBoard's HParams tab, see `hparams_summaries`."""
         from vaerun.tracking.hparams import hparams_summaries
 
         self._add(hparams_summaries(settings, metrics))
@@ -155,7 +155,7 @@ class RunLogger:
             raise self._cannot_write(error) from error
 
     def position(self) -> dict[str, Any]:
-        """The current position, for a checkpoint, so that a resumed run logs each step once. Flushes to disk first."""
+        """Flush to disk and return the current position, for a checkpoint: a resumed run then logs each step once."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -170,7 +170,7 @@ class RunLogger:
         return RunError(f"cannot write into {self.folder}: {why}; run the same command again to resume")
 
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None:
-        """Show progress. Without a terminal, the call after the last validation always prints a line."""
+        """Show progress. Without a terminal, a line is always printed after the last validation."""
         if not self.show:
             return
         metrics = "".join(
@@ -187,7 +187,7 @@ class RunLogger:
         """Flush and close everything."""
         self.end_progress()
         for file in (self.file, self._events):
-            # A full disk has been reported by the write that met it; closing meets it again.
+            # Ignore a full disk: the failed write has already reported it.
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
@@ -195,7 +195,7 @@ class RunLogger:
 
 
 class NullLogger:
-    """A RunLogger that writes nothing: another process of the run logs."""
+    """A RunLogger that writes nothing, because another process of the run logs."""
 
     def log_scalars(self, step: int, epoch: float, values: dict[str, float]) -> None: ...
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None: ...

@@ -1,4 +1,4 @@
-"""The link between a long computation and the run around it: signals, progress and warnings."""
+"""Connects a long computation to the surrounding run: signals, progress and warnings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from vaerun.tracking.progress import ProgressBar
 
 
 class Monitor:
-    """What a long computation reports to, and asks whether to go on. By default it is silent and never interrupts.
+    """Receives progress and warnings from a long computation and tells it when to stop.
+
+    By default, it is silent and never interrupts.
 
     Arguments:
-        stop: the signals that `check` looks for.
-        warn: receives each warning, one line.
+        stop: shutdown signals, tested by `check`.
+        warn: called with one line per warning.
         bar: receives progress; see `task`.
     """
 
@@ -37,17 +39,17 @@ class Monitor:
         return self.stop is not None and self.stop.signum is not None
 
     def deferred(self) -> AbstractContextManager[None]:
-        """A context in which a signal waits for `check` instead of raising at once."""
+        """Context in which a signal is deferred until `check` instead of raising at once."""
         return nullcontext() if self.stop is None else self.stop.deferred()
 
     def advance(self, count: int) -> None:
-        """Report `count` more units as done."""
+        """Report that `count` more units are done."""
         if self._bar is not None:
             self._bar.advance(count)
 
     @property
     def wants_forecast(self) -> bool:
-        """Whether `forecast` is shown to anybody: measuring one takes time."""
+        """Whether a `forecast` would be shown; measuring one takes time."""
         return self._bar is not None
 
     def forecast(self, seconds: float) -> None:
@@ -56,12 +58,12 @@ class Monitor:
             self._bar.forecast(seconds)
 
     def warn(self, line: str) -> None:
-        """Report something that the user should know, in one line."""
+        """Warn the user in one line."""
         if self._warn is not None:
             self._warn(line)
 
     def without_warnings(self) -> Monitor:
-        """The same monitor, to which warnings are of no interest."""
+        """A copy of this monitor that discards warnings."""
         return Monitor(self.stop, None, self._bar)
 
     @contextmanager
@@ -69,14 +71,14 @@ class Monitor:
         """Show a progress bar for one task; yields the monitor that advances it.
 
         Arguments:
-            description: of the task, in front of the bar.
-            total: units of work.
-            unit: their name, in the plural.
-            done: units done before, by an earlier process.
+            description: description of the task, in front of the bar.
+            total: number of units of work.
+            unit: name of the units, in the plural.
+            done: number of units that an earlier process has done.
         """
         with ProgressBar(description, total, unit, stop=self.stop, initial=done) as bar:
             yield Monitor(self.stop, self._warn, bar)
 
 
 SILENT = Monitor()
-"""The default: shows nothing and is never interrupted."""
+"""The default monitor, which shows nothing and never interrupts."""

@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: redrawn in place on a terminal, plain lines at intervals elsewhere."""
+"""Progress display on standard error: redrawn in place on a terminal, otherwise plain lines at intervals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any, TextIO
 
 from vaerun.signals import ShutdownSignal
 
-ANNOUNCED_SECONDS = 10.0  # shorter work is not announced
-LIVE_SECONDS = 1.0  # between updates on a terminal
-PLAIN_SECONDS = 10.0  # between lines elsewhere
+ANNOUNCED_SECONDS = 10.0  # shorter tasks are not announced
+LIVE_SECONDS = 1.0  # interval between updates on a terminal
+PLAIN_SECONDS = 10.0  # interval between lines without a terminal
 
 _thread = threading.local()
 
 
 @contextlib.contextmanager
 def without_progress() -> Iterator[None]:
-    """Show no progress from this thread: another run of the process does."""
+    """Context in which this thread shows no progress, because another run of the process does."""
     _thread.silent = True
     try:
         yield
@@ -31,12 +31,12 @@ def without_progress() -> Iterator[None]:
 
 
 def is_silent() -> bool:
-    """Whether this thread shows no progress."""
+    """Whether progress is disabled in this thread."""
     return getattr(_thread, "silent", False)
 
 
 def safe_print(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
-    """Print to standard error. A reader that has closed it is not a reason to stop."""
+    """Print to standard error, or to `stream`; a closed pipe is ignored."""
     stream = stream or sys.stderr
     try:
         try:
@@ -45,12 +45,12 @@ def safe_print(text: str, end: str = "\n", stream: TextIO | None = None) -> None
             print(text.encode("ascii", "replace").decode(), end=end, file=stream, flush=True)
     except OSError:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())  # so that later lines do not fail either
+        os.dup2(null, stream.fileno())  # so that later writes do not fail, either
         os.close(null)
 
 
 def format_duration(seconds: float) -> str:
-    """1 h 05 min, 12 min, 30 s."""
+    """Format a duration, such as 1 h 05 min, 12 min or 30 s."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -58,17 +58,17 @@ def format_duration(seconds: float) -> str:
 
 
 class Throttle:
-    """Limits how often something is shown.
+    """Limits the frequency of updates.
 
     Arguments:
-        wait: whether the first interval starts now; otherwise the first update is due at once.
+        wait: if true, the first update is due after an interval; otherwise at once.
     """
 
     def __init__(self, wait: bool = True) -> None:
         self._last = time.monotonic() if wait else -math.inf
 
     def due(self, seconds: float) -> bool:
-        """Whether this many seconds have passed since it was last due; starts the next interval if so."""
+        """Whether an update is due, `seconds` after the previous one; if so, start the next interval."""
         now = time.monotonic()
         if now - self._last < seconds:
             return False
@@ -77,13 +77,13 @@ class Throttle:
 
 
 class _Task:
-    """Work that is counted: its bar, drawn by tqdm on a terminal, and what plain lines need.
+    """A task with a progress bar, drawn by tqdm on a terminal, or progress in plain lines.
 
     Arguments:
         total: amount of work, in `unit`.
-        unit: of the work.
-        initial: done before.
-        options: of tqdm.
+        unit: unit of work.
+        initial: amount of work done before.
+        options: options of tqdm.
     """
 
     def __init__(self, total: int, unit: str, initial: int, **options: Any) -> None:
@@ -100,21 +100,21 @@ class _Task:
         self._bar = tqdm(dynamic_ncols=True, **shape, **self._options)
 
     def close(self) -> None:
-        """Close the bar, if there is one."""
+        """Close the bar if there is one."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 class ProgressBar(_Task):
-    """Progress of one long piece of work, shown while the context is active.
+    """Progress of one long task, shown while the context is active.
 
     Arguments:
-        description: of the work.
+        description: description of the task.
         total: amount of work, in `unit`.
-        unit: of the work.
-        stop: whenever the work checks it for signals, the elapsed time is updated.
-        initial: done before.
+        unit: unit of work.
+        stop: shutdown signals; the elapsed time is updated whenever the task checks them.
+        initial: amount of work done before.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class ProgressBar(_Task):
 
     def __exit__(self, *exc: object) -> None:
         if self.stop is not None:
-            self.stop.on_check = self._outer  # of the work that this is part of
+            self.stop.on_check = self._outer  # callback of the enclosing task
         self.close()
 
     def forecast(self, seconds: float) -> None:
-        """Announce how long the work will take, if that is worth a line."""
+        """Announce how long the task will take, if it is long enough."""
         if seconds < ANNOUNCED_SECONDS or self.silent:
             return
         line = f"{self.description}: {self.total} {self.unit}, about {format_duration(seconds)}"
@@ -154,7 +154,7 @@ class ProgressBar(_Task):
             self._bar.write(line, file=sys.stderr)
 
     def advance(self, amount: int) -> None:
-        """Count work as done."""
+        """Add to the amount of work done."""
         self.done += amount
         if self._bar is not None:
             self._bar.update(amount)
@@ -162,7 +162,7 @@ class ProgressBar(_Task):
             self._print()
 
     def tick(self) -> None:
-        """Update the elapsed time."""
+        """Update the elapsed time on display."""
         if not self._throttle.due(PLAIN_SECONDS if self._bar is None else LIVE_SECONDS):
             return
         if self._bar is None:
@@ -182,9 +182,9 @@ class TrainingProgress(_Task):
     """Progress of training, in images.
 
     Arguments:
-        total_steps: of the whole run.
-        start_step: steps done before.
-        images_per_step: on average.
+        total_steps: number of steps of the run.
+        start_step: number of steps done before.
+        images_per_step: mean number of images per step.
     """
 
     def __init__(self, total_steps: int, start_step: int, images_per_step: float) -> None:
@@ -193,7 +193,7 @@ class TrainingProgress(_Task):
         self.total_steps, self.start_step, self.images_per_step = total_steps, start_step, images_per_step
 
     def update(self, step: int, description: str, last: bool = False) -> None:
-        """Move to this step; without a terminal print a line if it is time for one, or if it is the last."""
+        """Move to this step; without a terminal, print a line if one is due or this is the last."""
         if is_silent():
             return
         if sys.stderr.isatty():
@@ -209,20 +209,20 @@ class TrainingProgress(_Task):
 
 
 class StatusBlock:
-    """Lines that stay below everything else printed: redrawn on a terminal, joined into one plain line elsewhere.
+    """Status lines below all other output: redrawn on a terminal, otherwise joined into one plain line.
 
     Arguments:
-        plain_seconds: between lines where standard error is not a terminal.
+        plain_seconds: interval between lines if standard error is not a terminal.
     """
 
     def __init__(self, plain_seconds: float) -> None:
         self.live = sys.stderr.isatty()
         self.plain_seconds = plain_seconds
         self._throttle = Throttle(wait=not self.live)
-        self._drawn = 0  # lines
+        self._drawn = 0  # number of lines on the screen
 
     def due(self) -> bool:
-        """Whether it is time for an update."""
+        """Whether an update is due."""
         return self._throttle.due(LIVE_SECONDS if self.live else self.plain_seconds)
 
     def draw(self, lines: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ class StatusBlock:
             return
         self.erase()
         rows, columns = _terminal_size()
-        if len(lines) > rows - 1:  # what has scrolled away cannot be redrawn
+        if len(lines) > rows - 1:  # lines that have scrolled off the screen cannot be redrawn
             fitting = max(1, rows - 2)
             lines = [*lines[:fitting], f"  and {len(lines) - fitting} more"]
         safe_print("\n".join(line[: max(1, columns - 1)] for line in lines))
@@ -251,7 +251,7 @@ class StatusBlock:
 
 
 def _terminal_size() -> tuple[int, int]:
-    """Rows and columns of standard error."""
+    """Rows and columns of the terminal on standard error."""
     try:
         columns, rows = os.get_terminal_size(sys.stderr.fileno())
     except OSError:  # standard error is closed, or not a terminal

@@ -1,7 +1,7 @@
 """TensorBoard event files, written synchronously.
 
-torch's SummaryWriter writes in a thread: a checkpoint cannot know what is on disk, a full disk kills the thread with a
-traceback, and file names, which readers sort by, follow the clock even if it goes back.
+torch's SummaryWriter writes in a thread, so that a checkpoint cannot tell what is on disk and a full disk kills the
+thread with a traceback. Its file names, by which readers sort, follow the clock even if it is set back.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from vaerun.storage.atomic import fsync_dir
 
 PATTERN = "events.out.tfevents.*"
-DIGITS = 10  # of the seconds in a file name; enough until the year 2286
+DIGITS = 10  # digits of the seconds in a file name; sufficient until the year 2286
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """File name -> size in bytes, of the event files in a run directory."""
+    """Sizes in bytes of the event files in a run directory, by name."""
     return {file.name: file.stat().st_size for file in folder.glob(PATTERN)}
 
 
@@ -33,18 +33,18 @@ def truncate(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def _second(name: str) -> int:
-    """Creation time in a file's name; -1 where it has none, or one that no later name could follow."""
+    """Creation time in a file's name; -1 if there is none, or if no later name could follow it."""
     part = name.split(".")[3:4]
     second = int(part[0]) if part and part[0].isdecimal() and len(part[0]) <= DIGITS else -1
     return second if second < 10**DIGITS - 1 else -1
 
 
 class EventWriter:
-    """A new event file in a directory, which readers take as the continuation of the others.
+    """Writes a new event file, which readers treat as the continuation of the existing ones in the directory.
 
     Arguments:
-        folder: run directory, or another one for TensorBoard.
-        start_step: steps done before; readers discard later ones, which will be repeated.
+        folder: run directory, or another directory for TensorBoard.
+        start_step: number of steps done; readers discard events of later steps, which will be repeated.
 
     Raises OSError.
     """
@@ -54,7 +54,7 @@ class EventWriter:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
-        # Readers sort files by name: the new one must come last even if the clock went back.
+        # Readers sort files by name: the new one must come last even if the clock was set back.
         second = max(int(time.time()), *(_second(name) + 1 for name in file_sizes(folder)), 0)
         name = f"events.out.tfevents.{second:0{DIGITS}d}.{socket.gethostname()}.{os.getpid()}.0"
         self._file = open(folder / name, "wb")  # noqa: SIM115

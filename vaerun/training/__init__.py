@@ -1,4 +1,4 @@
-"""The training loop, its steps and their settings; knows objectives and batches only."""
+"""The training loop, its steps and their settings; depends only on objectives and batches."""
 
 from vaerun.training.settings import TrainPlan, TrainSettings
 from vaerun.training.step import make_optimisers

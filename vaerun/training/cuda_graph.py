@@ -1,9 +1,9 @@
 """Training steps captured once as CUDA graphs and replayed.
 
-A small network's step is hundreds to thousands of small kernels, which a GPU finishes faster than Python can launch
-them; a graph is launched as one. Whatever changes from step to step must then live on the device, at a fixed address:
-rows of the batch, step number, learning rates, running sums. The generator is reseeded for each step before its replay,
-so a replayed step draws what the eager step would have drawn.
+A step of a small network consists of hundreds to thousands of small kernels, which a GPU executes faster than Python
+can launch them; a graph is a single launch. Everything that changes between steps must then live on the device at a
+fixed address: rows of the batch, step number, learning rates, running sums. The generator is reseeded before each
+replay, so that a replayed step draws the same noise as an eager one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vaerun.errors import RunError
 from vaerun.training.settings import TrainPlan
 from vaerun.training.step import Step, global_state_lock
 
-WARMUP_STEPS = 2  # before a capture: libraries choose their kernels, optimisers allocate their moments
+WARMUP_STEPS = 2  # before the capture, for libraries to select kernels and optimisers to allocate moments
 
 
 class Graph(Protocol):
-    """Device operations, captured from a function without being executed, and executed by each `replay`."""
+    """Device operations recorded from a function by `capture`, without executing them, and executed by `replay`."""
 
     def capture(self, function: Callable[[], None]) -> None: ...
     def replay(self) -> None: ...
@@ -32,8 +32,8 @@ class CudaGraph:
     """A CUDA graph on this thread's current stream, which must not be the default stream.
 
     Arguments:
-        generator: that the function draws from; None: torch's global one.
-        pool: memory pool, shared by graphs that are never replayed concurrently.
+        generator: generator that the function draws from; None: torch's global generator.
+        pool: memory pool, shared between graphs that are never replayed concurrently.
     """
 
     def __init__(self, generator: torch.Generator | None, pool: Any) -> None:
@@ -43,7 +43,7 @@ class CudaGraph:
 
     def capture(self, function: Callable[[], None]) -> None:
         stream = torch.cuda.current_stream()
-        # Threads that train other runs may allocate meanwhile.
+        # Threads that train other runs may allocate during the capture.
         with torch.cuda.graph(self.graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
             function()
 
@@ -54,16 +54,16 @@ class CudaGraph:
 def capture_step(
     step: Step, plan: TrainPlan, repeats: int, number: int, warn: Callable[[str], None]
 ) -> Step | GraphedStep:
-    """The step as a CUDA graph where settings.compile asks for one, else the step itself.
+    """Capture the step as a CUDA graph if settings.compile requests it; otherwise return the step itself.
 
     Arguments:
-        step: to capture.
-        plan: for the batch sizes.
+        step: step to capture.
+        plan: training plan, for the batch sizes.
         repeats: batches per step.
-        number: steps done so far.
-        warn: called with one line where compile=auto falls back to the eager step.
+        number: number of steps done.
+        warn: called with one line if compile=auto falls back to the eager step.
 
-    Raises RunError where settings.compile=graph and the step cannot be captured.
+    Raises RunError if settings.compile=graph and the step cannot be captured.
     """
     compile = step.settings.compile
     if compile == "none" or (compile == "auto" and (step.device.type != "cuda" or step.ranks.size > 1)):
@@ -88,18 +88,18 @@ def capture_step(
 
 
 class GraphedStep:
-    """A step captured once for each batch size, with the interface of the step itself.
+    """A step captured once per batch size, with the same interface as Step.
 
-    Capturing leaves the run's state unchanged.
+    Capturing does not change the state of the run.
 
     Arguments:
-        step: to capture.
+        step: step to capture.
         sizes: batch sizes.
         repeats: batches per step.
-        number: steps done so far.
+        number: number of steps done.
         make_graph: returns an empty graph.
 
-    Raises what torch raises for a step that cannot be captured, such as one that reads values on the host.
+    If the step cannot be captured, for example because it reads values on the host, torch's exception propagates.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class GraphedStep:
             finally:
                 self.number.fill_(number)
                 for name, tensor in step.mutable_tensors().items():
-                    # The others were created by the first warm-up step: moments, counts and sums, which start at zero.
+                    # Tensors created by the first warm-up step (moments, counts and sums) start at zero.
                     tensor.copy_(before[name]) if name in before else tensor.zero_()
 
     def _run(self, size: int) -> None:
@@ -131,7 +131,7 @@ class GraphedStep:
         self.number += 1
 
     def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """See Step.run; `number` must follow that of the previous call."""
+        """See Step.run; `number` must be one more than in the previous call."""
         size = len(rows[0])
         for buffer, row in zip(self.rows[size], rows, strict=True):
             buffer.copy_(row)

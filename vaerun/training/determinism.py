@@ -1,4 +1,4 @@
-"""trainer.deterministic=true: bitwise reproducible on a GPU too, or an error that names the operation that is not."""
+"""trainer.deterministic=true: bitwise reproducible results on a GPU, or an error that names the offending operation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from vaerun.errors import InputError, RunError
 def set_deterministic(deterministic: bool) -> None:
     """Allow or forbid nondeterministic operations in this process.
 
-    cuBLAS is deterministic with this workspace only, and torch reads the variable once, at the process's first matrix
-    product, which may be that of a run without the setting: it is set in any case. The size is torch's own on an H100.
+    cuBLAS is only deterministic with a fixed workspace, and torch reads the variable once, at the first matrix product
+    of the process. As this may belong to a run without the setting, the variable is always set. The size is torch's
+    default on an H100.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -24,7 +25,7 @@ def set_deterministic(deterministic: bool) -> None:
 
 @contextmanager
 def reporting_nondeterminism(error_type: type[InputError] | type[RunError]) -> Iterator[None]:
-    """Turn torch's refusal of a nondeterministic operation into an error of this type that names the operation."""
+    """Turn torch's error about a nondeterministic operation into one of this type that names the operation."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite never reaches the parameters."""
+"""Guards the parameters against non-finite losses and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaerun.errors import RunError
 class FiniteGuard:
     """Checks every loss and gradient norm; raises at once on the CPU, at the next `check` on a GPU.
 
-    Loss and norm are those of the whole batch, so all ranks of a run find the same step bad.
+    Loss and norm are those of the whole batch, so that all ranks agree on which step is bad.
     """
 
     CAUSES: ClassVar = {
@@ -34,20 +34,20 @@ class FiniteGuard:
     def __init__(self, device: torch.device, ranks: Ranks | None = None) -> None:
         self.ranks = ranks or Ranks()
         self.on_device = device.type == "cuda"
-        # The first bad step, and which of its terms were not finite. Updated in place: a graph holds their addresses.
+        # The first bad step and its non-finite terms, updated in place because a CUDA graph holds their addresses.
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device) if self.on_device else None
-        self.non_finite: dict[tuple[str, ...], Tensor] = {}  # by the names of a phase's terms
+        self.non_finite: dict[tuple[str, ...], Tensor] = {}  # flags, by the names of a phase's terms
 
     def check_update(self, step: int | Tensor, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
-        """Whether to skip the update, [] bool: loss or gradient is not finite.
+        """Return whether to skip the update, [] bool, because loss or gradient is not finite.
 
         Arguments:
-            step: steps done, on the host or on the device.
-            loss: of the batch, [].
-            norm: of the gradient, [].
-            terms: of the loss, by name: of any shape on the CPU; on a GPU sums over the batch, [].
+            step: number of steps done, on the host or on the device.
+            loss: loss of the batch, [].
+            norm: gradient norm, [].
+            terms: terms of the loss by name; of any shape on the CPU, summed over the batch [] on a GPU.
 
-        Raises RunError on the CPU.
+        On the CPU, raises RunError instead of returning True.
         """
         terms = {k: v.detach() for k, v in terms.items() if k != "elbo"} | {"gradient": norm}
         if not self.on_device:
@@ -70,7 +70,7 @@ class FiniteGuard:
         return [] if self.first_bad_step is None else [self.first_bad_step, *self.non_finite.values()]
 
     def check(self, first_bad_step: int | None = None) -> None:
-        """Raises RunError where a step on the device was bad; `first_bad_step`: as already transferred to the host."""
+        """Raise RunError if a step on the device was bad; `first_bad_step` is its number if already on the host."""
         if self.first_bad_step is None:
             return
         step = int(self.first_bad_step) if first_bad_step is None else first_bad_step
@@ -80,10 +80,10 @@ class FiniteGuard:
             self._raise(step, terms)
 
     def _raise(self, step: int, is_finite: dict[str, Tensor]) -> None:
-        # All ranks are here, but the terms are a shard's: the bad image may be another rank's.
+        # All ranks get here, but the terms are those of a shard: the bad image may belong to another rank.
         flags = self.ranks.all_true(torch.stack(list(is_finite.values()))).tolist()
         non_finite = [name for name, finite in zip(is_finite, flags, strict=True) if not finite]
-        # A posterior that is not finite makes the reconstruction non-finite too: blame the posterior.
+        # A non-finite posterior also makes the reconstruction non-finite: blame the posterior.
         name = "kl" if "kl" in non_finite else next(iter(non_finite), "loss")
         cause = self.CAUSES.get(name, "lower trainer.learning_rate or set trainer.clip_norm=100")
         raise self.ranks.mark_collective(

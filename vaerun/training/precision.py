@@ -1,9 +1,9 @@
-"""The arithmetic of training (trainer.precision). Validation and evaluation always use float32.
+"""Numerical precision of training (trainer.precision). Validation and evaluation always use float32.
 
-float32: everywhere. tf32: float32 matrix products on tensor cores, which round inputs to a 10-bit mantissa (relative
-error about 5e-4) and accumulate in float32. bf16: torch's autocast, with matrix products and activations in bfloat16
-(8 bits, relative error 4e-3); parameters, log-densities, sums and the matrices that the Laplace approximation
-factorises stay in float32.
+float32: float32 throughout. tf32: float32 matrix products on tensor cores, which round inputs to a 10-bit mantissa
+(relative error about 5e-4) and accumulate in float32. bf16: torch.autocast, with matrix products and activations in
+bfloat16 (8 bits, relative error 4e-3); parameters, log-densities, sums and the matrices factorised by the Laplace
+approximation stay in float32.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from vaerun.errors import InputError, RunError
 
-# Relative differences from float32 that a lower precision may have on the first batch: of the loss, and of the gradient
-# in norm. Sound models stay a factor of ten below.
+# Maximum relative differences from float32 on the first batch, of the loss and of the gradient (in norm). Healthy
+# models stay a factor of ten below.
 TOLERANCES = {"tf32": (1e-3, 0.05), "bf16": (1e-2, 0.3)}
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises InputError for a precision that this device does not support, ValueError for an unknown one."""
+    """Raise InputError if the device does not support this precision, ValueError for an unknown one."""
     if precision not in ("float32", *TOLERANCES):
         raise ValueError(f"unknown precision {precision!r}")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
@@ -35,7 +35,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Inside, compute float32 matrix products as `precision` says; torch's switch applies to the whole process."""
+    """Context that sets the precision of float32 matrix products, which torch only does for the whole process."""
     if precision != "tf32":
         yield
         return
@@ -48,14 +48,14 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """A context for the forward pass: torch's autocast under bf16."""
+    """Context for the forward pass: torch.autocast for bf16, otherwise a no-op."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def relative_differences(
     lower: tuple[Tensor, Sequence[Tensor | None]], exact: tuple[Tensor, Sequence[Tensor | None]]
 ) -> tuple[float, float]:
-    """Relative differences of two (loss, gradients): of the loss, and of the whole gradient in norm."""
+    """Relative differences between two pairs (loss, gradients): of the loss, and of the whole gradient in norm."""
     pairs = [(a, b) for a, b in zip(lower[1], exact[1], strict=True) if a is not None and b is not None]
     error = torch.stack([(a.double() - b.double()).square().sum() for a, b in pairs]).sum().sqrt()
     norm = torch.stack([b.double().square().sum() for _, b in pairs]).sum().sqrt()
@@ -66,15 +66,15 @@ def relative_differences(
 def compare_with_float32(
     loss: Any, parameters: list[nn.Parameter], precision: str, device: torch.device
 ) -> dict[str, float]:
-    """Relative differences of loss and gradient on one batch between this precision and float32.
+    """Relative differences of loss and gradient between this precision and float32 on one batch.
 
     Arguments:
-        loss: returns the mean loss of the batch, with the same noise at each call.
-        parameters: to differentiate with respect to.
+        loss: returns the mean loss of the batch, with the same noise in every call.
+        parameters: parameters to differentiate with respect to.
         precision: tf32 or bf16.
-        device: of the run.
+        device: device of the run.
 
-    Raises RunError where they differ by more than rounding explains.
+    Raises RunError if the differences are larger than rounding explains.
     """
     results = []
     for name in (precision, "float32"):

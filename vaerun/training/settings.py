@@ -1,4 +1,4 @@
-"""Training settings as plain values, and what follows from them: the plan of steps and the learning-rate schedule."""
+"""Training settings as plain values, the resulting plan of steps, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from vaerun.errors import InputError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train.
+    """Settings of the trainer.
 
     Attributes:
-        seed: of permutations and noise.
+        seed: seed of permutations and noise.
         epochs: passes through the training split.
-        max_steps: upper limit on the number of steps; None: no limit.
+        max_steps: maximum number of steps; None: no limit.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        learning_rate: Adam's, for the networks.
-        variance_learning_rate: Adam's, for log s2; None: the same.
-        discriminator_learning_rate: Adam's, for a discriminator; None: the same.
-        betas: Adam's.
-        discriminator_betas: Adam's, for a discriminator; None: the same.
-        schedule: see lr_multiplier.
-        clip_norm: maximum norm of a phase's gradient; None: no clipping.
-        early_stopping: validations without improvement after which training ends; None: never.
-        log_every: steps between training metrics.
+        learning_rate: learning rate of Adam.
+        variance_learning_rate: learning rate for log s2; None: learning_rate.
+        discriminator_learning_rate: learning rate for the discriminator; None: learning_rate.
+        betas: betas of Adam.
+        discriminator_betas: betas for the discriminator; None: betas.
+        schedule: learning-rate schedule, see lr_multiplier.
+        clip_norm: maximum gradient norm of a phase; None: no clipping.
+        early_stopping: stop after this many validations without improvement; None: never.
+        log_every: steps between logged training metrics.
         validate_every: epochs between validations.
         checkpoint_seconds: minimum time between checkpoints.
         precision: see training/precision.py.
-        compile: graph: capture the step as a CUDA graph; none: run it eagerly; auto: graph on a GPU, where it can be
-            captured.
+        compile: "graph": capture the step as a CUDA graph; "none": run it eagerly; "auto": graph on a GPU if the step
+            can be captured.
     """
 
     seed: int
@@ -67,9 +67,9 @@ class TrainPlan:
     """Steps, epochs and batch sizes of a run.
 
     Attributes:
-        images: of the training split.
+        images: number of training images.
         batch_size: images per step; the last batch of an epoch may be smaller.
-        total_steps: of the whole run; 0 for a model that is fitted in closed form.
+        total_steps: number of steps of the run; 0 for a model that is fitted in closed form.
     """
 
     images: int
@@ -78,29 +78,29 @@ class TrainPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that cover the training split once."""
+        """Number of batches in a pass through the training split."""
         return math.ceil(self.images / self.batch_size)
 
     @property
     def images_per_step(self) -> float:
-        """Mean over an epoch."""
+        """Mean number of images per step over an epoch."""
         return self.images / self.steps_per_epoch
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The distinct batch sizes of an epoch, ascending."""
+        """Distinct batch sizes of an epoch, in ascending order."""
         return sorted({min(self.batch_size, self.images), self.images % self.batch_size or self.batch_size})
 
 
 def lr_multiplier(schedule: str, epoch: int, progress: float) -> float:
-    """The factor on the learning rate.
+    """The factor on the learning rate under a schedule.
 
     constant: 1. cosine: from 1 to 0 over the run. step: 1, then 0.1 after half and 0.01 after three quarters of the
     run. burda: 10^(-i/7) for 3^i epochs, i = 0..7 (Burda et al. 2016, section 5; 3280 epochs in all).
 
     Arguments:
-        schedule: one of these.
-        epoch: from 0.
+        schedule: name of the schedule.
+        epoch: current epoch, from 0.
         progress: fraction of the run's steps done, in [0, 1].
 
     Raises ValueError for an unknown schedule.

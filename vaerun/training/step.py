@@ -23,13 +23,13 @@ from vaerun.training.precision import autocast, compare_with_float32, matmul_pre
 from vaerun.training.settings import TrainSettings
 
 global_state_lock = threading.Lock()
-"""Held while a thread touches what all threads share: captures a graph, draws from torch's global generator, or changes
-the precision of matrix products."""
+"""Held while a thread uses process-wide state: captures a graph, draws from torch's global generator, or changes the
+precision of matrix products."""
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Run this thread's GPU work on a side stream: the default stream cannot be captured."""
+    """Run this thread's GPU work on a side stream, since the default stream cannot be captured."""
     if device.type != "cuda":
         yield
         return
@@ -41,9 +41,9 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 def make_optimisers(phases: dict[str, Phase], settings: TrainSettings) -> dict[str, Optimizer]:
-    """One Adam per phase; each parameter group has its own base learning rate and betas.
+    """Create one Adam per phase; each parameter group has its own base learning rate and betas.
 
-    On a GPU, learning rates and step counts are tensors, so that a captured step can be replayed under a schedule.
+    On a GPU, learning rates and step counts are tensors, so that a captured step can follow a schedule.
     """
     learning_rates = {
         "variance": settings.variance_learning_rate,
@@ -72,7 +72,7 @@ def set_learning_rates(optimiser: Optimizer, multiplier: float) -> None:
     for group in optimiser.param_groups:
         rate = group["base_lr"] * multiplier
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # in place: a captured step holds the address
+            group["lr"].fill_(rate)  # in place, since a captured step holds the address
         else:
             group["lr"] = rate
 
@@ -87,7 +87,7 @@ def update(
     step: int | Tensor,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Take one optimiser step, unless loss or gradient is not finite; return the gradient norm before clipping.
+    """Take one optimiser step unless loss or gradient is not finite; return the gradient norm before clipping.
 
     Loss and metrics are those of this rank's shard; gradient and decision are those of the whole batch.
     """
@@ -112,11 +112,11 @@ class Step:
     """A training step of an objective on a split.
 
     Arguments:
-        objective, split, settings, optimisers, guard, ranks: the trainer's.
-        generator: of batch noise; None: torch's global generator, which no other run may use meanwhile.
+        objective, split, settings, optimisers, guard, ranks: those of the trainer.
+        generator: generator of batch noise; None: torch's global generator, which no other run may use concurrently.
 
     Attributes:
-        sums: of each metric over the images since `clear`, on the device.
+        sums: sum of each metric over the images since the last `clear`, on the device.
     """
 
     def __init__(
@@ -136,28 +136,28 @@ class Step:
         self._multiplier: float | None = None
 
     def begin(self, step: int, lr_multiplier: float) -> None:
-        """Seed the noise and set the learning rates of step `number`; not part of a captured step."""
+        """Seed the noise and set the learning rates for step `number`; not part of a captured step."""
         self.seed(step)
         self.set_lr_multiplier(lr_multiplier)
 
     def seed(self, step: int) -> None:
-        """Seed the noise of step `number`."""
-        # torch.manual_seed is slow without a GPU: it formats a call stack, in case CUDA is ever initialised.
+        """Seed the noise for step `number`."""
+        # torch.manual_seed is slow without a GPU: it formats a call stack in case CUDA is initialised later.
         default = torch.default_generator if self.device.type == "cpu" else torch
         generator = default if self.generator is None else self.generator
         generator.manual_seed(derive_seed(self.settings.seed, "step", step))
 
     def set_lr_multiplier(self, multiplier: float) -> None:
-        """Set the learning rates of all optimisers, if they change."""
+        """Set the learning rates of all optimisers if they have changed."""
         if multiplier != self._multiplier:
             for optimiser in self.optimisers.values():
                 set_learning_rates(optimiser, multiplier)
             self._multiplier = multiplier
 
     def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """Train on the images of these rows, one tensor [B] for each repeat of a phase.
+        """Train on the images of these rows, one tensor [B] per repeat of a phase.
 
-        `number` is the steps done before: an int, or a tensor [] on the device in a captured step.
+        `number` is the number of steps done: an int, or in a captured step a tensor [] on the device.
         """
         precision = self.settings.precision
         with self.ranks.shard(len(rows[0])) as shard, use_generator(self.generator), matmul_precision(precision):
@@ -176,7 +176,7 @@ class Step:
                         step=step,
                         ranks=self.ranks,
                     )
-                    totals[f"gradient_norm/{name}"] = norm * shard.valid  # of the whole phase, before clipping
+                    totals[f"gradient_norm/{name}"] = norm * shard.valid  # norm over the whole phase, before clipping
                     self._accumulate(totals, phase.repeats)
         if self.ranks.size > 1:
             self.objective.sync_flags(self.ranks.all_true)
@@ -191,9 +191,9 @@ class Step:
         torch._foreach_add_([self.sums[key] for key in totals], values)
 
     def reduce_metrics(self) -> dict[str, float]:
-        """The sums over all ranks, in one transfer to the host. Raises RunError where a step was bad."""
+        """Sum the metrics over all ranks, in one transfer to the host. Raises RunError if a step was bad."""
         sums = self.ranks.sum(self.sums)
-        bad_step = self.guard.first_bad_step  # on the device: it travels with the sums
+        bad_step = self.guard.first_bad_step  # on the device: transferred together with the sums
         scalars = [*sums.values()] if bad_step is None else [*sums.values(), bad_step]
         dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs lack float64
         values = torch.stack([value.to(dtype) for value in scalars]).tolist() if scalars else []
@@ -210,7 +210,7 @@ class Step:
         images = min(self.settings.batch_size, len(self.split))
         rows, differences = torch.arange(images, device=self.device), {}
         training = bool(getattr(self.objective, "training", True))
-        self.objective.train(False)  # leaves running statistics unchanged
+        self.objective.train(False)  # do not update running statistics
         for name, phase in self.objective.phases.items():
 
             def loss(name: str = name) -> Tensor:

@@ -1,4 +1,4 @@
-"""The state of training, its restoration from a checkpoint, and the clock that measures its speed."""
+"""Training progress, its restoration from a checkpoint, and the clock that measures training speed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vaerun.errors import InputError
 from vaerun.objectives import Objective
 from vaerun.storage.safe_pickle import number_type
 
-WARMUP_STEPS = 10  # left out of the measured speed: allocation and first-call costs
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam
+WARMUP_STEPS = 10  # excluded from the measured speed, for allocation and other first-call costs
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # state of Adam
 
 
 @dataclass
@@ -24,13 +24,13 @@ class TrainState:
     """Progress of training; part of every checkpoint.
 
     Attributes:
-        step: steps done.
-        best, best_epoch: best validation metric so far (such as the ELBO, nats per image), and after how many epochs.
-        stale: validations since then.
-        validation_due: the validation that follows this step has not been done yet.
-        finished: nothing is left to train.
+        step: number of steps done.
+        best, best_epoch: best validation metric so far (such as the ELBO, nats per image), and its epoch.
+        stale: validations without improvement.
+        validation_due: whether the validation after this step is still to be done.
+        finished: whether training is complete.
         seconds: training time without validation and checkpoints.
-        timed_seconds, timed_steps: the same without the warm-up steps of each process, and the steps it covers.
+        timed_seconds, timed_steps: the same without the warm-up steps of each process, and the number of these steps.
     """
 
     step: int = 0
@@ -44,7 +44,7 @@ class TrainState:
     timed_steps: int = 0
 
     def timing(self, images_per_step: float) -> dict[str, float | None]:
-        """Training time in seconds, and the speed without the first steps of each process."""
+        """Training time in seconds, and the speed excluding the warm-up steps of each process."""
         speed = self.timed_steps / self.timed_seconds if self.timed_seconds else None
         return {
             "train_seconds": round(self.seconds, 3),
@@ -55,7 +55,7 @@ class TrainState:
 
     @classmethod
     def from_checkpoint(cls, values: dict[str, Any]) -> TrainState:
-        """The state that a checkpoint holds. Raises ValueError or TypeError for invalid values."""
+        """Create the state from a checkpoint's values. Raises ValueError or TypeError for invalid ones."""
         if "step" not in values:
             raise ValueError("progress.step is not a count")
         for name in ("step", "stale", "timed_steps"):
@@ -70,7 +70,7 @@ class TrainState:
 
 
 def check_count(name: str, value: Any) -> int:
-    """Return the value. Raises ValueError unless it is an int of at least 0."""
+    """Return the value. Raises ValueError unless it is a non-negative int."""
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is not a count")
     return value
@@ -79,9 +79,9 @@ def check_count(name: str, value: Any) -> int:
 def restore(
     objective: Objective, optimisers: dict[str, Optimizer], checkpoint: dict[str, Any], device: torch.device
 ) -> tuple[TrainState, dict[str, Tensor], int]:
-    """Load a checkpoint into objective and optimisers; return the state, the metrics' sums and the images they cover.
+    """Load a checkpoint into objective and optimisers; return the state, the sums of metrics and the images they cover.
 
-    Raises InputError for a checkpoint that does not fit this model.
+    Raises InputError if the checkpoint does not fit this model.
     """
     try:
         for name, value in objective.state_dict().items():
@@ -107,7 +107,7 @@ def _restore_optimiser(name: str, optimiser: Optimizer, saved: dict[str, Any]) -
     options = [{k: group[k] for k in ("lr", "base_lr", "betas", "capturable")} for group in optimiser.param_groups]
     optimiser.load_state_dict(saved)
     for group, current in zip(optimiser.param_groups, options, strict=True):
-        group |= current  # settings of this run, which may have started from another run's checkpoint
+        group |= current  # keep this run's settings: the checkpoint may be another run's
     for parameter, moments in optimiser.state.items():
         if any(v.dim() and v.shape != parameter.shape for v in moments.values() if isinstance(v, Tensor)):
             raise ValueError(f"the optimiser's moments of phase {name} do not have the shapes of the parameters")
@@ -122,7 +122,7 @@ class Clock:
         self.warm_since: tuple[float, int] | None = None
 
     def begin(self, state: TrainState) -> None:
-        """Start or resume, before each step."""
+        """Start or resume the clock; called before each step."""
         now = time.perf_counter()
         if self.since is None:
             self.since = now
@@ -130,7 +130,7 @@ class Clock:
             self.warm_since = now, state.step
 
     def pause(self, state: TrainState) -> None:
-        """Add the time since `begin` to the state."""
+        """Stop the clock and add the time since `begin` to the state."""
         if self.since is None:
             return
         if self.device.type == "cuda":

@@ -1,7 +1,7 @@
-"""The training loop of every model family: steps, validations, checkpoints and signals.
+"""The training loop, shared by all model families: steps, validations, checkpoints and signals.
 
 All randomness is a function of position: the permutation depends on (seed, epoch), the noise on (seed, step). A
-checkpoint therefore needs no generator state, and 10 steps, a resume and 10 more give the same bits as 20 steps.
+checkpoint therefore needs no generator state, and a resumed run is bitwise identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vaerun.training.settings import TrainPlan, TrainSettings, lr_multiplier
 from vaerun.training.step import Step, make_optimisers
 from vaerun.training.train_state import Clock, TrainState, restore
 
-MIN_CAPTURED_STEPS = 20  # a capture does not pay off for fewer
+MIN_CAPTURED_STEPS = 20  # for fewer steps a capture does not pay off
 
 
 def _ignore(*arguments: Any) -> None:
@@ -41,14 +41,14 @@ class Hooks:
     """Callbacks of a training run.
 
     Attributes:
-        validate: returns the metrics of the validation split; None: there is no such split.
-        selection: the metric that selects the best parameters: its maximum, or the minimum if its name ends in
-            "_distance". None, or no `validate`: the last parameters are the best.
-        warn: called with one line, once for as long as its cause persists.
+        validate: returns validation metrics; None: there is no validation split.
+        selection: metric that selects the best parameters, to be maximised, or minimised if its name ends in
+            "_distance". None, or without `validate`: the last parameters are selected.
+        warn: called with one line per warning.
         on_validation_end: called after each validation, with the step.
         on_ready: called once, before the first step.
-        on_precision_compared: called with the relative differences from float32 on the first batch, by phase, if
-            settings.precision is lower.
+        on_precision_compared: if settings.precision is lower than float32, called with the relative differences from
+            float32 on the first batch, by phase.
     """
 
     validate: Callable[[], dict[str, float]] | None = None
@@ -60,20 +60,20 @@ class Hooks:
 
 
 class Trainer:
-    """Trains an objective until the last step, early stopping, a signal or a loss that is not finite.
+    """Trains an objective until the last step, early stopping, a signal or a non-finite loss.
 
     Arguments:
-        objective: what to optimise.
+        objective: objective to optimise.
         split: the training split.
         settings, plan: see TrainSettings and TrainPlan.
         hooks: see Hooks; used on rank 0 only.
-        logger, checkpoints: where metrics and checkpoints go; used on rank 0 only.
-        stop: signals to heed.
-        ranks: the processes of this run, each with a trainer of its own; None: a single process.
-        generator: of batch noise; None: torch's global generator, which no other run may use meanwhile.
-        checkpoint: to resume from; None: start at step 0.
+        logger, checkpoints: destinations of metrics and checkpoints; used on rank 0 only.
+        stop: shutdown signals.
+        ranks: the processes of this run, each with its own trainer; None: a single process.
+        generator: generator of batch noise; None: torch's global generator, which no other run may use concurrently.
+        checkpoint: checkpoint to resume from; None: start at step 0.
 
-    Raises InputError for a checkpoint that does not fit this run's model.
+    Raises InputError if the checkpoint does not fit the model.
     """
 
     def __init__(
@@ -104,24 +104,24 @@ class Trainer:
         self.state, self.summed_images = TrainState(), 0
         if checkpoint is not None:
             self.state, sums, self.summed_images = restore(objective, self.optimisers, checkpoint, self.device)
-            # The saved sums are those of all ranks: they count once, on rank 0.
+            # The saved sums are over all ranks, so only rank 0 restores them.
             self.eager_step.sums |= sums if first else {k: torch.zeros_like(v) for k, v in sums.items()}
         self.state.finished |= self.state.step >= self.plan.total_steps and not self.state.validation_due
         self.repeats = max(phase.repeats for phase in objective.phases.values())
         self.clock = Clock(self.device, self.state.step)
-        self._cached_permutations: tuple[int, list[Tensor]] = (-1, [])  # an epoch and its permutations
+        self._cached_permutations: tuple[int, list[Tensor]] = (-1, [])  # (epoch, permutations)
         self._saved_at = time.monotonic()
-        self._best: dict[str, Any] | None = None  # parameters that best.pt does not hold yet
-        self._warnings: set[str] = set()  # those of the previous `_log_metrics`
+        self._best: dict[str, Any] | None = None  # best parameters, not yet written to best.pt
+        self._warnings: set[str] = set()  # warnings of the previous `_log_metrics`, not repeated
 
     def train(self) -> TrainState:
         """Train to the end and return the final state.
 
         Raises:
-            Interrupted: a signal came; the state is saved.
-            RunError: a loss or gradient was not finite; the update was skipped, and last.pt is older. Or
-                this objective cannot be trained with settings.precision or settings.compile.
-            PeerLost: another process of the run has ended.
+            Interrupted: a signal was received; the state has been saved.
+            RunError: a loss or gradient was not finite (the update was skipped, and last.pt is from before), or the
+                objective cannot be trained with settings.precision or settings.compile.
+            PeerLost: another process of the run has exited.
         """
         self._start()
         while not self.state.finished:
@@ -154,7 +154,7 @@ class Trainer:
         hooks.on_ready()
 
     def train_step(self) -> None:
-        """Take the next step, and log the training metrics where they are due."""
+        """Take the next step, and log training metrics if they are due."""
         state, plan = self.state, self.plan
         epoch, batch = divmod(state.step, plan.steps_per_epoch)
         multiplier = lr_multiplier(self.settings.schedule, epoch, state.step / plan.total_steps)
@@ -174,7 +174,7 @@ class Trainer:
             self.logger.progress(state.step, epoch + 1, self.settings.epochs)
 
     def _permutations(self, epoch: int) -> list[Tensor]:
-        """The epoch's permutations of the images [N], one for each repeat of a phase: each repeat sees every image."""
+        """Permutations [N] of the images in this epoch, one per repeat of a phase: each repeat sees every image."""
         if self._cached_permutations[0] != epoch:
             positions: list[tuple[str | int, ...]] = [("epoch", epoch)]
             positions += [("epoch", epoch, "repeat", r) for r in range(1, self.repeats)]
@@ -183,7 +183,7 @@ class Trainer:
         return self._cached_permutations[1]
 
     def _log_metrics(self, multiplier: float) -> None:
-        """Log the means since the last call; the only place in the loop where the host waits for the device."""
+        """Log means since the last call; the only place in the loop where the host waits for the device."""
         values = {f"train/{k}": v / self.summed_images for k, v in self.eager_step.reduce_metrics().items()}
         values["train/learning_rate"] = self.settings.learning_rate * multiplier
         diagnostics = self.objective.diagnostics()
@@ -201,11 +201,11 @@ class Trainer:
 
     @property
     def epochs_done(self) -> float:
-        """Epochs done."""
+        """Number of epochs done, a fraction within an epoch."""
         return self.state.step / self.plan.steps_per_epoch
 
     def validate(self) -> None:
-        """Evaluate the validation split, and keep a copy of the best parameters so far."""
+        """Compute validation metrics, and keep a copy of the best parameters so far."""
         state = self.state
         self.guard.check()
         self.clock.pause(state)
@@ -215,7 +215,7 @@ class Trainer:
                 self.objective.train(False)
                 metrics = self.ranks.on_rank_zero(self.hooks.validate)
             except Interrupted:
-                self.save()  # validation_due is still set: a resumed run validates first
+                self.save()  # validation_due is still set, so a resumed run validates first
                 raise
             finally:
                 self.objective.train()
@@ -262,7 +262,7 @@ class Trainer:
         )
 
     def _save_or_stop(self) -> None:
-        """Save if a checkpoint is due or training ends. Raises Interrupted if a signal has come."""
+        """Save if a checkpoint is due or training ends. Raises Interrupted if a signal was received."""
         signum, due = self.ranks.pending_requests()
         if signum is None and not self.state.finished and not due:
             return
