@@ -124,6 +124,8 @@ def _several_values(text: str) -> str | None:
     """The message for an argument that only a sweep accepts, such as KEY=A,B, if there is no sweep."""
     if "does not support sweep type" in text:
         return "interval(A,B) is for searches (hydra/sweeper=optuna): give values, such as a,b or range(3)"
+    if match := re.match(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"'{printable(match.group(1), MAX_LETTERS)}': several values make a sweep: add -m"
     match = re.match(r"\s*Ambiguous value for argument '(.*)'\n", text)
     if match is None:
         return None

@@ -34,7 +34,8 @@ def write_atomically(path: Path, content: bytes, backup: Path | None = None) -> 
         with open_atomically(path, backup) as file:
             file.write(content)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; its previous content is intact") from error
+        intact = "; its previous content is intact" if os.path.exists(path) else ""
+        raise RunError(f"cannot write {path}: {error.strerror or error}{intact}") from error
 
 
 @contextmanager

@@ -128,6 +128,7 @@ TABLE: dict[str, list[str]] = {
     "trainer.epochs=1,2": ["'trainer.epochs=1,2': several values make a sweep: add -m (or quote the value"],
     "trainer.betas=0.5,0.9": ["a list is written [0.5,0.9])"],
     "model=vae,vlae": ["'model=vae,vlae': several values make a sweep: add -m"],
+    "seed=range(3)": ["'seed=range(3)': several values make a sweep: add -m"],
     "~trainer.epochs": ["trainer.epochs must be given"],
     # types and ranges
     "trainer.epochs=many": ["trainer.epochs", "'many'"],
