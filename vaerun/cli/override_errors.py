@@ -22,7 +22,7 @@ from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
 
-MAX_LETTERS = 200  # of an argument quoted in a message
+MAX_LETTERS = 200  # maximum length of an argument quoted in a message
 EXAMPLE = "model=vlae"
 _NOT_A_NAME = re.compile(r"[\[{]|([-+]?(\d[\d_.]*(e[-+]?\d+)?|inf|nan)|true|false|null)$", re.IGNORECASE)
 
@@ -78,7 +78,7 @@ def _not_an_override(word: str, why: str, words: list[str], folders: list[Path])
 def _not_a_choice(words: list[str], folders: list[Path]) -> str | None:
     """The message for an argument GROUP=VALUE whose value cannot name a choice, such as a number or a list.
 
-    Hydra's own errors for these vary.
+    Hydra raises various errors for these.
     """
     for word in words:
         group, equals, value = word.lstrip("+").partition("=")

@@ -15,7 +15,7 @@ from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and the shell: 'key="value"'"""
-MAX_LETTERS = 10_000  # of an argument: parsing time grows faster than linearly
+MAX_LETTERS = 10_000  # maximum length of an argument: parsing time grows faster than linearly
 
 _EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")

@@ -21,7 +21,7 @@ from typing import Any
 from vaerun.errors import InputError
 from vaerun.text import did_you_mean, printable
 
-MAX_LETTERS = 200  # of a _target_
+MAX_LETTERS = 200  # maximum length of a _target_
 _CONSTRUCTION_ERRORS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, AssertionError)
 
 _trusted: set[str] = set()

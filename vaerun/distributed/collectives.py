@@ -123,9 +123,8 @@ class Ranks:
             return loss
         if os.getppid() != self._parent and self._stop.signum is None:
             self._stop.signum = signal.SIGTERM  # the launcher has exited: nothing else would end this process
-        requests = torch.zeros(
-            self.size + 1, pin_memory=self._lag > 0
-        )  # one signal per rank, and whether a checkpoint is due
+        # One signal per rank, and whether a checkpoint is due.
+        requests = torch.zeros(self.size + 1, pin_memory=self._lag > 0)
         requests[self.rank] = self._stop.signum or 0
         requests[-1] = float(self.rank == 0 and self._due())
         groups: dict[torch.dtype, list[nn.Parameter]] = {}
@@ -267,9 +266,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            cause = (
-                str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]
-            )  # gloo's, without file and line
+            # The message from gloo, without file and line.
+            cause = str(error).partition("\n")[0].partition(". ")[0].rpartition("] ")[2]
             with contextlib.suppress(RuntimeError):  # the store may be gone, too
                 if self._store is not None and self._store.check(["failed"]):
                     cause = self._store.get("failed").decode()

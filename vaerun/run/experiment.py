@@ -117,9 +117,8 @@ class Experiment:
         set_deterministic(trainer.deterministic)
         self.device = self.ranks.device or resolve_device(trainer.device)
         check_step_options(trainer, self.device)
-        torch.distributions.Distribution.set_default_validate_args(
-            False
-        )  # validation synchronises with the GPU for every argument
+        # Validating arguments would synchronise with the GPU for each of them.
+        torch.distributions.Distribution.set_default_validate_args(False)
         if trainer.resume == "never":
             self.folder = next_free_dir(self.folder)
         self.recorder = Recorder(self.folder, "" if shared is None else shared.label, silent=self.ranks.rank > 0)

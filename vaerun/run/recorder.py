@@ -45,9 +45,8 @@ class Recorder:
         self.folder, self.label, self.silent = folder, label, silent
         self.record: dict[str, Any] = {}
         self.logger: RunLogger | NullLogger = NullLogger()
-        self.run_log = logging.Logger(
-            "vaerun.run", logging.INFO
-        )  # not in the logger hierarchy: no other handler receives its records
+        # Not in the logger hierarchy, so that no other handler receives its records.
+        self.run_log = logging.Logger("vaerun.run", logging.INFO)
         self._early_warnings: list[str] = []  # run.log is only opened once the run has passed all checks
 
     def warn(self, line: str) -> None:

@@ -39,11 +39,8 @@ from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
-PIXELS = (
-    "binarize",
-    "dequantize",
-    "logit",
-)  # preprocessing that the model was trained on; it also applies to another data set
+PIXELS = ("binarize", "dequantize", "logit")
+"""Preprocessing that the model was trained with, which is also applied to another data set."""
 MAX_STEPS = 10**15  # more than any run takes, and far below the limit of TensorBoard files
 
 

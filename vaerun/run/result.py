@@ -26,12 +26,8 @@ from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import format_fixed, printable, printable_lines
 
 RESULT_FILE = "result.json"
-HEADLINE_METRICS = (
-    "log_likelihood",
-    "elbo",
-    "diversity",
-    "classifier_frechet_distance",
-)  # headline metrics of all model families
+HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")
+"""Headline metrics of all model families."""
 JOB_LOG = "job.log"  # output of a run that was launched as a job of a sweep
 
 

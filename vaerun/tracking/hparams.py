@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SHOWN_BY_DEFAULT = ("data", "estimator", "inference.steps", "model", "seed")
-"""Settings whose columns come first and are shown by default, at most five; TensorBoard sorts them."""
+"""The five settings whose columns come first and are shown by default, in TensorBoard's sort order."""
 
 
 def hparams_summaries(settings: Mapping[str, Any], metrics: Sequence[str]) -> list[Any]:
