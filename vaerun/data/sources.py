@@ -35,7 +35,7 @@ UNOFFICIAL_SPLITS = {"omniglot": OMNIGLOT_SPLIT}
 def _download() -> Iterator[None]:
     """Configure torchvision's downloads: progress bars on a terminal only, a 60 s timeout, no plain http.
 
-    Plain http is rejected in redirects, too.
+    Plain http is rejected after a redirect, too.
     """
     from torchvision.datasets import utils
 

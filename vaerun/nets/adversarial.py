@@ -27,7 +27,7 @@ WEIGHT_STD = 0.02  # standard deviation of initial weights in convolutional netw
 
 
 def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes from that of the image down to the smallest, each half of the previous one (rounded down).
+    """Sizes from the image's down to the smallest, each half of the previous one (rounded down).
 
     Raises InputError for images smaller than 8x8.
     """
@@ -161,7 +161,7 @@ class ConvGenerator(nn.Module):
                     KERNEL,
                     STRIDE,
                     PADDING,
-                    output_padding=(h1 - 2 * h0, w1 - 2 * w0),  # what halving rounded down
+                    output_padding=(h1 - 2 * h0, w1 - 2 * w0),  # pixels lost when halving rounded down
                     bias=last or not batch_norm,
                 )
             )

@@ -51,7 +51,7 @@ def evaluated_images(metric: str, runs: Sequence[RunSummary]) -> tuple[str, str]
 
 
 def describe(metric: str, runs: Sequence[RunSummary]) -> str:
-    """The metric, its images, data, likelihood, unit and direction; `runs` are those that have it."""
+    """The metric, its images, data, likelihood, unit and direction; `runs`: those that have it."""
     name = metric.rpartition("/")[2]
     variables = common_value(runs, _variables)
     samples = importance_samples(runs)

@@ -95,7 +95,7 @@ def parse_sets(sets: Mapping[Any, Any]) -> dict[str, tuple[int, ...]]:
 def parse_waypoints(waypoints: Sequence[str | int], sets: Sets) -> list[str | int]:
     """Validate the waypoints of an interpolation: sample numbers and names of sets.
 
-    Raises InputError for fewer than two, the name of an unknown set, or a number that is not a non-negative integer.
+    Raises InputError for fewer than two waypoints, an unknown set, or a number that is not a non-negative integer.
     """
     if isinstance(waypoints, str) or len(waypoints) < 2:
         raise InputError(
@@ -107,7 +107,7 @@ def parse_waypoints(waypoints: Sequence[str | int], sets: Sets) -> list[str | in
 def parse_expression(expression: str, sets: Sets) -> list[tuple[int, str | int]]:
     """Parse names and numbers joined by + and - (a leading sign is allowed) into (sign, name or sample number) terms.
 
-    Raises InputError, quoting the token, for anything else and for the name of an unknown set.
+    Raises InputError, quoting the token, for anything else and for an unknown set.
     """
     where, terms, sign = "evaluation.arithmetic", list[tuple[int, str | int]](), 0
     if not isinstance(expression, str):  # OmegaConf accepts a list as an element of a list of strings

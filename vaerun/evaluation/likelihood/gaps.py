@@ -60,7 +60,7 @@ class Refinement:
         learning_rate: Adam's initial learning rate, followed by 1/10 and 1/100 of it.
         window: steps between two validations.
         tolerance: nats; the smallest gain that counts as progress. A Gaussian q* comes about as close to its optimum;
-            with flows, longer searches gained some 0.05 nats more.
+            with flows, longer searches gained about 0.05 nats more.
         patience: windows without progress before the learning rate falls or the search ends.
         max_steps: steps after which the search ends for an image that has not converged.
 

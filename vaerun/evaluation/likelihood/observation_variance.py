@@ -100,7 +100,7 @@ def choose_variance(
         seed: of the noise, the same for every variance.
         monitor: checked between transitions, advanced by images in every run: at most images times max_runs.
 
-    Raises InputError for an unusable grid or an empty split, RunError when no value is finite.
+    Raises InputError for an unusable grid or an empty split, RunError if no value is finite.
     """
     grid, values = _descending(variances), dict[float, float]()
     if not len(split):

@@ -9,7 +9,7 @@ weights. They must never be called a Frechet Inception distance.
 It is trained once per data set, on all labelled training images even if a run uses fewer, by Adam (Kingma & Ba 2015)
 with a cosine learning rate, and cached. Interrupted training resumes where it was last saved. It draws from separate
 generators, so a run's random numbers do not depend on whether the classifier was in the cache. The same machine trains
-the same weights; another device or number of threads sums in another order and gives other weights.
+the same weights; another device or number of threads adds in a different order, and the weights differ.
 
 It does not use the Trainer: cached classifiers, and the numbers computed with them, depend on every operation of the
 training loop, so the loop must not change when the Trainer does.

@@ -23,7 +23,7 @@ def pooled_features(maps: Sequence[Tensor]) -> Tensor:
             otherwise cell i of 4 is the maximum over floor(i h / 4) <= y < ceil((i + 1) h / 4), so that cells overlap
             unless 4 divides h.
 
-    Raises InputError for no maps, and for a map of another shape.
+    Raises InputError if there are no maps, or for a map of any other shape.
     """
     if not len(maps):
         raise InputError("pooled features need at least one layer of the discriminator, got none")

@@ -24,7 +24,7 @@ from vaerun.storage.untrusted import open_regular
 PUBLISHED_SHA256 = "6726825d"  # part of the released file's name, weights-inception-2015-12-05-6726825d.pth
 NETWORK_NAME = "inception-v3-compat"  # torch-fidelity's name for it
 FEATURES, CLASSES = 2048, 1008
-BATCH = 32  # images at once: at 299 x 299 an image and its activations take some 20 MB
+BATCH = 32  # images at once: at 299 x 299 an image and its activations take about 20 MB
 
 
 def check_inception(weights: Path) -> str:

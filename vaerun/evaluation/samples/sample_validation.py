@@ -68,7 +68,7 @@ class SampleValidator:
         model: the model in training.
         split: real images to compare with.
         threshold: diversity below which the model counts as collapsed.
-        features: the classifier that provides features for the Frechet distance; None: it is not computed.
+        features: the classifier that provides features for the Frechet distance; None: no such metric.
         seed: of the noise, the same every time.
         monitor: checked between batches, warned when a collapse begins.
 
