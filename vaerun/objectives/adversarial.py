@@ -142,7 +142,7 @@ class Adversarial(nn.Module):
 
         Metrics: generator_loss (without L_I); with codes, mutual_information and code_entropy (L_I of the categorical
         codes and their entropy, its upper bound) and mutual_information_continuous (log Q + H with the differential
-        entropy, which is no bound).
+        entropy, which is not a bound).
 
         Arguments:
             c: [B, classes] or None.

@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_named():
         parzen_log_likelihood(samples, pictures(2, 14, (1, 3, 4)), 0.1)
     with pytest.raises(InputError, match="chunk"):
         parzen_log_likelihood(samples, images, 0.1, chunk=0)
-    with pytest.raises(InputError, match="no variances"):
+    with pytest.raises(InputError, match="at least one candidate"):
         choose_parzen_variance(samples, images, [])
     with pytest.raises(InputError, match="validation images"):
         choose_parzen_variance(samples, images[:0])
