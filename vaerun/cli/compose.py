@@ -103,7 +103,7 @@ def _check_words(words: list[str]) -> None:
     for word in words:
         key, _, value = word.partition("=")
         if key == "output_dir" and "," in value and not value.startswith(("'", '"', "[")):
-            raise InputError(f"'{word}': a sweep has one folder, and its jobs theirs inside it: give one output_dir")
+            raise InputError(f"'{word}': a sweep has one folder, which contains those of its jobs: give one output_dir")
     if flags & _SHOW:
         raise InputError("a sweep (-m) has no single configuration: leave out -m, or use --check -m to see its jobs")
 

@@ -10,7 +10,7 @@ class OutputDir:
 
     Attributes:
         path: the folder and its parents; empty before the configuration is composed.
-        missing: those of them that did not exist before Hydra created them.
+        missing: those of them that did not exist before.
     """
 
     def __init__(self) -> None:

@@ -24,9 +24,9 @@ def _parser() -> Parser:
         "run.",
         epilog="Columns of the listing: bounds and log-likelihoods are means over test (val: validation) images, in "
         "nats per image; K: importance samples; se: standard error over images. Rows that differ in pixels, likelihood "
-        "or conditioning are of different densities and cannot be compared. Adversarial models: Frechet distance, in "
-        "the features of vaerun's own classifier (not the Inception FID), of that many generated images; precision and "
-        "recall in these features; with ais, log p(x) under N(G(z), s2 I).",
+        "or conditioning refer to different densities and cannot be compared. Adversarial models: Frechet distance in "
+        "the features of vaerun's own classifier (not the Inception FID), with the number of generated images; "
+        "precision and recall in these features; with ais, log p(x) under N(G(z), s2 I).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run directories, e.g. outputs")
     parser.add_argument("--list", action="store_true", help="one row per run, for a sweep too")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _run(_parse(argv))
         except OSError as error:  # e.g. a name too long, or an unreadable folder
-            raise InputError(f"{error.filename}: {error.strerror}: name another") from error
+            raise InputError(f"{error.filename}: {error.strerror}: choose another path") from error
     return outcome.exit_code
 
 
@@ -67,7 +67,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.list and "where" in options:
         options.remove("where")
     if arguments.list and (options or arguments.format not in LISTED):
-        parser.error(f"--list does not go with {f'--{options[0]}' if options else f'--format {arguments.format}'}")
+        parser.error(
+            f"--list cannot be combined with {f'--{options[0]}' if options else f'--format {arguments.format}'}"
+        )
     if arguments.format == "png" and arguments.output is None:
         parser.error("--format png needs --output FILE")
     if arguments.format == "tensorboard" and arguments.output is not None:

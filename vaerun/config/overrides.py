@@ -72,7 +72,7 @@ def _key(word: str) -> str:
     key, equals, _ = word.partition("=")
     key = key.removeprefix("+").removeprefix("+")
     if key.startswith("~"):
-        raise InputError(f"cannot read '{word}': vaerun-eval deletes no keys; {_EXAMPLE}")
+        raise InputError(f"cannot read '{word}': vaerun-eval cannot delete keys; {_EXAMPLE}")
     if not equals or not key:
         raise InputError(f"cannot read '{word}': {_EXAMPLE}")
     if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":

@@ -104,7 +104,7 @@ def resolve(target: str, package: str) -> Any:
     Raises InputError if it does not exist, or belongs to another part of vaerun or to an untrusted package.
     """
     if len(str(target)) > MAX_LETTERS:  # importing recurses once per component of the name
-        raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} letters, too many for a name")
+        raise InputError(f"_target_ '{printable(target, 60)}' has {len(str(target))} characters, too many for a name")
     module_name, _, attribute = str(target).rpartition(".")
     if module_name.split(".")[0] not in trusted():
         raise InputError(

@@ -110,7 +110,7 @@ def check_values(settings: Settings) -> None:
     for key, allowed in allowed_values().items():
         _check_allowed(key, value_of(settings, key), allowed)
     if settings.trainer.replicas > 1 and settings.trainer.processes > 1:
-        raise InputError("trainer.replicas and trainer.processes do not go together: set one of them to 1")
+        raise InputError("trainer.replicas and trainer.processes cannot be combined: set one of them to 1")
 
 
 def _check_lists(settings: Any, prefix: str = "") -> None:

@@ -175,5 +175,5 @@ def run_replicas(jobs: Sequence[Job]) -> None:
     if isinstance(worst, InputError | RunError | Interrupted):
         worst.reported = True
     elif not isinstance(worst, KeyboardInterrupt):
-        worst = RunError("a run failed (above)")
+        worst = RunError("a run failed (see above)")
     raise worst

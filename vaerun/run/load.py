@@ -113,7 +113,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         device: see trainer.device.
         data_root: directory of the prepared data; None: VAERUN_DATA, else the cache.
 
-    Raises InputError for a directory that holds no run, or whose configuration names code outside vaerun and the
+    Raises InputError for a directory that contains no run, or whose configuration names code outside vaerun and the
     trusted packages.
     """
     folder = expand_user(folder)
@@ -124,7 +124,7 @@ def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None =
         raise InputError(f"{link} is a link that leads out of {folder}: replace it by the file itself")
     result = read_result(folder, folder)
     if result is None:
-        raise InputError(f"{folder} holds no run (there is no result.json): name a run directory")
+        raise InputError(f"{folder} is not a run directory (it has no result.json): name a run directory")
     path = folder / ".hydra" / "config.yaml"
     try:
         config = read_config(path, folder)

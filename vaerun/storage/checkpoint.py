@@ -157,7 +157,7 @@ def load_from_other_run(path: Path, device: torch.device | str) -> tuple[dict[st
     if path.is_dir():
         path = path / "checkpoints" / "last.pt"
     if not path.exists():
-        raise InputError(f"trainer.resume: there is no checkpoint {path}: use auto, never or the path of one")
+        raise InputError(f"trainer.resume: there is no checkpoint {path}: use auto, never or an existing path")
     try:
         state = load_checkpoint(path, device)
     except CorruptCheckpoint as error:

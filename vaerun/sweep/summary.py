@@ -36,7 +36,7 @@ def plan_text(jobs: list[PlannedJob], folder: Path) -> str:
 
 
 def check_single(settings: Settings, folder: Path, overrides: list[str]) -> str:
-    """Text that `vaerun --check` prints for a single run. Raises InputError if the run cannot work."""
+    """Text that `vaerun --check` prints for a single run. Raises InputError if it cannot run."""
     planned = JobChecker().check(settings, folder.absolute(), overrides, None, 0)
     label_jobs([planned])
     return plan_text([planned], folder)

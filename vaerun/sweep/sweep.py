@@ -96,7 +96,7 @@ class Sweep:
                 print(f"vaerun: error: {printable(' '.join(overrides))}: {printable(error)}", file=sys.stderr)
         if rejected and (not is_search(config) or (rejected == len(batch) and not self.started)):
             count = "1 job" if rejected == 1 else f"{rejected} jobs"
-            raise InputError(f"{count} of {len(batch)} cannot work (above): nothing was started")
+            raise InputError(f"{count} of {len(batch)} cannot run (see above): nothing was started")
         return planned, composed
 
     def launch(

@@ -71,7 +71,7 @@ def test_one_that_cannot_work_stops_all(sweep: Sweeping, here: Here, tmp_path: P
             assert f"model.latent_dim={bad[0]} " in line
             assert f"trainer.batch_size={bad[1]}" in line
             assert "must be at least 1" in line
-        assert lines[3] == "vaerun: error: 3 jobs of 4 cannot work (above): nothing was started"
+        assert lines[3] == "vaerun: error: 3 jobs of 4 cannot run (see above): nothing was started"
         assert sweep.began() == []
         assert [p.name for p in tmp_path.iterdir()] == ["notes"]
 

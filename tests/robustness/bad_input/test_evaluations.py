@@ -79,7 +79,7 @@ def test_bad_input_is_one_line(run: Path, evaluate: Evaluate, words: list[str], 
 
 
 def test_a_folder_that_holds_no_finished_run(run: Path, evaluate: Evaluate, tmp_path: Path) -> None:
-    for folder, said in ((tmp_path / "absent", "holds no run"), (tmp_path, "holds no run")):
+    for folder, said in ((tmp_path / "absent", "is not a run directory"), (tmp_path, "is not a run directory")):
         code, _, err = evaluate(f"run={folder}")
         assert (code, err.count("\n")) == (2, 1)
         assert said in err

@@ -196,7 +196,7 @@ def test_groups_are_spread_over_gpus() -> None:
 def test_what_does_not_go_together(here: Any, tmp_path: Path) -> None:
     code, _, err = here("model=vae", *SHORT, "trainer.replicas=2", "trainer.processes=2", f"output_dir={tmp_path}/a")
     assert (code, err.count("\n")) == (2, 1)
-    assert "trainer.replicas and trainer.processes do not go together" in err
+    assert "trainer.replicas and trainer.processes cannot be combined" in err
     code, _, err = here("-m", "model=vae", *SHORT, "trainer.replicas=2", "seed=0,1", f"output_dir={tmp_path}/b")
     assert code == 2
     assert "trainer.replicas=2 is for single runs: in a sweep, list the seeds" in err

@@ -138,8 +138,8 @@ def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--list", "--paired"], "--list does not go with --paired"),
-        (["--list", "--format", "tex"], "--list does not go with --format tex"),
+        (["--list", "--paired"], "--list cannot be combined with --paired"),
+        (["--list", "--format", "tex"], "--list cannot be combined with --format tex"),
         (["--format", "png"], "--format png needs --output FILE"),
         (["--format", "tensorboard", "--output", "x"], "leave out --output"),
         (["--format", "csv", "--paired"], "--paired needs --format md"),
