@@ -131,7 +131,7 @@ class GraphedStep:
         self.number += 1
 
     def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
-        """See Step.run; `number` must be one more than in the previous call."""
+        """See Step.run; `step` must be one more than in the previous call."""
         size = len(rows[0])
         for buffer, row in zip(self.rows[size], rows, strict=True):
             buffer.copy_(row)
