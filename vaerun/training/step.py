@@ -136,12 +136,12 @@ class Step:
         self._multiplier: float | None = None
 
     def begin(self, step: int, lr_multiplier: float) -> None:
-        """Seed the noise and set the learning rates for step `number`; not part of a captured step."""
+        """Seed the noise and set the learning rates for step `step`; not part of a captured step."""
         self.seed(step)
         self.set_lr_multiplier(lr_multiplier)
 
     def seed(self, step: int) -> None:
-        """Seed the noise for step `number`."""
+        """Seed the noise for step `step`."""
         # torch.manual_seed is slow without a GPU: it formats a call stack in case CUDA is initialised later.
         default = torch.default_generator if self.device.type == "cpu" else torch
         generator = default if self.generator is None else self.generator
@@ -157,7 +157,7 @@ class Step:
     def run(self, step: int | Tensor, rows: Sequence[Tensor]) -> None:
         """Train on the images of these rows, one tensor [B] per repeat of a phase.
 
-        `number` is the number of steps done: an int, or in a captured step a tensor [] on the device.
+        `step` is the number of steps done: an int, or in a captured step a tensor [] on the device.
         """
         precision = self.settings.precision
         with self.ranks.shard(len(rows[0])) as shard, use_generator(self.generator), matmul_precision(precision):
