@@ -15,5 +15,7 @@ _MOVED = {
     "plots": ("charts", "pictures"),
 }
 sys.meta_path.append(
-    MovedModules({f"{__name__}.{old}": f"{__name__}.{room}.{old}" for room, names in _MOVED.items() for old in names})
+    MovedModules(
+        {f"{__name__}.{old}": f"{__name__}.{package}.{old}" for package, names in _MOVED.items() for old in names}
+    )
 )

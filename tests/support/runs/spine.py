@@ -1,7 +1,7 @@
 """What a reader passes between the command and `optimizer.step()`: `python -m support.runs.spine WORDS...`.
 
 Prints, as JSON, our frames on the stack at the first step of a run, and the files on the way: those that hold one of
-these frames, or a function that one of them calls. The rooms below training are left aside: they are the model's.
+these frames, or a function that one of them calls. The packages below training are left out: they are the model's.
 """
 
 from __future__ import annotations
