@@ -147,5 +147,10 @@ class ImageNoise:
             self._cache[stream, k] = out
         return out
 
+    def select(self, rows: Tensor) -> ImageNoise:
+        """That of images `rows` [M] of the batch."""
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return ImageNoise(self.seed, [self.images[i] for i in rows.tolist()], self.latent_dim, like)
+
 
 __getattr__ = module_aliases(__name__, {"generator": "seeded_generator", "mix": "derive_seed"})

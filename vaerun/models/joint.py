@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vaerun.deprecation import deprecated_alias
-from vaerun.distributions import LatentDistribution, StandardNormal, detached_module
+from vaerun.distributions import DiagonalNormal, LatentDistribution, StandardNormal, detached_module
 from vaerun.models.congruence import congruence, quadratic_form
 from vaerun.models.linear_map import AutodiffLinearMap, LinearMap
 from vaerun.randomness import batch_normal
@@ -64,6 +64,10 @@ class Linearisation:
 
     gradient: Tensor
     precision: Tensor
+
+
+def _no_noise(stream: str, k: int) -> Tensor:
+    raise RuntimeError("the noise of a batch is that of its images: draw it before selecting some of them")
 
 
 class Joint:
@@ -116,6 +120,23 @@ class Joint:
 
     held = deprecated_alias(detach, "Joint.held", "Joint.detach")
 
+    def select(self, rows: Tensor) -> Joint:
+        """The same function for some images of the batch: rows [M], in any order, repeats allowed; without noise."""
+        if self.has_gram:
+            self._gram()  # shared by all views
+        view = copy.copy(self)
+        view.x, view.inputs = self.x[rows], self.inputs[rows]
+        view.c = None if self.c is None else self.c[rows]
+        if isinstance(self.prior, StandardNormal):
+            view.prior = StandardNormal(self.prior.mean[rows])
+        else:
+            prior = cast(DiagonalNormal, self.prior)
+            view.prior = DiagonalNormal(prior.mean[rows], prior.log_variance[rows])
+        view.noise = _no_noise
+        view._gram_cache = {graph: (gram, rho[rows]) for graph, (gram, rho) in self._gram_cache.items()}
+        view._last_map = None
+        return view
+
     # -- densities ----------------------------------------------------------------------------------------------
 
     def decode(self, z: Tensor) -> Tensor:
@@ -131,6 +152,20 @@ class Joint:
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(x, z | c): [K, B, d] -> [K, B] nats per image."""
         return self.prior.log_prob(z) + self.log_likelihood(z)
+
+    def log_ratio(self, z: Tensor, mu: Tensor) -> Tensor:
+        """log p(x, z | c) - log p(x, mu | c) of nearby z and mu [B, d]: [B] nats.
+
+        On the Gram path neither is decoded, and nothing of the size of log p(x | z) is subtracted: with h = h(mu) and
+        delta = h(z) - h the change of the log-likelihood is delta'(rho - G h) - 1/2 delta'G delta.
+        """
+        prior = self.prior.log_prob(z) - self.prior.log_prob(mu)
+        if not self._linearises_by_gram:
+            return prior + self.log_likelihood(z.unsqueeze(0))[0] - self.log_likelihood(mu.unsqueeze(0))[0]
+        gram, rho = self._gram()
+        h = self._linear_map(mu).value
+        delta = self.decoder.trunk(z, self.c) - h
+        return prior + (delta * (rho - h @ gram)).sum(-1) - 0.5 * (delta * (delta @ gram)).sum(-1)
 
     # -- linearisation ------------------------------------------------------------------------------------------
 

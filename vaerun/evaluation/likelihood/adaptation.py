@@ -1,0 +1,289 @@
+"""Adaptive multiple importance sampling of log p(x), whatever the model's q (AMIS; Cornuet et al. 2012).
+
+p(x) = E_r[p(x, z) / r(z)] for any proposal r that covers the posterior. r may be found with any effort, as long as the
+samples of the final estimate are new: their mean weight is then unbiased for p(x), and its logarithm a lower bound of
+log p(x) in expectation. Here r is made of the posterior's modes (mode_search.py), which are searched from draws of the
+prior as well as from q's mean, because no diagnostic of the weights can see a mode that no sample has visited.
+
+Each mode has two components: a t with the mode's Laplace precision, whose heavy tails stay in every proposal, and a
+normal, which is adapted. A round draws samples from the present proposal and reweights all samples so far, with the
+mixture of all proposals so far as their density. Each sample is shared out among the modes; a mode's normal takes their
+weighted mean and covariance, the latter drawn towards the Laplace covariance while the effective sample size is small.
+The components' weights are those of expectation maximisation (Cappe et al. 2008), mixed with their initial values. An
+image whose weights have a k-hat above RELIABLE, or too small an effective sample size, gets further rounds.
+
+That decision uses the samples of the rounds only, so the estimate does not depend on the outcome of its own samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE, Components, Mixture, wide_dtype
+from vaerun.evaluation.likelihood.mode_search import LogDensity, Modes
+from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
+from vaerun.nets.init import check_integer
+from vaerun.tracking.monitor import SILENT, Monitor
+
+NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
+RELIABLE = 0.5  # k-hat of the rounds' weights up to which an image is done: a margin below the limit of 0.7
+EFFICIENT = 0.1  # effective share of the samples of all rounds from which on an image is done
+INFLATION = 1.2  # of the adapted covariances: too wide a proposal costs little, too narrow a one has heavy weights
+SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covariance is half the Laplace covariance
+INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
+MODE_FLOOR = 0.02  # smallest initial weight of a mode, before normalisation: its Laplace evidence may be wrong
+EM_STEPS = 3
+ROUNDING_EPS = 8  # in units of eps |log f|
+
+
+class Noise(Protocol):
+    """A source of standard normal noise [k, B, d + EXTRA_NOISE]; `stream` names its purpose."""
+
+    def __call__(self, stream: str, k: int) -> Tensor: ...
+    def select(self, rows: Tensor) -> Noise: ...
+
+
+@dataclass(frozen=True)
+class Amis:
+    """Settings of adaptive multiple importance sampling.
+
+    Attributes:
+        samples: K of the final estimate.
+        starts: mode searches from draws of the prior in each of the first two blocks; further blocks double the number.
+        max_starts: draws of the prior after which an image gets no further block.
+        rounds: of adaptation, for every image.
+        max_rounds: for images whose weights are not reliable yet.
+        round_samples: samples per round.
+
+    Raises InputError, naming the key, for a value out of range.
+    """
+
+    samples: int = 2000
+    starts: int = 8
+    max_starts: int = 128
+    rounds: int = 3
+    max_rounds: int = 12
+    round_samples: int = 500
+
+    def __post_init__(self) -> None:
+        for key in ("samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples"):
+            check_integer(f"evaluation.amis.{key}", getattr(self, key), 1)
+
+
+def log_density(target: LogDensity, z: Tensor, chunk: int, monitor: Monitor = SILENT) -> Tensor:
+    """log f of z [B, K, d]: [B, K] nats, -inf where it is not a number; about `chunk` samples at once."""
+    dtype = wide_dtype(z.device)
+    parts = []
+    for part in z.split(max(1, chunk // len(z)), 1):
+        monitor.check()
+        parts.append(target.log_prob(part.transpose(0, 1).contiguous()).T.to(dtype))
+    # No weight where the density cannot be evaluated, as for samples so far out that a decoder overflows.
+    return torch.cat(parts, 1).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def initial_mixture(modes: Modes) -> Mixture:
+    """A t and a normal at each mode, with the Laplace precision; the modes by evidence, none below MODE_FLOOR."""
+    found = modes.log_evidence > -math.inf
+    share = torch.softmax(modes.log_evidence.to(wide_dtype(modes.mean.device)), 1).nan_to_num(nan=0)
+    # An image without any usable mode keeps the first one: a standard normal's.
+    found[:, 0] = True
+    share = torch.where(found, share + MODE_FLOOR, 0.0)
+    share = share / share.sum(1, keepdim=True)
+    heavy = torch.arange(2 * modes.mean.shape[1], device=share.device) < modes.mean.shape[1]
+    components = Components(modes.mean.repeat(1, 2, 1), modes.cholesky.repeat(1, 2, 1, 1), heavy)
+    return Mixture(components, torch.cat([share, share], 1) / 2)
+
+
+class _Rounds:
+    """The samples of all rounds of a batch, with their log-densities under every component that was ever used."""
+
+    def __init__(self, initial: Mixture) -> None:
+        self.initial, self.mixture, self.modes = initial, initial, len(initial.components) // 2
+        self.bank = initial.components
+        self.z: Tensor | None = None  # [B, N, d]
+        self.log_f = self.log_components = initial.weight  # [B, N] and [B, N, C]; set by the first round
+        self.drawn = torch.zeros_like(initial.weight)  # samples by component of the bank, in expectation [B, C]
+
+    def select(self, rows: Tensor) -> _Rounds:
+        """Those of images `rows` [M]."""
+        view = _Rounds(self.initial.select(rows))
+        view.mixture, view.bank, view.drawn = self.mixture.select(rows), self.bank.select(rows), self.drawn[rows]
+        if self.z is not None:
+            view.z, view.log_f, view.log_components = self.z[rows], self.log_f[rows], self.log_components[rows]
+        return view
+
+    def draw(self, target: LogDensity, noise: Tensor, chunk: int, monitor: Monitor) -> None:
+        """Add a round from noise [B, n, d + EXTRA_NOISE]."""
+        z = self.mixture.sample(noise)
+        log_f, log_components = log_density(target, z, chunk, monitor), self.bank.log_prob(z)
+        if self.z is None:
+            self.z, self.log_f, self.log_components = z, log_f, log_components
+        else:
+            self.z, self.log_f = torch.cat([self.z, z], 1), torch.cat([self.log_f, log_f], 1)
+            self.log_components = torch.cat([self.log_components, log_components], 1)
+        # The mixture's components are the t ones and the latest normals, the bank's last ones.
+        j = self.modes
+        self.drawn[:, :j] += z.shape[1] * self.mixture.weight[:, :j]
+        self.drawn[:, -j:] += z.shape[1] * self.mixture.weight[:, j:]
+
+    def log_weights(self) -> Tensor:
+        """log f - log of the mixture of all proposals so far, [B, N] nats."""
+        share = self.drawn / self.drawn.sum(1, keepdim=True)
+        return self.log_f - torch.logsumexp(self.log_components + share.log().unsqueeze(1), -1)
+
+    def adapt(self) -> None:
+        """Adapt the normals and the weights of the components to the samples so far."""
+        assert self.z is not None
+        j, z = self.modes, self.z
+        log_w = self.log_weights()
+        log_w = log_w - torch.logsumexp(log_w, 1, keepdim=True)
+        w = torch.softmax(log_w.clamp(max=-0.5 * math.log(z.shape[1])), 1)  # sqrt(N) times their mean (Ionides 2008)
+        w = torch.where(w.isfinite(), w, 1 / z.shape[1])  # no sample has a weight
+        prior = self.initial.weight[:, :j] * 2
+        shares = torch.softmax(self.log_components[..., :j] + prior.log().unsqueeze(1), -1)
+        by_mode = (w.unsqueeze(-1) * shares).to(z.dtype)  # [B, N, J]
+        total = by_mode.sum(1)
+        by_mode = by_mode / total.clamp(min=torch.finfo(z.dtype).tiny).unsqueeze(1)
+        ess = torch.where(total > 0, 1 / by_mode.square().sum(1).clamp(min=torch.finfo(z.dtype).tiny), 0.0)
+        trust = ess / (ess + SHRINKAGE * z.shape[2])
+        means, factors = [], []
+        for k in range(j):
+            laplace = self.initial.components.cholesky[:, k]
+            weight = by_mode[..., k : k + 1]
+            mean = torch.where(total[:, k : k + 1] > 0, (weight * z).sum(1), self.initial.components.mean[:, k])
+            # In the coordinates in which the Laplace covariance is the identity.
+            white = (z - mean.unsqueeze(1)) @ laplace
+            t = trust[:, k, None, None]
+            covariance = INFLATION * (
+                t * ((weight * white).mT @ white) + (1 - t) * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
+            )
+            factor, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance)[0]))
+            factor = torch.linalg.cholesky_ex((laplace @ factor) @ (laplace @ factor).mT)[0]
+            good = (info == 0) & factor.isfinite().all(-1).all(-1)
+            means.append(mean)
+            factors.append(torch.where(good[:, None, None], factor, laplace))
+        normals = Components(torch.stack(means, 1), torch.stack(factors, 1), self.bank.heavy.new_zeros(j))
+        initial = self.initial.components
+        components = Components(
+            torch.cat([initial.mean[:, :j], normals.mean], 1),
+            torch.cat([initial.cholesky[:, :j], normals.cholesky], 1),
+            initial.heavy,
+        )
+        self.bank = Components(
+            torch.cat([self.bank.mean, normals.mean], 1),
+            torch.cat([self.bank.cholesky, normals.cholesky], 1),
+            torch.cat([self.bank.heavy, normals.heavy]),
+        )
+        self.log_components = torch.cat([self.log_components, normals.log_prob(z)], -1)
+        self.drawn = torch.cat([self.drawn, self.drawn.new_zeros(len(z), j)], 1)
+        log_components = torch.cat([self.log_components[..., :j], self.log_components[..., -j:]], -1)
+        weight = self.initial.weight
+        for _ in range(EM_STEPS):
+            joint = log_components + weight.log().unsqueeze(1)
+            posterior = torch.softmax(joint, -1)
+            weight = (w.unsqueeze(-1) * posterior).sum(1)
+            weight = (1 - INITIAL_SHARE) * weight / weight.sum(1, keepdim=True) + INITIAL_SHARE * self.initial.weight
+        self.mixture = Mixture(components, weight)
+
+    def unreliable(self) -> Tensor:
+        """Whether an image needs further rounds, [B] bool."""
+        log_w = self.log_weights()
+        n = log_w.shape[1]
+        if not tail_length(n):
+            return torch.zeros(len(log_w), dtype=torch.bool, device=log_w.device)
+        k = pareto_k(torch.topk(log_w, tail_length(n) + 1, sorted=False).values.T, n, rounding(self.log_f, log_w))
+        ess = torch.exp(2 * torch.logsumexp(log_w, 1) - torch.logsumexp(2 * log_w, 1))
+        return ~((k <= RELIABLE).to(log_w.device) & (ess >= EFFICIENT * n))
+
+
+def rounding(log_f: Tensor, log_w: Tensor) -> Tensor:
+    """Nats by which equal log-weights may differ, [B]: of log f at the largest weight, [B, K]."""
+    value = log_f.gather(1, log_w.argmax(1, keepdim=True))[:, 0]
+    return ROUNDING_EPS * torch.finfo(torch.float32).eps * value.abs().nan_to_num(posinf=0)
+
+
+def adapt_proposal(
+    target: LogDensity, modes: Modes, noise: Noise, amis: Amis, *, chunk: int, monitor: Monitor = SILENT
+) -> tuple[Mixture, Tensor]:
+    """The proposal of each image, and its number of rounds [B].
+
+    Arguments:
+        target: log f of the batch.
+        modes: its modes.
+        noise: of these images, d + EXTRA_NOISE numbers per sample.
+        amis: the settings.
+        chunk: samples evaluated at once.
+        monitor: checked between chunks.
+    """
+    initial = initial_mixture(modes)
+    components, weight = initial.components, initial.weight
+    mean, cholesky, weight = components.mean.clone(), components.cholesky.clone(), weight.clone()
+    active = torch.arange(len(mean), device=mean.device)
+    count = torch.zeros_like(active)
+    rounds, here, here_noise = _Rounds(initial), target, noise
+    for number in range(amis.max_rounds):
+        rounds.draw(here, here_noise(f"amis/round/{number}", amis.round_samples).transpose(0, 1), chunk, monitor)
+        rounds.adapt()
+        count[active] += 1
+        if number + 1 < min(amis.rounds, amis.max_rounds):
+            continue
+        mean[active], cholesky[active] = rounds.mixture.components.mean, rounds.mixture.components.cholesky
+        weight[active] = rounds.mixture.weight
+        left = rounds.unreliable()
+        if not bool(left.any()):
+            break
+        if not bool(left.all()):
+            active = active[left]
+            rows = left.nonzero()[:, 0]
+            rounds, here, here_noise = rounds.select(rows), target.select(active), noise.select(active)
+    return Mixture(Components(mean, cholesky, components.heavy), weight), count
+
+
+def estimate(
+    target: LogDensity,
+    proposal: Mixture,
+    noise: Noise,
+    samples: int,
+    *,
+    exact: Tensor | None = None,
+    chunk: int,
+    monitor: Monitor = SILENT,
+) -> dict[str, Tensor]:
+    """Importance sampling with the proposal: log_likelihood, effective_sample_size and pareto_k per image [B].
+
+    Arguments:
+        target, proposal, noise: of the batch.
+        samples: K.
+        exact: samples of the posterior, [B, d], if x was drawn from the model: then also `upper`, the log of the mean
+            weight of these and the K others, an upper bound of log p(x) in expectation (Sobolev & Vetrov 2019).
+        chunk: samples evaluated at once.
+        monitor: checked between chunks.
+    """
+    images = len(proposal.weight)
+    log_sum = torch.full((images,), -math.inf, device=proposal.weight.device, dtype=proposal.weight.dtype)
+    log_squares, largest, round_off = log_sum, log_sum.new_empty(0, images), torch.zeros_like(log_sum)
+    for block, start in enumerate(range(0, samples, NOISE_BLOCK)):
+        part = noise(f"amis/estimate/{block}", NOISE_BLOCK)[: min(NOISE_BLOCK, samples - start)]
+        z = proposal.sample(part.transpose(0, 1))
+        log_f = log_density(target, z, chunk, monitor)
+        log_w = log_f - proposal.log_prob(z)
+        round_off = torch.maximum(round_off, rounding(log_f, log_w))
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 1))
+        log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 1))
+        largest = keep_largest(largest, log_w.T, tail_length(samples) + 1)
+    values = {
+        "log_likelihood": log_sum - math.log(samples),
+        "effective_sample_size": torch.exp(2 * log_sum - log_squares),
+        "pareto_k": pareto_k(largest, samples, round_off),
+    }
+    if exact is not None:
+        z = exact.unsqueeze(1)
+        log_w = (log_density(target, z, chunk, monitor) - proposal.log_prob(z))[:, 0]
+        values["upper"] = torch.logaddexp(log_sum, log_w) - math.log(samples + 1)
+    return values
