@@ -18,14 +18,13 @@ That decision uses the samples of the rounds only, so the estimate does not depe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE, Components, Mixture, wide_dtype
+from vaerun.evaluation.likelihood.mixture import Components, Mixture, wide_dtype
 from vaerun.evaluation.likelihood.mode_search import LogDensity, Modes
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
 from vaerun.nets.init import check_integer
