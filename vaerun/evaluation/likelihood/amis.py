@@ -1,4 +1,4 @@
-"""The log-likelihood of a split by adaptive importance sampling (adaptation.py), and its bracket on simulated images."""
+"""Adaptive importance sampling (adaptation.py) of a split, and its bracket on images drawn from the model."""
 
 from __future__ import annotations
 

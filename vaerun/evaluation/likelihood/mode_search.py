@@ -1,8 +1,8 @@
-"""Modes of log f(z) = log p(x, z | c): Levenberg-Marquardt ascent from many starts, and a Laplace approximation at each.
+"""Modes of log f(z) = log p(x, z | c): Levenberg-Marquardt ascent from many starts, with a Laplace approximation each.
 
-At mu, with gradient s and Gauss-Newton precision L of log f, a step solves (L + lambda diag L) step = s and is accepted
-if log f does not fall; lambda is divided by 5 after an accepted step and multiplied by 8 after a rejected one (Marquardt
-1963). The Laplace evidence of a mode, the integral of exp of the quadratic expansion there, is
+At mu, with gradient s and Gauss-Newton precision L of log f, a step solves (L + lambda diag L) step = s and is
+accepted if log f does not fall; lambda is divided by 5 after an accepted step and multiplied by 8 after a rejected
+one (Marquardt 1963). The Laplace evidence of a mode, the integral of exp of the quadratic expansion there, is
 
     log f(mu) + d/2 log 2 pi - 1/2 log det L.
 
