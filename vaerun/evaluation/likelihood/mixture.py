@@ -94,7 +94,9 @@ class Mixture:
         """z [B, K, d] from standard normal noise [B, K, d + EXTRA_NOISE]."""
         count, d = self.components.mean.shape[1:]
         selector, chi2 = noise[..., d], noise[..., d + 1 :].square().sum(-1)
+        # Below 1, to which the distribution function rounds in its upper tail.
         uniform = 0.5 * torch.erfc(-selector.contiguous() * math.sqrt(0.5))
+        uniform = uniform.clamp(max=1 - torch.finfo(noise.dtype).eps)
         cumulative = self.weight.cumsum(-1).to(noise.dtype)
         # Divided by the last one, which rounding may leave short of 1: a component of weight 0 is never selected.
         index = torch.searchsorted(cumulative / cumulative[:, -1:], uniform, right=True).clamp(max=count - 1)
