@@ -105,6 +105,7 @@ class Joint:
         self.noise: Noise = self._global_noise if noise is None else noise
         self._gram_cache: dict[bool, tuple[Tensor, Tensor]] = {}
         self._last_map: tuple[Tensor, bool, LinearMap] | None = None
+        self._last_residual: tuple[Tensor, Tensor] | None = None
 
     def _global_noise(self, stream: str, k: int) -> Tensor:
         return batch_normal((k, len(self.x), self.latent_dim), 1, dtype=self.x.dtype, device=self.x.device)
@@ -115,17 +116,20 @@ class Joint:
         view.decoder = cast(Decoder, detached_module(cast(nn.Module, self.decoder)))
         view.likelihood = cast(Any, detached_module(cast(nn.Module, self.likelihood)))
         view.prior = self.prior.detach()
-        view._gram_cache, view._last_map = {}, None
+        view._gram_cache, view._last_map, view._last_residual = {}, None, None
         return view
 
     held = deprecated_alias(detach, "Joint.held", "Joint.detach")
 
     def select(self, rows: Tensor) -> Joint:
-        """The same function for some images of the batch: rows [M], in any order, repeats allowed; without noise."""
+        """The same function for some images of the batch: rows [M], in any order, repeats allowed.
+
+        It is for densities alone: it has neither the encoders' inputs nor noise.
+        """
         if self.has_gram:
             self._gram()  # shared by all views
         view = copy.copy(self)
-        view.x, view.inputs = self.x[rows], self.inputs[rows]
+        view.x, view.inputs = self.x[rows], cast(Any, None)
         view.c = None if self.c is None else self.c[rows]
         if isinstance(self.prior, StandardNormal):
             view.prior = StandardNormal(self.prior.mean[rows])
@@ -134,7 +138,7 @@ class Joint:
             view.prior = DiagonalNormal(prior.mean[rows], prior.log_variance[rows])
         view.noise = _no_noise
         view._gram_cache = {graph: (gram, rho[rows]) for graph, (gram, rho) in self._gram_cache.items()}
-        view._last_map = None
+        view._last_map = view._last_residual = None
         return view
 
     # -- densities ----------------------------------------------------------------------------------------------
@@ -162,10 +166,10 @@ class Joint:
         prior = self.prior.log_prob(z) - self.prior.log_prob(mu)
         if not self._linearises_by_gram:
             return prior + self.log_likelihood(z.unsqueeze(0))[0] - self.log_likelihood(mu.unsqueeze(0))[0]
-        gram, rho = self._gram()
-        h = self._linear_map(mu).value
-        delta = self.decoder.trunk(z, self.c) - h
-        return prior + (delta * (rho - h @ gram)).sum(-1) - 0.5 * (delta * (delta @ gram)).sum(-1)
+        network = self._linear_map(mu)
+        delta = self.decoder.trunk(z, self.c) - network.value
+        slope = self._gram_residual(network) - 0.5 * (delta @ self._gram()[0])
+        return prior + (delta * slope).sum(-1)
 
     # -- linearisation ------------------------------------------------------------------------------------------
 
@@ -205,8 +209,18 @@ class Joint:
         return (jacobian @ score.unsqueeze(-1)).squeeze(-1), (jacobian * weight.unsqueeze(1)) @ jacobian.mT
 
     def _linearise_gram(self, trunk: LinearMap) -> tuple[Tensor, Tensor]:
-        gram, rho = self._gram()
-        return trunk.vjp(rho - trunk.value @ gram), congruence(trunk.jacobian().contiguous(), gram)
+        gram, _ = self._gram()
+        return trunk.vjp(self._gram_residual(trunk)), congruence(trunk.jacobian().contiguous(), gram)
+
+    def _gram_residual(self, trunk: LinearMap) -> Tensor:
+        """rho - G h [B, H], the gradient of the log-likelihood with respect to h; of the last h without a graph."""
+        if torch.is_grad_enabled():
+            gram, rho = self._gram()
+            return rho - trunk.value @ gram
+        if self._last_residual is None or self._last_residual[0] is not trunk.value:
+            gram, rho = self._gram()
+            self._last_residual = trunk.value, rho - trunk.value @ gram
+        return self._last_residual[1]
 
     def residual(self, mu: Tensor, step: Tensor) -> Tensor:
         """gradient - precision @ step at mu, [B, d] for mu and step [B, d].

@@ -66,7 +66,7 @@ class Amis:
     samples: int = 2000
     starts: int = 8
     max_starts: int = 128
-    rounds: int = 3
+    rounds: int = 2
     max_rounds: int = 12
     round_samples: int = 500
 
@@ -106,7 +106,9 @@ class _Rounds:
         self.initial, self.mixture, self.modes = initial, initial, len(initial.components) // 2
         self.bank = initial.components
         self.z: Tensor | None = None  # [B, N, d]
-        self.log_f = self.log_components = initial.weight  # [B, N] and [B, N, C]; set by the first round
+        self.log_f = self.log_w = self.log_components = (
+            initial.weight
+        )  # [B, N], [B, N], [B, N, C]: set by the first round
         self.drawn = torch.zeros_like(initial.weight)  # samples by component of the bank, in expectation [B, C]
 
     def select(self, rows: Tensor) -> _Rounds:
@@ -114,7 +116,8 @@ class _Rounds:
         view = _Rounds(self.initial.select(rows))
         view.mixture, view.bank, view.drawn = self.mixture.select(rows), self.bank.select(rows), self.drawn[rows]
         if self.z is not None:
-            view.z, view.log_f, view.log_components = self.z[rows], self.log_f[rows], self.log_components[rows]
+            view.z, view.log_f, view.log_w = self.z[rows], self.log_f[rows], self.log_w[rows]
+            view.log_components = self.log_components[rows]
         return view
 
     def draw(self, target: LogDensity, noise: Tensor, chunk: int, monitor: Monitor) -> None:
@@ -131,7 +134,7 @@ class _Rounds:
         self.drawn[:, :j] += z.shape[1] * self.mixture.weight[:, :j]
         self.drawn[:, -j:] += z.shape[1] * self.mixture.weight[:, j:]
 
-    def log_weights(self) -> Tensor:
+    def _log_weights(self) -> Tensor:
         """log f - log of the mixture of all proposals so far, [B, N] nats."""
         share = self.drawn / self.drawn.sum(1, keepdim=True)
         return self.log_f - torch.logsumexp(self.log_components + share.log().unsqueeze(1), -1)
@@ -139,66 +142,74 @@ class _Rounds:
     def adapt(self) -> None:
         """Adapt the normals and the weights of the components to the samples so far."""
         assert self.z is not None
-        j, z = self.modes, self.z
-        log_w = self.log_weights()
-        log_w = log_w - torch.logsumexp(log_w, 1, keepdim=True)
-        w = torch.softmax(log_w.clamp(max=-0.5 * math.log(z.shape[1])), 1)  # sqrt(N) times their mean (Ionides 2008)
+        j, z, initial = self.modes, self.z, self.initial
+        self.log_w = self._log_weights()
+        log_share = self.log_w - torch.logsumexp(self.log_w, 1, keepdim=True)
+        # Clipped at sqrt(N) times their mean (Ionides 2008).
+        w = torch.softmax(log_share.clamp(max=-0.5 * math.log(z.shape[1])), 1).to(z.dtype)
         w = torch.where(w.isfinite(), w, 1 / z.shape[1])  # no sample has a weight
-        prior = self.initial.weight[:, :j] * 2
-        shares = torch.softmax(self.log_components[..., :j] + prior.log().unsqueeze(1), -1)
-        by_mode = (w.unsqueeze(-1) * shares).to(z.dtype)  # [B, N, J]
-        total = by_mode.sum(1)
-        by_mode = by_mode / total.clamp(min=torch.finfo(z.dtype).tiny).unsqueeze(1)
-        ess = torch.where(total > 0, 1 / by_mode.square().sum(1).clamp(min=torch.finfo(z.dtype).tiny), 0.0)
-        trust = ess / (ess + SHRINKAGE * z.shape[2])
+        normals = self._moments(w)
+        log_normals = normals.log_prob(z)
+        # The components' densities in units of the largest one at each sample.
+        log_density = torch.cat([self.log_components[..., :j], log_normals], -1)
+        density = (log_density - log_density.amax(-1, keepdim=True)).to(z.dtype).exp()
+        weight = start = initial.weight.to(z.dtype)
+        for _ in range(EM_STEPS):
+            mixture = (density @ weight.unsqueeze(-1)).squeeze(-1)
+            weight = weight * (density.mT @ (w / mixture).unsqueeze(-1)).squeeze(-1)
+            weight = (1 - INITIAL_SHARE) * weight / weight.sum(1, keepdim=True) + INITIAL_SHARE * start
+        components = _joined(initial.components.take(slice(0, j)), normals)
+        self.mixture = Mixture(components, weight.to(initial.weight.dtype))
+        self.bank = _joined(self.bank, normals)
+        self.log_components = torch.cat([self.log_components, log_normals], -1)
+        self.drawn = torch.cat([self.drawn, self.drawn.new_zeros(len(z), j)], 1)
+
+    def _moments(self, w: Tensor) -> Components:
+        """One normal per mode, with the mean and the covariance of the samples of weight w [B, N] that are nearest."""
+        assert self.z is not None
+        j, z, d = self.modes, self.z, self.z.shape[2]
+        tiny = torch.finfo(z.dtype).tiny
+        if j == 1:
+            by_mode = w.unsqueeze(-1)
+        else:
+            prior = self.initial.weight[:, :j].log().unsqueeze(1)
+            by_mode = w.unsqueeze(-1) * torch.softmax((self.log_components[..., :j] + prior), -1).to(z.dtype)
+        total = by_mode.sum(1, keepdim=True)
+        by_mode = by_mode / total.clamp(min=tiny)
+        ess = torch.where(total > 0, 1 / by_mode.square().sum(1, keepdim=True).clamp(min=tiny), 0.0)
+        trust = (ess / (ess + SHRINKAGE * d)).unsqueeze(-1)  # [B, 1, J, 1]
+        eye = torch.eye(d, dtype=z.dtype, device=z.device)
         means, factors = [], []
         for k in range(j):
-            laplace = self.initial.components.cholesky[:, k]
-            weight = by_mode[..., k : k + 1]
-            mean = torch.where(total[:, k : k + 1] > 0, (weight * z).sum(1), self.initial.components.mean[:, k])
-            # In the coordinates in which the Laplace covariance is the identity.
-            white = (z - mean.unsqueeze(1)) @ laplace
-            t = trust[:, k, None, None]
-            covariance = INFLATION * (
-                t * ((weight * white).mT @ white) + (1 - t) * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
-            )
-            factor, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance)[0]))
-            factor = torch.linalg.cholesky_ex((laplace @ factor) @ (laplace @ factor).mT)[0]
-            good = (info == 0) & factor.isfinite().all(-1).all(-1)
+            laplace, weight = self.initial.components.cholesky[:, k], by_mode[..., k : k + 1]
+            mean = torch.where(total[..., k] > 0, (weight * z).sum(1), self.initial.components.mean[:, k])
+            white = (z - mean.unsqueeze(1)) @ laplace  # the Laplace covariance is the identity in these coordinates
+            covariance = INFLATION * torch.lerp(eye, (weight * white).mT @ white, trust[:, :, k])
+            # The precision is C S^-1 C' for S = U U'; the factor of S^-1 itself is needed, as U^-T is not lower.
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance)[0])
+            factor = laplace @ torch.linalg.cholesky_ex(inverse)[0]
+            usable = factor.isfinite().all(-1).all(-1)
             means.append(mean)
-            factors.append(torch.where(good[:, None, None], factor, laplace))
-        normals = Components(torch.stack(means, 1), torch.stack(factors, 1), self.bank.heavy.new_zeros(j))
-        initial = self.initial.components
-        components = Components(
-            torch.cat([initial.mean[:, :j], normals.mean], 1),
-            torch.cat([initial.cholesky[:, :j], normals.cholesky], 1),
-            initial.heavy,
-        )
-        self.bank = Components(
-            torch.cat([self.bank.mean, normals.mean], 1),
-            torch.cat([self.bank.cholesky, normals.cholesky], 1),
-            torch.cat([self.bank.heavy, normals.heavy]),
-        )
-        self.log_components = torch.cat([self.log_components, normals.log_prob(z)], -1)
-        self.drawn = torch.cat([self.drawn, self.drawn.new_zeros(len(z), j)], 1)
-        log_components = torch.cat([self.log_components[..., :j], self.log_components[..., -j:]], -1)
-        weight = self.initial.weight
-        for _ in range(EM_STEPS):
-            joint = log_components + weight.log().unsqueeze(1)
-            posterior = torch.softmax(joint, -1)
-            weight = (w.unsqueeze(-1) * posterior).sum(1)
-            weight = (1 - INITIAL_SHARE) * weight / weight.sum(1, keepdim=True) + INITIAL_SHARE * self.initial.weight
-        self.mixture = Mixture(components, weight)
+            factors.append(torch.where(usable[:, None, None], factor, laplace))
+        return Components(torch.stack(means, 1), torch.stack(factors, 1), self.bank.heavy.new_zeros(j))
 
     def unreliable(self) -> Tensor:
         """Whether an image needs further rounds, [B] bool."""
-        log_w = self.log_weights()
-        n = log_w.shape[1]
+        n = self.log_w.shape[1]
         if not tail_length(n):
-            return torch.zeros(len(log_w), dtype=torch.bool, device=log_w.device)
-        k = pareto_k(torch.topk(log_w, tail_length(n) + 1, sorted=False).values.T, n, rounding(self.log_f, log_w))
-        ess = torch.exp(2 * torch.logsumexp(log_w, 1) - torch.logsumexp(2 * log_w, 1))
-        return ~((k <= RELIABLE).to(log_w.device) & (ess >= EFFICIENT * n))
+            return torch.zeros(len(self.log_w), dtype=torch.bool, device=self.log_w.device)
+        largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
+        k = pareto_k(largest, n, rounding(self.log_f, self.log_w)).to(self.log_w.device)
+        ess = torch.exp(2 * torch.logsumexp(self.log_w, 1) - torch.logsumexp(2 * self.log_w, 1))
+        return ~((k <= RELIABLE) & (ess >= EFFICIENT * n))
+
+
+def _joined(first: Components, second: Components) -> Components:
+    return Components(
+        torch.cat([first.mean, second.mean], 1),
+        torch.cat([first.cholesky, second.cholesky], 1),
+        torch.cat([first.heavy, second.heavy]),
+    )
 
 
 def rounding(log_f: Tensor, log_w: Tensor) -> Tensor:

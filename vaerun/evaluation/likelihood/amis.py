@@ -11,14 +11,14 @@ from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, estima
 from vaerun.evaluation.likelihood.annealed import simulate
 from vaerun.evaluation.likelihood.importance import default_chunk
 from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE
-from vaerun.evaluation.likelihood.mode_search import find_modes
+from vaerun.evaluation.likelihood.mode_search import MAX_MODES, Modes, find_modes
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise, derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
 
 MAX_LATENT_DIM = 1000  # a proposal has d x d matrices for each image and component
-SAMPLES_PER_IMAGE = 80  # samples of one image evaluated at once, at least
+SAMPLES_PER_IMAGE = 40  # samples of one image evaluated at once, at least
 MATRIX_SHARE = 32  # a batch has at most one image per d^2 / MATRIX_SHARE latent samples of a chunk
 
 
@@ -62,18 +62,40 @@ def _evaluate(
         chunk=max(1, chunk // d),
         monitor=monitor,
     )
-    proposal, rounds = adapt_proposal(joint, modes, noise, amis, chunk=chunk, monitor=monitor)
-    values = estimate(joint, proposal, noise, amis.samples, exact=exact, chunk=chunk, monitor=monitor)
+    groups, parts = by_count(modes), []
+    for rows, count in groups:
+        here, here_noise = joint.select(rows), noise.select(rows)
+        proposal, rounds = adapt_proposal(
+            here, modes.select(rows, count), here_noise, amis, chunk=chunk, monitor=monitor
+        )
+        latent = None if exact is None else exact[rows]
+        values = estimate(here, proposal, here_noise, amis.samples, exact=latent, chunk=chunk, monitor=monitor)
+        parts.append(values | {"rounds": rounds})
+    order = torch.cat([rows for rows, _ in groups]).argsort()
+    merged = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
     return {
-        "amis": values["log_likelihood"],
-        "amis_ess": values["effective_sample_size"],
-        "amis_pareto_k": values["pareto_k"],
+        "amis": merged["log_likelihood"],
+        "amis_ess": merged["effective_sample_size"],
+        "amis_pareto_k": merged["pareto_k"],
         "amis_starts": modes.starts.double(),
         "amis_starts_disagree": modes.disagreed.double(),
-        "amis_modes": (modes.log_evidence > -torch.inf).sum(1).double(),
-        "amis_rounds": rounds.double(),
-        **({} if exact is None else {"amis_upper": values["upper"]}),
+        "amis_modes": modes.count.double(),
+        "amis_rounds": merged["rounds"].double(),
+        **({} if exact is None else {"amis_upper": merged["upper"]}),
     }
+
+
+def by_count(modes: Modes) -> list[tuple[Tensor, int]]:
+    """Groups (rows, number) of images with similar numbers of modes: in one batch, all would compute the largest number."""
+    groups, count = [], modes.count
+    lower = 0
+    while lower < MAX_MODES:
+        upper = max(1, 2 * lower)
+        rows = ((count > lower) & (count <= upper)).nonzero()[:, 0]
+        if len(rows):
+            groups.append((rows, upper))
+        lower = upper
+    return groups
 
 
 def _images_per_batch(latent_dim: int) -> int:

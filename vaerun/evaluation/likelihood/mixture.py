@@ -50,8 +50,8 @@ class Components:
         """Those of images `rows` [M]."""
         return Components(self.mean[rows], self.cholesky[rows], self.heavy)
 
-    def take(self, columns: Tensor) -> Components:
-        """Components `columns` [n] of every image."""
+    def take(self, columns: slice) -> Components:
+        """Components `columns` of every image."""
         return Components(self.mean[:, columns], self.cholesky[:, columns], self.heavy[columns])
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Components:
         factors = self.cholesky.permute(0, 2, 1, 3).reshape(images, d, count * d)
         shift = ((self.mean - origin).unsqueeze(2) @ self.cholesky).reshape(images, 1, count * d)
         white = torch.baddbmm(shift, z - origin, factors, beta=-1).unflatten(2, (count, d))
-        distance = white.square().sum(-1).to(dtype)
+        distance = torch.linalg.vector_norm(white, dim=-1).to(dtype).square()
         log_det = self.cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1).to(dtype).unsqueeze(1)
         normal = -0.5 * (distance + d * LOG_2PI)
         constant = math.lgamma((DEGREES + d) / 2) - math.lgamma(DEGREES / 2) - d / 2 * math.log(DEGREES * math.pi)

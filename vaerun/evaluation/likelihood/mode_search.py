@@ -26,7 +26,8 @@ from vaerun.models.joint import Linearisation
 from vaerun.tracking.monitor import SILENT, Monitor
 
 MAX_ITERATIONS = 40
-MAX_REJECTIONS = 6  # of steps from one linearisation: the damping has then grown by 8^6
+ATTEMPTS = 2  # steps tried per linearisation; the next ones take part in the next iteration of the others
+MAX_REJECTIONS = 4  # iterations without an accepted step: the damping has then grown by 8^8
 INITIAL_DAMPING, ACCEPTED, REJECTED = 0.1, 0.2, 8.0
 TOLERANCE = 0.01  # nats gained by a step: below, the climb has arrived
 DISAGREEMENT = 0.5  # nats between the evidence of some starts and of twice as many
@@ -58,7 +59,7 @@ class LogDensity(Protocol):
 
 @dataclass(frozen=True)
 class Modes:
-    """Up to J modes per image, the best first.
+    """Up to J = MAX_MODES modes per image, the best first.
 
     Attributes:
         mean: [B, J, d].
@@ -74,37 +75,48 @@ class Modes:
     starts: Tensor
     disagreed: Tensor
 
+    @property
+    def count(self) -> Tensor:
+        """Number of modes of each image, [B]; 1 if none is usable."""
+        return (self.log_evidence > -math.inf).sum(1).clamp(min=1)
+
+    def select(self, rows: Tensor, count: int) -> Modes:
+        """The best `count` of images `rows` [M]."""
+        kept = (value[rows, :count] for value in (self.mean, self.cholesky, self.log_evidence))
+        return Modes(*kept, self.starts[rows], self.disagreed[rows])
+
 
 def climb(target: LogDensity, z: Tensor, monitor: Monitor = SILENT) -> tuple[Tensor, Tensor]:
     """The end points [M, d] of the ascents from z [M, d], and the precisions [M, d, d] one step before them."""
     end, precision = z.clone(), torch.empty(*z.shape, z.shape[-1], dtype=z.dtype, device=z.device)
     rows, here = torch.arange(len(z), device=z.device), target
-    damping = torch.full_like(z[:, 0], INITIAL_DAMPING)
-    for iteration in range(MAX_ITERATIONS):
+    damping, rejections = torch.full_like(z[:, 0], INITIAL_DAMPING), torch.zeros_like(rows)
+    for _ in range(MAX_ITERATIONS):
         monitor.check()
         mu = end[rows]
         local = here.linearise(mu)
+        precision[rows] = local.precision
         diagonal = local.precision.diagonal(dim1=-2, dim2=-1)
         accepted, gain, new = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(damping), mu
-        for _ in range(MAX_REJECTIONS):
-            factor, info = torch.linalg.cholesky_ex(
-                local.precision + torch.diag_embed(damping.unsqueeze(-1) * diagonal)
-            )
+        for _ in range(ATTEMPTS):
+            damped = local.precision + torch.diag_embed(damping.unsqueeze(-1) * diagonal)
+            factor, info = torch.linalg.cholesky_ex(damped)
             step = torch.cholesky_solve(local.gradient.unsqueeze(-1), factor).squeeze(-1)
-            step = torch.where((info == 0).unsqueeze(-1), step, 0.0)
-            change = here.log_ratio(mu + step, mu)
+            moved = mu + torch.where((info == 0).unsqueeze(-1), step, 0.0)
+            change = here.log_ratio(moved, mu)
             good = (change >= 0) & (info == 0) & ~accepted  # false for NaN
-            new, gain = torch.where(good.unsqueeze(-1), mu + step, new), torch.where(good, change, gain)
-            damping = torch.where(good, damping * ACCEPTED, torch.where(accepted, damping, damping * REJECTED))
+            new, gain = torch.where(good.unsqueeze(-1), moved, new), torch.where(good, change, gain)
+            damping = torch.where(accepted, damping, damping * torch.where(good, ACCEPTED, REJECTED))
             accepted = accepted | good
             if bool(accepted.all()):
                 break
-        end[rows], precision[rows] = new, local.precision
-        moving = accepted & (gain >= TOLERANCE)
-        if iteration == MAX_ITERATIONS - 1 or not bool(moving.any()):
+        end[rows] = new
+        rejections = torch.where(accepted, 0, rejections + 1)
+        moving = (accepted & (gain >= TOLERANCE)) | (~accepted & (rejections < MAX_REJECTIONS))
+        if not bool(moving.any()):
             break
         if not bool(moving.all()):
-            rows, damping = rows[moving], damping[moving]
+            rows, damping, rejections = rows[moving], damping[moving], rejections[moving]
             here = target.select(rows)
     return end, precision
 
@@ -198,5 +210,4 @@ def find_modes(
             active, block = active[changed], drawn
         if drawn + block > max_starts:
             break
-    count = max(1, int((evidence > -math.inf).sum(1).max()))
-    return Modes(z[:, :count], cholesky[:, :count], evidence[:, :count], given, disagreed)
+    return Modes(z, cholesky, evidence, given, disagreed)
