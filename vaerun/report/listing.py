@@ -20,11 +20,13 @@ COLUMNS = (
     "data", "pixels", "given", "model", "d", "T", "likelihood", "estimator", "seed", "status", "epoch",
     "val/elbo", "test/elbo", "test/log_likelihood", "± se", "K", "images",
     "network", "test/diversity", "test/classifier_frechet_distance", "generated", "test/precision", "test/recall",
-    "test/categorical_1_accuracy", "test/observation_variance", "test/ais", "folder",
+    "test/categorical_1_accuracy", "test/observation_variance", "test/ais",
+    "test/amis", "± se of amis", "images of amis", "test/gap_posterior", "folder",
 )  # fmt: skip
 
 OPTIONAL = COLUMNS[COLUMNS.index("network") + 1 : -1]  # columns shown only if a run has a value
 IF_DIFFERENT = ("network",)  # columns shown only if runs differ
+TWO_DECIMALS = OPTIONAL[OPTIONAL.index("test/amis") :]  # as all columns that are not optional
 
 SORT = ("data", "pixels", "given", "model", "T", "estimator", "seed", "folder")
 
@@ -67,7 +69,9 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         for key in COLUMNS:
             if "/" in key:
                 row[key] = metrics.get(key)
-        row["± se"] = metrics.get("test/log_likelihood_se")
+        row["± se"], row["± se of amis"] = (metrics.get(f"test/{name}_se") for name in ("log_likelihood", "amis"))
+        if row["test/amis"] is not None:
+            row["images of amis"] = protocol["amis"]["images"]
         if row["test/log_likelihood"] is not None:
             row["K"], row["images"] = protocol["importance_samples"], protocol["evaluated_images"]
         row["pixels"], row["likelihood"] = pixel_space(protocol), protocol["likelihood"]
@@ -96,12 +100,13 @@ def _format(column: str, value: Any) -> str:
         return ""
     if not isinstance(value, float):
         return escape_markdown(clean(value))
-    return format(value, ".4g") if column in OPTIONAL else format_fixed(value, 2)
+    short = column in OPTIONAL and column not in TWO_DECIMALS
+    return format(value, ".4g") if short else format_fixed(value, 2)
 
 
 def _shorten(column: str, value: Any) -> Any:
     """A metric stored as a huge integer, as a float."""
-    huge = isinstance(value, int) and ("/" in column or column == "± se") and abs(value) >= HUGE**2
+    huge = isinstance(value, int) and ("/" in column or column.startswith("± se")) and abs(value) >= HUGE**2
     return float(value) if huge and is_number(value) else value
 
 
