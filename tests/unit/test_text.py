@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from support.runs.adversarial_runs import Command
 from support.runs.evaluating import SMALL, result
+from support.sweeps.records import compare
 from support.sweeps.records import run as write_run
 
 from vaerun.cli.table import main
 from vaerun.report.chart import to_png
-from vaerun.report.comparison import TableSpec, compare
+from vaerun.report.table_spec import TableSpec
 from vaerun.text import format_fixed
 
 WAYS = [["--list"], ["--list", "--format", "csv"], ["--rows", "model"], ["--rows", "model", "--format", "csv"],
@@ -58,7 +59,7 @@ def test_a_huge_metric(tmp_path: Path, capsys: Any, way: list[str], huge: float)
 
 
 def test_a_picture_of_huge_numbers(tmp_path: Path) -> None:
-    assert to_png(compare(comparable(tmp_path, {"vae": 1e30, "vae_hf": 2e30}), TableSpec(rows="model"))).startswith(
+    assert to_png([compare(comparable(tmp_path, {"vae": 1e30, "vae_hf": 2e30}), TableSpec(rows="model"))]).startswith(
         b"\x89PNG"
     )
 

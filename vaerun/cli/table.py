@@ -35,7 +35,12 @@ def _parser() -> Parser:
     comparison = parser.add_argument_group("comparison", "defaults: the runs' configuration (sweep.table)")
     comparison.add_argument("--rows", metavar="KEYS", help="keys, e.g. model or model,trainer.epochs")
     comparison.add_argument("--columns", metavar="KEYS", help="keys, e.g. model.inference.steps; none: a single column")
-    comparison.add_argument("--metric", help="name in result.json, e.g. test/log_likelihood")
+    comparison.add_argument(
+        "--metric", metavar="NAMES", action="append", default=[],
+        help="names in result.json, a table each, e.g. test/log_likelihood,test/amis; repeatable. Default: "
+        "test/log_likelihood (importance sampling with q, as published) and, where recorded, test/amis (adaptive "
+        "importance sampling: compares models) and test/gap_posterior (KL(q || posterior))",
+    )  # fmt: skip
     comparison.add_argument(
         "--published", metavar="NAME", help="published results to show alongside: vlae_cifar10, vlae_mnist_binary, none"
     )
@@ -108,34 +113,34 @@ def _listing(folder: Path, arguments: argparse.Namespace) -> str:
 
 def _comparison(folder: Path, arguments: argparse.Namespace) -> str | bytes:
     from vaerun.report import formats
-    from vaerun.report.comparison import TableSpec, compare
-    from vaerun.report.significance import comparable_pairs, paired_test
+    from vaerun.report.comparison import compare
+    from vaerun.report.significance import paired_tests
+    from vaerun.report.table_spec import TableSpec
 
     spec = TableSpec(
         rows=arguments.rows,
         columns=arguments.columns,
-        metric=arguments.metric,
+        metric=",".join(arguments.metric) or None,
         published=arguments.published,
         where=tuple(arguments.where),
         mix=tuple(arguments.mix),
     )
-    table = compare(folder, spec)
+    tables = compare(folder, spec)
     if arguments.format == "csv":
-        return formats.to_csv(table)
+        return formats.to_csv(tables)
     if arguments.format == "tex":
-        return formats.to_latex(table)
+        return formats.to_latex(tables)
     if arguments.format == "md":
-        cells = [cell for cell in table.cells.values() if cell.n]
-        tests = [paired_test(*pair) for pair in comparable_pairs(cells, table.empty)] if arguments.paired else ()
-        return formats.to_markdown(table, tests)
+        tests = [test for table in tables for test in paired_tests(table)] if arguments.paired else ()
+        return formats.to_markdown(tables, tests)
     from vaerun.report.chart import to_png
 
-    picture = to_png(table)
+    picture = to_png(tables)
     if arguments.format == "png":
         return picture
     from vaerun.report.tensorboard import write_events
 
-    return f"written: {write_events(table, formats.to_markdown(table), picture)}"
+    return f"written: {write_events(tables, formats.to_markdown(tables), picture)}"
 
 
 def _write(path: Path, content: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""A comparison as a figure: grouped bars as in the authors' slides, and the metric against training time.
+"""A comparison as a figure: per metric grouped bars, as in the authors' slides, and the metric against training time.
 
 Drawn in the style of vaerun.plotting.
 """
@@ -6,6 +6,7 @@ Drawn in the style of vaerun.plotting.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from vaerun.plotting import (
@@ -26,48 +27,66 @@ from vaerun.report import captions
 from vaerun.report.cells import Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import mean_cost
+from vaerun.report.footnotes import different_images, reliability
 from vaerun.report.text import clean
 from vaerun.text import HUGE, format_fixed
 
 MARKERS = "osD^vP*X"
 DPI = 130
-HEIGHT, MAXIMUM_WIDTH = 5.6, 24.0  # inches
+HEIGHT, MAXIMUM_WIDTH = 5.6, 24.0  # inches, the height per metric
+CAPTION_LINES = 5  # per metric, at most
 PUBLISHED = "published"
 
 
 @default_style()
-def to_png(table: Comparison) -> bytes:
+def to_png(tables: Sequence[Comparison]) -> bytes:
     """The figure as a PNG file."""
-    groups = [c for c in table.columns if c != table.empty] or list(table.columns)
-    figure = new_figure(min(MAXIMUM_WIDTH, 11.0 + 0.1 * len(groups) * len(table.rows)), HEIGHT, DPI)
-    bars, times = figure.subplots(1, 2, width_ratios=(3, 2))
-    outside = _bars(bars, table)
-    _times(times, table)
-    _legend(figure, bars, table)
-    caption = (
-        f"{table.caption}; bars: mean ± sample standard deviation over seeds; the axis does not start at 0{outside}"
+    order = list(dict.fromkeys(row for table in tables for row in table.rows))
+    groups = max(len([c for c in table.columns if c != table.empty] or table.columns) for table in tables)
+    width = min(MAXIMUM_WIDTH, 11.0 + 0.1 * groups * len(order))
+    figure = new_figure(width, HEIGHT * len(tables), DPI)
+    characters = int(width * 14)  # characters of font size SMALL per line
+    lines = []
+    panels = figure.subplots(len(tables), 2, width_ratios=(3, 2), squeeze=False)
+    for table, (bars, times) in zip(tables, panels, strict=True):
+        outside = _bars(bars, table, order, [other for other in tables if _same_scale(table, other)])
+        _times(times, table, order)
+        warnings = [*reliability(table), *different_images(tables[0], table)]
+        lines += textwrap.wrap("; ".join([f"{table.caption}{outside}", *warnings]), characters)[:CAPTION_LINES]
+    lines += textwrap.wrap(
+        "bars: mean ± sample standard deviation over seeds; the axis does not start at 0", characters
     )
-    characters = int(figure.get_figwidth() * 14)  # characters of font size SMALL per line
-    lines = textwrap.wrap(caption, characters)[:5]
+    _legend(figure, panels[:, 0], order)
     figure.supxlabel(_shown("\n".join(lines)), fontsize=SMALL, parse_math=False)
     return png_bytes(figure)
 
 
-def _legend(figure: Any, axes: Any, table: Comparison) -> None:
+def _same_scale(a: Comparison, b: Comparison) -> bool:
+    """Whether both are estimates of log p(x) of the same images, which are drawn to the same scale."""
+    estimates = {captions.LIKELIHOOD_METRIC, captions.ADAPTIVE_METRIC}
+    if a is b or not {a.metric, b.metric} <= estimates or not a.runs() or not b.runs():
+        return a is b
+    scales = [(captions.evaluated_images(t.metric, t.runs()), captions.unit(t.metric, t.runs())) for t in (a, b)]
+    return scales[0] == scales[1]
+
+
+def _legend(figure: Any, panels: Sequence[Any], order: Sequence[str]) -> None:
     """The rows that have a number, in their order, and the published numbers."""
-    handles, names = axes.get_legend_handles_labels()
-    drawn = dict(zip(names, handles, strict=True))
-    order = [n for n in dict.fromkeys([*map(_shown, table.rows), PUBLISHED]) if n in drawn]
-    if not order:
+    drawn: dict[str, Any] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        drawn |= dict(zip(names, handles, strict=True))
+    shown = [n for n in dict.fromkeys([*map(_shown, order), PUBLISHED]) if n in drawn]
+    if not shown:
         return
-    columns = int(figure.get_figwidth() * 11 / (6 + max(map(len, order))))  # at size MEDIUM, eleven letters per inch
+    columns = int(figure.get_figwidth() * 11 / (6 + max(map(len, shown))))  # at size MEDIUM, eleven letters per inch
     legend = figure.legend(
-        [drawn[name] for name in order],
-        order,
+        [drawn[name] for name in shown],
+        shown,
         frameon=False,
         fontsize=MEDIUM,
         loc="outside upper center",
-        ncols=max(1, min(columns, len(order))),
+        ncols=max(1, min(columns, len(shown))),
     )
     disable_mathtext(legend)
 
@@ -84,25 +103,33 @@ def _constant_rows(table: Comparison) -> list[str]:
     return [row for row in table.rows if columns[row] == {table.empty}]
 
 
-def _set_limits(axes: Any, table: Comparison) -> None:
+def _set_limits(axes: Any, tables: Sequence[Comparison]) -> None:
     """Make the axis span our numbers with their error bars; the longest bar is about five times the shortest."""
-    finished = [cell for cell in table.cells.values() if cell.mean is not None]
+    finished = [cell for table in tables for cell in table.cells.values() if cell.mean is not None]
     low = min((cell.mean or 0.0) - (cell.sd or 0.0) for cell in finished)
     high = max((cell.mean or 0.0) + (cell.sd or 0.0) for cell in finished)
     span = (high - low) or max(abs(high), 1.0) * 0.1
     axes.set_ylim(low - 0.25 * span, high + 0.12 * span)
 
 
-def _bars(axes: Any, table: Comparison) -> str:
-    """Draw the bars; return a remark for the caption on published numbers outside the axis, or ''."""
-    axes.set_title(_shown(f"{table.metric} by {table.axes[1] or table.axes[0]}"), fontsize=LARGE, parse_math=False)
+def _bars(axes: Any, table: Comparison, order: Sequence[str], same_scale: Sequence[Comparison]) -> str:
+    """Draw the bars; return a remark for the caption on published numbers outside the axis, or ''.
+
+    Arguments:
+        order: the rows of all tables, which number the colours.
+        same_scale: the tables, this one among them, whose axes have the same limits.
+    """
+    meaning = captions.title(table.metric, table.runs()) if table.runs() else table.metric
+    title = meaning if meaning != table.metric else f"{table.metric} by {table.axes[1] or table.axes[0]}"
+    axes.set_title(_shown(title), fontsize=LARGE, parse_math=False)
     if not table.runs():
         axes.text(0.5, 0.5, "no finished run yet", ha="center", va="center", transform=axes.transAxes)
         axes.set_axis_off()
         return ""
     unit = captions.unit(table.metric, table.runs()) or table.metric
-    axes.set_ylabel(_shown(f"{unit} (not from 0)"), fontsize=MEDIUM, parse_math=False)
-    _set_limits(axes, table)
+    name = table.metric if meaning != table.metric and unit != table.metric else ""
+    axes.set_ylabel(_shown(f"{name}{', ' if name else ''}{unit} (not from 0)"), fontsize=MEDIUM, parse_math=False)
+    _set_limits(axes, same_scale)
     floor, ceiling = axes.get_ylim()
     constant = _constant_rows(table)
     series = [row for row in table.rows if row not in constant]
@@ -113,9 +140,9 @@ def _bars(axes: Any, table: Comparison) -> str:
         offset = (index - (len(series) - 1) / 2) * width
         cells = [(group + offset, table.cells[row, c]) for group, c in enumerate(groups) if (row, c) in table.cells]
         published += [(x, cell.published) for x, cell in cells if cell.published is not None]
-        _bar_series(axes, table, row, cells, width)
+        _bar_series(axes, table, order, row, cells, width)
     for row in constant:
-        cell, colour = table.cells[row, table.empty or ""], _colour(table, row)
+        cell, colour = table.cells[row, table.empty or ""], _colour(order, row)
         if cell.mean is not None:
             text, coordinates = format_fixed(cell.mean, 1 if table.decimals == 2 else 4), axes.get_yaxis_transform()
             axes.annotate(text, (0, cell.mean), (2, 3), coordinates, "offset points", fontsize=SMALL, color=colour)
@@ -139,11 +166,13 @@ def _use_plain_numbers(axes: Any) -> None:
     axes.ticklabel_format(axis="y", useOffset=False, style="scientific" if huge else "plain")
 
 
-def _bar_series(axes: Any, table: Comparison, row: str, cells: list[tuple[float, Cell]], width: float) -> None:
+def _bar_series(
+    axes: Any, table: Comparison, order: Sequence[str], row: str, cells: list[tuple[float, Cell]], width: float
+) -> None:
     """Draw the bars of one row, each with its number or the state of its runs."""
-    floor, colour = axes.get_ylim()[0], _colour(table, row)
+    floor, colour = axes.get_ylim()[0], _colour(order, row)
     known = [(x, cell, cell.mean) for x, cell in cells if cell.mean is not None]
-    style = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch(table.rows.index(row))}
+    style = {"color": colour, "edgecolor": "white", "linewidth": 0.4, "hatch": hatch(order.index(row))}
     if known:
         heights = [mean - floor for _, _, mean in known]
         axes.bar([x for x, _, _ in known], heights, width, bottom=floor, label=_shown(row), **style)
@@ -183,11 +212,11 @@ def _write_in_bar(axes: Any, x: float, floor: float, text: str, width: float, co
     )  # fmt: skip
 
 
-def _colour(table: Comparison, row: str) -> str:
-    return COLOURS[table.rows.index(row) % len(COLOURS)]
+def _colour(order: Sequence[str], row: str) -> str:
+    return COLOURS[order.index(row) % len(COLOURS)]
 
 
-def _times(axes: Any, table: Comparison) -> None:
+def _times(axes: Any, table: Comparison, order: Sequence[str]) -> None:
     """Plot the metric against training seconds, one point per cell; the points of a row are joined."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -195,7 +224,7 @@ def _times(axes: Any, table: Comparison) -> None:
     axes.set_title(_shown(f"{table.metric} against training time{points}"), fontsize=LARGE, parse_math=False)
     axes.set_xlabel("training, seconds a run (mean over seeds)", fontsize=MEDIUM)
     seconds: list[float] = []
-    for index, row in enumerate(table.rows):
+    for row in table.rows:
         cells = [table.cells[row, c] for c in table.columns if (row, c) in table.cells]
         known = [
             (time, cell) for cell in cells if (time := mean_cost(cell).train) is not None and cell.mean is not None
@@ -204,7 +233,7 @@ def _times(axes: Any, table: Comparison) -> None:
             continue
         x, y = [time for time, _ in known], [cell.mean for _, cell in known]
         seconds += x
-        style = {"color": _colour(table, row), "marker": MARKERS[index % len(MARKERS)]}
+        style = {"color": _colour(order, row), "marker": MARKERS[order.index(row) % len(MARKERS)]}
         axes.errorbar(x, y, yerr=[cell.sd or 0.0 for _, cell in known], linewidth=0.8, markersize=5, capsize=2, **style)
         for time, cell in known:
             use_row_name = cell.column == table.empty or len(table.columns) == 1

@@ -13,34 +13,12 @@ from vaerun.errors import InputError
 from vaerun.report import captions
 from vaerun.report.cells import Axis, Cell, Position, deduplicate, has_no_value, sort_positions
 from vaerun.report.filters import canonical_argument, filter_runs, known_keys
-from vaerun.report.footnotes import collect_footnotes
-from vaerun.report.protocol import AllowedDifferences, canonical, check_cell, check_protocol
-from vaerun.report.published import Published, load_published
-from vaerun.report.runs import OK, RunSummary, read_runs
+from vaerun.report.footnotes import collect_footnotes, different_images
+from vaerun.report.protocol import AllowedDifferences, check_cell, check_protocol
+from vaerun.report.published import Published
+from vaerun.report.runs import RunSummary, read_runs
+from vaerun.report.table_spec import Options, TableSpec, choose_published, resolve
 from vaerun.report.text import clean, is_number
-from vaerun.text import did_you_mean
-
-ROWS, COLUMNS = "model", "model.inference.steps"  # default axes
-
-
-@dataclass(frozen=True)
-class TableSpec:
-    """What to show; None: as in the runs' configuration (sweep.table).
-
-    Attributes:
-        rows, columns: dotted settings, several separated by commas; columns `none`: a single column.
-        metric: of result.json.
-        published: name of published numbers, `none` for none.
-        where: conditions KEY=VALUE that select runs; for several values of one key, any of them.
-        mix: keys that may differ, although the numbers are then not comparable.
-    """
-
-    rows: str | None = None
-    columns: str | None = None
-    metric: str | None = None
-    published: str | None = None
-    where: tuple[str, ...] = ()
-    mix: tuple[str, ...] = ()
 
 
 @dataclass
@@ -81,8 +59,13 @@ class Comparison:
         return [run for cell in self.cells.values() for run in cell.finished]
 
 
-def compare(folder: Path, spec: TableSpec) -> Comparison:
-    """Compare the runs below a folder. Raises InputError if they are not comparable or lack what `spec` names."""
+def compare(folder: Path, spec: TableSpec) -> list[Comparison]:
+    """Compare the runs below a folder: a table for each metric, with the same rows and columns.
+
+    A default metric of adaptive importance sampling whose protocol differs between runs is left out with a footnote.
+
+    Raises InputError if the runs are not comparable or lack what `spec` names.
+    """
     all_runs, notes = read_runs(folder)
     runs = [run for run in all_runs if run.settings]
     notes += [f"{run.name} has no readable configuration: skipped" for run in all_runs if not run.settings]
@@ -90,121 +73,113 @@ def compare(folder: Path, spec: TableSpec) -> Comparison:
     runs = filter_runs(runs, spec.where)
     if not runs:
         raise InputError(f"no run below {clean(folder)} has a readable configuration: nothing to compare")
-    options = _resolve(spec, runs)
-    rows, columns = (_axis(options[name]) for name in ("rows", "columns"))
-    for axis, requested in ((rows, spec.rows), (columns, spec.columns)):
-        for key in axis.keys if requested is not None else ():
-            if all(run.setting(key) is None for run in runs):
-                raise InputError(f"no run has the setting {clean(key)}.{did_you_mean(key, known)}")
-    metric = options["metric"] or _default_metric(runs)
-    if spec.metric is not None:
-        _check_metric(metric, runs)
-    published = _published(options["published"], spec.published is not None, rows, columns, metric, runs, notes)
-    allowed = AllowedDifferences(spec.mix, runs, metric)
-    axes = (*rows.keys, *columns.keys)
-    mixed = check_protocol(runs, metric, axes, allowed)
+    options = resolve(spec, runs, known)
+    published = choose_published(options, spec.published is not None, runs, notes)
+    allowed = AllowedDifferences(spec.mix, runs, options.metrics)
+    axes = (*options.rows.keys, *options.columns.keys)
+    mixed: dict[str, list[str]] = {}
+    for metric in options.metrics:
+        try:
+            mixed[metric] = check_protocol(runs, metric, axes, allowed)
+        except InputError as error:
+            if not options.by_default or not mixed:
+                raise
+            notes.append(f"{metric} omitted: {error}")
+    numbers = {} if published is None else _published_numbers(published, spec.where)
+    grid = _lay_out(options, runs, published, numbers, allowed)
+    tables = []
+    for metric, mixed_protocols in mixed.items():
+        own = published if published is not None and published.metric == metric else None
+        table = _table(folder, metric, options, grid, own, numbers if own else {})
+        table.notes = [*mixed_protocols, *grid.mixed, *grid.notes, *notes]
+        table.mixed = bool(mixed_protocols or grid.mixed)
+        values = [json.loads(text) for r, label in grid.rows.items() if label in table.rows for text in r]
+        table.notes = collect_footnotes(table, axes, values)
+        tables.append(table)
+    if options.by_default and options.metrics == [captions.LIKELIHOOD_METRIC] and tables[0].runs():
+        why = "an older version, or evaluation.amis=false"
+        tables[0].notes.insert(0, f"no run has {captions.ADAPTIVE_METRIC}, which compares models ({why})")
+    for table in tables[1:]:
+        table.notes[:0] = different_images(tables[0], table)
+    return tables
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The runs by row and column, which all tables share.
+
+    Attributes:
+        rows, columns: position -> label, in order.
+        cells: (row, column) -> name and runs, none where there is a published number only.
+        mixed: footnotes on permitted differences within cells.
+        notes: footnotes on duplicates.
+    """
+
+    rows: dict[Position, str]
+    columns: dict[Position, str]
+    cells: dict[tuple[Position, Position], tuple[str, list[RunSummary]]]
+    mixed: list[str]
+    notes: list[str]
+
+
+def _lay_out(
+    options: Options,
+    runs: Sequence[RunSummary],
+    published: Published | None,
+    numbers: dict[tuple[Position, Position], float],
+    allowed: AllowedDifferences,
+) -> _Grid:
+    rows, columns = options.rows, options.columns
     runs_at: dict[tuple[Position, Position], list[RunSummary]] = {}
     for run in runs:
         runs_at.setdefault((rows.position(run), columns.position(run)), []).append(run)
-    numbers = {} if published is None else _published_numbers(published, spec.where)
     planned = [rows.position(run) for run in runs if run.planned]
     row_positions = _order_rows([*planned, *sort_positions(row for row, _ in runs_at)], numbers, published)
     column_positions = sort_positions([*(c for _, c in runs_at), *(c for _, c in numbers)])
-    row_labels, column_labels = _labels(rows, row_positions, False), _labels(columns, column_positions, True)
-    cells = {}
-    for r in row_positions:
-        for c in column_positions:
+    grid = _Grid(_labels(rows, row_positions, False), _labels(columns, column_positions, True), {}, [], [])
+    for r, row in grid.rows.items():
+        for c, column in grid.columns.items():
             if (r, c) not in runs_at and (r, c) not in numbers:
                 continue
-            name = row_labels[r] if has_no_value(c) else f"{row_labels[r]} {column_labels[c]}"
+            name = row if has_no_value(c) else f"{row} {column}"
             cell_runs = runs_at.get((r, c), [])
-            mixed += check_cell(name, cell_runs, axes, options["rows"], allowed)
+            grid.mixed.extend(check_cell(name, cell_runs, (*rows.keys, *columns.keys), ",".join(rows.keys), allowed))
             cell_runs, duplicates = deduplicate(name, cell_runs, allowed)
-            notes += duplicates
-            cell = Cell(name, row_labels[r], column_labels[c], cell_runs, metric, numbers.get((r, c)))
+            grid.notes.extend(duplicates)
+            grid.cells[r, c] = name, cell_runs
+    return grid
+
+
+def _table(
+    folder: Path,
+    metric: str,
+    options: Options,
+    grid: _Grid,
+    published: Published | None,
+    numbers: dict[tuple[Position, Position], float],
+) -> Comparison:
+    """The table of one metric, without footnotes."""
+    cells = {}
+    for (r, c), (name, runs) in grid.cells.items():
+        if runs or (r, c) in numbers:
+            cell = Cell(name, grid.rows[r], grid.columns[c], runs, metric, numbers.get((r, c)))
             cells[cell.row, cell.column] = cell
-    empty = next((column_labels[c] for c in column_positions if columns.keys and has_no_value(c)), None)
+    columns = {c: label for c, label in grid.columns.items() if any(column == label for _, column in cells)}
     finished = [run for cell in cells.values() for run in cell.finished]
     means = [abs(cell.mean) for cell in cells.values() if cell.mean is not None]
-    table = Comparison(
+    return Comparison(
         folder=folder,
         metric=metric,
         caption=captions.describe(metric, finished) if finished else f"{metric}: no finished run has it yet",
-        rows=[row_labels[r] for r in row_positions],
-        columns=[column_labels[c] for c in column_positions],
+        rows=[label for label in grid.rows.values() if any(row == label for row, _ in cells)],
+        columns=list(columns.values()),
         cells=cells,
-        axes=(rows.title, columns.title),
-        empty=empty,
-        steps=_steps(column_positions, column_labels),
+        axes=(options.rows.title, options.columns.title),
+        empty=next((label for c, label in columns.items() if options.columns.keys and has_no_value(c)), None),
+        steps=_steps(columns),
         decimals=2 if max(means, default=10) >= 10 else 4,
         published=published,
-        notes=[*mixed, *notes],
-        mixed=bool(mixed),
     )
-    table.notes = collect_footnotes(table, axes, [json.loads(text) for r in row_positions for text in r])
-    return table
-
-
-def _axis(keys: str | None) -> Axis:
-    if keys is None or keys == "none":
-        return Axis(())
-    return Axis(tuple(dict.fromkeys(key.strip() for key in keys.split(",") if key.strip())))
-
-
-def _resolve(spec: TableSpec, runs: Sequence[RunSummary]) -> dict[str, Any]:
-    """Fill in what `spec` leaves open: from the runs' configurations if they agree, else by defaults."""
-    options: dict[str, Any] = {}
-    for name, default in (("rows", ROWS), ("columns", COLUMNS), ("metric", None), ("published", None)):
-        requested = getattr(spec, name)
-        if requested is not None:
-            options[name] = requested
-            continue
-        configured = {canonical(run.table[name]): run for run in reversed(runs) if name in run.table}
-        if len(configured) > 1:
-            examples = ", ".join(f"{clean(text, 60)} in {run.name}" for text, run in list(configured.items())[:2])
-            raise InputError(
-                f"the runs' configurations disagree on sweep.table.{name} ({examples}): choose by --{name}"
-            )
-        value = next(iter(configured.values())).table[name] if configured else default
-        options[name] = value if value is None or isinstance(value, str) else str(value)
-    return options
-
-
-def _default_metric(runs: Sequence[RunSummary]) -> str:
-    families = {canonical(run.settings.get("model.family", run.section("protocol").get("family"))) for run in runs}
-    return captions.ADVERSARIAL_METRIC if families == {canonical("adversarial")} else captions.LIKELIHOOD_METRIC
-
-
-def _check_metric(metric: str, runs: Sequence[RunSummary]) -> None:
-    finished = [run for run in runs if run.state == OK]
-    available = {key for run in finished for key in run.section("metrics")}
-    if finished and metric not in available:
-        examples = ", ".join(clean(key, 60) for key in sorted(available)[:20])
-        raise InputError(
-            f"no finished run has the metric {clean(metric)}.{did_you_mean(metric, available)} Available: {examples}"
-        )
-
-
-def _published(
-    name: str | None,
-    requested: bool,
-    rows: Axis,
-    columns: Axis,
-    metric: str,
-    runs: Sequence[RunSummary],
-    notes: list[str],
-) -> Published | None:
-    """The published numbers if they apply to this table; else a footnote, or an error if they were requested."""
-    if name is None or name == "none":
-        return None
-    published = load_published(name)
-    mismatch = published.mismatch(rows.keys, columns.keys, metric, [run.setting("data") for run in runs])
-    if not mismatch:
-        return published
-    if requested:
-        raise InputError(f"--published {published.name} does not apply: {mismatch}")
-    notes.append(f"published numbers ({published.name}) omitted: {mismatch}")
-    return None
 
 
 def _published_numbers(published: Published, where: Sequence[str]) -> dict[tuple[Position, Position], float]:
@@ -234,7 +209,7 @@ def _labels(axis: Axis, positions: Sequence[Position], with_key: bool) -> dict[P
     return {p: text if count[text] == 1 else f"{text} #{list(positions).index(p) + 1}" for p, text in labels.items()}
 
 
-def _steps(positions: Sequence[Position], labels: dict[Position, str]) -> dict[str, float]:
-    values = {labels[p]: json.loads(p[0]) for p in positions if len(p) == 1 and not has_no_value(p)}
+def _steps(labels: dict[Position, str]) -> dict[str, float]:
+    values = {label: json.loads(p[0]) for p, label in labels.items() if len(p) == 1 and not has_no_value(p)}
     numbers = {label: float(value) for label, value in values.items() if is_number(value)}
     return numbers if len(numbers) == len(values) else {}

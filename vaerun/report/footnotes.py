@@ -1,13 +1,15 @@
-"""Footnotes of a table: published numbers, differing settings and versions, unfinished runs, and seeds."""
+"""Footnotes of a table: reliability, published numbers, differing settings and versions, unfinished runs, and seeds."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from vaerun.report import captions
 from vaerun.report.cells import NO_VALUE, STATES, Cell
-from vaerun.report.protocol import cell_differences
+from vaerun.report.protocol import cell_differences, is_adaptive
 from vaerun.report.runs import MISSING, OK, RunSummary
 from vaerun.report.significance import comparable, comparable_pairs, inconclusive_differences
 from vaerun.report.text import abbreviate, clean
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
     from vaerun.report.comparison import Comparison
 
 _MAXIMUM_NAMED = 20  # maximum number of runs listed per state
+_DIAGNOSTICS = {
+    captions.LIKELIHOOD_METRIC: (
+        "test/pareto_k_unreliable",
+        "importance sampling with q",
+        "is too low by an unknown amount, which differs between methods",
+    ),
+    captions.ADAPTIVE_METRIC: (
+        "test/amis_pareto_k_unreliable",
+        "adaptive importance sampling",
+        "may be too low where AIS has not replaced it (evaluation.amis.fallback)",
+    ),
+}
+"""Estimate of log p(x) -> fraction of images with k-hat above 0.7; the method, and what follows, in words."""
 
 
 def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any]) -> list[str]:
@@ -26,13 +41,51 @@ def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any
         rows: values of the settings on its rows.
     """
     cells = list(table.cells.values())
-    notes = list(table.notes)
+    notes = [*reliability(table), *table.notes]
     notes += _published(table, rows)
     notes += cell_differences([(cell.name, cell.finished or cell.runs) for cell in cells if cell.runs], axes)
     notes += _differing_versions(cells, ("torch", "vaerun"))
     notes += [f"{run.name} started from a checkpoint of another run" for run in table.runs() if _started_from(run)]
-    notes += _unfinished(cells)
+    notes += _unfinished(table.metric, cells)
     return notes + seed_footnotes(table)
+
+
+def reliability(table: Comparison) -> list[str]:
+    """The share of images whose estimate of log p(x) is not reliable, next to the table of that estimate."""
+    _, method, consequence = _DIAGNOSTICS.get(table.metric, ("", "", ""))
+    shares = {cell.name: share for cell in table.cells.values() if (share := unreliable_share(cell)) is not None}
+    if not shares:
+        return []
+    worst = max(shares, key=lambda name: shares[name])
+    unrecorded = sum(1 for cell in table.cells.values() if cell.n) - len(shares)
+    absent = f"; not recorded in {unrecorded} cells" if unrecorded else ""
+    if shares[worst] == 0:
+        return [f"Pareto k-hat is at most 0.7 under {method} for every image{absent}"]
+    spread = f"{statistics.fmean(shares.values()):.1%} of the images, mean over cells (at most {shares[worst]:.1%}"
+    return [
+        f"Pareto k-hat above 0.7 under {method} for {spread}, {worst}{absent}): {table.metric} of these images "
+        f"{consequence}"
+    ]
+
+
+def unreliable_share(cell: Cell) -> float | None:
+    """Fraction of images with k-hat above 0.7, mean over the cell's runs that recorded it."""
+    diagnostic, *_ = _DIAGNOSTICS.get(cell.metric, ("", "", ""))
+    shares = [share for run in cell.finished if (share := run.number("metrics", diagnostic)) is not None]
+    return statistics.fmean(shares) if shares else None
+
+
+def different_images(first: Comparison, second: Comparison) -> list[str]:
+    """A footnote for the second table if both are of log p(x), of different numbers of images."""
+    if not all(table.metric in _DIAGNOSTICS and table.runs() for table in (first, second)):
+        return []
+    count, own = (captions.evaluated_images(table.metric, table.runs())[0] for table in (first, second))
+    if count == own:
+        return []
+    return [
+        f"{second.metric} averages over {own} images, {first.metric} over {count}: compare numbers within a table, not "
+        "between the two"
+    ]
 
 
 def _started_from(run: RunSummary) -> bool:
@@ -80,7 +133,7 @@ def _differing_versions(cells: Sequence[Cell], packages: Sequence[str]) -> list[
     return notes
 
 
-def _unfinished(cells: Sequence[Cell]) -> list[str]:
+def _unfinished(metric: str, cells: Sequence[Cell]) -> list[str]:
     """The runs without a number, and why."""
     runs_by_state: dict[str, list[str]] = {}
     for cell in cells:
@@ -94,6 +147,10 @@ def _unfinished(cells: Sequence[Cell]) -> list[str]:
     for state in STATES:
         if named := runs_by_state.get(state):
             heading = "missing (planned, not started)" if state == MISSING else state
+            if state == NO_VALUE:
+                finished = len(named) + sum(cell.n for cell in cells)
+                why = " (an older version, or evaluation.amis=false)" if is_adaptive(metric) else ""
+                heading = f"{len(named)} of {finished} finished runs have no {metric}{why}"
             more = f"; and {len(named) - _MAXIMUM_NAMED} more" if len(named) > _MAXIMUM_NAMED else ""
             notes.append(f"{heading}: {'; '.join(named[:_MAXIMUM_NAMED])}{more}")
     return notes

@@ -1,4 +1,7 @@
-"""A comparison as Markdown, CSV and LaTeX. Names come from run directories and are escaped for each format."""
+"""A comparison, one table per metric, as Markdown, CSV and LaTeX.
+
+Names come from run directories and are escaped for each format.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from vaerun.report import captions
 from vaerun.report.cells import OK, STATES, Cell
 from vaerun.report.comparison import Comparison
 from vaerun.report.cost import mean_cost, timing_warnings
+from vaerun.report.footnotes import unreliable_share
 from vaerun.report.significance import PairedTest
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 from vaerun.text import format_fixed
@@ -35,19 +39,17 @@ def table_rows(table: Comparison) -> list[list[str]]:
     return lines
 
 
-def cost_rows(table: Comparison) -> list[list[str]]:
-    """Header and rows of the table of times, a row for each cell with a mean."""
-    header = [table.axes[0], *([table.axes[1]] if table.axes[1] else []), f"mean {table.metric}", "runs"]
-    lines = [[*header, "training s", "steps/s", "evaluation s", "on"]]
-    for cell in table.cells.values():
+def cost_rows(tables: Sequence[Comparison]) -> list[list[str]]:
+    """Header and rows of the table of times, a row for each cell with a mean of any metric."""
+    rows, columns = tables[0].axes
+    header = [rows, *([columns] if columns else []), *(f"mean {table.metric}" for table in tables)]
+    lines = [[*header, "runs", "training s", "steps/s", "evaluation s", "on"]]
+    for key in dict.fromkeys(key for table in tables for key in table.cells):
+        means = [(table.cells[key].mean if key in table.cells else None, table.decimals) for table in tables]
+        cell = max((table.cells[key] for table in tables if key in table.cells), key=lambda cell: cell.n)
         if cell.n:
             times = mean_cost(cell)
-            line = [
-                cell.row,
-                *([cell.column] if table.axes[1] else []),
-                _number(cell.mean, table.decimals),
-                str(cell.n),
-            ]
+            line = [cell.row, *([cell.column] if columns else []), *(_number(*mean) for mean in means), str(cell.n)]
             line += [_number(times.train, 1), _number(times.rate), _number(times.evaluation, 1), times.hardware]
             lines.append(line)
     return lines
@@ -67,26 +69,42 @@ def cell_meaning(table: Comparison) -> str:
     return f"each cell: mean ± sample standard deviation over {sample} (n=1 has none)"
 
 
-def to_markdown(table: Comparison, compared: Sequence[PairedTest] = ()) -> str:
-    """The table with its caption, footnotes, paired tests and times."""
-    caption = f"{table.caption}; {cell_meaning(table)}"
-    if table.empty is not None and len(table.columns) > 1:
-        caption += f"; column {table.empty}: no {table.axes[1]}"
-    parts = [escape_markdown(caption, line=True), _grid(table_rows(table))]
-    parts.append("\n".join(f"- {escape_markdown(note, line=True)}" for note in table.notes))
-    if compared:
-        parts += [escape_markdown(_PAIRED), _grid(paired_rows(table, compared))]
-    if any(cell.n for cell in table.cells.values()):
-        parts += ["Time per run, mean over the cell's finished runs:", _grid(cost_rows(table))]
-        notes = timing_warnings(list(table.cells.values()))
-        parts += ["\n".join(f"- {escape_markdown(note, line=True)}" for note in notes)] if notes else []
+def to_markdown(tables: Sequence[Comparison], compared: Sequence[PairedTest] = ()) -> str:
+    """The tables with their captions and footnotes, paired tests and times."""
+    parts = []
+    common = _common_notes(tables)
+    for table in tables:
+        caption = f"{table.caption}; {cell_meaning(table)}"
+        if table.empty is not None and len(table.columns) > 1:
+            caption += f"; column {table.empty}: no {table.axes[1]}"
+        parts += [escape_markdown(caption, line=True), _grid(table_rows(table))]
+        parts.append(_list([note for note in table.notes if note not in common]))
+    parts += [f"For all {len(tables)} tables:", _list(common)] if common else []
+    parts += [escape_markdown(_PAIRED)] if compared else []
+    for table in tables:
+        if tests := [test for test in compared if test.a.metric == table.metric]:
+            parts += [f"{escape_markdown(table.metric)}:", _grid(paired_rows(table, tests))]
+    if any(table.runs() for table in tables):
+        parts += ["Time per run, mean over the cell's finished runs:", _grid(cost_rows(tables))]
+        parts.append(_list(timing_warnings(list(tables[0].cells.values()))))
     return "\n\n".join(part for part in parts if part)
+
+
+def _common_notes(tables: Sequence[Comparison]) -> list[str]:
+    """The footnotes that several tables share."""
+    if len(tables) == 1:
+        return []
+    return [note for note in tables[0].notes if all(note in table.notes for table in tables)]
+
+
+def _list(notes: Sequence[str]) -> str:
+    return "\n".join(f"- {escape_markdown(note, line=True)}" for note in notes)
 
 
 _PAIRED = (
     "Paired by seed: mean difference over the n common seeds with its standard error, Student's t and two-sided p (not "
     "corrected for the number of pairs); then each seed's difference over the same test images, mean ± standard error "
-    "over images:"
+    "over images."
 )
 
 
@@ -115,8 +133,20 @@ def paired_rows(table: Comparison, compared: Sequence[PairedTest]) -> list[list[
     return lines
 
 
-def to_csv(table: Comparison) -> str:
-    """One line per cell with all digits; text that a spreadsheet would take for a formula starts with an apostrophe."""
+def to_csv(tables: Sequence[Comparison]) -> str:
+    """One line per metric and cell with all digits.
+
+    Text that a spreadsheet would take for a formula starts with an apostrophe.
+    """
+    lines = [line for table in tables for line in _csv_lines(table)]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue().rstrip("\n")
+
+
+def _csv_lines(table: Comparison) -> list[dict[str, object]]:
     runs = table.runs()
     count, split = captions.evaluated_images(table.metric, runs) if runs else ("", "")
     shared = {
@@ -125,18 +155,18 @@ def to_csv(table: Comparison) -> str:
         "metric": table.metric,
         "unit": captions.unit(table.metric, runs) if runs else "",
         "split": split,
-    }
-    shared |= {
         "images": count,
-        "K": captions.importance_samples(runs) if runs else "",
+        "K": captions.samples(table.metric, runs) if runs else "",
         "mixed": str(table.mixed).lower(),
     }
-    lines = [_csv_row(table, cell) | {k: escape_csv(v) for k, v in shared.items()} for cell in table.cells.values()]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return buffer.getvalue().rstrip("\n")
+    meaning = {"meaning": captions.title(table.metric, runs) if runs else ""}
+    return [
+        _csv_row(table, cell)
+        | {k: escape_csv(v) for k, v in shared.items()}
+        | {"pareto_k_unreliable": unreliable_share(cell)}
+        | {k: escape_csv(v) for k, v in meaning.items()}
+        for cell in table.cells.values()
+    ]
 
 
 def _csv_row(table: Comparison, cell: Cell) -> dict[str, object]:
@@ -154,17 +184,23 @@ def _csv_row(table: Comparison, cell: Cell) -> dict[str, object]:
     return line | {"hardware": escape_csv(times.hardware)}
 
 
-def to_latex(table: Comparison) -> str:
-    """A `tabular` with its notes, for `\\input`; needs no packages."""
-    caption = escape_tex(f"{table.caption}; {cell_meaning(table)}")
-    text = [*_tabular(table_rows(table)), "", rf"\par\smallskip{{\footnotesize {caption}.\par"]
-    text += [rf"{escape_tex(note)}.\par" for note in [*table.notes, *timing_warnings(list(table.cells.values()))]]
-    text += [
-        "}",
-        r"\par\smallskip Time per run, mean over the cell's finished runs:\par",
-        *_tabular(cost_rows(table)),
-    ]
+def to_latex(tables: Sequence[Comparison]) -> str:
+    """A `tabular` per metric with its notes, for `\\input`; needs no packages."""
+    text = []
+    common = _common_notes(tables)
+    for table in tables:
+        notes = [note for note in table.notes if note not in common]
+        text += [*_tabular(table_rows(table)), "", rf"\par\smallskip{{\footnotesize {_tex_caption(table)}.\par"]
+        text += [*(rf"{escape_tex(note)}.\par" for note in notes), "}", ""]
+    notes = [*common, *timing_warnings(list(tables[0].cells.values()))]
+    if notes:
+        text += [r"{\footnotesize", *(rf"{escape_tex(note)}.\par" for note in notes), "}"]
+    text += [r"\par\smallskip Time per run, mean over the cell's finished runs:\par", *_tabular(cost_rows(tables))]
     return "\n".join(text)
+
+
+def _tex_caption(table: Comparison) -> str:
+    return escape_tex(f"{table.caption}; {cell_meaning(table)}")
 
 
 def _tabular(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -22,6 +22,8 @@ DATA = ("data", "data_sha256", "images.train", "images.validation", "images.test
 LIKELIHOOD_KEYS = ("units", "likelihood")  # irrelevant to metrics of generated images
 GENERATED = ("frechet_distance", "precision", "recall", "density", "coverage", "diversity")
 WEIGHTED = ("log_likelihood", "bits_per_dimension", "effective_sample_size", "pareto_k", "gap_")
+ADAPTIVE = ("amis", "gap_posterior")  # metrics of adaptive importance sampling: amis, amis_ess, ...
+ADAPTIVE_ENTRIES, ADAPTIVE_SETTINGS = "amis.", "evaluation.amis."  # in the protocol and in the configuration
 PROTOCOL = (
     *DATA, *LIKELIHOOD_KEYS, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
 )  # fmt: skip
@@ -31,6 +33,11 @@ DETERMINING_SETTINGS = {
     "images.train": ("data", "data.name", "data.path", "data.source.path", "data.train_images", "data.validation"),
     "images.validation": ("data", "data.name", "data.path", "data.source.path", "data.validation"),
     "evaluated_images": ("evaluation.images", "data", "data.name"),
+    **{
+        f"amis.{key}": (f"evaluation.amis.{key}",)
+        for key in ("samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples", "fallback")
+    },
+    "amis.images": ("evaluation.amis.images", "evaluation.images", "data", "data.name"),
     "evaluated_split": ("evaluation.split",),
     "importance_samples": ("evaluation.samples",),
     "binarize": ("data.binarize",),
@@ -74,22 +81,32 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+def is_adaptive(metric: str) -> bool:
+    """Whether the metric is measured by adaptive importance sampling."""
+    return metric.rpartition("/")[2].startswith(ADAPTIVE)
+
+
 def protocol_of(run: RunSummary, metric: str) -> dict[str, Any]:
     """Entries that must agree between two runs for their values of the metric to compare."""
     recorded, name = run.section("protocol"), metric.rpartition("/")[2]
     generated = any(part in name for part in GENERATED) and "log_likelihood" not in name
+    adaptive = is_adaptive(metric)
     keys = [k for k in PROTOCOL if not (generated and k in LIKELIHOOD_KEYS)]
-    if not generated and any(part in name for part in WEIGHTED):
+    if adaptive:
+        keys.remove("evaluated_images")  # amis.images counts: the first of these
+    if name == "amis_minus_is" or (not (generated or adaptive) and any(part in name for part in WEIGHTED)):
         keys.append("importance_samples")
     annealed = "ais" in name or "bdmc" in name
     relevant = {
         "generated.": generated,
         "annealing.": annealed,
-        "gap.": name.startswith("gap_"),
-        "observation.": annealed,
+        ADAPTIVE_ENTRIES: adaptive,
+        "gap.": name.startswith("gap_") and not adaptive,
+        "observation.": annealed or adaptive,
     }
     prefixes = tuple(prefix for prefix, is_relevant in relevant.items() if is_relevant)
-    keys += [key for key in recorded if key.startswith(prefixes)]
+    simulated = "" if name in ("amis_lower", "amis_upper", "amis_gap") else "amis.simulated"
+    keys += [key for key in recorded if key.startswith(prefixes) and key != simulated]
     protocol = {key: recorded.get(key, UNRECORDED) for key in keys}
     protocol["data"] = run.result.get("data", UNRECORDED)
     protocol["evaluated_split"] = recorded.get("evaluated_split", "test")  # versions without the choice used test
@@ -104,15 +121,16 @@ class AllowedDifferences:
     Arguments:
         keys: each one or several, separated by commas.
         runs: the runs to compare.
-        metric: the metric to compare.
+        metrics: the metrics to compare.
 
     Raises InputError for a key that no run has.
     """
 
-    def __init__(self, keys: Sequence[str], runs: Sequence[RunSummary], metric: str) -> None:
+    def __init__(self, keys: Sequence[str], runs: Sequence[RunSummary], metrics: Sequence[str]) -> None:
         self.keys = {key.strip() for text in keys for key in text.split(",") if key.strip()}
         self.allow_all = "all" in self.keys
-        known = {key for run in runs for key in (*run.settings, *protocol_of(run, metric))} | {"fingerprint", "images"}
+        known = {"fingerprint", "images", *(key for run in runs for key in run.settings)}
+        known |= {key for run in runs for metric in metrics for key in protocol_of(run, metric)}
         for key in sorted(self.keys - {"all"} - known):
             raise InputError(f"--mix {clean(key)}: no run has this key.{did_you_mean(key, sorted(known))}")
 
@@ -177,6 +195,8 @@ def check_protocol(
         if along and key in INCOMPARABLE and len({canonical(p.get(key, UNRECORDED)) for _, p in recorded}) > 1:
             notes.append(f"{key} differs along {', '.join(along)}: numbers are not comparable across it")
         for run, protocol in recorded:
+            if key.startswith(ADAPTIVE_ENTRIES) and key not in protocol:
+                continue  # of an older version, or without evaluation.amis: has no such number
             current = protocol.get(key, UNRECORDED), run
             previous = first.setdefault(tuple(canonical(run.setting(axis)) for axis in along), current)
             if canonical(previous[0]) == canonical(current[0]):
@@ -201,7 +221,12 @@ def check_protocol(
 
 def _settings(run: RunSummary, axes: Sequence[str]) -> dict[str, Any]:
     excluded = {*axes, *(f"{axis}.name" for axis in axes), "seed"}
-    return {k: v for k, v in run.settings.items() if k not in excluded and not is_irrelevant(k, v)}
+    return {
+        k: v
+        for k, v in run.settings.items()
+        # Those of evaluation.amis change no other metric, and are compared as part of the protocol of its own.
+        if k not in excluded and not is_irrelevant(k, v) and not k.startswith(ADAPTIVE_SETTINGS)
+    }
 
 
 def _is_equal(key: str, a: dict[str, Any], b: dict[str, Any]) -> bool:

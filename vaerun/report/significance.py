@@ -18,14 +18,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaerun.report.cells import Cell
-from vaerun.report.protocol import INCOMPARABLE, canonical, protocol_of
+from vaerun.report.protocol import INCOMPARABLE, canonical, is_adaptive, protocol_of
 from vaerun.report.runs import RunSummary
 from vaerun.report.text import clean
 from vaerun.storage.npz import read_npz
 from vaerun.text import format_fixed
+
+if TYPE_CHECKING:
+    from vaerun.report.comparison import Comparison
 
 
 def comparable_pairs(cells: Sequence[Cell], empty: str | None) -> Iterator[tuple[Cell, Cell]]:
@@ -45,7 +48,7 @@ def comparable(a: Cell, b: Cell) -> bool:
     if not a.finished or not b.finished:
         return True
     first, second = (protocol_of(cell.finished[0], cell.metric) for cell in (a, b))
-    keys = (*INCOMPARABLE, "importance_samples")
+    keys = (*INCOMPARABLE, "importance_samples", "amis.images")
     return all(canonical(first.get(key)) == canonical(second.get(key)) for key in keys)
 
 
@@ -92,6 +95,12 @@ class PairedTest:
     images: dict[str, tuple[float, float, int] | str]
 
 
+def paired_tests(table: Comparison) -> list[PairedTest]:
+    """The paired comparison of every comparable pair of cells that have a mean."""
+    cells = [cell for cell in table.cells.values() if cell.n]
+    return [paired_test(*pair) for pair in comparable_pairs(cells, table.empty)]
+
+
 def paired_test(a: Cell, b: Cell) -> PairedTest:
     """Compare two cells over their common seeds."""
     seeds = tuple(seed for seed in a.values if seed in b.values)
@@ -133,10 +142,12 @@ def _difference_over_images(a: RunSummary, b: RunSummary, metric: str) -> tuple[
     values = [_per_image(run, metric) for run in (a, b)]
     if isinstance(values[0], str) or isinstance(values[1], str):
         return next(v for v in values if isinstance(v, str))
-    if len(values[0]) != len(values[1]):
-        return f"{len(values[0])} and {len(values[1])} images"
-    difference = values[0] - values[1]
-    n = len(difference)
+    n = len(values[0])
+    if n != len(values[1]):
+        if not is_adaptive(metric):
+            return f"{n} and {len(values[1])} images"
+        n = min(n, len(values[1]))  # each has the first images of the split
+    difference = values[0][:n] - values[1][:n]
     return float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(n), n
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ EVENTS_FOLDER = "table"
 MAXIMUM_STEP = 2**62  # event files store steps as int64
 
 
-def write_events(table: Comparison, text: str, picture: bytes) -> Path:
+def write_events(tables: Sequence[Comparison], text: str, picture: bytes) -> Path:
     """Write events into FOLDER/table, replacing earlier ones, and return that folder.
 
     A scalar's step is the column's number (T), or its index where columns are not integers. A row without a value of
@@ -27,7 +28,7 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
     from PIL import Image
     from torch.utils.tensorboard import summary
 
-    folder = table.folder / EVENTS_FOLDER
+    folder = tables[0].folder / EVENTS_FOLDER
     if folder.is_symlink():
         raise InputError(f"{folder} is a link, so writing would change its target: remove it")
     try:
@@ -38,8 +39,9 @@ def write_events(table: Comparison, text: str, picture: bytes) -> Path:
                 writer.add(summary.text("table", text))
                 with Image.open(io.BytesIO(picture)) as image:
                     writer.add(summary.image("table", np.asarray(image.convert("RGB")), dataformats="HWC"))
-                for tag, step, value in scalars(table):
-                    writer.add(summary.scalar(tag, value), step)
+                for table in tables:
+                    for tag, step, value in scalars(table):
+                        writer.add(summary.scalar(tag, value), step)
                 writer.flush(disk=True)
         except OSError:
             with suppress(OSError):

@@ -202,8 +202,8 @@ def test_a_sweep_takes_more_seeds(copy: Callable[[str], Path], here: Command) ->
 
 
 def numbers(text: str) -> list[str]:
-    """Of a table, line by line; words may change."""
-    return re.findall(r"-?\d+\.\d+", text)
+    """Of a table, line by line; words may change, and a footnote on k-hat has been added."""
+    return re.findall(r"-?\d+\.\d+", "\n".join(line for line in text.splitlines() if "k-hat" not in line))
 
 
 def test_is_tabulated(copy: Callable[[str], Path], tabulate: Callable[..., str]) -> None:

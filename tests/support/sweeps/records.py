@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vaerun.report import comparison
+from vaerun.report.comparison import Comparison
+from vaerun.report.table_spec import TableSpec
+
 SHA = "ab" * 32
 
 
@@ -121,3 +125,8 @@ def paper(root: Path, seeds: int = 3, spread: float = 0.4) -> None:
                 run(root, model, steps, seed, value, **took)
     for seed in range(seeds):
         run(root, "vae", None, seed, 1810.1 + spread * (seed - 1), **{"record.timing.train_seconds": 17.0})
+
+
+def compare(folder: Path, spec: TableSpec) -> Comparison:
+    """The comparison by the first metric, the only one of runs without test/amis."""
+    return comparison.compare(folder, spec)[0]

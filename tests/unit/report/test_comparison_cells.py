@@ -8,12 +8,13 @@ from typing import Any
 
 import filelock
 import pytest
-from support.sweeps.records import config, job, paper, record, run, write_plan, write_run
+from support.sweeps.records import compare, config, job, paper, record, run, write_plan, write_run
 
 from vaerun.errors import InputError
 from vaerun.report import runs
 from vaerun.report.cells import Cell
-from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.comparison import Comparison
+from vaerun.report.table_spec import TableSpec
 
 
 def cell(table: Comparison, row: str, column: str) -> Cell:

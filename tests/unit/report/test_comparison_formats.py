@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.runs.commands import tensorboard
-from support.sweeps.records import config, job, paper, record, run, write_plan, write_run
+from support.sweeps.records import compare, config, job, paper, record, run, write_plan, write_run
 
 from vaerun.cli.table import main
 from vaerun.errors import InputError
 from vaerun.report import write_all
 from vaerun.report.chart import to_png
-from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.comparison import Comparison
 from vaerun.report.formats import to_csv, to_latex, to_markdown
+from vaerun.report.table_spec import TableSpec
 from vaerun.report.tensorboard import scalars
 from vaerun.report.text import escape_csv, escape_markdown, escape_tex
 
@@ -34,7 +35,7 @@ def table(tmp_path: Path) -> Comparison:
 
 
 def test_markdown(table: Comparison) -> None:
-    lines = to_markdown(table).splitlines()
+    lines = to_markdown([table]).splitlines()
     caption = lines[0]
     for word in ("test/log_likelihood", "K=5000", "2000 test images of cifar10", "as stored pixels", "nats per image",
                  "gaussian likelihood", "higher is better", "sample standard deviation over n seeds"):  # fmt: skip
@@ -51,21 +52,21 @@ def test_markdown(table: Comparison) -> None:
 def test_times_that_do_not_compare(tmp_path: Path) -> None:
     run(tmp_path, "vae", None, 0, 1.0, **{"record.timing.train_seconds": 10.0})
     run(tmp_path, "vae", None, 1, 1.0, **{"record.timing.train_seconds": 20.0, "sweep.jobs": 2})
-    same = to_markdown(compare(tmp_path, TableSpec()))
+    same = to_markdown([compare(tmp_path, TableSpec())])
     assert "| 15.0 " in same
     assert "times are not comparable" not in same
     assert "times include the load of concurrent jobs (sweep.jobs=2)" in same
     run(tmp_path, "vlae", 4, 0, 1.0, **{"record.environment.threads": 8})
-    text = to_markdown(compare(tmp_path, TableSpec()))
+    text = to_markdown([compare(tmp_path, TableSpec())])
     assert "hardware or threads differ: cpu some CPU, 1 threads (VAE); cpu some CPU, 8 threads (VLAE T=4)" in text
     devices = {"record.environment.device_name": "a GPU"}
     for seed in (0, 1):
         run(tmp_path / "gpu", "vlae", 4, seed, 1.0, **devices | {"record.environment.device": f"cuda:{seed}"})
-    assert "not comparable" not in to_markdown(compare(tmp_path / "gpu", TableSpec()))
+    assert "not comparable" not in to_markdown([compare(tmp_path / "gpu", TableSpec())])
 
 
 def test_csv(table: Comparison) -> None:
-    rows = {(row["row"], row["column"]): row for row in csv.DictReader(io.StringIO(to_csv(table)))}
+    rows = {(row["row"], row["column"]): row for row in csv.DictReader(io.StringIO(to_csv([table])))}
     assert len(rows) == 17
     actual = rows["VLAE", "4"]
     assert float(actual["mean"]) == pytest.approx(1845.8)
@@ -84,7 +85,7 @@ def test_csv(table: Comparison) -> None:
 
 
 def test_latex(table: Comparison) -> None:
-    text = to_latex(table)
+    text = to_latex([table])
     body = text[text.index("\\hline") : text.index("\\end{tabular}")].splitlines()
     assert text.startswith("\\begin{tabular}{lrrrrr}\n\\hline\nmodel / T & - & T=1 & T=2 & T=4 & T=8 \\\\\n\\hline\n")
     assert all(line.count("&") == 5 and line.endswith("\\\\") for line in body if not line.startswith("\\hline"))
@@ -116,7 +117,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_strangers_names_in_all_formats(hostile: Path) -> None:
     table = compare(hostile, TableSpec())
-    lines = to_markdown(table).splitlines()
+    lines = to_markdown([table]).splitlines()
     assert all(line.isprintable() for line in lines)
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     first = widths.index(8 + 1)  # of the table of times
@@ -124,10 +125,10 @@ def test_strangers_names_in_all_formats(hostile: Path) -> None:
     assert set(widths[first:]) == {9}
     assert "<script" not in "\n".join(lines)
     assert "](" not in "\n".join(lines)
-    for row in csv.reader(io.StringIO(to_csv(table))):
+    for row in csv.reader(io.StringIO(to_csv([table]))):
         for cell in row:
             assert cell[:1] not in tuple("=+-@\t\r") or re.fullmatch(r"-?[\d.]+", cell), cell
-    text = to_latex(table)
+    text = to_latex([table])
     assert text.isascii()
     assert "\\input" not in text
     assert all(
@@ -135,7 +136,7 @@ def test_strangers_names_in_all_formats(hostile: Path) -> None:
     )
     for letter in "%#_":
         assert not re.search(rf"(?<!\\){letter}", text)
-    assert to_png(table)[:4] == b"\x89PNG"
+    assert to_png([table])[:4] == b"\x89PNG"
 
 
 def test_escapes() -> None:
@@ -184,7 +185,7 @@ def test_damaged_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "bad" / ".hydra" / "config.yaml").write_text(content)
     table = compare(tmp_path, TableSpec(mix=("all",)))
     assert table.cells["VLAE", "T=4"].values == {"0": 1.0}
-    assert to_markdown(table)
+    assert to_markdown([table])
     assert main([str(tmp_path), "--list"]) == 0
     assert not Path("loaded").exists()
 
@@ -201,7 +202,7 @@ def test_damaged_plans(tmp_path: Path, content: str) -> None:
 
 
 def test_picture(table: Comparison) -> None:
-    image = Image.open(io.BytesIO(to_png(table)))
+    image = Image.open(io.BytesIO(to_png([table])))
     assert image.size[0] > 1200
     assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20
 

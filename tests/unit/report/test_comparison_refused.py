@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sweeps.records import config, put, record, run, write_run
+from support.sweeps.records import compare, config, put, record, run, write_run
 
 from vaerun.config.identity import fingerprint, identity
 from vaerun.config.schema import Settings
 from vaerun.config.settings import dotted_keys
 from vaerun.errors import InputError
 from vaerun.incidental import INCIDENTAL
-from vaerun.report.comparison import TableSpec, compare
 from vaerun.report.protocol import canonical, is_irrelevant
 from vaerun.report.runs import read_runs
+from vaerun.report.table_spec import TableSpec
 
 DIFFERENT: dict[str, Any] = {
     "data_sha256": "cd" * 32,

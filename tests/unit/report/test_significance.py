@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from support.sweeps.records import per_image, run
+from support.sweeps.records import compare, per_image, run
 
 from vaerun.report.cells import Cell
-from vaerun.report.comparison import Comparison, TableSpec, compare
+from vaerun.report.comparison import Comparison
 from vaerun.report.formats import to_markdown
 from vaerun.report.significance import comparable_pairs, inconclusive_differences, paired_test, standard_error
+from vaerun.report.table_spec import TableSpec
 
 
 def table_of(root: Path, values: dict[tuple[str, int | None], list[float]]) -> Comparison:
@@ -96,7 +97,7 @@ def test_too_few_or_equal_differences(tmp_path: Path, vae: list[float], seeds: t
     table = table_of(tmp_path, {("vlae", 4): [10.0, 20.0], ("vae", None): vae})
     result = paired_test(table.cells["VLAE", "T=4"], table.cells["VAE", "-"])
     assert (result.seeds, result.mean, result.t, result.p) == (seeds, mean, None, None)
-    text = to_markdown(table, [result])
+    text = to_markdown([table], [result])
     assert ("fewer than 2 common seeds" if len(vae) == 1 else "all differences are equal") in text
 
 
