@@ -26,8 +26,8 @@ def _parser() -> Parser:
         "nats per image; K: importance samples; se: standard error over images. Rows that differ in pixels, likelihood "
         "or conditioning refer to different densities and cannot be compared. test/log_likelihood: as published, by "
         "importance sampling with q; test/amis, where recorded, does not depend on q and compares models. Adversarial "
-        "models: Frechet distance in the features of vaerun's own classifier (not the Inception FID), with the number of generated images; "
-        "precision and recall in these features; with ais, log p(x) under N(G(z), s2 I).",
+        "models: Frechet distance in the features of vaerun's own classifier (not the Inception FID), with the number "
+        "of generated images; precision and recall in these features; with ais, log p(x) under N(G(z), s2 I).",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run directories, e.g. outputs")
     parser.add_argument("--list", action="store_true", help="one row per run, for a sweep too")
