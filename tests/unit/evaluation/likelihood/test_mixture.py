@@ -61,7 +61,7 @@ def test_the_density_is_that_of_torch_and_scipy(kind, d):
     torch.testing.assert_close(mixture.components.log_prob(z), expected, atol=1e-9, rtol=0)
     whole = torch.logsumexp(expected + mixture.weight.log().unsqueeze(1), -1)
     torch.testing.assert_close(mixture.log_prob(z), whole, atol=1e-9, rtol=0)
-    rows, columns = torch.tensor([2, 0, 2]), torch.tensor([1, 0])
+    rows, columns = torch.tensor([2, 0, 2]), slice(1, 3)
     torch.testing.assert_close(mixture.select(rows).log_prob(z[rows]), whole[rows], atol=1e-9, rtol=0)
     taken = mixture.components.take(columns)
     torch.testing.assert_close(taken.log_prob(z), expected[..., columns], atol=1e-9, rtol=0)

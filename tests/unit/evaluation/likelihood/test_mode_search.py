@@ -115,7 +115,7 @@ def test_only_an_image_whose_evidence_changed_gets_further_starts():
         assert modes.starts.tolist() == [4, 8]
         assert modes.disagreed.tolist() == [False, True]
         for found, mass in zip(modes.log_evidence, masses, strict=True):
-            torch.testing.assert_close(found, mass.sort(descending=True).values, atol=0.05, rtol=0)
+            torch.testing.assert_close(found[:2], mass.sort(descending=True).values, atol=0.05, rtol=0)
         # No block beyond max_starts, and the first starts are counted too.
         few = find_modes(joint, -torch.ones(1, 2, 1), draw, starts=2, max_starts=4, chunk=3)
         assert few.starts.tolist() == [5, 5]
