@@ -16,6 +16,7 @@ HELP = """vaerun-eval: evaluate a finished run again
   vaerun-eval run=DIR evaluation.samples=50000            more importance samples
   vaerun-eval run=DIR evaluation.ais=true                 annealed importance sampling
   vaerun-eval run=DIR evaluation.bdmc=true                bounds on the log-likelihood of simulated data
+  vaerun-eval run=DIR evaluation.estimates=true           picture of estimates of log p(x) against K
   vaerun-eval run=DIR evaluation.gaps=true                approximation and amortisation gap
   vaerun-eval run=DIR data=fashion_mnist                  another data set with images of the same shape
   vaerun-eval run=DIR evaluation.split=validation         another split

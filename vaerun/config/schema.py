@@ -161,6 +161,15 @@ class AnnealingSettings:
 
 
 @dataclass
+class EstimateSettings:
+    """`evaluation.estimate`: settings of the estimates of log p(x) against K."""
+
+    samples: int = option(20_000, le=BILLION)
+    repeats: int = option(10, le=10**6)
+    images: int = option(10, ge=1)
+
+
+@dataclass
 class GapSettings:
     """`evaluation.gap`: settings of the inference gaps."""
 
@@ -212,6 +221,7 @@ class EvaluationSettings:
     latent: bool = True
     ais: bool = False
     bdmc: bool = False
+    estimates: bool = False
     gaps: bool = False
     probe: bool = False
     gradient_noise: bool = False
@@ -226,6 +236,7 @@ class EvaluationSettings:
     arithmetic: list[str] = field(default_factory=list)
     label: int = option(0, ge=0)
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
+    estimate: EstimateSettings = field(default_factory=EstimateSettings)
     gap: GapSettings = field(default_factory=GapSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     generated: GeneratedSettings = field(default_factory=GeneratedSettings)

@@ -14,6 +14,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import estimate
 from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_waypoints
 from vaerun.evaluation.likelihood.annealed import Annealing
+from vaerun.evaluation.likelihood.estimates import Estimates, check_estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
 from vaerun.evaluation.oom import oom_raises
 from vaerun.evaluation.samples.inception import check_inception
@@ -24,7 +25,7 @@ from vaerun.run.evaluate.classifier import has_classifier
 from vaerun.storage.paths import expand_user
 from vaerun.training.precision import check_precision
 
-DENSITY_ONLY = ("ais", "bdmc", "gaps", "gradient_noise")
+DENSITY_ONLY = ("ais", "bdmc", "estimates", "gaps", "gradient_noise")
 POSTERIOR_ONLY = ("gaps", "gradient_noise")
 SAMPLES_ONLY = ("quality", "inception_weights", "interpolation", "arithmetic")
 
@@ -50,6 +51,8 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     _check_shared(settings, model, data)
     make_refinement(settings)
+    if settings.estimates:
+        check_estimates(model)
     if settings.noise.estimators or settings.gradient_noise:
         estimators = estimators_by_name(settings.noise.estimators)
     if settings.gradient_noise:
@@ -79,10 +82,10 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its discriminator is given "
             "the label"
         )
-    choose_variance = (settings.ais or settings.bdmc) and model.variance is None
+    choose_variance = (settings.ais or settings.bdmc or settings.estimates) and model.variance is None
     for subject, required, keys in (
         ("parzen chooses", settings.parzen, "data.validation"),
-        ("ais and evaluation.bdmc choose", choose_variance, "data.validation or model.fixed_variance"),
+        ("ais, bdmc and estimates choose", choose_variance, "data.validation or model.fixed_variance"),
     ):
         if required and not len(data.validation):
             raise InputError(f"evaluation.{subject} a variance on validation images, and data.validation=0: set {keys}")
@@ -143,6 +146,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
     if not images:
         raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no images in this split")
     make_annealing(settings)
+    make_estimates(settings)
     count = min(settings.generated.samples, settings.images or images, images)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
         few = settings.images is not None and settings.images < min(images, 2)
@@ -188,6 +192,11 @@ def _options(settings: Any) -> dict[str, Any]:
 def make_annealing(settings: EvaluationSettings) -> Annealing:
     """Settings of annealed importance sampling, from `evaluation.annealing`."""
     return Annealing(**_options(settings.annealing))
+
+
+def make_estimates(settings: EvaluationSettings) -> Estimates:
+    """Settings of the estimates against K, from `evaluation.estimate`."""
+    return Estimates(**_options(settings.estimate))
 
 
 def make_refinement(settings: EvaluationSettings) -> Refinement:

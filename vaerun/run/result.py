@@ -181,8 +181,9 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     }
     if settings.ais or settings.bdmc:
         protocol["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
-        if isinstance(model, AdversarialModel) and model.variance is None:
-            protocol["observation"] = asdict(settings.observation)
+    density = settings.ais or settings.bdmc or settings.estimates
+    if density and isinstance(model, AdversarialModel) and model.variance is None:
+        protocol["observation"] = asdict(settings.observation)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
         protocol["generated"] = asdict(settings.generated) | {"samples": min(n, settings.generated.samples)}
     if isinstance(model, AdversarialModel):
@@ -190,6 +191,8 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
         protocol["categorical_codes"] = 0 if model.codes is None else len(model.codes.categorical)
     if settings.parzen:
         protocol["parzen_samples"] = settings.generated.samples
+    if settings.estimates:
+        protocol["estimate"] = asdict(settings.estimate) | {"images": min(n, settings.estimate.images)}
     if settings.gaps:
         protocol["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
     if settings.gradient_noise:

@@ -49,7 +49,8 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path], evaluate: Evaluate) -> None:
     run = copied(*GAN)
     before, kept = result(run), {p: v for p, v in state(run).items() if "checkpoints" in p or "figures" in p}
-    words = [f"evaluation.{k}=true" for k in ("ais", "bdmc", "parzen", "probe", "arrays")] + CHEAP + SETS
+    words = [f"evaluation.{k}=true" for k in ("ais", "bdmc", "estimates", "parzen", "probe", "arrays")] + CHEAP + SETS
+    words += ["evaluation.estimate.images=3", "evaluation.estimate.samples=20"]
     words += ["evaluation.interpolation=[a,7,one]", "evaluation.arithmetic=[a - one + 17,5]"]
     code, out, err = evaluate(f"run={run}", *words)
     assert code == 0, err
@@ -90,9 +91,15 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
     assert record["protocol"]["observation"] == {"variances": [0.03, 0.1], "images": 3}
     assert record["protocol"]["annealing"]["images"] == 5
 
+    # There is no q to sample from.
+    estimates = record["details"]["estimates"]
+    assert {"prior", "amis"} < estimates.keys()
+    assert "posterior" not in estimates
+    assert estimates["ais"]["value"] == pytest.approx(arrays[f"{label}/ais"][:3].mean())
+
     # Figures, TensorBoard and metrics.jsonl; three tiles to an operand's row and to the three of its result.
     sizes = {"data": (5, 10), "interpolation": (2, 8), "arithmetic_1": (4, 3), "arithmetic_2": (4, 3)}
-    assert {p.stem for p in (run / "figures" / label).iterdir()} == sizes.keys()
+    assert {p.stem for p in (run / "figures" / label).iterdir()} == sizes.keys() | {"estimates"}
     assert {name: shown(run, label, name).shape[:2] for name in sizes} == sizes
     events = tensorboard(run)
     assert {f"images/{label}/{name}" for name in sizes} <= set(events.Tags()["images"])

@@ -15,6 +15,7 @@ from support.runs.evaluating import CHEAP, EVERYTHING, SMALL, Evaluate, result, 
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import EvaluationSettings
 from vaerun.evaluation.likelihood.annealed import Annealing
+from vaerun.evaluation.likelihood.estimates import Estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
 from vaerun.run.build import estimators_by_name
 
@@ -61,9 +62,19 @@ def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evalua
     assert kept_arrays["labels"].shape == (12,)
     assert (kept_arrays["posterior_variance"] > 0).all()
 
+    # The estimates against K, with the annealed one of the same images.
+    estimates = record["details"]["estimates"]
+    assert (estimates["images"], estimates["repeats"]) == (3, 2)
+    assert estimates["samples"] == [1, 2, 5, 10, 20]
+    assert kept_arrays["estimates_prior"].shape == kept_arrays["estimates_amis"].shape == (3, 2, 5)
+    assert estimates["posterior"]["median"] == pytest.approx(np.median(kept_arrays["estimates_posterior"].mean(0), 0))
+    assert estimates["amis_adaptation_evaluations"] > 100
+    assert estimates["ais"] == {"evaluations": 5619, "value": pytest.approx(own[f"{label}/ais"][:3].mean())}
+    assert record["protocol"]["estimate"] == {"samples": 20, "repeats": 2, "images": 3}
+
     # Figures, TensorBoard and metrics.jsonl.
     names = {"gaps", "gradient_variance", "gradient_snr", "kl_by_dimension", "aggregate_posterior", "posterior_means"}
-    names |= {"data", "reconstructions"}
+    names |= {"data", "reconstructions", "estimates"}
     assert len(record["details"]["kl_by_dimension"]) == 2
     assert {p.stem for p in (run / "figures" / label).glob("*.png")} == names
     events = tensorboard(run)
@@ -157,9 +168,10 @@ def test_a_plain_autoencoder_has_its_reconstruction_alone(
     assert 0 <= again["metrics"]["test/probe_accuracy"] <= 1
     arrays = dict(np.load(folder / f"arrays-{label}.npz"))
     assert "samples" not in arrays
-    code, _, err = evaluate(f"run={folder}", "evaluation.bdmc=true")
-    assert code == 2
-    assert "needs a likelihood" in err
+    for name in ("bdmc", "estimates"):
+        code, _, err = evaluate(f"run={folder}", f"evaluation.{name}=true")
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"evaluation.{name} needs a likelihood" in err
 
 
 def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +191,7 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
 
 def test_the_settings_defaults_are_those_of_the_functions() -> None:
     plain = yaml.safe_load(group_file("evaluation", "default").read_text())
-    for key, own in (("annealing", Annealing()), ("gap", Refinement())):
+    for key, own in (("annealing", Annealing()), ("estimate", Estimates()), ("gap", Refinement())):
         in_file, in_schema = dict(plain[key]), asdict(getattr(EvaluationSettings(), key))
         assert in_file == in_schema
         assert asdict(own) == {k: v for k, v in in_file.items() if k != "images"}

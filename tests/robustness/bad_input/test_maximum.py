@@ -17,6 +17,7 @@ ANNEALING = ("temperatures", "chains", "leapfrog_steps")
 COUNTS = ["model.latent_dim", "estimator.samples", "evaluation.samples", "evaluation.generated.samples"]
 COUNTS += [f"evaluation.annealing.{key}" for key in ANNEALING]
 COUNTS += ["evaluation.gap.samples", "evaluation.gap.max_steps", "evaluation.noise.samples", "evaluation.noise.draws"]
+COUNTS += ["evaluation.estimate.samples", "evaluation.estimate.repeats"]
 COUNTS += ["sweep.jobs", "sweep.jobs_per_gpu", "sweep.together"]
 MAXIMUM = {key: allowed.le for key, allowed in allowed_values().items() if allowed.le is not None}
 

@@ -22,7 +22,9 @@ from vaerun.evaluation import Validator
 from vaerun.evaluation import oom as memory
 from vaerun.evaluation.latent.statistics import latent_statistics
 from vaerun.evaluation.likelihood import importance
+from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
+from vaerun.evaluation.likelihood.estimates import Estimates, estimates_by_samples
 from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps
 from vaerun.evaluation.likelihood.importance import importance_sampling
 from vaerun.evaluation.oom import adaptive_batches, is_out_of_memory
@@ -82,6 +84,11 @@ def gap_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Te
     return inference_gaps(model, split, how, importance_samples=5, elbo_samples=5, seed=1, **options)
 
 
+def estimate_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    amis = Amis(starts=1, max_starts=1, rounds=1, max_rounds=1, round_samples=30)
+    return estimates_by_samples(model, split, Estimates(5, 2), amis, seed=1, chunk=500 * IMAGES, **options)
+
+
 def moments(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
     result = latent_statistics(model, split, seed=1, **options)
     assert result.labels is not None
@@ -95,7 +102,7 @@ def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Te
     return {name: torch.tensor(value) for name, value in first.items()}
 
 
-EVALUATIONS = [importance_values, annealed_values, bracketed_values, gap_values, moments, validation]
+EVALUATIONS = [importance_values, annealed_values, bracketed_values, estimate_values, gap_values, moments, validation]
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)

@@ -13,8 +13,11 @@ from support.runs.commands import TINY
 SMALL = [*TINY, "evaluation.samples=30", "evaluation.images=12", "trainer.max_steps=20"]
 CHEAP = """evaluation.annealing.temperatures=4 evaluation.annealing.chains=3 evaluation.annealing.leapfrog_steps=2
 evaluation.annealing.images=5 evaluation.gap.window=5 evaluation.gap.max_steps=10 evaluation.gap.images=4
+evaluation.estimate.samples=20 evaluation.estimate.repeats=2 evaluation.estimate.images=3
 evaluation.noise.draws=3 evaluation.noise.images=6 evaluation.noise.samples=2""".split()  # noqa: SIM905
-EVERYTHING = [f"evaluation.{k}=true" for k in ("ais", "bdmc", "gaps", "probe", "gradient_noise", "arrays")] + CHEAP
+EVERYTHING = [
+    f"evaluation.{k}=true" for k in ("ais", "bdmc", "estimates", "gaps", "probe", "gradient_noise", "arrays")
+] + CHEAP
 
 Evaluate = Callable[..., tuple[int, str, str]]
 

@@ -41,6 +41,21 @@ class Ellipse:
     colour: int | None = None
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line through (x, y) with a band from `low` to `high`, all of one length; values that are not finite are gaps.
+
+    `colour` is the index of its colour; a dashed curve may share that of a solid one.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    colour: int
+    dashed: bool = False
+
+
 def _shorten(name: str, maximum: int = MAX_LETTERS) -> str:
     """The name on one line of at most `maximum` letters, its middle elided and characters without a glyph as `?`."""
     text = drawable(" ".join(name.split()))
@@ -225,3 +240,48 @@ def scatter(
     axes.tick_params(axis="x", labelsize=SMALL)
     title += f" ({omitted} points that are not finite are omitted)" if omitted else ""
     return _finish(figure, axes, title, xlabel, ylabel)
+
+
+@default_style()
+def line_chart(
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    points: Mapping[str, tuple[float, float]] | None = None,
+    enlarged: tuple[float, float] | None = None,
+) -> Tensor:
+    """Line chart [3, H, W] with a logarithmic x axis and a legend.
+
+    Arguments:
+        curves: by name.
+        title, xlabel, ylabel: labels, with units.
+        points: (x, y) by name, marked in black, with a horizontal line at y.
+        enlarged: also show this range of y in a second panel.
+    """
+    panels = 1 if enlarged is None else 2
+    figure = new_figure(1.8 + 4.1 * panels, HEIGHT, DPI)
+    handles: dict[str, Any] = {}
+    for axes, limits in zip(figure.subplots(1, panels, squeeze=False)[0], (None, enlarged), strict=False):
+        axes.set_xscale("log")
+        for name, curve in curves.items():
+            colour, style = COLOURS[curve.colour], "--" if curve.dashed else "-"
+            y, low, high = (
+                [v if math.isfinite(v) else math.nan for v in row] for row in (curve.y, curve.low, curve.high)
+            )
+            axes.fill_between(curve.x, low, high, color=colour, alpha=0.25, linewidth=0)
+            handles[name] = axes.plot(curve.x, y, style, color=colour, linewidth=1.4)[0]
+        for name, (x, value) in (points or {}).items():
+            axes.axhline(value, color="black", linewidth=0.8, linestyle=":")
+            handles[name] = axes.plot([x], [value], "k*", markersize=8)[0]
+        if limits is not None:
+            axes.set_ylim(*limits)
+            axes.set_title("the same, enlarged", fontsize=SMALL)
+        axes.tick_params(labelsize=SMALL)
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel(_shorten(xlabel, 80), fontsize=SMALL, parse_math=False)
+    _legend(axes, list(handles.values()), handles)
+    return _finish(figure, figure.axes[0], title, xlabel, ylabel)

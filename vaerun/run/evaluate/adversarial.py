@@ -44,7 +44,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             self.add_linear_probe()
         if s.parzen:
             self.parzen()
-        if s.ais or s.bdmc:
+        if s.ais or s.bdmc or s.estimates:
             self.density()
         if s.arrays:
             results.arrays["samples"] = sample_images(self.model, self.split).float().cpu().numpy()
@@ -135,6 +135,8 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             self.annealed_importance_sampling(model)
         if self.settings.bdmc:
             self.bidirectional_monte_carlo(model)
+        if self.settings.estimates:
+            self.estimates(model)
 
     def observation_variance(self) -> float:
         """Choose s2 on validation images."""

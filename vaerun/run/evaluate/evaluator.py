@@ -12,7 +12,10 @@ from torch import Tensor
 from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
+from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
+from vaerun.evaluation.likelihood.estimates import annealing_cost, estimates_by_samples
+from vaerun.evaluation.plots.estimates import estimates_chart, summarise
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inception, inception_features
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
@@ -20,7 +23,7 @@ from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, genera
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MAX_CLASSES
 from vaerun.run.evaluate.classifier import dataset_classifier, has_classifier
-from vaerun.run.preflight import make_annealing
+from vaerun.run.preflight import make_annealing, make_estimates
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.paths import expand_user
 from vaerun.tracking.monitor import Monitor
@@ -79,6 +82,42 @@ class Evaluator(ABC, Generic[M]):
         for name, value in values.items():
             self.results.add_mean(name, value)
         self.results.add_mean("bdmc_gap", values["bdmc_upper"] - values["bdmc_lower"])
+
+    def estimates(self, model: LatentModel) -> None:
+        """Add the estimates of log p(x) against the number of samples: a picture, details and arrays."""
+        settings, results = self.settings, self.results
+        n, estimates = min(self.images, settings.estimate.images), make_estimates(settings)
+        with self.monitor.task(f"estimates against K of {self.split.name}", n) as task:
+            values = estimates_by_samples(
+                model,
+                self.split,
+                estimates,
+                Amis(),
+                seed=self.seed,
+                images=n,
+                posterior=isinstance(self.model, LatentModel),
+                chunk=settings.chunk,
+                monitor=task,
+            )
+        cost = float(values.pop("amis_cost").mean())
+        curves = {method: summarise(value) for method, value in values.items()}
+        ais = results.per_image.get("ais")
+        point = None
+        if ais is not None and len(ais) >= n and bool(ais[:n].isfinite().all()):
+            point = annealing_cost(make_annealing(settings)), float(ais[:n].mean())
+        results.details["estimates"] = {
+            "images": n,
+            "repeats": estimates.repeats,
+            "samples": estimates.sizes,
+            **curves,
+            "amis_adaptation_evaluations": cost,
+            "ais": None if point is None else {"evaluations": point[0], "value": point[1]},
+        }
+        if settings.arrays:
+            results.arrays |= {f"estimates_{method}": value.numpy() for method, value in values.items()}
+        spread = f"median and range of {estimates.repeats} repeats"
+        title = f"Estimates of log p(x), mean over {n} {self.split.name} images: {spread}"
+        results.pictures["estimates"] = estimates_chart(estimates.sizes, curves, amis_cost=cost, ais=point, title=title)
 
     def sample_quality(self) -> None:
         """Compare generated images with the same number of real ones, by diversity and by distances in feature spaces.

@@ -38,6 +38,8 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             self.annealing()
         if s.bdmc:
             self.bidirectional_monte_carlo(self.model)
+        if s.estimates:
+            self.estimates(self.model)
         if s.gaps:
             self.add_inference_gaps()
         latent = s.latent and self.model.has_density
