@@ -3,6 +3,7 @@
 run = vaerun.load_run("outputs/...")   # runs no code from the directory
 joint = run.model.joint(x, c); q = run.model.infer(joint)
 vaerun.log_likelihood(run.model, x, c, samples=5000)   # [B] nats
+vaerun.marginal_likelihood(log_joint, start)   # of any differentiable model, with diagnostics
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from vaerun.errors import InputError, Interrupted, RunError
 
 if TYPE_CHECKING:
     from vaerun.config.plugins import trust
-    from vaerun.evaluation import log_likelihood
+    from vaerun.evaluation import log_likelihood, marginal_likelihood
     from vaerun.run.load import load_run
 
-__all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood", "trust"]
+__all__ = ["InputError", "Interrupted", "RunError", "load_run", "log_likelihood", "marginal_likelihood", "trust"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from vaerun.evaluation import log_likelihood
 
         return log_likelihood
+    if name == "marginal_likelihood":
+        from vaerun.evaluation import marginal_likelihood
+
+        return marginal_likelihood
     if name == "trust":
         from vaerun.config.plugins import trust
 

@@ -4,9 +4,10 @@ import sys
 
 from vaerun.deprecation import MovedModules
 from vaerun.evaluation.likelihood.importance import importance_sampling, log_likelihood
+from vaerun.evaluation.likelihood.marginal import MarginalLikelihood, marginal_likelihood
 from vaerun.evaluation.likelihood.validation import Validator
 
-__all__ = ["Validator", "importance_sampling", "log_likelihood"]
+__all__ = ["MarginalLikelihood", "Validator", "importance_sampling", "log_likelihood", "marginal_likelihood"]
 
 _MOVED = {
     "likelihood": ("annealed", "gaps", "gradient_noise", "hmc", "importance", "pareto", "parzen", "validation"),
