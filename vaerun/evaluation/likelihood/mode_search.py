@@ -106,7 +106,7 @@ def climb(target: LogDensity, z: Tensor, monitor: Monitor = SILENT) -> tuple[Ten
             change = here.log_ratio(moved, mu)
             good = (change >= 0) & (info == 0) & ~accepted  # false for NaN
             new, gain = torch.where(good.unsqueeze(-1), moved, new), torch.where(good, change, gain)
-            damping = torch.where(accepted, damping, damping * torch.where(good, ACCEPTED, REJECTED))
+            damping = torch.where(accepted, damping, torch.where(good, damping * ACCEPTED, damping * REJECTED))
             accepted = accepted | good
             if bool(accepted.all()):
                 break
