@@ -32,7 +32,7 @@ from vaerun.tracking.monitor import SILENT, Monitor
 
 NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
 RELIABLE = 0.5  # k-hat of the rounds' weights up to which an image is done: a margin below the limit of 0.7
-EFFICIENT = 0.1  # effective share of the samples of all rounds from which on an image is done
+EFFICIENT = 0.05  # effective share of the samples of all rounds from which on an image is done
 INFLATION = 1.2  # of the adapted covariances: too wide a proposal costs little, too narrow a one has heavy weights
 SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covariance is half the Laplace covariance
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones

@@ -86,7 +86,7 @@ def _evaluate(
 
 
 def by_count(modes: Modes) -> list[tuple[Tensor, int]]:
-    """Groups (rows, number) of images with similar numbers of modes: in one batch, all would compute the largest number."""
+    """Groups of images with similar numbers of modes, each as (rows, number); one batch would compute most for all."""
     groups, count = [], modes.count
     lower = 0
     while lower < MAX_MODES:

@@ -82,8 +82,8 @@ class Modes:
 
     def select(self, rows: Tensor, count: int) -> Modes:
         """The best `count` of images `rows` [M]."""
-        kept = (value[rows, :count] for value in (self.mean, self.cholesky, self.log_evidence))
-        return Modes(*kept, self.starts[rows], self.disagreed[rows])
+        mean, cholesky, evidence = (v[rows, :count] for v in (self.mean, self.cholesky, self.log_evidence))
+        return Modes(mean, cholesky, evidence, self.starts[rows], self.disagreed[rows])
 
 
 def climb(target: LogDensity, z: Tensor, monitor: Monitor = SILENT) -> tuple[Tensor, Tensor]:
