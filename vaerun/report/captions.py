@@ -63,7 +63,7 @@ def title(metric: str, runs: Sequence[RunSummary]) -> str:
     return {
         LIKELIHOOD_METRIC: f"as published: importance sampling with q, K={samples(metric, runs)}",
         ADAPTIVE_METRIC: "by adaptive importance sampling (does not depend on q)",
-        POSTERIOR_GAP: "KL(q || posterior): compares inference, not models",
+        POSTERIOR_GAP: "KL(q ‖ posterior): compares inference, not models",
     }.get(metric, metric)
 
 
@@ -82,7 +82,7 @@ def describe(metric: str, runs: Sequence[RunSummary]) -> str:
             "depend on q; this number compares models"
         ),
         "gap_posterior": (
-            f"mean KL(q || posterior) = log p({variables}) by adaptive importance sampling - ELBO; compares inference, "
+            f"mean KL(q ‖ posterior) = log p({variables}) by adaptive importance sampling - ELBO; compares inference, "
             "not models"
         ),
         "elbo": "the ELBO, one sample" if metric.startswith("val/") else f"the ELBO, K={k} samples",

@@ -13,10 +13,12 @@ from vaerun.report.protocol import cell_differences, is_adaptive
 from vaerun.report.runs import MISSING, OK, RunSummary
 from vaerun.report.significance import comparable, comparable_pairs, inconclusive_differences
 from vaerun.report.text import abbreviate, clean
+from vaerun.text import format_fixed
 
 if TYPE_CHECKING:
     from vaerun.report.comparison import Comparison
 
+MISSED_BY_Q = "test/amis_minus_is"
 _MAXIMUM_NAMED = 20  # maximum number of runs listed per state
 _DIAGNOSTICS = {
     captions.LIKELIHOOD_METRIC: (
@@ -41,7 +43,7 @@ def collect_footnotes(table: Comparison, axes: Sequence[str], rows: Sequence[Any
         rows: values of the settings on its rows.
     """
     cells = list(table.cells.values())
-    notes = [*reliability(table), *table.notes]
+    notes = [*reliability(table), *_missed_by_q(table), *table.notes]
     notes += _published(table, rows)
     notes += cell_differences([(cell.name, cell.finished or cell.runs) for cell in cells if cell.runs], axes)
     notes += _differing_versions(cells, ("torch", "vaerun"))
@@ -66,6 +68,20 @@ def reliability(table: Comparison) -> list[str]:
         f"Pareto k-hat above 0.7 under {method} for {spread}, {worst}{absent}): {table.metric} of these images "
         f"{consequence}"
     ]
+
+
+def _missed_by_q(table: Comparison) -> list[str]:
+    """How far importance sampling with q is below adaptive importance sampling, over the same images."""
+    if table.metric != captions.ADAPTIVE_METRIC:
+        return []
+    means = {cell.name: cell.mean_of("metrics", MISSED_BY_Q) for cell in table.cells.values()}
+    known = {name: mean for name, mean in means.items() if mean is not None}
+    if not known:
+        return []
+    (low, least), (high, most) = (pick((mean, name) for name, mean in known.items()) for pick in (min, max))
+    unit = captions.unit(MISSED_BY_Q, table.runs())
+    span = f"{format_fixed(low, 2)} ({least}) to {format_fixed(high, 2)} ({most})"
+    return [f"importance sampling with q is lower on the same images, by {span} {unit} ({MISSED_BY_Q})"]
 
 
 def unreliable_share(cell: Cell) -> float | None:

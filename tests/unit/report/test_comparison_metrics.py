@@ -64,7 +64,7 @@ def test_both_numbers_by_default(folder: Path) -> None:
     assert "compares with published numbers, whereas test/amis compares models" in first.caption
     assert "by adaptive importance sampling, K=2000" in second.caption
     assert "does not depend on q; this number compares models; the first 2000 test images" in second.caption
-    assert "mean KL(q || posterior)" in gap.caption
+    assert "mean KL(q ‖ posterior)" in gap.caption
     assert "compares inference, not models" in gap.caption
     assert "lower is better" in gap.caption
 
@@ -76,6 +76,18 @@ def test_the_share_of_unreliable_images_stands_next_to_each_number(folder: Path)
     method = "Pareto k-hat above 0.7 under adaptive importance sampling"
     assert second.notes[0].startswith(f"{method} for 2.0% of the images, mean over cells (at most 3.0%, VAE): ")
     assert not any("k-hat" in note for note in gap.notes)
+
+
+def test_what_importance_sampling_with_q_misses(folder: Path) -> None:
+    text = "importance sampling with q is lower on the same images"
+    assert not any(text in note for table in compare(folder, TableSpec()) for note in table.notes)
+    for seed in range(3):
+        run(folder, "sa_vae", 4, seed, 1.0, **adaptive(2.0, **{"record.metrics.test/amis_minus_is": 1.0 + seed}))
+        run(folder, "vae_hf", 4, seed, 1.0, **adaptive(2.0, **{"record.metrics.test/amis_minus_is": 30.0 + seed}))
+    span = "2.00 (SA-VAE T=4) to 31.00 (VAE+HF T=4) nats per image (test/amis_minus_is)"
+    first, second, gap = compare(folder, TableSpec())
+    assert second.notes[1] == f"{text}, by {span}"
+    assert not any(text in note for table in (first, gap) for note in table.notes)
 
 
 def test_no_unreliable_image(tmp_path: Path) -> None:
@@ -224,6 +236,7 @@ def test_latex(folder: Path) -> None:
     assert text.count("{\\footnotesize") == 4
     assert text.index("VLAE &  & 1840.00 $\\pm$ 2.00 (n=3)") < text.index("VLAE &  & 1844.00 $\\pm$ 1.00 (n=3)")
     assert "90.0\\% of the images" in text
+    assert "KL(q $\\|$ posterior)" in text
     assert text.isascii()
 
 
@@ -236,7 +249,7 @@ def test_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [axes.get_title() for axes in bars] == [
         "as published: importance sampling with q, K=5000",
         "by adaptive importance sampling (does not depend on q)",
-        "KL(q || posterior): compares inference, not models",
+        "KL(q ‖ posterior): compares inference, not models",
     ]
     assert [axes.get_title().split(" ")[0] for axes in times] == ALL
     assert bars[0].get_ylim() == bars[1].get_ylim() != bars[2].get_ylim()
