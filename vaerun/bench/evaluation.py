@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vaerun.bench.adaptive import adaptive
 from vaerun.bench.case import BenchSettings, Case, Work
 from vaerun.bench.textbook import decode_every_sample
 from vaerun.bench.vlae import LARGE, QUICK, Size, random_images
@@ -91,3 +92,4 @@ def log_likelihood(setting: BenchSettings) -> Iterator[Case]:
         items=count,
         notes=[f"synthetic images, a VAE trained on them for {TRAINING_STEPS} steps"],
     )
+    yield from adaptive(setting)
