@@ -125,5 +125,11 @@ class AutoregressiveFlow(LatentDistribution):
         context, networks = as_leaf(self.context), self._detached_networks()
         return [*parameters, context], lambda: AutoregressiveFlow(build_base(), context, networks)
 
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> AutoregressiveFlow:
+        """The base's mean is the preimage of the mode; its scales, the context and the networks stay."""
+        for network in reversed(self.networks):
+            mode = self._inverse_step(network, mode)[0]
+        return AutoregressiveFlow(DiagonalNormal(mode, self.base.log_variance), self.context, self.networks)
+
     def _like(self) -> Tensor:
         return self.base.mean

@@ -54,6 +54,18 @@ class LatentDistribution(Distribution):
         """
         raise NotImplementedError
 
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> Self | None:
+        """The member of this family centred at a mode of the posterior, as the start of a search for the best member.
+
+        Arguments:
+            mode: the new `centre`, [B, d].
+            cholesky: factor C of the precision C C' there, [B, d, d]. Scales follow it where the family says how,
+                otherwise they are this distribution's.
+
+        Returns None if the family cannot be moved, the default.
+        """
+        return None
+
     @property
     def centre(self) -> Tensor:
         """The image of zero noise [B, d]: the mean if q is Gaussian, otherwise one typical point."""

@@ -84,6 +84,10 @@ class DiagonalNormal(LatentDistribution):
         mean, log_variance = as_leaf(self._mean), as_leaf(self.log_variance)
         return [mean, log_variance], lambda: DiagonalNormal(mean, log_variance)
 
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> DiagonalNormal:
+        """The closest to N(mode, (C C')^-1) in KL(q || .): its variances are one over the diagonal of the precision."""
+        return DiagonalNormal(mode, -cholesky.square().sum(-1).log())
+
     def _like(self) -> Tensor:
         return self._mean
 
@@ -141,6 +145,11 @@ class HouseholderNormal(LatentDistribution):
         mean, log_variance = as_leaf(self.base.mean), as_leaf(self.base.log_variance)
         vectors = as_leaf(self.vectors.movedim(0, 1))
         return [mean, log_variance, vectors], lambda: HouseholderNormal(mean, log_variance, vectors.movedim(1, 0))
+
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> HouseholderNormal:
+        """As of a diagonal normal, in the coordinates of these reflections, which stay: the precision is U'C (U'C)'."""
+        columns = self.reflect(cholesky.movedim(-1, 0), inverse=True)  # of U'C, [d, B, d]
+        return HouseholderNormal(self.reflect(mode, inverse=True), -columns.square().sum(0).log(), self.vectors)
 
     def _like(self) -> Tensor:
         return self.base.mean
@@ -211,6 +220,10 @@ class PrecisionNormal(LatentDistribution):
             return PrecisionNormal(mean, (lower.tril(-1) + eye) * log_diagonal.exp().unsqueeze(-2))
 
         return [mean, log_diagonal, lower], build
+
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> PrecisionNormal:
+        """The Laplace approximation itself."""
+        return PrecisionNormal(mode, cholesky)
 
     def _like(self) -> Tensor:
         return self._mean

@@ -90,5 +90,16 @@ class RecurrentNormal(LatentDistribution):
         recurrence, shifts = self._detached_recurrence(), [as_leaf(self.mean_shift), as_leaf(self.log_variance_shift)]
         return shifts, lambda: RecurrentNormal(recurrence, *shifts)
 
+    def at_mode(self, mode: Tensor, cholesky: Tensor) -> RecurrentNormal:
+        """Shifts that lead from each step's mean, after the mode's previous parts, to its next; the scales stay."""
+        shifts, parts = [], mode.split(self.step_dim, -1)
+        state = self.recurrence.initial(len(mode))
+        for t, part in enumerate(parts):
+            mean, _, state = self.recurrence.parameters(state)
+            shifts.append(part - mean)
+            if t + 1 < self.steps:
+                state = self.recurrence.advance(state, part)
+        return RecurrentNormal(self.recurrence, torch.stack(shifts, 1), self.log_variance_shift)
+
     def _like(self) -> Tensor:
         return self.mean_shift

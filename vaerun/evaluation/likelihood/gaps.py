@@ -4,8 +4,15 @@
 
 the approximation gap (the family does not contain the posterior) and the amortisation gap (the inference network misses
 the family's best member). q* is the same family with local parameters for each image (`local_parameters()`; networks
-inside a distribution stay shared and count as part of the family), optimised by Adam on that image's ELBO, starting at
-q, with the model fixed. A Gaussian's gradient is that of `stl`, whose noise vanishes as q* approaches the posterior.
+inside a distribution stay shared and count as part of the family), optimised by Adam on that image's ELBO, with the
+model fixed. The ELBO has several local optima where the posterior has several modes, and q may sit on the wrong one.
+With settings of the mode search there are therefore two searches: from q, and from the member of the family centred at
+the posterior's best mode (`at_mode()`; mode_search.py). q* is the better of the two ends, by separate noise so that the
+reported ELBO is not biased by the choice; a difference below the tolerance leaves it to the search from q. A family
+without `at_mode()` is searched from q alone, which leaves ELBO(q*) too low where q is on the wrong mode: the
+amortisation gap is then too small and, beside a log p(x) that knows all modes, the approximation gap too large.
+
+A Gaussian's gradient is that of `stl`, whose noise vanishes as q* approaches the posterior.
 
 Every `window` steps an image's ELBO is validated on fixed noise that the search does not see. The search retains the
 latest parameters within `tolerance` of the best value, because the best ones have overfitted that noise. If
@@ -13,16 +20,18 @@ latest parameters within `tolerance` of the best value, because the best ones ha
 learning rate; if that happens at the smallest rate, the image has converged and leaves the batch. Images do not affect
 each other.
 
-log p(x) is the importance-weighted estimate with q* as the proposal, which is closer to the posterior than q (its own
-k-hat says how far to trust it). It and both ELBOs use the same noise, which neither the search nor its validation has
-seen, so their differences have little noise. The estimate from K samples is a lower bound: too few samples make the
-approximation gap too small, and a search that has not converged makes it too large.
+log p(x) is that of adaptive importance sampling (amis.py) where the caller has it, otherwise the importance-weighted
+estimate with q* as the proposal, which is closer to the posterior than q but sees none of the modes that q* leaves out
+(its k-hat cannot tell). That one and the ELBOs use the same noise, which neither the searches nor the choice between
+them have seen, so their differences have little noise. Estimates of log p(x) are lower bounds: too few samples or
+missed modes make the gaps too small, and a search that has not converged makes the approximation gap too large.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +40,9 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.adam import PerImageAdam
+from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.importance import default_chunk, importance_statistics
+from vaerun.evaluation.likelihood.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise
@@ -46,7 +57,9 @@ METRICS = (
     "gap_inference",
     "gap_pareto_k",
 )
+SEARCH_METRICS = ("elbo_optimal_from_q", "elbo_optimal_from_mode", "gap_from_mode", "gap_steps", "gap_converged")
 LEARNING_RATE_CUTS = 2  # reductions of the learning rate, to a tenth each, before a search may end
+CHOICE_SAMPLES = 1_000  # to choose between the two ends
 LATENTS_PER_STEP = 4_000  # latent samples per step over all images of a batch, whose autograd graph is in memory
 VALIDATION_SAMPLES = 200  # their error in a difference of similar q is about the default tolerance
 
@@ -102,6 +115,11 @@ def split_noise(noise: Tensor) -> tuple[Tensor, ...]:
     return noise.split(max(1, default_chunk(noise.device) // noise.shape[1]))
 
 
+def elbo(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
+    """The ELBO at noise [K, B, d]: [B] nats."""
+    return torch.cat([log_weights(joint, q, part) for part in split_noise(noise)]).mean(0)
+
+
 @dataclass(frozen=True)
 class OptimalPosterior:
     """q* with batch shape [B], the optimisation steps taken [B], and whether the search has converged, [B] bool."""
@@ -119,9 +137,10 @@ def optimise_posterior(
     refinement: Refinement,
     *,
     seed: int,
+    modes: tuple[Tensor, Tensor] | None = None,
     monitor: Monitor = SILENT,
 ) -> OptimalPosterior:
-    """The member of q's family with the largest ELBO, for each image.
+    """The member of q's family with the largest ELBO that a search from one start finds, for each image.
 
     Arguments:
         model: in evaluation mode.
@@ -129,16 +148,19 @@ def optimise_posterior(
         rows: indices of the images within their split, [B], which key their noise.
         refinement: settings of the search.
         seed: of the noise.
+        modes: start at these modes [B, d], with the Cholesky factors of the precisions there [B, d, d]; None: at q.
         monitor: checked before every step.
+
+    Raises InputError for a posterior that cannot be reparameterised.
     """
 
     def restricted(active: Tensor) -> tuple[Joint, LatentDistribution]:
         noise = ImageNoise(seed, rows[active.cpu()].tolist(), model.latent_dim, model.mean)
         joint = model.joint(x[active], None if c is None else c[active], noise)
-        return joint.detach(), model.infer(joint)
-
-    def elbo(joint: Joint, q: LatentDistribution, noise: Tensor) -> Tensor:
-        return torch.cat([log_weights(joint, q, part) for part in split_noise(noise)]).mean(0)
+        q = model.infer(joint)
+        if modes is not None:
+            q = cast(LatentDistribution, q.at_mode(modes[0][active], modes[1][active]))
+        return joint.detach(), q
 
     window, samples = refinement.window, refinement.samples
     with torch.no_grad():
@@ -189,28 +211,58 @@ def optimise_posterior(
         return OptimalPosterior(build_retained().detach(), steps, converged)
 
 
-def _compare(
-    joint: Joint,
-    q: LatentDistribution,
-    optimum: LatentDistribution,
-    samples: int,
-    elbo_samples: int,
-    monitor: Monitor,
+def _at_optimum(
+    joint: Joint, optimum: OptimalPosterior, samples: int, elbo_samples: int, monitor: Monitor
 ) -> dict[str, Tensor]:
-    """`elbo`, `elbo_optimal`, `log_likelihood` (K = samples), in nats, and `gap_pareto_k` (of q*) per image [B].
+    """`elbo_optimal`, `log_likelihood` (K = samples), in nats, and `gap_pareto_k` of q*, and its search: [B] each.
 
     All use the noise of importance_sampling.
     """
-    optimal = importance_statistics(joint, optimum, samples, monitor=monitor)
-    optimal_elbo = optimal["elbo"]
+    values = importance_statistics(joint, optimum.q, samples, monitor=monitor)
+    elbo = values["elbo"]
     if elbo_samples != samples:
-        optimal_elbo = importance_statistics(joint, optimum, elbo_samples, monitor=monitor)["elbo"]
+        elbo = importance_statistics(joint, optimum.q, elbo_samples, monitor=monitor)["elbo"]
     return {
-        "elbo": importance_statistics(joint, q, elbo_samples, monitor=monitor)["elbo"],
-        "elbo_optimal": optimal_elbo,
-        "log_likelihood": optimal["log_likelihood"],
-        "gap_pareto_k": optimal["pareto_k"],
+        "elbo_optimal": elbo,
+        "log_likelihood": values["log_likelihood"],
+        "gap_pareto_k": values["pareto_k"],
+        "gap_steps": optimum.steps.double(),
+        "gap_converged": optimum.converged,
     }
+
+
+def best_modes(
+    model: LatentModel,
+    x: Tensor,
+    c: Tensor | None,
+    rows: list[int],
+    amis: Amis,
+    *,
+    seed: int,
+    monitor: Monitor = SILENT,
+) -> tuple[Tensor, Tensor]:
+    """The mode with the largest Laplace evidence that AMIS finds: [B, d], and its precision's factor [B, d, d].
+
+    Arguments: see optimise_posterior; `amis` holds the settings of the mode search.
+    """
+    chunk = default_chunk(x.device)
+    size = max(1, chunk // (model.latent_dim**2 // MATRIX_SHARE + 1))
+    means, factors = [], []
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        noise = ImageNoise(seed, rows[part], model.latent_dim, model.mean)
+        joint = model.joint(x[part], None if c is None else c[part], noise)
+        modes = model_modes(model, joint, amis_noise(model, rows[part], seed), amis, chunk=chunk, monitor=monitor)
+        means.append(modes.mean[:, 0])
+        factors.append(modes.cholesky[:, 0])
+    return torch.cat(means), torch.cat(factors)
+
+
+def _is_better(joint: Joint, from_q: OptimalPosterior, from_mode: OptimalPosterior, tolerance: float) -> Tensor:
+    """Whether the search from the mode ended higher, [B] bool, by noise of its own."""
+    noise = joint.noise("gap/choice", CHOICE_SAMPLES)
+    value, other = elbo(joint, from_q.q, noise), elbo(joint, from_mode.q, noise)
+    return (other > value + tolerance) | (value.isnan() & other.isfinite())
 
 
 def unconverged_share(gap_converged: Tensor) -> float:
@@ -226,6 +278,8 @@ def inference_gaps(
     importance_samples: int,
     elbo_samples: int,
     seed: int,
+    amis: Amis | None = None,
+    log_likelihood: Tensor | None = None,
     images: int | None = None,
     batch: int | None = None,
     monitor: Monitor = SILENT,
@@ -236,15 +290,20 @@ def inference_gaps(
         model: in evaluation mode.
         split: images to evaluate; densities include the transform's log|det|.
         refinement: settings of the search for q*.
-        importance_samples: K of log p(x), with q* as the proposal.
+        importance_samples: K of log p(x) with q* as the proposal, and of its k-hat.
         elbo_samples: samples of each ELBO.
         seed: of the noise.
+        amis: settings of the search for the modes to start from, too; None: start from q alone.
+        log_likelihood: log p(x | c) of each image [N], in nats, such as that of adaptive importance sampling; None:
+            importance sampling with q*.
         images: number of images to evaluate, starting with the first; None: all.
         batch: images per batch (memory grows with it), which changes no result beyond rounding; None: by samples.
         monitor: checked before every step, advanced by images, warned if memory runs out and `batch` is halved.
 
     Returns per image [N] (CPU; float64, nats): elbo (of q), elbo_optimal (of q*), log_likelihood, gap_approximation,
-    gap_amortisation, gap_inference (their sum); gap_steps; gap_converged (bool).
+    gap_amortisation, gap_inference (their sum); gap_steps and gap_converged (bool) of the search that led to q*. If
+    modes were searched, also elbo_optimal_from_q and elbo_optimal_from_mode, and gap_from_mode (1 where q* is the
+    latter; else 0).
 
     Raises InputError for fewer than one sample, and for a posterior that cannot be reparameterised.
     """
@@ -254,20 +313,37 @@ def inference_gaps(
 
     def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         part = split.batch(start, end)
-        c, noise = part.c if model.classes else None, ImageNoise(seed, part.rows.tolist(), model.latent_dim, model.mean)
-        optimum = optimise_posterior(model, part.x, c, part.rows, refinement, seed=seed, monitor=monitor)
+        c, rows = part.c if model.classes else None, part.rows.tolist()
+        joint = model.joint(part.x, c, ImageNoise(seed, rows, model.latent_dim, model.mean))
+
+        def search(modes: tuple[Tensor, Tensor] | None = None) -> OptimalPosterior:
+            return optimise_posterior(model, part.x, c, part.rows, refinement, seed=seed, modes=modes, monitor=monitor)
+
+        optimum = search()
         with torch.no_grad():
-            joint = model.joint(part.x, c, noise)
-            values = _compare(joint, model.infer(joint), optimum.q, importance_samples, elbo_samples, monitor)
+            q = model.infer(joint)
+            values = _at_optimum(joint, optimum, importance_samples, elbo_samples, monitor)
+            if amis is not None:
+                modes = best_modes(model, part.x, c, rows, amis, seed=seed, monitor=monitor)
+                if q.at_mode(*modes) is not None:
+                    other = search(modes)
+                    better = _is_better(joint, optimum, other, refinement.tolerance)
+                    candidates = values, _at_optimum(joint, other, importance_samples, elbo_samples, monitor)
+                    values = {name: torch.where(better, candidates[1][name], candidates[0][name]) for name in values}
+                    values["elbo_optimal_from_q"], values["elbo_optimal_from_mode"] = (
+                        candidate["elbo_optimal"] for candidate in candidates
+                    )
+                    values["gap_from_mode"] = better.double()
+            values["elbo"] = importance_statistics(joint, q, elbo_samples, monitor=monitor)["elbo"]
+            if log_likelihood is not None:
+                values["log_likelihood"] = log_likelihood[start:end].to(values["elbo"]) - part.log_det
         values["gap_approximation"] = values["log_likelihood"] - values["elbo_optimal"]
         values["gap_amortisation"] = values["elbo_optimal"] - values["elbo"]
         values["gap_inference"] = values["log_likelihood"] - values["elbo"]
-        for name in ("elbo", "elbo_optimal", "log_likelihood"):
-            values[name] += part.log_det
-        return {name: values[name] for name in METRICS} | {
-            "gap_steps": optimum.steps.double(),
-            "gap_converged": optimum.converged,
-        }
+        for name in values:
+            if name.startswith(("elbo", "log_likelihood")):
+                values[name] = values[name] + part.log_det
+        return {name: values[name] for name in (*METRICS, *SEARCH_METRICS) if name in values}
 
     count = len(split) if images is None else min(images, len(split))
     size, task = batch or max(1, LATENTS_PER_STEP // refinement.samples), f"inference gaps of {split.name}"
