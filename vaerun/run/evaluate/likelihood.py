@@ -9,6 +9,7 @@ import torch
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.latent.probe import probe_latents
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
+from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
 from vaerun.evaluation.likelihood.gradient_noise import GradientNoise, format_table, gradient_noise
 from vaerun.evaluation.likelihood.importance import DENSITY_METRICS, PARETO_K_LIMIT, unreliable_share
@@ -117,6 +118,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         """Add the approximation and amortisation gaps."""
         s, results = self.settings, self.results
         n = min(self.images, s.gap.images)
+        amis = results.per_image.get("amis")
         with self.monitor.task(f"inference gaps of {self.split.name}", n) as task:
             values = inference_gaps(
                 self.model,
@@ -125,6 +127,8 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 importance_samples=s.samples,
                 elbo_samples=s.samples,
                 seed=self.seed,
+                amis=Amis(),
+                log_likelihood=None if amis is None or len(amis) < n else amis[:n],
                 images=n,
                 monitor=task,
             )

@@ -18,13 +18,8 @@ from vaerun.data.dataset import Split
 from vaerun.distributions import DiagonalNormal
 from vaerun.errors import InputError, Interrupted
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.likelihood.gaps import (
-    LEARNING_RATE_CUTS,
-    Refinement,
-    inference_gaps,
-    optimise_posterior,
-    unconverged_share,
-)
+from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
+from vaerun.evaluation.likelihood.optimal_posterior import LEARNING_RATE_CUTS, Refinement, optimise_posterior
 from vaerun.inference import Amortised, Laplace
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
