@@ -16,6 +16,7 @@ import yaml
 from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
+from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
 from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model
@@ -194,7 +195,11 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     if settings.estimates:
         protocol["estimate"] = asdict(settings.estimate) | {"images": min(n, settings.estimate.images)}
     if settings.gaps:
-        protocol["gap"] = asdict(settings.gap) | {"images": min(n, settings.gap.images)}
+        images = min(n, settings.gap.images)
+        amis = protocol.get("amis", {}).get("images", 0) >= images
+        source = "adaptive importance sampling" if amis else "importance sampling"
+        starts = "q, mode" if model.latent_dim <= MAX_LATENT_DIM else "q"
+        protocol["gap"] = asdict(settings.gap) | {"images": images, "log_likelihood": source, "starts": starts}
     if settings.gradient_noise:
         protocol["noise"] = asdict(settings.noise)
     return protocol

@@ -44,6 +44,12 @@ def test_everything_is_recorded_and_nothing_replaced(run: Path, evaluate: Evalua
         metrics["test/gap_approximation"] + metrics["test/gap_amortisation"]
     )
 
+    optimal = [metrics[f"test/gap_elbo_optimal{end}"] for end in ("", "_from_q", "_from_mode")]
+    assert min(optimal[1:]) <= optimal[0]
+    assert 0 <= metrics["test/gap_from_mode"] <= 1
+    source = record["protocol"]["gap"]["log_likelihood"]
+    assert f"log p(x) of these images by {source}" in out
+
     # Values per image stand beside the run's, and the numbers are their means.
     own = dict(np.load(run / "per_example.npz"))
     assert all(np.array_equal(own[name], value, equal_nan=True) for name, value in arrays.items())

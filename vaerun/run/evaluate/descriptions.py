@@ -10,6 +10,7 @@ from vaerun.text import format_fixed
 DIGITS = {"active_units": 0, "bits_per_dimension": 4, "probe_accuracy": 4, "probe_majority": 4}
 DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3, "inception_frechet_distance": 3}
 DIGITS |= {"label_agreement": 4, "precision": 4, "recall": 4, "density": 4, "coverage": 4}
+DIGITS |= {"gap_from_mode": 4}
 DIGITS |= {"observation_variance": 5, "parzen_variance": 5}
 DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
 
@@ -42,13 +43,20 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
         descriptions |= _annealing(annealing, px)
         descriptions["ais_minus_is"] = "annealed minus plain importance sampling, same images"
     if gap is not None:
+        source = f"importance sampling with q* as proposal, K={k}"
+        if gap.get("log_likelihood", "").startswith("adaptive"):
+            source = "adaptive importance sampling"
+        starts = "q" if gap.get("starts", "q") == "q" else "q and from the best mode: the better of the two"
         descriptions |= {
-            "gap_inference": f"{px} - ELBO(q), {gap['images']} images; log p(x) by IS with q* as proposal, K={k}",
-            "gap_approximation": "log p(x) - ELBO(q*), q* of the same family optimised for each image",
+            "gap_inference": f"{px} - ELBO(q), {gap['images']} images; {px} by {source}",
+            "gap_approximation": f"{px} - ELBO(q*), q* of the same family optimised for each image from {starts}",
             "gap_amortisation": "ELBO(q*) - ELBO(q)",
-            "gap_log_likelihood": "log p(x) by importance sampling with q* as the proposal",
+            "gap_log_likelihood": f"{px} of these images by {source}",
             "gap_elbo": "ELBO(q) of these images",
             "gap_elbo_optimal": "ELBO(q*) of these images",
+            "gap_elbo_optimal_from_q": "ELBO at the end of the search from q",
+            "gap_elbo_optimal_from_mode": "ELBO at the end of the search from the best mode",
+            "gap_from_mode": "fraction of images whose q* is that of the search from the mode, which ended higher",
             "gap_pareto_k_unreliable": "fraction of images with k-hat above 0.7, q* as the proposal",
             "gap_steps": "optimisation steps, mean over images",
             "gap_converged": f"fraction of images that converged before step {gap['max_steps']}",

@@ -10,6 +10,7 @@ from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.latent.probe import probe_latents
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
 from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
 from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
 from vaerun.evaluation.likelihood.gradient_noise import GradientNoise, format_table, gradient_noise
 from vaerun.evaluation.likelihood.importance import DENSITY_METRICS, PARETO_K_LIMIT, unreliable_share
@@ -127,10 +128,15 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 importance_samples=s.samples,
                 elbo_samples=s.samples,
                 seed=self.seed,
-                amis=Amis(),
+                amis=Amis() if self.model.latent_dim <= MAX_LATENT_DIM else None,
                 log_likelihood=None if amis is None or len(amis) < n else amis[:n],
                 images=n,
                 monitor=task,
+            )
+        if "gap_from_mode" not in values:
+            results.warnings.append(
+                "inference gaps: q* is searched from q alone, because this family of posteriors cannot be moved to a "
+                f"mode, or has over {MAX_LATENT_DIM} dimensions; where q is on the wrong mode, gap_amortisation is low"
             )
         pareto_k = values.pop("gap_pareto_k")
         results.per_image["gap_pareto_k"] = pareto_k
