@@ -52,20 +52,17 @@ class MarginalLikelihood:
 
     def __str__(self) -> str:
         count, value = len(self.log_likelihood), self.log_likelihood
-        unreliable = (self.pareto_k > PARETO_K_LIMIT).nonzero()[:, 0].tolist()
-        named = f": numbers {', '.join(map(str, unreliable[:10]))}{', ...' * (len(unreliable) > 10)}" * bool(unreliable)
+        images = f"{count} image{'s' * (count != 1)}"
         error = float(self.standard_error.square().sum().sqrt()) / count
+        over_images = f"; ± {float(value.std()) / math.sqrt(count):.3f} over images" if count > 1 else ""
         lines = [
-            f"log p(x)  {float(value.mean()):.3f} nats, mean of {count} images, lower bound in expectation",
-            f"  ± {error:.3f}, its Monte Carlo standard error from K = {self.samples} samples per image"
-            + f"; ± {float(value.std()) / math.sqrt(count):.3f} over images" * (count > 1),
+            f"log p(x)  {float(value.mean()):.3f} nats, mean of {images}, lower bound in expectation",
+            f"  ± {error:.3f}, its Monte Carlo standard error from K = {self.samples} samples per image{over_images}",
             f"  effective sample size {float(self.effective_sample_size.mean()):.0f} of {self.samples}, mean",
-            f"  Pareto k-hat above {PARETO_K_LIMIT}, not reliable: {len(unreliable)} of {count} images{named}"
-            if not bool(self.pareto_k.isnan().any())
-            else f"  Pareto k-hat undefined: it needs more than {self.samples} samples",
+            f"  Pareto k-hat {self._reliability(images)}",
             f"  {float(self.starts.double().mean()):.0f} mode searches per image, mean; "
             f"{float(self.modes.double().mean()):.1f} modes, mean; twice as many starts changed the modes' evidence by "
-            f"more than 0.5 nats for {int(self.starts_disagree.sum())} of {count} images",
+            f"more than 0.5 nats for {int(self.starts_disagree.sum())} of {images}",
         ]
         if self.upper is not None:
             lines.append(
@@ -73,6 +70,15 @@ class MarginalLikelihood:
                 f"{float((self.upper - value).mean()):.3f} nats wide, widest {float((self.upper - value).max()):.3f}"
             )
         return "\n".join(lines)
+
+    def _reliability(self, images: str) -> str:
+        if bool(self.pareto_k.isnan().any()):
+            return f"undefined: it needs more than {self.samples} samples"
+        unreliable = (self.pareto_k > PARETO_K_LIMIT).nonzero()[:, 0].tolist()
+        text = f"above {PARETO_K_LIMIT}, not reliable: {len(unreliable)} of {images}"
+        if unreliable:
+            text += f" (numbers {', '.join(map(str, unreliable[:10]))}{', ...' if len(unreliable) > 10 else ''})"
+        return text
 
 
 def _check_points(name: str, points: Tensor, like: Tensor | None, shape: str) -> Tensor:
