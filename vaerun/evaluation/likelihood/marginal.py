@@ -174,7 +174,7 @@ def marginal_likelihood(
         further_starts: [n, B, d], draws of the prior. Blocks of 8, 8, 16, 32, ... are used, from the third on only for
             images whose evidence the last one changed by more than 0.5 nats. None: 128 draws of N(0, I), which is right
             for that prior only: pass draws of any other. Perturbations of the starts are no substitute: in an example
-            with two modes, d = 2, they found the second one for 20 to 90% of the images, draws of the prior for all.
+            with two modes, d = 2, they missed the second one for up to 80% of the images, draws of the prior never.
         precision: z [K, B, d] -> [K, B, d, d], a positive definite approximation of minus the Hessian of log_joint,
             such as Gauss-Newton's; None: the Hessian by automatic differentiation, with eigenvalues made positive.
         exact: if the images were drawn from the model, the z [B, d] that made them: gives the upper bound.
