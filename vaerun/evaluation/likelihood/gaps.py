@@ -9,7 +9,7 @@ inside a distribution stay shared and count as part of the family), found by opt
 Where the posterior has several modes the ELBO has several local optima, and q may sit on the wrong one. Given settings
 of the mode search, there are therefore two searches: from q, and from the member of the family that is centred at the
 posterior's best mode (`at_mode()`; mode_search.py). q* is the better of the two ends, chosen with separate noise so
-that the reported ELBO is not biased by the choice; a difference below the tolerance leaves it to the search from q. A
+that the reported ELBO is not biased by the choice; a difference below SAME_OPTIMUM leaves it to the search from q. A
 family without `at_mode()` is searched from q alone, which leaves ELBO(q*) too low where q is on the wrong mode: the
 amortisation gap is then too small, and the approximation gap too large if log p(x) knows of the better mode.
 
@@ -52,6 +52,7 @@ METRICS = (
 )
 SEARCH_METRICS = ("elbo_optimal_from_q", "elbo_optimal_from_mode", "gap_from_mode", "gap_steps", "gap_converged")
 CHOICE_SAMPLES = 1_000  # to choose between the two ends
+SAME_OPTIMUM = 0.1  # nats: ends that differ by less are those of one optimum, up to the searches' tolerance and noise
 LATENTS_PER_STEP = 4_000  # latent samples per step over all images of a batch, whose autograd graph is in memory
 
 
@@ -102,11 +103,11 @@ def best_modes(
     return torch.cat(means), torch.cat(factors)
 
 
-def _is_better(joint: Joint, from_q: OptimalPosterior, from_mode: OptimalPosterior, tolerance: float) -> Tensor:
+def _is_better(joint: Joint, from_q: OptimalPosterior, from_mode: OptimalPosterior) -> Tensor:
     """Whether the search from the mode ended higher, [B] bool, by noise of its own."""
     noise = joint.noise("gap/choice", CHOICE_SAMPLES)
     value, other = elbo(joint, from_q.q, noise), elbo(joint, from_mode.q, noise)
-    return (other > value + tolerance) | (value.isnan() & other.isfinite())
+    return (other > value + SAME_OPTIMUM) | (value.isnan() & other.isfinite())
 
 
 def unconverged_share(gap_converged: Tensor) -> float:
@@ -171,7 +172,7 @@ def inference_gaps(
                 modes = best_modes(model, part.x, c, rows, amis, seed=seed, monitor=monitor)
                 if q.at_mode(*modes) is not None:
                     other = search(modes)
-                    better = _is_better(joint, optimum, other, refinement.tolerance)
+                    better = _is_better(joint, optimum, other)
                     candidates = values, _at_optimum(joint, other, importance_samples, elbo_samples, monitor)
                     values = {name: torch.where(better, candidates[1][name], candidates[0][name]) for name in values}
                     values["elbo_optimal_from_q"], values["elbo_optimal_from_mode"] = (
