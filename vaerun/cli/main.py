@@ -33,11 +33,13 @@ def main() -> None:
 
             print_output(f"vaerun {version('vaerun')}")
         elif {"-m", "--multirun"} & set(command.words):
+            command.spell_out_switches()
             outcome.exit_code = command.sweep()
         else:
             from vaerun.cli.compose import hydra_application, readable_errors
             from vaerun.config.composing import composing
 
+            command.spell_out_switches()
             with readable_errors(command.words, command.output_dir):
                 application = hydra_application(command.run, command.words, command.output_dir)
                 with composing():
@@ -65,6 +67,12 @@ class Command:
         self.check_only = "--check" in words
         self.output_dir = OutputDir()
         self.failure: Exception | None = None
+
+    def spell_out_switches(self) -> None:
+        """Write evaluation.amis=true as evaluation.amis.enabled=true. Raises InputError for contradictions."""
+        from vaerun.config.overrides import spell_out_switches
+
+        self.words = spell_out_switches(self.words)
 
     def run(self, cfg: DictConfig) -> None:
         """Run or check the composed configuration; Hydra's task function for a single run."""

@@ -24,8 +24,9 @@ def _defaults() -> dict[str, Any]:
 def identity(plain: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that can affect the result.
 
-    Keys with the schema's default are left out, so that adding a key whose default preserves earlier behaviour does
-    not change the identity of older runs. Changing a default therefore requires incrementing NUMERICS.
+    Keys with the schema's default are left out, so that adding a key whose default preserves earlier behaviour, or only
+    adds numbers to the results (evaluation.amis), does not change the identity of older runs: a finished one is not
+    trained again. Changing a default therefore requires incrementing NUMERICS.
     """
     defaults = _defaults()
     return {k: v for k, v in flatten(plain) if not is_incidental(k, v) and not (k in defaults and v == defaults[k])}

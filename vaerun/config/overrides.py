@@ -15,10 +15,30 @@ from vaerun.text import printable
 
 CHANGEABLE = ("data", "evaluation", "seed", "trainer.device")
 QUOTING = """quote values with spaces, commas, '=', '~' or non-ASCII letters for Hydra and the shell: 'key="value"'"""
+SWITCHES = ("evaluation.amis",)  # groups that may be given as true or false
 MAX_LETTERS = 10_000  # maximum length of an argument: parsing time grows faster than linearly
 
 _EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
+
+
+def spell_out_switches(words: list[str]) -> list[str]:
+    """Replace evaluation.amis=true by evaluation.amis.enabled=true, and false likewise: a value would replace all keys.
+
+    Raises InputError for keys of a group that is switched off.
+    """
+    spelled = []
+    for word in words:
+        given, _, value = word.partition("=")
+        key = given.lstrip("+")
+        values = {part.strip().lower() for part in value.split(",")}
+        if key in SWITCHES and values <= {"true", "false"}:
+            inner = next((w for w in words if w.lstrip("+").startswith(f"{key}.")), None)
+            if inner is not None and values == {"false"}:
+                raise InputError(f"{word} leaves it out, and {printable(inner, 100)} would have no effect: omit one")
+            word = f"{given}.enabled={value}"
+        spelled.append(word)
+    return spelled
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
@@ -27,7 +47,9 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     Raises InputError for an argument that is not an override, or whose key an evaluation cannot change.
     """
     overrides = OmegaConf.create()
-    for word in sorted(words, key=lambda w: not w.startswith("data=")):  # first the choice, then overrides of its keys
+    for word in sorted(
+        spell_out_switches(words), key=lambda w: not w.startswith("data=")
+    ):  # first the choice, then overrides of its keys
         key = _key(word)
         value = _value(word)
         if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(value, str)):

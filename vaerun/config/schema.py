@@ -170,6 +170,23 @@ class EstimateSettings:
 
 
 @dataclass
+class AmisSettings:
+    """`evaluation.amis`: settings of adaptive importance sampling; `evaluation.amis=true` or `=false` set `enabled`."""
+
+    enabled: bool | None = None
+    samples: int = option(2000, le=10**7)
+    starts: int = option(8, le=10**6)
+    max_starts: int = option(128, le=10**6)
+    rounds: int = option(2, le=1000)
+    max_rounds: int = option(12, le=1000)
+    round_samples: int = option(500, le=10**6)
+    images: int | None = option(1000, ge=1)
+    simulated: int = option(50, ge=0, le=BILLION)
+    fallback: str | None = option("ais", choices=(None, "ais"))
+    fallback_images: int = option(20, ge=1)
+
+
+@dataclass
 class GapSettings:
     """`evaluation.gap`: settings of the inference gaps."""
 
@@ -235,6 +252,7 @@ class EvaluationSettings:
     interpolation: list[Any] = field(default_factory=list)
     arithmetic: list[str] = field(default_factory=list)
     label: int = option(0, ge=0)
+    amis: AmisSettings = field(default_factory=AmisSettings)
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
     estimate: EstimateSettings = field(default_factory=EstimateSettings)
     gap: GapSettings = field(default_factory=GapSettings)

@@ -17,7 +17,7 @@ from omegaconf.errors import (
 )
 
 from vaerun.config.schema import Settings
-from vaerun.config.validation import NEEDS_KEYS, check_groups, check_values, wrong_type
+from vaerun.config.validation import NEEDS_KEYS, check_groups, check_values, expand_switches, wrong_type
 from vaerun.errors import InputError
 from vaerun.text import did_you_mean
 
@@ -35,6 +35,7 @@ def to_settings(cfg: DictConfig) -> Settings:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)
+        expand_switches(plain)
         check_groups(plain)
         merged = OmegaConf.merge(OmegaConf.structured(Settings), plain)
         if absent := sorted(OmegaConf.missing_keys(merged)):

@@ -18,6 +18,7 @@ MAX_FLOAT = 3e38  # the largest float32 is 3.4e38
 MAX_INT = 2**63  # tensors hold int64
 
 NEEDS_KEYS = "{0} is a group of keys: write {0}.KEY=VALUE"
+SWITCH = "enabled"  # groups with this key may be given as true or false
 _TYPES: dict[Any, str] = {
     int: "an integer",
     float: "a number",
@@ -63,6 +64,18 @@ def _group(hint: Any) -> Any:
 # -- of a composed configuration --------------------------------------------------------------------------------------
 
 
+def expand_switches(plain: Any, schema: Any = Settings) -> None:
+    """Replace true or false in place of a group that has the key `enabled` by that key, inside nested mappings."""
+    for name, hint in get_type_hints(schema).items():
+        group = _group(hint)
+        if group is None or name not in plain:
+            continue
+        if isinstance(plain[name], bool) and SWITCH in get_type_hints(group):
+            plain[name] = {SWITCH: plain[name]}
+        elif isinstance(plain[name], dict):
+            expand_switches(plain[name], group)
+
+
 def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
     """Raise InputError for a single value in place of a group; OmegaConf's error would not name the key."""
     for name, hint in get_type_hints(schema).items():
@@ -70,7 +83,8 @@ def check_groups(plain: Any, schema: Any = Settings, prefix: str = "") -> None:
         if group is None or name not in plain or plain[name] == "???" or (plain[name] is None and group is not hint):
             continue
         if not isinstance(plain[name], dict):
-            raise InputError(NEEDS_KEYS.format(f"{prefix}{name}"))
+            switch = ", =true or =false" if SWITCH in get_type_hints(group) else ""
+            raise InputError(NEEDS_KEYS.format(f"{prefix}{name}") + switch)
         check_groups(plain[name], group, f"{prefix}{name}.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,18 @@ class Split:
         pixels = self.images[start:stop]
         noise = (self.image_shape, start, stop, pixels.device, SPLIT_SEED, "dequantize", self.name)
         return self._batch(pixels, slice(start, stop), torch.arange(start, stop), lambda: fixed_uniform(*noise))
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """Images `rows`, each with the noise that it has in `batch`."""
+        parts = [self.batch(row, row + 1) for row in rows]
+        labels = [part.labels for part in parts if part.labels is not None]
+        return Batch(
+            torch.cat([part.x for part in parts]),
+            torch.cat(labels) if labels else None,
+            self.classes,
+            torch.cat([part.log_det for part in parts]),
+            torch.tensor(rows),
+        )
 
     def _batch(self, pixels: Tensor, index: Any, rows: Tensor, uniform: Any) -> Batch:
         x, log_det = self.transform(pixels, uniform, self.binarised)

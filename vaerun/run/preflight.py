@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.estimators import estimate
 from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_waypoints
+from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM, check_amis
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.estimates import Estimates, check_estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
@@ -40,6 +42,8 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
     for name in ("parzen", "selection"):
         if getattr(settings, name):
             raise InputError(f"evaluation.{name} is for adversarial models only: omit it")
+    if uses_amis(settings, model):
+        check_amis(model)
     if settings.probe and not data.classes:
         raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
     if settings.probe and model.classes:
@@ -82,10 +86,12 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its discriminator is given "
             "the label"
         )
-    choose_variance = (settings.ais or settings.bdmc or settings.estimates) and model.variance is None
+    if uses_amis(settings, model):
+        check_amis(model.observation_model(1.0))
+    choose_variance = uses_observation_model(settings, model) and model.variance is None
     for subject, required, keys in (
         ("parzen chooses", settings.parzen, "data.validation"),
-        ("ais, bdmc and estimates choose", choose_variance, "data.validation or model.fixed_variance"),
+        ("ais, bdmc, amis and estimates choose", choose_variance, "data.validation or model.fixed_variance"),
     ):
         if required and not len(data.validation):
             raise InputError(f"evaluation.{subject} a variance on validation images, and data.validation=0: set {keys}")
@@ -147,6 +153,7 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
         raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no images in this split")
     make_annealing(settings)
     make_estimates(settings)
+    make_amis(settings)
     count = min(settings.generated.samples, settings.images or images, images)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
         few = settings.images is not None and settings.images < min(images, 2)
@@ -185,6 +192,18 @@ def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
         )
 
 
+def uses_amis(settings: EvaluationSettings, model: LatentModel | AdversarialModel) -> bool:
+    """Whether to evaluate by adaptive importance sampling; by default, where it is possible without an observation model."""
+    if settings.amis.enabled is not None:
+        return settings.amis.enabled
+    return isinstance(model, LatentModel) and model.has_density and model.latent_dim <= MAX_LATENT_DIM
+
+
+def uses_observation_model(settings: EvaluationSettings, model: AdversarialModel) -> bool:
+    """Whether to evaluate a log-likelihood of this adversarial model."""
+    return settings.ais or settings.bdmc or settings.estimates or uses_amis(settings, model)
+
+
 def _options(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in asdict(settings).items() if k != "images"}
 
@@ -197,6 +216,11 @@ def make_annealing(settings: EvaluationSettings) -> Annealing:
 def make_estimates(settings: EvaluationSettings) -> Estimates:
     """Settings of the estimates against K, from `evaluation.estimate`."""
     return Estimates(**_options(settings.estimate))
+
+
+def make_amis(settings: EvaluationSettings) -> Amis:
+    """Settings of adaptive importance sampling, from `evaluation.amis`."""
+    return Amis(**{field.name: getattr(settings.amis, field.name) for field in fields(Amis)})
 
 
 def make_refinement(settings: EvaluationSettings) -> Refinement:

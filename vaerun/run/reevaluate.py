@@ -21,7 +21,7 @@ from vaerun.config.overrides import parse_overrides
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import Settings
 from vaerun.config.settings import to_settings
-from vaerun.config.validation import check_groups
+from vaerun.config.validation import check_groups, expand_switches
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.oom import evaluation_oom_raises
@@ -234,6 +234,7 @@ def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
         raise InputError(f"data.{'/'.join(PIXELS)} are fixed by the model's training: train again to change them")
     _check_evaluation_keys(run, overrides.get("evaluation", {}))
     changes = {**overrides, "data": data}
+    expand_switches(changes)
     check_groups(changes)
     try:
         merged = OmegaConf.merge(OmegaConf.create(settings), OmegaConf.create(changes))

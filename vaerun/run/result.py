@@ -21,6 +21,7 @@ from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model
 from vaerun.run.evaluate.descriptions import align_rows, metric_rows
+from vaerun.run.preflight import uses_amis, uses_observation_model
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.run_dir import check_run_paths
@@ -180,10 +181,17 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
         "evaluated_split": settings.split,
         "evaluated_images": n,
     }
+    if uses_amis(settings, model):
+        protocol["amis"] = asdict(settings.amis) | {
+            "images": min(n, settings.amis.images or n),
+            "simulated": min(n, settings.amis.simulated),
+        }
+        del protocol["amis"]["enabled"]
+        if settings.amis.fallback is not None:
+            protocol["amis"]["annealing"] = {k: v for k, v in asdict(settings.annealing).items() if k != "images"}
     if settings.ais or settings.bdmc:
         protocol["annealing"] = asdict(settings.annealing) | {"images": min(n, settings.annealing.images)}
-    density = settings.ais or settings.bdmc or settings.estimates
-    if density and isinstance(model, AdversarialModel) and model.variance is None:
+    if isinstance(model, AdversarialModel) and model.variance is None and uses_observation_model(settings, model):
         protocol["observation"] = asdict(settings.observation)
     if isinstance(model, AdversarialModel) or settings.quality or settings.inception_weights is not None:
         protocol["generated"] = asdict(settings.generated) | {"samples": min(n, settings.generated.samples)}

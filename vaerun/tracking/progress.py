@@ -128,6 +128,7 @@ class ProgressBar(_Task):
         super().__init__(total, unit, initial, desc=description, leave=False)
         self.description, self.stop, self.done = description, stop, initial
         self._outer: Callable[[], None] | None = None
+        self._forecast_due = True
         self.silent = False
 
     def __enter__(self) -> ProgressBar:
@@ -145,6 +146,7 @@ class ProgressBar(_Task):
 
     def forecast(self, seconds: float) -> None:
         """Announce how long the task will take, if it is long enough."""
+        self._forecast_due = False
         if seconds < ANNOUNCED_SECONDS or self.silent:
             return
         line = f"{self.description}: {self.total} {self.unit}, about {format_duration(seconds)}"
@@ -154,8 +156,10 @@ class ProgressBar(_Task):
             self._bar.write(line, file=sys.stderr)
 
     def advance(self, amount: int) -> None:
-        """Add to the amount of work done."""
+        """Add to the amount of work done; the first part gives a forecast, if there was none."""
         self.done += amount
+        if self._forecast_due and amount and self.done < self.total:
+            self.forecast((time.monotonic() - self._started) * (self.total - self.initial) / amount)
         if self._bar is not None:
             self._bar.update(amount)
         elif self._throttle.due(PLAIN_SECONDS):

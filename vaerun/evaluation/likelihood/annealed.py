@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -197,7 +198,7 @@ def annealed_importance_sampling(
     annealing: Annealing,
     *,
     seed: int,
-    images: int | None = None,
+    images: int | Sequence[int] | None = None,
     batch: int | None = None,
     monitor: Monitor = SILENT,
 ) -> dict[str, Tensor]:
@@ -208,7 +209,7 @@ def annealed_importance_sampling(
         split: images to evaluate; densities include the transform's log|det|.
         annealing: the settings.
         seed: of the noise; an image's noise depends on (seed, image) only.
-        images: number of images to evaluate, starting with the first; None: all.
+        images: number of images to evaluate, starting with the first, or their numbers; None: all.
         batch: images per batch (memory grows with it times the chains); None: by device. It changes rounding only,
             though many long trajectories may amplify that into another draw of the same estimate.
         monitor: checked between transitions, advanced by images, warned if memory runs out and `batch` is halved.
@@ -218,7 +219,7 @@ def annealed_importance_sampling(
     """
 
     def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
-        part = split.batch(start, end)
+        part = split.batch(start, end) if rows is None else split.select(rows[start:end])
         joint = model.joint(part.x, part.c if model.classes else None)
         noise = annealing_noise(model, seed, part.rows.tolist())
         step_sizes = tune_step_sizes(joint, noise, annealing, monitor)
@@ -226,8 +227,10 @@ def annealed_importance_sampling(
         ais = log_mean_exp(log_weight) + part.log_det
         return {"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance}
 
-    count = len(split) if images is None else min(images, len(split))
-    size = _batch_size(images, batch, annealing, split.images.device)
+    rows = images if isinstance(images, Sequence) else None
+    number = None if isinstance(images, Sequence) else images
+    count = len(split if rows is None else rows) if number is None else min(number, len(split))
+    size = _batch_size(number, batch, annealing, split.images.device)
     task, setting = f"annealed importance sampling of {split.name}", "evaluation.annealing.chains"
     with torch.no_grad():
         return map_batches(count, size, compute, monitor=monitor, task=task, setting=setting)

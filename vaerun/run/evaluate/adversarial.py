@@ -20,7 +20,7 @@ from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
 from vaerun.run.build import MAX_CLASSES
 from vaerun.run.evaluate.evaluator import Evaluator
-from vaerun.run.preflight import make_annealing
+from vaerun.run.preflight import make_annealing, uses_amis, uses_observation_model
 
 BATCH = 500
 
@@ -44,7 +44,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             self.add_linear_probe()
         if s.parzen:
             self.parzen()
-        if s.ais or s.bdmc or s.estimates:
+        if uses_observation_model(s, self.model):
             self.density()
         if s.arrays:
             results.arrays["samples"] = sample_images(self.model, self.split).float().cpu().numpy()
@@ -131,6 +131,8 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
             variance = self.observation_variance()
         self.results.metrics["observation_variance"] = variance
         model = self.model.observation_model(variance)
+        if uses_amis(self.settings, self.model):
+            self.adaptive_importance_sampling(model, posterior_start=False)
         if self.settings.ais:
             self.annealed_importance_sampling(model)
         if self.settings.bdmc:

@@ -12,7 +12,8 @@ DIGITS |= {"diversity": 3, "mode_collapse": 0, "classifier_frechet_distance": 3,
 DIGITS |= {"label_agreement": 4, "precision": 4, "recall": 4, "density": 4, "coverage": 4}
 DIGITS |= {"gap_from_mode": 4}
 DIGITS |= {"observation_variance": 5, "parzen_variance": 5}
-DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4}  # else 2
+DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4, "amis_pareto_k_unreliable": 4}
+DIGITS |= {"amis_fallback": 4, "amis_starts_disagree": 4, "amis_bits_per_dimension": 4}  # else 2
 
 
 def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
@@ -23,15 +24,18 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
     px, pxz, q, pz = "log p(x)", "log p(x|z)", "q(z|x)", "p(z)"
     if protocol.get("conditional"):
         px, pxz, q, pz = "log p(x|label)", "log p(x|z,label)", "q(z|x,label)", "p(z|label)"
+    amis = protocol.get("amis")
+    published = "" if amis is None else "; the published protocol, which depends on q: to compare models use amis"
     descriptions = {
         "elbo": f"ELBO, Monte Carlo over the same {k} samples",
         "kl": f"KL({q} || {pz}), Monte Carlo over the same samples",
         "reconstruction": f"E_q[{pxz}]",
-        "log_likelihood": f"importance-weighted {px}, K={k}: a lower bound in expectation",
+        "log_likelihood": f"importance-weighted {px}, K={k}: a lower bound in expectation{published}",
         "log_likelihood_exact": "exact log p(x) of this linear-Gaussian model",
-        "bits_per_dimension": f"bits: 8 - {px} / (D log 2)",
+        "bits_per_dimension": f"bits: 8 - {px} / (D log 2), from log_likelihood",
         "effective_sample_size": f"effective sample size of K={k}, mean over images",
-        "pareto_k_unreliable": "fraction of images with Pareto k-hat above 0.7: their log-likelihood is not reliable",
+        "pareto_k_unreliable": "fraction of images with Pareto k-hat above 0.7: their log_likelihood is not reliable",
+        **({} if amis is None else _adaptive(amis, px)),
         "reconstruction_error": "|x - E[x|z]|^2 at the encoder's z, summed over pixels: not a likelihood",
         "active_units": "latent dimensions with a variance of the posterior mean over images above 0.01",
         "probe_accuracy": "accuracy of a linear classifier on posterior means, fitted to the training split",
@@ -62,6 +66,25 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
             "gap_converged": f"fraction of images that converged before step {gap['max_steps']}",
         }
     return descriptions
+
+
+def _adaptive(amis: dict[str, Any], px: str) -> dict[str, str]:
+    images, samples = amis["images"], amis["samples"]
+    return {
+        "amis": f"adaptive importance sampling of {px}, {images} images, K={samples}: a lower bound in expectation; "
+        "does not depend on q and compares models",
+        "amis_minus_is": "amis minus log_likelihood, same images: what importance sampling with q misses",
+        "amis_bits_per_dimension": f"bits: 8 - {px} / (D log 2), from amis",
+        "gap_posterior": "amis minus ELBO, same images: mean KL(q || posterior), the error of inference alone",
+        "amis_ess": f"effective sample size of K={samples}, mean over images",
+        "amis_pareto_k_unreliable": "fraction of images with k-hat above 0.7 under adaptive importance sampling",
+        "amis_fallback": "fraction of images whose amis is that of annealed importance sampling instead",
+        "amis_starts_disagree": "fraction of images where twice as many mode searches changed the evidence by over 0.5 "
+        "nats: they got more",
+        "amis_lower": f"{px} of {amis['simulated']} images drawn from the model: a lower bound in expectation",
+        "amis_upper": "the same images: an upper bound in expectation",
+        "amis_gap": "upper minus lower bound: limits the error of both",
+    }
 
 
 def _annealing(annealing: dict[str, Any], px: str) -> dict[str, str]:
@@ -113,8 +136,10 @@ def _adversarial(protocol: dict[str, Any]) -> dict[str, str]:
     }
     if protocol.get("observation") is None:
         descriptions["observation_variance"] = "s2 of the observation model N(G(z), s2 I), pixels in [0, 1], fixed"
+    px = "log p(x|label)" if protocol.get("conditional") else "log p(x)"
+    if protocol.get("amis") is not None:
+        descriptions |= _adaptive(protocol["amis"], f"{px} under N(G(z), s2 I) (nats)")
     if protocol.get("annealing") is not None:
-        px = "log p(x|label)" if protocol.get("conditional") else "log p(x)"
         descriptions |= _annealing(protocol["annealing"], f"{px} under N(G(z), s2 I) (nats)")
     descriptions |= {
         "parzen_log_likelihood": f"Parzen window on {protocol.get('parzen_samples')} generated images, nats: KNOWN TO "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import Generic, TypeVar
@@ -12,9 +13,10 @@ from torch import Tensor
 from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
-from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.estimates import annealing_cost, estimates_by_samples
+from vaerun.evaluation.likelihood.importance import PARETO_K_LIMIT, unreliable_share
 from vaerun.evaluation.plots.estimates import estimates_chart, summarise
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.evaluation.samples.inception import PUBLISHED_SHA256, check_inception, inception_features
@@ -23,10 +25,12 @@ from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, genera
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import MAX_CLASSES
 from vaerun.run.evaluate.classifier import dataset_classifier, has_classifier
-from vaerun.run.preflight import make_annealing, make_estimates
+from vaerun.run.preflight import make_amis, make_annealing, make_estimates
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.paths import expand_user
 from vaerun.tracking.monitor import Monitor
+
+NAMED_IMAGES = 10  # named in a warning
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 
@@ -74,6 +78,97 @@ class Evaluator(ABC, Generic[M]):
             self.results.add_mean(name, value)
         return values["ais"]
 
+    def adaptive_importance_sampling(self, model: LatentModel, *, posterior_start: bool) -> Tensor:
+        """Add amis, its diagnostics and its bracket on simulated images; return amis per image [N], in nats.
+
+        Arguments:
+            model: the model, with a likelihood.
+            posterior_start: whether it has an inference whose mean is a good first guess.
+        """
+        s, results = self.settings.amis, self.results
+        n = min(self.images, s.images or self.images)
+        with self.monitor.task(f"adaptive importance sampling of {self.split.name}, K={s.samples}", n) as task:
+            values = adaptive_importance_sampling(
+                model,
+                self.split,
+                make_amis(self.settings),
+                seed=self.seed,
+                images=n,
+                posterior_start=posterior_start,
+                chunk=self.settings.chunk,
+                monitor=task,
+            )
+        self._replace_unreliable(model, values)
+        results.per_image |= values
+        results.add_mean("amis", values["amis"])
+        results.add_mean("amis_ess", values["amis_ess"])
+        if not math.isnan(share := unreliable_share(values["amis_pareto_k"])):
+            results.metrics["amis_pareto_k_unreliable"] = share
+        results.metrics["amis_starts_disagree"] = float(values["amis_starts_disagree"].mean())
+        if s.fallback is not None:
+            results.metrics["amis_fallback"] = float(values["amis_fallback"].mean())
+        if self.data.transform.dequantize:
+            results.add_mean("amis_bits_per_dimension", self.bits_per_dimension(values["amis"]))
+        if s.simulated:
+            self._bracket(model, min(n, s.simulated), posterior_start)
+        return values["amis"]
+
+    def _replace_unreliable(self, model: LatentModel, values: dict[str, Tensor]) -> None:
+        """Name the images whose `amis` is not reliable; if they are few, replace it by annealed importance sampling.
+
+        AIS's value is taken whichever is larger: each is a lower bound in expectation, their maximum is not.
+        """
+        s, results = self.settings.amis, self.results
+        values["amis_fallback"] = torch.zeros_like(values["amis"])
+        failed = (values["amis_pareto_k"] > PARETO_K_LIMIT) | ~values["amis"].isfinite()
+        rows: list[int] = failed.nonzero()[:, 0].tolist()
+        results.details["amis_unreliable"] = rows
+        if not rows:
+            return
+        named = ", ".join(map(str, rows[:NAMED_IMAGES]))
+        if len(rows) > NAMED_IMAGES:
+            named += ", ... (all: details.amis_unreliable in result.json)"
+        line = (
+            f"{self.split.name}/amis is not reliable for {len(rows)} of {len(failed)} images (Pareto k-hat above "
+            f"{PARETO_K_LIMIT}), counted from 0: {named}"
+        )
+        if s.fallback is None:
+            results.warnings.append(f"{line}; evaluation.amis.fallback=ais replaces it")
+            return
+        if len(rows) > s.fallback_images:
+            results.warnings.append(
+                f"{line}; more than evaluation.amis.fallback_images={s.fallback_images}, so it stays"
+            )
+            return
+        results.warnings.append(f"{line}; replaced by annealed importance sampling")
+        title = f"annealed importance sampling of {self.split.name} images that amis left"
+        with self.monitor.task(title, len(rows)) as task:
+            annealed = annealed_importance_sampling(
+                model, self.split, make_annealing(self.settings), seed=self.seed, images=rows, monitor=task
+            )
+        values["amis"][failed] = annealed["ais"]
+        values["amis_fallback"][failed] = 1.0
+
+    def _bracket(self, model: LatentModel, images: int, posterior_start: bool) -> None:
+        """Add amis_lower, amis_upper and their gap, for images simulated from the model."""
+        with self.monitor.task("adaptive importance sampling of simulated images", images) as task:
+            values = amis_bracket(
+                model,
+                make_amis(self.settings),
+                images=images,
+                seed=self.seed,
+                posterior_start=posterior_start,
+                chunk=self.settings.chunk,
+                monitor=task,
+            )
+        for name, value in values.items():
+            self.results.add_mean(name, value)
+        self.results.add_mean("amis_gap", values["amis_upper"] - values["amis_lower"])
+
+    def bits_per_dimension(self, log_likelihood: Tensor) -> Tensor:
+        """Code length in bits of 8-bit pixels, from nats of dequantised ones: [N] -> [N]."""
+        return 8 - log_likelihood / (self.data.dimensions * math.log(2))
+
     def bidirectional_monte_carlo(self, model: LatentModel) -> None:
         """Add bdmc_lower, bdmc_upper, their gap and acceptance rates, for images simulated from the model."""
         n = self.annealed_images
@@ -92,7 +187,7 @@ class Evaluator(ABC, Generic[M]):
                 model,
                 self.split,
                 estimates,
-                Amis(),
+                make_amis(settings),
                 seed=self.seed,
                 images=n,
                 posterior=isinstance(self.model, LatentModel),

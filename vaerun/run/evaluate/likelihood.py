@@ -9,7 +9,6 @@ import torch
 from vaerun.evaluation import importance_sampling
 from vaerun.evaluation.latent.probe import probe_latents
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
-from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
 from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
 from vaerun.evaluation.likelihood.gradient_noise import GradientNoise, format_table, gradient_noise
@@ -20,7 +19,7 @@ from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.evaluator import Evaluator
-from vaerun.run.preflight import make_refinement
+from vaerun.run.preflight import make_amis, make_refinement, uses_amis
 
 BATCH = 500  # images per batch when there is one sample per image
 COLLAPSE_KL = 0.1  # nats of KL(q || p) below which a posterior without active units counts as collapsed
@@ -34,6 +33,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         s = self.settings
         if self.model.has_density:
             self.add_importance_sampling()
+            self.add_adaptive_importance_sampling()
         else:
             self.reconstruction_error()
         if s.ais:
@@ -84,19 +84,38 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             exact = [ppca.exact_log_likelihood(self.model, b.x) + b.log_det.cpu() for b in batches]
             results.add_mean("log_likelihood_exact", torch.cat(exact))
         if self.data.transform.dequantize:
-            results.add_mean("bits_per_dimension", 8 - values["log_likelihood"] / (self.data.dimensions * math.log(2)))
+            results.add_mean("bits_per_dimension", self.bits_per_dimension(values["log_likelihood"]))
         share = unreliable_share(pareto_k)
         if not math.isnan(share):  # NaN: too few samples to estimate k-hat
             results.metrics["pareto_k_unreliable"] = share
         if share > MAX_UNRELIABLE_SHARE:
-            remedy = f"{self.split.name}/ais" if s.ais else "more evaluation.samples or evaluation.ais=true"
+            if uses_amis(s, self.model):
+                remedy = f"models by {self.split.name}/amis"
+            elif s.ais:
+                remedy = f"with {self.split.name}/ais"
+            else:
+                remedy = "with more evaluation.samples or evaluation.ais=true"
             results.warnings.append(
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
-                f"{PARETO_K_LIMIT}: q misses part of the posterior); compare with {remedy}"
+                f"{PARETO_K_LIMIT}: q misses part of the posterior); compare {remedy}"
             )
         results.non_finite_metric = next(
             (n for n in DENSITY_METRICS if not bool(torch.isfinite(values[n]).all())), None
         )
+
+    def add_adaptive_importance_sampling(self) -> None:
+        """Add adaptive importance sampling, and its differences from plain importance sampling and from the ELBO."""
+        results = self.results
+        if not uses_amis(self.settings, self.model):
+            if self.settings.amis.enabled is None:
+                results.warnings.append(
+                    f"no {self.split.name}/amis: adaptive importance sampling supports up to {MAX_LATENT_DIM} latent "
+                    f"dimensions, and this model has {self.model.latent_dim}; evaluation.ais=true does without q, too"
+                )
+            return
+        amis = self.adaptive_importance_sampling(self.model, posterior_start=True)
+        results.add_mean("amis_minus_is", amis - results.per_image["log_likelihood"][: len(amis)])
+        results.add_mean("gap_posterior", amis - results.per_image["elbo"][: len(amis)])
 
     def reconstruction_error(self) -> None:
         """Add |x - E[x | z]|^2 at the encoder's z, the only metric of a plain autoencoder."""
@@ -128,7 +147,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
                 importance_samples=s.samples,
                 elbo_samples=s.samples,
                 seed=self.seed,
-                amis=Amis() if self.model.latent_dim <= MAX_LATENT_DIM else None,
+                amis=make_amis(s) if self.model.latent_dim <= MAX_LATENT_DIM else None,
                 log_likelihood=None if amis is None or len(amis) < n else amis[:n],
                 images=n,
                 monitor=task,
