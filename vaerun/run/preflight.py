@@ -193,7 +193,7 @@ def check_step_options(settings: TrainerSettings, device: torch.device) -> None:
 
 
 def uses_amis(settings: EvaluationSettings, model: LatentModel | AdversarialModel) -> bool:
-    """Whether to evaluate by adaptive importance sampling; by default, where it is possible without an observation model."""
+    """Whether to evaluate by adaptive importance sampling: by default, where there is a likelihood of its own."""
     if settings.amis.enabled is not None:
         return settings.amis.enabled
     return isinstance(model, LatentModel) and model.has_density and model.latent_dim <= MAX_LATENT_DIM

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from support.runs.commands import FAST_AMIS
 
 PACKAGE = '''
 import torch
@@ -66,7 +67,7 @@ def vaerun(folder: Path, *arguments: str, trusted: str = "mine") -> subprocess.C
 
 
 def test_parts_of_another_package_run_together(package: Path) -> None:
-    small = ["trainer.epochs=1", "trainer.batch_size=40", "evaluation.samples=10", "output_dir=run"]
+    small = ["trainer.epochs=1", "trainer.batch_size=40", "evaluation.samples=10", *FAST_AMIS, "output_dir=run"]
     done = vaerun(package, "model=narrow", "data=squares", "estimator=doubled", *small)
     assert done.returncode == 0, done.stderr
     result = json.loads((package / "run" / "result.json").read_text())
@@ -105,7 +106,7 @@ def test_the_documented_package_runs(tmp_path: Path) -> None:
     (root / "__init__.py").write_text(code)
     images = numpy.random.RandomState(0).randint(0, 256, (220, 1, 6, 5)).astype(numpy.uint8)
     numpy.save(tmp_path / "squares.npy", images)
-    small = ["trainer.epochs=1", "trainer.batch_size=40", "evaluation.samples=10", "output_dir=run"]
+    small = ["trainer.epochs=1", "trainer.batch_size=40", "evaluation.samples=10", *FAST_AMIS, "output_dir=run"]
     words = ["model=narrow", "data=squares", "estimator=doubled", *small]
     done = vaerun(tmp_path, *words, trusted="my_package")
     assert done.returncode == 0, done.stderr
@@ -114,7 +115,7 @@ def test_the_documented_package_runs(tmp_path: Path) -> None:
 
 
 def test_the_readme_s_python_example_runs(tmp_path: Path) -> None:
-    small = ["trainer.max_steps=2", "evaluation.samples=10", "evaluation.images=20", "output_dir=run"]
+    small = ["trainer.max_steps=2", "evaluation.samples=10", "evaluation.images=20", *FAST_AMIS, "output_dir=run"]
     done = vaerun(tmp_path, *small, trusted="")
     assert done.returncode == 0, done.stderr
     (example,) = documented("README.md", "python")

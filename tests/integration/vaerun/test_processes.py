@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs.commands import FAST_AMIS
 
 WORDS = [
     "model=vae", "trainer.epochs=100", "trainer.log_every=5", "evaluation.images=20", "evaluation.samples=10",
-    "evaluation.pictures=0", "trainer.device=cpu",
+    "evaluation.pictures=0", "trainer.device=cpu", *FAST_AMIS,
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from support.runs.commands import assert_same_bits, flat, load, shell
+from support.runs.commands import FAST_AMIS, assert_same_bits, flat, load, shell
 from torch import Tensor
 
 from vaerun.config.plugins import builtin_config_dir
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 SHORT = """data.train_images=250 data.validation=40 trainer.batch_size=64 trainer.max_steps=14 trainer.log_every=3
 trainer.device=cpu evaluation.images=20 evaluation.pictures=0"""
 LIKELIHOOD = """model.encoder.hidden=[16] model.decoder.hidden=[16] model.latent_dim=4 evaluation.samples=30"""
+LIKELIHOOD += " " + " ".join(FAST_AMIS)
 FAMILIES = {
     "vae": LIKELIHOOD,
     "sa_vae": f"{LIKELIHOOD} model.inference.steps=2",

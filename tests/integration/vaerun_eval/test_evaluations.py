@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from support.runs.commands import records, state, tensorboard
 from support.runs.evaluating import CHEAP, EVERYTHING, SMALL, Evaluate, result, save
+from torch import Tensor
 
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import EvaluationSettings
+from vaerun.evaluation.likelihood.adaptation import Amis
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.estimates import Estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
@@ -186,9 +190,11 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
     monkeypatch.setattr(module, "unreliable_share", lambda tail: 0.06)
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100")
     assert "not reliable for 6% of the images" in err
+    assert "compare models by test/amis" in err
+    _, _, err = evaluate(f"run={run}", "evaluation.samples=100", "evaluation.amis=false")
     assert "compare with more evaluation.samples or evaluation.ais=true" in err
     annealed = ["evaluation.ais=true", "evaluation.annealing.images=2", "evaluation.annealing.temperatures=2"]
-    _, _, err = evaluate(f"run={run}", "evaluation.samples=100", *annealed)
+    _, _, err = evaluate(f"run={run}", "evaluation.samples=100", "evaluation.amis=false", *annealed)
     assert "compare with test/ais" in err
     assert "evaluation.ais=true" not in err
     monkeypatch.setattr(module, "unreliable_share", lambda tail: 0.05)
@@ -201,6 +207,9 @@ def test_the_settings_defaults_are_those_of_the_functions() -> None:
         in_file, in_schema = dict(plain[key]), asdict(getattr(EvaluationSettings(), key))
         assert in_file == in_schema
         assert asdict(own) == {k: v for k, v in in_file.items() if k != "images"}
+    amis = asdict(EvaluationSettings().amis)
+    assert asdict(Amis()) == {k: v for k, v in amis.items() if k in asdict(Amis())}
+    assert amis.keys() - asdict(Amis()).keys() == {"enabled", "images", "simulated", "fallback", "fallback_images"}
     names = plain["noise"].pop("estimators")
     assert estimators_by_name(names).keys() == set(names)
     schema = {k: v for k, v in asdict(EvaluationSettings()).items() if k != "noise"}
@@ -227,3 +236,81 @@ def test_counts_are_those_of_the_images(run: Path, evaluate: Evaluate) -> None:
     assert arrays[f"{label}/ais"].shape == arrays[f"{label}/bdmc_lower"].shape == (3,)
     assert record["protocol"]["annealing"]["images"] == 3
     assert "3 chains, 3 images" in out
+
+
+def test_every_evaluation_ends_with_adaptive_importance_sampling(run: Path, evaluate: Evaluate) -> None:
+    code, out, _ = evaluate(f"run={run}", "evaluation.amis.images=7", "evaluation.amis.simulated=4")
+    assert code == 0
+    ((label, record),) = result(run)["evaluations"].items()
+    metrics, arrays = record["metrics"], np.load(run / "per_example.npz")
+    values = {name: arrays[f"{label}/{name}"] for name in ("amis", "elbo", "log_likelihood", "gap_posterior")}
+    assert values["amis"].shape == values["gap_posterior"].shape == (7,)
+    np.testing.assert_array_equal(values["gap_posterior"], values["amis"] - values["elbo"][:7])
+    assert metrics["test/gap_posterior"] == pytest.approx(values["gap_posterior"].mean())
+    assert metrics["test/amis"] == pytest.approx(values["amis"].mean())
+    assert metrics["test/amis_se"] == pytest.approx(values["amis"].std(ddof=1) / 7**0.5)
+    assert metrics["test/amis_minus_is"] == pytest.approx((values["amis"] - values["log_likelihood"][:7]).mean())
+    lower, upper = (arrays[f"{label}/amis_{end}"] for end in ("lower", "upper"))
+    assert lower.shape == upper.shape == (4,)
+    assert metrics["test/amis_gap"] == pytest.approx((upper - lower).mean())
+    assert {"enabled", "simulated", "images"} & record["protocol"]["amis"].keys() == {"simulated", "images"}
+    assert record["protocol"]["amis"]["images"] == 7
+    assert record["protocol"]["amis"]["annealing"]["temperatures"] == 2500  # the fallback's
+    assert "7 images, K=20" in out
+    assert "compares models" in out
+    assert "published protocol" in out
+
+
+def test_amis_can_be_left_out(run: Path, evaluate: Evaluate) -> None:
+    code, out, _ = evaluate(f"run={run}", "evaluation.amis=false")
+    assert code == 0
+    assert "test/amis" not in out
+    assert "published" not in out
+    ((label, record),) = result(run)["evaluations"].items()
+    assert not any("amis" in name or name == "test/gap_posterior" for name in record["metrics"])
+    assert "amis" not in record["protocol"]
+    assert evaluate(f"run={run}", "evaluation.amis=true", "evaluation.amis.simulated=0")[0] == 0
+    found = result(run)["evaluations"]
+    (again,) = found.keys() - {label}
+    assert found[again]["metrics"]["test/amis"] == pytest.approx(result(run)["metrics"]["test/amis"])
+    assert "test/amis_lower" not in found[again]["metrics"]
+
+
+FAILING = ["evaluation.amis.samples=100", "evaluation.annealing.temperatures=4", "evaluation.annealing.chains=3"]
+
+
+def test_failing_images_are_named_and_annealed(run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The annealed values are those of evaluation.ais for the same images; the others stay as they were."""
+    from vaerun.run.evaluate import evaluator as module
+
+    exact = module.adaptive_importance_sampling
+
+    def failing(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        values = exact(*arguments, **options)
+        values["amis_pareto_k"][:] = 0.6
+        values["amis_pareto_k"][[2, 9]] = 0.8
+        values["amis"][4] = -math.inf
+        return values
+
+    monkeypatch.setattr(module, "adaptive_importance_sampling", failing)
+    annealed = [*FAILING, "evaluation.ais=true", "evaluation.annealing.images=12"]
+    code, _, err = evaluate(f"run={run}", *annealed)
+    assert code == 0
+    assert "test/amis is not reliable for 3 of 12 images" in err
+    assert "counted from 0: 2, 4, 9; replaced by annealed importance sampling" in err
+    ((label, record),) = result(run)["evaluations"].items()
+    assert record["details"]["amis_unreliable"] == [2, 4, 9]
+    assert record["metrics"]["test/amis_fallback"] == 3 / 12
+    arrays = np.load(run / "per_example.npz")
+    amis, ais = arrays[f"{label}/amis"], arrays[f"{label}/ais"]
+    np.testing.assert_allclose(amis[[2, 4, 9]], ais[[2, 4, 9]], rtol=1e-4)
+    assert not np.isclose(np.delete(amis, [2, 4, 9]), np.delete(ais, [2, 4, 9]), rtol=1e-4).any()
+    np.testing.assert_array_equal(arrays[f"{label}/amis_fallback"].nonzero()[0], [2, 4, 9])
+    # More than a few are named only.
+    code, _, err = evaluate(f"run={run}", *FAILING, "evaluation.amis.fallback_images=2")
+    assert code == 0
+    assert "counted from 0: 2, 4, 9; more than evaluation.amis.fallback_images=2, so it stays" in err
+    code, _, err = evaluate(f"run={run}", *FAILING, "evaluation.amis.fallback=null")
+    assert code == 0
+    assert "2, 4, 9; evaluation.amis.fallback=ais replaces it" in err
+    assert "test/amis_fallback" not in list(result(run)["evaluations"].values())[-1]["metrics"]

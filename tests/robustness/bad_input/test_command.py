@@ -13,10 +13,12 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from support.runs.commands import FAST_AMIS
 
 from vaerun.config import plugins
 
 QUICK = """trainer.max_steps=2 trainer.device=cpu evaluation.samples=20 evaluation.images=20 evaluation.pictures=0"""
+QUICK += " " + " ".join(FAST_AMIS)
 TINY = "model=vae model.encoder.hidden=[4] model.decoder.hidden=[4] model.latent_dim=2 data.train_images=128"
 IMAGES = np.random.RandomState(0).randint(0, 256, (60, 1, 8, 8)).astype(np.uint8)
 LABELS = np.arange(60) % 3

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -55,10 +56,21 @@ def words(folder: Path, place: Path) -> list[str]:
     return [*own, f"output_dir={place}"]
 
 
+def of_then(found: dict[str, Any]) -> dict[str, Any]:
+    """Without evaluation.amis, which 0.1.0 did not have: later versions may add numbers, not change them."""
+    return {k: v for k, v in found.items() if "amis" not in k and "gap_posterior" not in k}
+
+
 def assert_same_numbers(found: dict[str, float], expected: dict[str, float], tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=tolerance, abs=1e-7), name
+
+
+@pytest.fixture(autouse=True)
+def without_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fallback of evaluation.amis takes seconds even for such models."""
+    monkeypatch.setattr("vaerun.run.evaluate.evaluator.PARETO_K_LIMIT", math.inf)
 
 
 @pytest.fixture
@@ -123,7 +135,8 @@ def test_is_evaluated_again(name: str, copy: Callable[[str], Path], evaluate: Co
     (label,) = evaluations.keys() - before.get("evaluations", {}).keys()
     expected = {k: v for k, v in before["metrics"].items() if k.startswith("test/")}
     assert "test/log_likelihood" in expected or name == "infogan"
-    assert_same_numbers(evaluations[label]["metrics"], expected, 1e-6)
+    assert ("test/amis" in evaluations[label]["metrics"]) == (name != "infogan")
+    assert_same_numbers(of_then(evaluations[label]["metrics"]), expected, 1e-6)
     assert {k: v for k, v in evaluations.items() if k != label} == before.get("evaluations", {})
     with np.load(folder / "per_example.npz") as found, np.load(RUNS / name / "per_example.npz") as old:
         for key in old.files:
@@ -141,8 +154,8 @@ def test_an_evaluation_of_then_is_the_same_now(copy: Callable[[str], Path], eval
     assert out.endswith(f"as {label}\n")
     ((again, after),) = result(folder)["evaluations"].items()
     assert again == label
-    assert after["protocol"] == before["protocol"]
-    assert_same_numbers(after["metrics"], before["metrics"], 1e-6)
+    assert of_then(after["protocol"]) == before["protocol"]
+    assert_same_numbers(of_then(after["metrics"]), before["metrics"], 1e-6)
 
 
 def test_goes_on(copy: Callable[[str], Path], tmp_path: Path, here: Command) -> None:
@@ -154,14 +167,16 @@ def test_goes_on(copy: Callable[[str], Path], tmp_path: Path, here: Command) -> 
     assert code == 0, err
     found, expected = result(folder), result(whole)
     assert found["fingerprint"] == expected["fingerprint"]
-    assert_same_numbers(found["metrics"], expected["metrics"], 1e-4)
-    assert found["protocol"] == expected["protocol"]
+    assert_same_numbers(of_then(found["metrics"]), expected["metrics"], 1e-4)
+    assert of_then(found["protocol"]) == expected["protocol"]
     after, then = parameters(folder), parameters(whole)
     assert after.keys() == then.keys()
     for name, value in then.items():
         torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-5)
-    lines = [(f / "metrics.jsonl").read_text().splitlines() for f in (folder, whole)]
-    steps = [[(r["step"], sorted(r)) for r in map(json.loads, some)] for some in lines]
+    lines = [
+        [of_then(json.loads(line)) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (folder, whole)
+    ]
+    steps = [[(record["step"], sorted(record)) for record in some] for some in lines]
     assert steps[0] == steps[1]
     # Another torch or processor may round otherwise. Where the whole run has the bits of then, so has this one.
     code, _, err = here(*words(whole, tmp_path / "anew"))

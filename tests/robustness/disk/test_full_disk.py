@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.runs.commands import assert_same_bits, assert_same_scalars, lasting, records, tensorboard
+from support.runs.commands import FAST_AMIS, assert_same_bits, assert_same_scalars, lasting, records, tensorboard
 
 from vaerun.cli import data
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("command_environment")
 WORDS = """model=vae model.encoder.hidden=[256] model.decoder.hidden=[256] model.latent_dim=4 data.train_images=250
 trainer.device=cpu trainer.batch_size=64 trainer.max_steps=12 trainer.log_every=3 trainer.checkpoint_seconds=0
 evaluation.images=20 evaluation.samples=20 evaluation.pictures=0""".split()  # noqa: SIM905
+WORDS += FAST_AMIS
 
 
 class Disk:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.runs.adversarial_runs import NETWORKS, Command
+from support.runs.commands import FAST_AMIS
 from support.runs.evaluating import Evaluate
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -43,7 +44,8 @@ def at_edge(here: Command, tmp_path: Path) -> Run:
         arrays = {"train_images": images(kind, train, side), "test_images": images(kind, test, side)}
         arrays |= {"train_labels": np.arange(train) % 2, "test_labels": np.arange(test) % 2}
         np.savez(tmp_path / "data.npz", **arrays)
-        small = [] if "evaluation=" in " ".join(words) or model.endswith("gan") else ["evaluation.samples=20"]
+        likelihood = "evaluation=" not in " ".join(words) and not model.endswith("gan")
+        small = ["evaluation.samples=20", *FAST_AMIS] if likelihood else []
         overrides = {w.split("=")[0]: w for w in [*SHORT, *small, *MODELS.get(model, "").split(), *words]}
         folder = tmp_path / "run"
         head = [f"model={model}", "data=npz", f"data.path={tmp_path / 'data.npz'}", f"output_dir={folder}"]

@@ -41,7 +41,7 @@ import tensorboard.compat.proto.event_pb2
 import torch
 from support.robustness.fault_injection import FaultInjector
 from support.runs.adversarial_runs import NETWORKS
-from support.runs.commands import flat, lasting, tensorboard
+from support.runs.commands import FAST_AMIS, flat, lasting, tensorboard
 
 from vaerun.config.plugins import builtin_config_dir
 from vaerun.config.schema import Settings
@@ -60,6 +60,7 @@ LIKELIHOOD = [
     "model.latent_dim=3",
     "evaluation.samples=20",
     "evaluation.latent=false",
+    *FAST_AMIS,
 ]
 ADVERSARIAL = ["model.latent_dim=4", "evaluation.generated.samples=50", "evaluation.quality=false"]
 FAMILIES = {

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 COMMAND = str(Path(sys.executable).with_name("vaerun"))
+FAST_AMIS = """evaluation.amis.samples=20 evaluation.amis.round_samples=20 evaluation.amis.starts=1
+evaluation.amis.max_starts=2 evaluation.amis.max_rounds=3 evaluation.amis.simulated=2""".split()  # noqa: SIM905
 TINY = """model.encoder.hidden=[8] model.decoder.hidden=[8] model.latent_dim=2 trainer.device=cpu evaluation.samples=20
 evaluation.images=20""".split()  # noqa: SIM905
+TINY += FAST_AMIS
 SHORT = [*TINY, "trainer.max_steps=25", "trainer.log_every=5"]
 LONG = ["model=vae", *TINY, "trainer.max_steps=400", "trainer.log_every=10", "trainer.checkpoint_seconds=0.05"]
 LONG += ["trainer.epochs=100", "evaluation.every=5", "evaluation.pictures=0"]

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs.commands import FAST_AMIS
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'vaerun'; from vaerun.cli.main import main; main()"]
 SHORT = ["trainer.max_steps=20", "evaluation.images=20", "evaluation.samples=10", "evaluation.pictures=0"]
+SHORT += FAST_AMIS
 PATIENCE = 600.0  # seconds; a busy machine is no failure
 
 

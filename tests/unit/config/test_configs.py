@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.runs.commands import FAST_AMIS
 
 from vaerun.cli.help import GROUPS, choices
 from vaerun.config.plugins import builtin_config_dir
@@ -41,6 +42,7 @@ SHAPES = {
 }
 SHORT = """trainer.max_steps=2 trainer.batch_size=16 trainer.device=cpu evaluation.samples=20 evaluation.images=20
 evaluation.pictures=0 data.train_images=100""".split()  # noqa: SIM905
+SHORT += FAST_AMIS
 DENSE = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
 SMALL = {
     "mlp": ["network=mlp", *DENSE],

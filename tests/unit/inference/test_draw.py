@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.models.draw import WINDOWS, copy_lstm, draw, infer, network
 from support.models.members import CONTEXTS, LIKELIHOODS, NETWORKS, Network, Posterior, make_data, make_model
+from support.runs.commands import FAST_AMIS
 from torch import Tensor, nn
 
 from vaerun.distributions import RecurrentNormal, detached_module
@@ -249,6 +250,7 @@ def test_a_joint_that_does_not_fit_is_refused():
 TINY = """model=draw model.latent_dim=6 model.decoder.steps=3 model.encoder.hidden=8 model.decoder.hidden=8
 model.encoder.read_size=3 model.decoder.write_size=3 trainer.device=cpu trainer.max_steps=3 evaluation.samples=20
 evaluation.images=20""".split()  # noqa: SIM905
+TINY += FAST_AMIS
 
 
 @pytest.mark.parametrize(

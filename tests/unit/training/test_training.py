@@ -16,7 +16,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from support.runs.commands import assert_same_bits, lasting, load
+from support.runs.commands import FAST_AMIS, assert_same_bits, lasting, load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from vaerun.run.experiment import Experiment
 TINY = """data.train_images=250 trainer.batch_size=64 trainer.max_steps=20 trainer.log_every=3 trainer.device=cpu
 model.encoder.hidden=[8] model.decoder.hidden=[8] model.latent_dim=2 model.inference.steps=2 evaluation.samples=20
 evaluation.images=20 evaluation.pictures=0"""
+TINY += " " + " ".join(FAST_AMIS)
 pytestmark = pytest.mark.usefixtures("single_precision")
 MODELS = ["vae", "vae_hf", "sa_vae", "vlae", "cvae"]
 
