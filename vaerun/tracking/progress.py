@@ -158,12 +158,13 @@ class ProgressBar(_Task):
     def advance(self, amount: int) -> None:
         """Add to the amount of work done; the first part gives a forecast, if there was none."""
         self.done += amount
-        if self._forecast_due and amount and self.done < self.total:
-            self.forecast((time.monotonic() - self._started) * (self.total - self.initial) / amount)
         if self._bar is not None:
             self._bar.update(amount)
         elif self._throttle.due(PLAIN_SECONDS):
-            self._print()
+            self._print()  # with the time left
+            self._forecast_due = False
+        if self._forecast_due and amount and self.done < self.total:
+            self.forecast((time.monotonic() - self._started) * (self.total - self.initial) / amount)
 
     def tick(self) -> None:
         """Update the elapsed time on display."""

@@ -102,3 +102,20 @@ def test_intervals_are_read_when_they_are_needed(
     clock[0] += 1
     training.update(1, "epoch 1/1")
     assert capsys.readouterr().err == "epoch 1/1  1 images/s  9 s left\n"
+
+
+def test_the_first_part_forecasts_the_whole(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("work", 100) as bar:
+        for seconds in (2, 3):
+            clock[0] += seconds
+            bar.advance(10)
+    assert capsys.readouterr().err == "work: 100 images, about 20 s\n"
+    with ProgressBar("work", 100) as bar:
+        bar.forecast(30)  # measured already
+        clock[0] += 2
+        bar.advance(10)
+    assert capsys.readouterr().err == "work: 100 images, about 30 s\n"
+    with ProgressBar("short", 100) as bar:
+        clock[0] += 2
+        bar.advance(90)
+    assert capsys.readouterr().err == ""
