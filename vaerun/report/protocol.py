@@ -225,7 +225,10 @@ def _settings(run: RunSummary, axes: Sequence[str]) -> dict[str, Any]:
         k: v
         for k, v in run.settings.items()
         # Those of evaluation.amis change no other metric, and are compared as part of the protocol of its own.
-        if k not in excluded and not is_irrelevant(k, v) and not k.startswith(ADAPTIVE_SETTINGS)
+        # evaluation.estimates draws a picture, and has no metric.
+        if k not in excluded
+        and not is_irrelevant(k, v)
+        and not k.startswith((ADAPTIVE_SETTINGS, "evaluation.estimate"))
     }
 
 
