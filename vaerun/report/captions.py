@@ -11,7 +11,18 @@ from vaerun.report.runs import RunSummary
 LIKELIHOOD_METRIC, ADVERSARIAL_METRIC = "test/log_likelihood", "test/classifier_frechet_distance"
 ADAPTIVE_METRIC, POSTERIOR_GAP = "test/amis", "test/gap_posterior"
 IN_NATS = ("log_likelihood", "elbo", "kl", "reconstruction", "ais", "amis", "iwae", "renyi", "bdmc", "gap_")
-WITHOUT_UNIT = ("accept", "pareto_k", "_ess", "_steps", "_converged", "_starts", "_modes", "_rounds", "_fallback")
+WITHOUT_UNIT = (
+    "accept",
+    "pareto_k",
+    "_ess",
+    "_steps",
+    "_converged",
+    "_starts",
+    "_modes",
+    "_rounds",
+    "_fallback",
+    "gap_from",
+)
 HIGHER = ("log_likelihood", "elbo", "iwae", "ais", "recall", "precision", "accuracy", "coverage")
 LOWER = ("gap_inference", "gap_posterior", "amis_gap", "reconstruction_error")
 LOWER_ENDINGS = ("bits_per_dimension", "frechet_distance")

@@ -340,6 +340,8 @@ def test_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("test/amis_starts_disagree", "", ""),
         ("test/amis_fallback", "", ""),
         ("test/amis_se", "nats per image", ""),
+        ("test/gap_elbo_optimal_from_mode", "nats per image", "higher is better"),
+        ("test/gap_from_mode", "", ""),
     ],
 )
 def test_units_and_directions(folder: Path, metric: str, unit: str, direction: str) -> None:
