@@ -88,6 +88,8 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
         )
     if uses_amis(settings, model):
         check_amis(model.observation_model(1.0))
+    if settings.estimates:
+        check_estimates(model.observation_model(1.0))
     choose_variance = uses_observation_model(settings, model) and model.variance is None
     for subject, required, keys in (
         ("parzen chooses", settings.parzen, "data.validation"),
