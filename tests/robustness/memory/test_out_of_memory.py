@@ -23,6 +23,7 @@ from vaerun.evaluation import oom as memory
 from vaerun.evaluation.latent.statistics import latent_statistics
 from vaerun.evaluation.likelihood import importance
 from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.estimates import Estimates, estimates_by_samples
 from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps
@@ -79,6 +80,16 @@ def bracketed_values(model: LatentModel, split: Split, **options: Any) -> dict[s
     return bidirectional(model, Annealing(4, 3, adapt=False), images=IMAGES, seed=1, **options)
 
 
+def adaptive_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    amis = Amis(samples=30, starts=1, max_starts=2, rounds=1, max_rounds=2, round_samples=30)
+    return adaptive_importance_sampling(model, split, amis, seed=1, chunk=100 * IMAGES, **options)
+
+
+def adaptive_bracket(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
+    amis = Amis(samples=30, starts=1, max_starts=2, rounds=1, max_rounds=2, round_samples=30)
+    return amis_bracket(model, amis, images=IMAGES, seed=1, chunk=100 * IMAGES, **options)
+
+
 def gap_values(model: LatentModel, split: Split, **options: Any) -> dict[str, Tensor]:
     how = Refinement(samples=2, window=2, max_steps=4)
     return inference_gaps(model, split, how, importance_samples=5, elbo_samples=5, seed=1, **options)
@@ -102,7 +113,8 @@ def validation(model: LatentModel, split: Split, **options: Any) -> dict[str, Te
     return {name: torch.tensor(value) for name, value in first.items()}
 
 
-EVALUATIONS = [importance_values, annealed_values, bracketed_values, estimate_values, gap_values, moments, validation]
+EVALUATIONS = [importance_values, adaptive_values, adaptive_bracket, annealed_values, bracketed_values]
+EVALUATIONS += [estimate_values, gap_values, moments, validation]
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)

@@ -218,6 +218,17 @@ def test_neither_batch_nor_company_changes_a_value(likelihood):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("transform", [Transform(), Transform(dequantize=True, logit=True)], ids=["plain", "logit"])
+def test_images_by_their_numbers_are_those_of_the_split(transform):
+    model = linear_gaussian("label")
+    split = make_split(model, 6, transform)
+    annealing = replace(CLOSE, temperatures=5)
+    every = annealed_importance_sampling(model, split, annealing, seed=0)
+    chosen = annealed_importance_sampling(model, split, annealing, seed=0, images=[4, 1], batch=1)
+    for name, values in every.items():
+        torch.testing.assert_close(chosen[name], values[[4, 1]])
+
+
 def test_effective_chains_and_log_mean_exp():
     log_weight = torch.tensor([[0.0, 0.0, -math.inf], [0.0, -1e3, -math.inf], [0.0, -1e3, -math.inf]]) - 5e3
     torch.testing.assert_close(effective_chains(log_weight), torch.tensor([3.0, 1.0, 0.0]))
