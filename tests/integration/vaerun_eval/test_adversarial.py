@@ -27,7 +27,7 @@ from support.runs.adversarial_runs import (
     tiles,
     warned,
 )
-from support.runs.commands import records, state, tensorboard
+from support.runs.commands import FAST_AMIS, records, state, tensorboard
 from support.runs.evaluating import SMALL, Evaluate, result
 
 import vaerun
@@ -274,3 +274,21 @@ def test_a_conditional_run_and_other_classes(copied: Callable[..., Path], evalua
         code, out, err = evaluate(f"run={run}", *words)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert said in err
+
+
+def test_adaptive_importance_sampling_on_request(copied: Callable[..., Path], evaluate: Evaluate) -> None:
+    """Under the observation model with the chosen variance, without a posterior to start from."""
+    folder = copied(*GAN)
+    words = ["evaluation.amis=true", *FAST_AMIS, "evaluation.amis.images=4", *CHEAP]
+    code, out, err = evaluate(f"run={folder}", *words)
+    assert code == 0, err
+    ((label, record),) = result(folder)["evaluations"].items()
+    metrics, arrays = record["metrics"], np.load(folder / "per_example.npz")
+    assert arrays[f"{label}/amis"].shape == (4,)
+    assert metrics["test/amis"] == pytest.approx(arrays[f"{label}/amis"].mean())
+    assert metrics["test/amis_lower"] <= metrics["test/amis_upper"]
+    assert metrics["test/observation_variance"] > 0
+    assert record["protocol"]["observation"]["images"] > 0
+    assert not {"test/ais", "test/gap_posterior", "test/amis_minus_is"} & metrics.keys()
+    assert "log p(x) under N(G(z), s2 I) (nats), 4 images, K=20: a lower bound in expectation" in out
+    assert "depend on q" not in out

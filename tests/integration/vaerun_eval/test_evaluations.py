@@ -276,6 +276,21 @@ def test_amis_can_be_left_out(run: Path, evaluate: Evaluate) -> None:
     assert "test/amis_lower" not in found[again]["metrics"]
 
 
+def test_too_many_latent_dimensions_leave_amis_out(
+    run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A default is left out in one line; a request is refused."""
+    for module in ("run.preflight", "run.evaluate.likelihood", "evaluation.likelihood.amis"):
+        monkeypatch.setattr(f"vaerun.{module}.MAX_LATENT_DIM", 1)
+    code, out, err = evaluate(f"run={run}")
+    assert code == 0
+    assert "no test/amis: adaptive importance sampling supports up to 1 latent dimensions, and this model has 2" in err
+    assert "test/amis" not in out
+    code, _, err = evaluate(f"run={run}", "evaluation.amis=true")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "supports up to 1 latent dimensions" in err
+
+
 FAILING = ["evaluation.amis.samples=100", "evaluation.annealing.temperatures=4", "evaluation.annealing.chains=3"]
 
 

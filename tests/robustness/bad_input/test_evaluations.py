@@ -116,6 +116,7 @@ def test_what_a_model_cannot_have_is_refused_before_training(
     for words, said in (
         (["model=ae", "evaluation.ais=true"], "needs a likelihood"),
         (["model=ae", "evaluation.gradient_noise=true"], "needs a likelihood"),
+        (["model=ae", "evaluation.amis=true"], "needs a likelihood"),
         (["evaluation.probe=true", "evaluation.split=train"], "fits to the training split"),
         (["model=vae_iaf", "evaluation.gradient_noise=true", "evaluation.noise.estimators=[elbo]"], "elbo_mc"),
         (["evaluation.noise.estimators=[elbow]"], "Did you mean elbo"),

@@ -35,7 +35,7 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
         "bits_per_dimension": f"bits: 8 - {px} / (D log 2), from log_likelihood",
         "effective_sample_size": f"effective sample size of K={k}, mean over images",
         "pareto_k_unreliable": "fraction of images with Pareto k-hat above 0.7: their log_likelihood is not reliable",
-        **({} if amis is None else _adaptive(amis, px)),
+        **({} if amis is None else _adaptive(amis, px, "; does not depend on q and compares models")),
         "reconstruction_error": "|x - E[x|z]|^2 at the encoder's z, summed over pixels: not a likelihood",
         "active_units": "latent dimensions with a variance of the posterior mean over images above 0.01",
         "probe_accuracy": "accuracy of a linear classifier on posterior means, fitted to the training split",
@@ -68,11 +68,11 @@ def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
     return descriptions
 
 
-def _adaptive(amis: dict[str, Any], px: str) -> dict[str, str]:
+def _adaptive(amis: dict[str, Any], px: str, use: str = "") -> dict[str, str]:
     images, samples = amis["images"], amis["samples"]
     return {
-        "amis": f"adaptive importance sampling of {px}, {images} images, K={samples}: a lower bound in expectation; "
-        "does not depend on q and compares models",
+        "amis": f"adaptive importance sampling of {px}, {images} images, K={samples}: "
+        f"a lower bound in expectation{use}",
         "amis_minus_is": "amis minus log_likelihood, same images: what importance sampling with q misses",
         "amis_bits_per_dimension": f"bits: 8 - {px} / (D log 2), from amis",
         "gap_posterior": "amis minus ELBO, same images: mean KL(q || posterior), the error of inference alone",
