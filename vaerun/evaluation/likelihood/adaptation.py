@@ -10,7 +10,8 @@ normal, which is adapted. A round draws samples from the present proposal and re
 mixture of all proposals so far as their density. Each sample is shared out among the modes; a mode's normal takes their
 weighted mean and covariance, the latter drawn towards the Laplace covariance while the effective sample size is small.
 The components' weights are those of expectation maximisation (Cappe et al. 2008), mixed with their initial values. An
-image whose weights have a k-hat above RELIABLE, or too small an effective sample size, gets further rounds.
+image whose weights have a k-hat above RELIABLE, or too small an effective sample size, gets further rounds. (Of nearly
+equal weights k-hat says nothing: its model is of a tail.)
 
 That decision uses the samples of the rounds only, so the estimate does not depend on the outcome of its own samples.
 """
@@ -33,6 +34,7 @@ from vaerun.tracking.monitor import SILENT, Monitor
 NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
 RELIABLE = 0.5  # k-hat of the rounds' weights up to which an image is done: a margin below the limit of 0.7
 EFFICIENT = 0.05  # effective share of the samples of all rounds from which on an image is done
+EQUAL = 0.5  # effective share from which on weights count as nearly equal, whatever their k-hat
 INFLATION = 1.2  # of the adapted covariances: too wide a proposal costs little, too narrow a one has heavy weights
 SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covariance is half the Laplace covariance
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
@@ -201,7 +203,7 @@ class _Rounds:
         largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
         k = pareto_k(largest, n, rounding(self.log_f, self.log_w)).to(self.log_w.device)
         ess = torch.exp(2 * torch.logsumexp(self.log_w, 1) - torch.logsumexp(2 * self.log_w, 1))
-        return ~((k <= RELIABLE) & (ess >= EFFICIENT * n))
+        return ~(((k <= RELIABLE) & (ess >= EFFICIENT * n)) | (ess >= EQUAL * n))
 
 
 def _joined(first: Components, second: Components) -> Components:

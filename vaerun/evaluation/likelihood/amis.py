@@ -10,8 +10,8 @@ from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, estimate
 from vaerun.evaluation.likelihood.annealed import simulate
 from vaerun.evaluation.likelihood.importance import default_chunk
-from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE
-from vaerun.evaluation.likelihood.mode_search import MAX_MODES, Modes, find_modes
+from vaerun.evaluation.likelihood.mode_search import MAX_MODES, Modes
+from vaerun.evaluation.likelihood.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise, derive_seed
@@ -19,7 +19,6 @@ from vaerun.tracking.monitor import SILENT, Monitor
 
 MAX_LATENT_DIM = 1000  # a proposal has d x d matrices for each image and component
 SAMPLES_PER_IMAGE = 40  # samples of one image evaluated at once, at least
-MATRIX_SHARE = 32  # a batch has at most one image per d^2 / MATRIX_SHARE latent samples of a chunk
 
 
 def check_amis(model: LatentModel) -> None:
@@ -46,22 +45,8 @@ def _evaluate(
     monitor: Monitor,
 ) -> dict[str, Tensor]:
     """Values per image [B] of a batch, whose noise is that of `images`."""
-    d = model.latent_dim
-    noise = ImageNoise(derive_seed(seed, "amis"), images, d + EXTRA_NOISE, model.mean)
-
-    def draw(first: int, last: int) -> Tensor:
-        return joint.prior.transform(noise(f"amis/starts/{first}", last - first)[..., :d])[0]
-
-    start = model.infer(joint).centre.unsqueeze(0) if posterior_start else joint.x.new_zeros(0, len(joint.x), d)
-    modes = find_modes(
-        joint,
-        start,
-        draw,
-        starts=amis.starts,
-        max_starts=amis.max_starts,
-        chunk=max(1, chunk // d),
-        monitor=monitor,
-    )
+    noise = amis_noise(model, images, seed)
+    modes = model_modes(model, joint, noise, amis, posterior_start=posterior_start, chunk=chunk, monitor=monitor)
     groups, parts = by_count(modes), []
     for rows, count in groups:
         here, here_noise = joint.select(rows), noise.select(rows)

@@ -7,8 +7,9 @@ one (Marquardt 1963). The Laplace evidence of a mode, the integral of exp of the
     log f(mu) + d/2 log 2 pi - 1/2 log det L.
 
 A posterior may have several modes, and no sample drawn near one of them tells of the others. Starts are therefore drawn
-from the prior, in blocks; while a block changes the log of the summed evidence of an image by more than DISAGREEMENT
-nats, the image gets a further block, as large as all those before together.
+from the prior, in blocks. An image gets a further block, as large as all those before together, if the last one changed
+the log of its summed evidence by more than DISAGREEMENT nats, or if a mode of some weight has been reached only once:
+by Good and Turing's estimate, the share of such starts is the chance that the next one reaches a mode not yet seen.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MAX_REJECTIONS = 4  # iterations without an accepted step: the damping has then 
 INITIAL_DAMPING, ACCEPTED, REJECTED = 0.1, 0.2, 8.0
 TOLERANCE = 0.01  # nats gained by a step: below, the climb has arrived
 DISAGREEMENT = 0.5  # nats between the evidence of some starts and of twice as many
+SOME_WEIGHT = 3.0  # nats of evidence below the best mode's: 5% of its weight
 MAX_MODES = 8
 WINDOW = 15.0  # nats of evidence below the best mode's; Laplace evidence errs by some nats, and weights are adapted
 
@@ -141,25 +143,30 @@ def _peaks(target: LogDensity, starts: Tensor, chunk: int, monitor: Monitor) -> 
     return torch.cat(ends), torch.cat(factors), torch.cat(evidence)
 
 
-def _distinct(z: Tensor, cholesky: Tensor, log_evidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _distinct(
+    z: Tensor, cholesky: Tensor, log_evidence: Tensor, visits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The best MAX_MODES distinct modes among S peaks per image, the best first.
 
     Peaks closer to a better one than is typical of its Laplace approximation, (z - mu)' L (z - mu) < d, count as the
     same: many decoders are piecewise linear, and their modes come in clusters.
 
-    Arguments and results: z [B, S, d], factors [B, S, d, d] and evidence [B, S]; S becomes J.
+    Arguments and results: z [B, S, d], factors [B, S, d, d], evidence [B, S], and the number of climbs that ended there
+    [B, S]; S becomes J.
     """
     left, images = log_evidence.clone(), torch.arange(len(z), device=z.device)
-    chosen, evidence = [], []
+    chosen, evidence, climbs = [], [], []
     for _ in range(MAX_MODES):
         best, index = left.max(1)
         chosen.append(index)
         evidence.append(best)
         white = (z - z[images, index].unsqueeze(1)) @ cholesky[images, index]
-        left = torch.where(white.square().sum(-1) < z.shape[-1], -math.inf, left)
-        left[images, index] = -math.inf
+        same = (white.square().sum(-1) < z.shape[-1]) & (left > -math.inf)
+        climbs.append(torch.where(same, visits, 0).sum(1))
+        left = torch.where(same, -math.inf, left)
     rows, index, value = images.unsqueeze(1), torch.stack(chosen, 1), torch.stack(evidence, 1)
-    return z[rows, index], cholesky[rows, index], torch.where(value >= value[:, :1] - WINDOW, value, -math.inf)
+    value = torch.where(value >= value[:, :1] - WINDOW, value, -math.inf)
+    return z[rows, index], cholesky[rows, index], value, torch.stack(climbs, 1)
 
 
 def find_modes(
@@ -186,6 +193,7 @@ def find_modes(
     size, d = first.shape[1:]
     z, evidence = first.new_zeros(size, MAX_MODES, d), first.new_full((size, MAX_MODES), -math.inf)
     cholesky = torch.eye(d, dtype=z.dtype, device=z.device).repeat(size, MAX_MODES, 1, 1)
+    visits = torch.zeros(size, MAX_MODES, dtype=torch.long, device=z.device)
     active = torch.arange(size, device=z.device)
     given, disagreed = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
     drawn, block = 0, starts
@@ -195,11 +203,12 @@ def find_modes(
             new = torch.cat([first, new])
         count, images = new.shape[:2]
         peaks = _peaks(target.select(active.repeat(count)), new.flatten(0, 1), chunk, monitor)
-        by_image = (value.unflatten(0, (count, images)).transpose(0, 1) for value in peaks)
+        once = torch.ones(count * images, dtype=torch.long, device=z.device)
+        by_image = (value.unflatten(0, (count, images)).transpose(0, 1) for value in (*peaks, once))
         before = torch.logsumexp(evidence[active], 1)
-        known = z[active], cholesky[active], evidence[active]
+        known = z[active], cholesky[active], evidence[active], visits[active]
         merged = _distinct(*(torch.cat(pair, 1) for pair in zip(known, by_image, strict=True)))
-        z[active], cholesky[active], evidence[active] = merged
+        z[active], cholesky[active], evidence[active], visits[active] = merged
         given[active] += count
         drawn += block
         if drawn > starts:
@@ -207,7 +216,9 @@ def find_modes(
             changed = (torch.logsumexp(evidence[active], 1) - before).abs() > DISAGREEMENT
             if drawn == 2 * starts:
                 disagreed = changed
-            active, block = active[changed], drawn
+            best = evidence[active]
+            lonely = ((best > best[:, :1] - SOME_WEIGHT) & (visits[active] == 1)).any(1)
+            active, block = active[changed | lonely], drawn
         if drawn + block > max_starts:
             break
     return Modes(z, cholesky, evidence, given, disagreed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
+from vaerun.evaluation.likelihood.adaptation import EQUAL
 from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.estimates import annealing_cost, estimates_by_samples
@@ -120,7 +121,8 @@ class Evaluator(ABC, Generic[M]):
         """
         s, results = self.settings.amis, self.results
         values["amis_fallback"] = torch.zeros_like(values["amis"])
-        failed = (values["amis_pareto_k"] > PARETO_K_LIMIT) | ~values["amis"].isfinite()
+        unequal = values["amis_ess"] < EQUAL * s.samples
+        failed = ((values["amis_pareto_k"] > PARETO_K_LIMIT) & unequal) | ~values["amis"].isfinite()
         rows: list[int] = failed.nonzero()[:, 0].tolist()
         results.details["amis_unreliable"] = rows
         if not rows:
@@ -130,7 +132,7 @@ class Evaluator(ABC, Generic[M]):
             named += ", ... (all: details.amis_unreliable in result.json)"
         line = (
             f"{self.split.name}/amis is not reliable for {len(rows)} of {len(failed)} images (Pareto k-hat above "
-            f"{PARETO_K_LIMIT}), counted from 0: {named}"
+            f"{PARETO_K_LIMIT} and fewer than K/2 effective samples), counted from 0: {named}"
         )
         if s.fallback is None:
             results.warnings.append(f"{line}; evaluation.amis.fallback=ais replaces it")
