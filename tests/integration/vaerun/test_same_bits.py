@@ -131,7 +131,7 @@ def test_the_chunk_of_an_evaluation_changes_rounding_alone(
     run(tmp_path, family, "evaluation.chunk=70")  # two images at a time
     assert_same_bits(trained(tmp_path), trained(base(family)))
     chunked, expected = metrics(tmp_path), metrics(base(family))
-    assert chunked == pytest.approx(expected, rel=1e-5)
+    assert chunked == pytest.approx(expected, rel=1e-5, abs=5e-5)  # some are differences of nats
     assert chunked["val/elbo"] == expected["val/elbo"]  # a validation has no chunks
 
 
