@@ -18,8 +18,8 @@ from vaerun.data.cache import load_built_in
 from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
 from vaerun.estimators import elbo
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling
 from vaerun.evaluation.likelihood.importance import importance_sampling
 from vaerun.inference import Amortised

@@ -3,8 +3,8 @@
 import sys
 
 from vaerun.deprecation import MovedModules
+from vaerun.evaluation.adaptive.marginal import MarginalLikelihood, marginal_likelihood
 from vaerun.evaluation.likelihood.importance import importance_sampling, log_likelihood
-from vaerun.evaluation.likelihood.marginal import MarginalLikelihood, marginal_likelihood
 from vaerun.evaluation.likelihood.validation import Validator
 
 __all__ = ["MarginalLikelihood", "Validator", "importance_sampling", "log_likelihood", "marginal_likelihood"]

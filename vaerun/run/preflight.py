@@ -12,9 +12,9 @@ from vaerun.config.schema import EvaluationSettings, Settings, TrainerSettings
 from vaerun.data.dataset import ImageData, Split
 from vaerun.errors import InputError
 from vaerun.estimators import estimate
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM, check_amis
 from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, parse_waypoints
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM, check_amis
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.estimates import Estimates, check_estimates
 from vaerun.evaluation.likelihood.gaps import Refinement

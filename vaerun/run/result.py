@@ -16,7 +16,7 @@ import yaml
 from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
+from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM
 from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaerun.config.plugins import group_file
 from vaerun.config.schema import EvaluationSettings
-from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.adaptive.adaptation import Amis
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.estimates import Estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
@@ -280,7 +280,7 @@ def test_too_many_latent_dimensions_leave_amis_out(
     run: Path, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A default is left out in one line; a request is refused."""
-    for module in ("run.preflight", "run.evaluate.likelihood", "evaluation.likelihood.amis"):
+    for module in ("run.preflight", "run.evaluate.likelihood", "evaluation.adaptive.amis"):
         monkeypatch.setattr(f"vaerun.{module}.MAX_LATENT_DIM", 1)
     code, out, err = evaluate(f"run={run}")
     assert code == 0

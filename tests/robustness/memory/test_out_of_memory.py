@@ -20,10 +20,10 @@ from vaerun.errors import RunError
 from vaerun.estimators import elbo_mc
 from vaerun.evaluation import Validator
 from vaerun.evaluation import oom as memory
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.latent.statistics import latent_statistics
 from vaerun.evaluation.likelihood import importance
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.estimates import Estimates, estimates_by_samples
 from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps

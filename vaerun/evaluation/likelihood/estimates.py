@@ -21,12 +21,12 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, log_density
-from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, log_density
+from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM
+from vaerun.evaluation.adaptive.mixture import wide_dtype
+from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import PILOT_CHAINS, PILOT_SEARCH, PILOT_TRANSITIONS, Annealing
 from vaerun.evaluation.likelihood.importance import default_chunk
-from vaerun.evaluation.likelihood.mixture import wide_dtype
-from vaerun.evaluation.likelihood.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.optimal_posterior import log_weights
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel, Linearisation

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.adaptation import Amis
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.importance import default_chunk, importance_statistics
-from vaerun.evaluation.likelihood.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.optimal_posterior import (
     OptimalPosterior,
     Refinement,

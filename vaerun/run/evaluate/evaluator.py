@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vaerun.config.schema import EvaluationSettings
 from vaerun.data.dataset import ImageData, Split
+from vaerun.evaluation.adaptive.adaptation import EQUAL
+from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.latent.traversals import arithmetic, interpolation, parse_sets
-from vaerun.evaluation.likelihood.adaptation import EQUAL
-from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.evaluation.likelihood.annealed import annealed_importance_sampling, bidirectional
 from vaerun.evaluation.likelihood.estimates import annealing_cost, estimates_by_samples
 from vaerun.evaluation.likelihood.importance import PARETO_K_LIMIT, unreliable_share

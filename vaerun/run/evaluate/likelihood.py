@@ -7,9 +7,9 @@ import math
 import torch
 
 from vaerun.evaluation import importance_sampling
+from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM
 from vaerun.evaluation.latent.probe import probe_latents
 from vaerun.evaluation.latent.statistics import LatentStatistics, latent_pictures, latent_statistics
-from vaerun.evaluation.likelihood.amis import MAX_LATENT_DIM
 from vaerun.evaluation.likelihood.gaps import inference_gaps, unconverged_share
 from vaerun.evaluation.likelihood.gradient_noise import GradientNoise, format_table, gradient_noise
 from vaerun.evaluation.likelihood.importance import DENSITY_METRICS, PARETO_K_LIMIT, unreliable_share

@@ -17,7 +17,8 @@ from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, Interrupted
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.model_modes import amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling
 from vaerun.evaluation.likelihood.estimates import (
     GRADIENT_COST,
@@ -28,7 +29,6 @@ from vaerun.evaluation.likelihood.estimates import (
     estimates_by_samples,
 )
 from vaerun.evaluation.likelihood.hmc import Target
-from vaerun.evaluation.likelihood.model_modes import amis_noise, model_modes
 from vaerun.models import LatentModel
 from vaerun.signals import ShutdownSignal
 from vaerun.tracking.monitor import Monitor

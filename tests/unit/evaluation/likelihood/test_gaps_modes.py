@@ -12,8 +12,8 @@ from support.models.members import FAMILIES, POSTERIORS, make_data, make_model
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling
 from vaerun.evaluation.likelihood.gaps import inference_gaps
 from vaerun.evaluation.likelihood.optimal_posterior import Refinement
 from vaerun.models import LatentModel

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.amis import adaptive_importance_sampling, amis_bracket
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling, amis_bracket
 from vaerun.models import LatentModel
 
 QUICK = Amis(samples=600, starts=4, max_starts=16, rounds=2, max_rounds=4, round_samples=100)

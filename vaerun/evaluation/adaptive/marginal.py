@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, estimate
-from vaerun.evaluation.likelihood.function_density import Function, FunctionDensity
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.function_density import Function, FunctionDensity
+from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
+from vaerun.evaluation.adaptive.mode_search import find_modes
 from vaerun.evaluation.likelihood.importance import PARETO_K_LIMIT, default_chunk
-from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE
-from vaerun.evaluation.likelihood.mode_search import find_modes
 from vaerun.nets.init import check_integer
 from vaerun.randomness import ImageNoise, derive_seed
 

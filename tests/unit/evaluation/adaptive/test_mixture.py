@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from vaerun.evaluation.likelihood.mixture import DEGREES, EXTRA_NOISE, Components, Mixture
+from vaerun.evaluation.adaptive.mixture import DEGREES, EXTRA_NOISE, Components, Mixture
 
 KINDS = {"t": [True, True, True], "normal": [False, False, False], "mixed": [True, False, True]}
 

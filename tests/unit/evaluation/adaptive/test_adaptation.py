@@ -11,9 +11,9 @@ from support.models.folded import folded, images_at, quadrature
 from support.models.members import exact_marginal, make_data, make_model
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.adaptation import Amis, _Rounds, adapt_proposal, estimate, initial_mixture
-from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE, Components, Mixture
-from vaerun.evaluation.likelihood.mode_search import Modes, find_modes
+from vaerun.evaluation.adaptive.adaptation import Amis, _Rounds, adapt_proposal, estimate, initial_mixture
+from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE, Components, Mixture
+from vaerun.evaluation.adaptive.mode_search import Modes, find_modes
 from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise

@@ -25,8 +25,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.mixture import Components, Mixture, wide_dtype
-from vaerun.evaluation.likelihood.mode_search import LogDensity, Modes
+from vaerun.evaluation.adaptive.mixture import Components, Mixture, wide_dtype
+from vaerun.evaluation.adaptive.mode_search import LogDensity, Modes
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
 from vaerun.nets.init import check_integer
 from vaerun.tracking.monitor import SILENT, Monitor

@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal, Normal
 
 import vaerun
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.function_density import FunctionDensity, positive_definite
-from vaerun.evaluation.likelihood.marginal import marginal_likelihood
+from vaerun.evaluation.adaptive.function_density import FunctionDensity, positive_definite
+from vaerun.evaluation.adaptive.marginal import marginal_likelihood
 
 B, D = 5, 3
 Function = Callable[[Tensor], Tensor]

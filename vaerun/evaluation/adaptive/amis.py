@@ -7,11 +7,11 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.evaluation.likelihood.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.mode_search import MAX_MODES, Modes
+from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import simulate
 from vaerun.evaluation.likelihood.importance import default_chunk
-from vaerun.evaluation.likelihood.mode_search import MAX_MODES, Modes
-from vaerun.evaluation.likelihood.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise, derive_seed

@@ -11,7 +11,7 @@ from support.models.folded import folded, images_at, quadrature
 from support.models.members import exact_marginal, make_data, make_model
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.mode_search import Modes, find_modes
+from vaerun.evaluation.adaptive.mode_search import Modes, find_modes
 from vaerun.models import Joint
 
 

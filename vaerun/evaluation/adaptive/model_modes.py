@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vaerun.evaluation.likelihood.adaptation import Amis
-from vaerun.evaluation.likelihood.mixture import EXTRA_NOISE
-from vaerun.evaluation.likelihood.mode_search import LogDensity, Modes, find_modes
+from vaerun.evaluation.adaptive.adaptation import Amis
+from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
+from vaerun.evaluation.adaptive.mode_search import LogDensity, Modes, find_modes
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise, derive_seed
 from vaerun.tracking.monitor import SILENT, Monitor
