@@ -137,7 +137,8 @@ class Joint:
             prior = cast(DiagonalNormal, self.prior)
             view.prior = DiagonalNormal(prior.mean[rows], prior.log_variance[rows])
         view.noise = _no_noise
-        view._gram_cache = {graph: (gram, rho[rows]) for graph, (gram, rho) in self._gram_cache.items()}
+        graph = torch.is_grad_enabled()
+        view._gram_cache = {k: (gram, rho[rows]) for k, (gram, rho) in self._gram_cache.items() if k == graph}
         view._last_map = view._last_residual = None
         return view
 

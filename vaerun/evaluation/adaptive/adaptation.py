@@ -9,11 +9,12 @@ Each mode has two components: a t with the mode's Laplace precision, whose heavy
 normal, which is adapted. A round draws samples from the present proposal and reweights all samples so far, with the
 mixture of all proposals so far as their density. Each sample is shared out among the modes; a mode's normal takes their
 weighted mean and covariance, the latter drawn towards the Laplace covariance while the effective sample size is small.
-The components' weights are those of expectation maximisation (Cappe et al. 2008), mixed with their initial values. An
-image whose weights have a k-hat above RELIABLE, or too small an effective sample size, gets further rounds. (Of nearly
-equal weights k-hat says nothing: its model is of a tail.)
+The components' weights are those of expectation maximisation (Cappe et al. 2008), mixed with their initial values.
 
-That decision uses the samples of the rounds only, so the estimate does not depend on the outcome of its own samples.
+An image is done when its weights have had a k-hat of at most RELIABLE, and a sufficient effective sample size, in two
+successive rounds (a single k-hat may be low by chance), or when they are nearly equal, of which k-hat, a model of the
+weights' tail, says little. If they are both, the proposal stays as it is, as adaptation would only add noise. These
+decisions use the samples of the rounds only, so the estimate does not depend on the outcome of its own samples.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from vaerun.tracking.monitor import SILENT, Monitor
 
 NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
 RELIABLE = 0.5  # k-hat of the rounds' weights up to which an image is done: a margin below the limit of 0.7
-EFFICIENT = 0.05  # effective share of the samples of all rounds from which on an image is done
-EQUAL = 0.5  # effective share from which on weights count as nearly equal, whatever their k-hat
-INFLATION = 1.2  # of the adapted covariances: too wide a proposal costs little, too narrow a one has heavy weights
+EFFICIENT = 0.05  # effective share of the samples of all rounds at or above which an image may be done
+EQUAL = 0.5  # effective share at or above which weights count as nearly equal, whatever their k-hat
+INFLATION = 1.2  # of the adapted covariances: too narrow a normal gives heavy weights, too wide a one many small ones
 SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covariance is half the Laplace covariance
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
 MODE_FLOOR = 0.02  # smallest initial weight of a mode, before normalisation: its Laplace evidence may be wrong
@@ -58,7 +59,7 @@ class Amis:
         samples: K of the final estimate.
         starts: mode searches from draws of the prior in each of the first two blocks; further blocks double the number.
         max_starts: draws of the prior after which an image gets no further block.
-        rounds: of adaptation, for every image.
+        rounds: of adaptation, for every image whose proposal is not good as it is.
         max_rounds: for images whose weights are not reliable yet.
         round_samples: samples per round.
 
@@ -108,15 +109,16 @@ class _Rounds:
         self.initial, self.mixture, self.modes = initial, initial, len(initial.components) // 2
         self.bank = initial.components
         self.z: Tensor | None = None  # [B, N, d]
-        self.log_f = self.log_w = self.log_components = (
-            initial.weight
-        )  # [B, N], [B, N], [B, N, C]: set by the first round
+        # Of the samples, set by the first round: [B, N], [B, N] and [B, N, C].
+        self.log_f = self.log_w = self.log_components = initial.weight
         self.drawn = torch.zeros_like(initial.weight)  # samples by component of the bank, in expectation [B, C]
+        self.reliable = torch.zeros(len(initial.weight), dtype=torch.bool, device=initial.weight.device)  # last verdict
 
     def select(self, rows: Tensor) -> _Rounds:
         """Those of images `rows` [M]."""
         view = _Rounds(self.initial.select(rows))
         view.mixture, view.bank, view.drawn = self.mixture.select(rows), self.bank.select(rows), self.drawn[rows]
+        view.reliable = self.reliable[rows]
         if self.z is not None:
             view.z, view.log_f, view.log_w = self.z[rows], self.log_f[rows], self.log_w[rows]
             view.log_components = self.log_components[rows]
@@ -135,6 +137,7 @@ class _Rounds:
         j = self.modes
         self.drawn[:, :j] += z.shape[1] * self.mixture.weight[:, :j]
         self.drawn[:, -j:] += z.shape[1] * self.mixture.weight[:, j:]
+        self.log_w = self._log_weights()
 
     def _log_weights(self) -> Tensor:
         """log f - log of the mixture of all proposals so far, [B, N] nats."""
@@ -145,7 +148,6 @@ class _Rounds:
         """Adapt the normals and the weights of the components to the samples so far."""
         assert self.z is not None
         j, z, initial = self.modes, self.z, self.initial
-        self.log_w = self._log_weights()
         log_share = self.log_w - torch.logsumexp(self.log_w, 1, keepdim=True)
         # Clipped at sqrt(N) times their mean (Ionides 2008).
         w = torch.softmax(log_share.clamp(max=-0.5 * math.log(z.shape[1])), 1).to(z.dtype)
@@ -157,7 +159,7 @@ class _Rounds:
         density = (log_density - log_density.amax(-1, keepdim=True)).to(z.dtype).exp()
         weight = start = initial.weight.to(z.dtype)
         for _ in range(EM_STEPS):
-            mixture = (density @ weight.unsqueeze(-1)).squeeze(-1)
+            mixture = (density @ weight.unsqueeze(-1)).squeeze(-1).clamp(min=torch.finfo(z.dtype).tiny)
             weight = weight * (density.mT @ (w / mixture).unsqueeze(-1)).squeeze(-1)
             weight = (1 - INITIAL_SHARE) * weight / weight.sum(1, keepdim=True) + INITIAL_SHARE * start
         components = _joined(initial.components.take(slice(0, j)), normals)
@@ -187,23 +189,26 @@ class _Rounds:
             mean = torch.where(total[..., k] > 0, (weight * z).sum(1), self.initial.components.mean[:, k])
             white = (z - mean.unsqueeze(1)) @ laplace  # the Laplace covariance is the identity in these coordinates
             covariance = INFLATION * torch.lerp(eye, (weight * white).mT @ white, trust[:, :, k])
-            # The precision is C S^-1 C' for S = U U'; the factor of S^-1 itself is needed, as U^-T is not lower.
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance)[0])
-            factor = laplace @ torch.linalg.cholesky_ex(inverse)[0]
-            usable = factor.isfinite().all(-1).all(-1)
+            # With an upper factor, S = U U', the precision C S^-1 C' has the lower factor C U^-T.
+            upper, info = torch.linalg.cholesky_ex(covariance.flip(-1, -2))
+            factor = torch.linalg.solve_triangular(upper.flip(-1, -2), laplace.mT, upper=True).mT
+            usable = (info == 0) & factor.isfinite().all(-1).all(-1)
             means.append(mean)
             factors.append(torch.where(usable[:, None, None], factor, laplace))
         return Components(torch.stack(means, 1), torch.stack(factors, 1), self.bank.heavy.new_zeros(j))
 
-    def unreliable(self) -> Tensor:
-        """Whether an image needs further rounds, [B] bool."""
-        n = self.log_w.shape[1]
-        if not tail_length(n):
-            return torch.zeros(len(self.log_w), dtype=torch.bool, device=self.log_w.device)
-        largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
-        k = pareto_k(largest, n, rounding(self.log_f, self.log_w)).to(self.log_w.device)
-        ess = torch.exp(2 * torch.logsumexp(self.log_w, 1) - torch.logsumexp(2 * self.log_w, 1))
-        return ~(((k <= RELIABLE) & (ess >= EFFICIENT * n)) | (ess >= EQUAL * n))
+    def judge(self) -> tuple[Tensor, Tensor]:
+        """Whether the proposal is good as it is, and whether it needs no further round once adapted: [B] bool."""
+        n, before = self.log_w.shape[1], self.reliable
+        ess = effective_sample_size(self.log_w, 1)
+        if tail_length(n):
+            largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
+            k = pareto_k(largest, n, rounding(self.log_f, self.log_w, self.bank.mean.dtype))
+            self.reliable = (k <= RELIABLE).to(ess.device) & (ess >= EFFICIENT * n)
+        else:  # too few samples for a k-hat
+            self.reliable = torch.ones_like(before)
+        equal = ess >= EQUAL * n
+        return equal & self.reliable, equal | (self.reliable & before)
 
 
 def _joined(first: Components, second: Components) -> Components:
@@ -214,10 +219,15 @@ def _joined(first: Components, second: Components) -> Components:
     )
 
 
-def rounding(log_f: Tensor, log_w: Tensor) -> Tensor:
-    """Nats by which equal log-weights may differ, [B]: of log f at the largest weight, [B, K]."""
+def effective_sample_size(log_w: Tensor, dim: int) -> Tensor:
+    """(sum w)^2 / sum w^2 along a dimension; 0 where all weights are 0."""
+    return torch.exp(2 * torch.logsumexp(log_w, dim) - torch.logsumexp(2 * log_w, dim)).nan_to_num(nan=0)
+
+
+def rounding(log_f: Tensor, log_w: Tensor, dtype: torch.dtype) -> Tensor:
+    """Nats by which equal log-weights may differ if computed in `dtype`, [B], from those of the samples [B, K]."""
     value = log_f.gather(1, log_w.argmax(1, keepdim=True))[:, 0]
-    return ROUNDING_EPS * torch.finfo(torch.float32).eps * value.abs().nan_to_num(posinf=0)
+    return ROUNDING_EPS * torch.finfo(dtype).eps * value.abs().nan_to_num(posinf=0)
 
 
 def adapt_proposal(
@@ -241,13 +251,16 @@ def adapt_proposal(
     rounds, here, here_noise = _Rounds(initial), target, noise
     for number in range(amis.max_rounds):
         rounds.draw(here, here_noise(f"amis/round/{number}", amis.round_samples).transpose(0, 1), chunk, monitor)
-        rounds.adapt()
         count[active] += 1
-        if number + 1 < min(amis.rounds, amis.max_rounds):
-            continue
-        mean[active], cholesky[active] = rounds.mixture.components.mean, rounds.mixture.components.cholesky
-        weight[active] = rounds.mixture.weight
-        left = rounds.unreliable()
+        good, done = rounds.judge()
+        used = rounds.mixture
+        rounds.adapt()
+        mixture = rounds.mixture
+        keep = good.unsqueeze(-1)
+        mean[active] = torch.where(keep.unsqueeze(-1), used.components.mean, mixture.components.mean)
+        cholesky[active] = torch.where(keep[..., None, None], used.components.cholesky, mixture.components.cholesky)
+        weight[active] = torch.where(keep, used.weight, mixture.weight)
+        left = ~(done if number + 1 >= amis.rounds else good)
         if not bool(left.any()):
             break
         if not bool(left.all()):
@@ -285,14 +298,15 @@ def estimate(
         z = proposal.sample(part.transpose(0, 1))
         log_f = log_density(target, z, chunk, monitor)
         log_w = log_f - proposal.log_prob(z)
-        round_off = torch.maximum(round_off, rounding(log_f, log_w))
+        round_off = torch.maximum(round_off, rounding(log_f, log_w, z.dtype))
         log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 1))
         log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 1))
         largest = keep_largest(largest, log_w.T, tail_length(samples) + 1)
+    usable = log_sum > -math.inf
     values = {
         "log_likelihood": log_sum - math.log(samples),
-        "effective_sample_size": torch.exp(2 * log_sum - log_squares),
-        "pareto_k": pareto_k(largest, samples, round_off),
+        "effective_sample_size": torch.exp(2 * log_sum - log_squares).nan_to_num(nan=0),
+        "pareto_k": torch.where(usable, pareto_k(largest, samples, round_off).to(log_sum), math.inf),
     }
     if exact is not None:
         z = exact.unsqueeze(1)

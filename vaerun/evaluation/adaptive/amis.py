@@ -8,6 +8,7 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.mode_search import MAX_MODES, Modes
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import simulate
@@ -56,16 +57,16 @@ def _evaluate(
         latent = None if exact is None else exact[rows]
         values = estimate(here, proposal, here_noise, amis.samples, exact=latent, chunk=chunk, monitor=monitor)
         parts.append(values | {"rounds": rounds})
-    order = torch.cat([rows for rows, _ in groups]).argsort()
+    order, wide = torch.cat([rows for rows, _ in groups]).argsort(), wide_dtype(joint.x.device)
     merged = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
     return {
         "amis": merged["log_likelihood"],
         "amis_ess": merged["effective_sample_size"],
         "amis_pareto_k": merged["pareto_k"],
-        "amis_starts": modes.starts.double(),
-        "amis_starts_disagree": modes.disagreed.double(),
-        "amis_modes": modes.count.double(),
-        "amis_rounds": merged["rounds"].double(),
+        "amis_starts": modes.starts.to(wide),
+        "amis_starts_disagree": modes.disagreed.to(wide),
+        "amis_modes": modes.count.to(wide),
+        "amis_rounds": merged["rounds"].to(wide),
         **({} if exact is None else {"amis_upper": merged["upper"]}),
     }
 
@@ -83,8 +84,8 @@ def by_count(modes: Modes) -> list[tuple[Tensor, int]]:
     return groups
 
 
-def _images_per_batch(latent_dim: int) -> int:
-    """Latent samples of a chunk per image."""
+def samples_per_image(latent_dim: int) -> int:
+    """Latent samples of a chunk per image of a batch."""
     return max(SAMPLES_PER_IMAGE, latent_dim**2 // MATRIX_SHARE)
 
 
@@ -147,7 +148,7 @@ def adaptive_importance_sampling(
             monitor=monitor,
             task=f"adaptive importance sampling of {split.name}",
             setting="evaluation.chunk",
-            samples=_images_per_batch(model.latent_dim),
+            samples=samples_per_image(model.latent_dim),
         )
 
 
@@ -164,7 +165,7 @@ def amis_bracket(
     """Lower and upper bounds of log p(x | c) on images drawn from the model, where a posterior sample is known.
 
     The lower bound is that of real images. The upper bound counts the latent that made the image among the samples
-    (Sobolev & Vetrov 2019, eq. 6, for the idea Grosse et al. 2015): if the search has missed its mode, its weight is
+    (Sobolev & Vetrov 2019; the idea is that of Grosse et al. 2015): if the search has missed its mode, its weight is
     large, and the bracket wide. For real images the bracket is evidence, not proof.
 
     Arguments: see adaptive_importance_sampling; `images` is the number of images to draw, whose labels cycle through
@@ -203,5 +204,5 @@ def amis_bracket(
             monitor=monitor,
             task="bracket on simulated images",
             setting="evaluation.chunk",
-            samples=_images_per_batch(model.latent_dim),
+            samples=samples_per_image(model.latent_dim),
         )

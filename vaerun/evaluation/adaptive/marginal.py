@@ -82,7 +82,7 @@ class MarginalLikelihood:
 
 
 def _check_points(name: str, points: Tensor, like: Tensor | None, shape: str) -> Tensor:
-    """`points`, without gradient. Raises InputError unless they are finite numbers of that shape, alike `like`."""
+    """`points`, without gradient. Raises InputError unless they are finite numbers of that shape, in `like`'s dtype."""
     if not isinstance(points, Tensor) or points.dim() != shape.count(",") + 1 or not points.is_floating_point():
         found = f"{list(points.shape)} of {points.dtype}" if isinstance(points, Tensor) else type(points).__name__
         raise InputError(f"{name} must be a floating-point tensor {shape}, got {found}")
@@ -171,8 +171,9 @@ def marginal_likelihood(
         start: [B, d], such as the means of an encoder, or a list of such tensors.
         samples: K of the estimate.
         seed: of the noise; image i's depends on (seed, i) alone.
-        further_starts: [n, B, d], draws of the prior. Blocks of 8, 8, 16, 32, ... are used, from the third on only for
-            images whose evidence the last one changed by more than 0.5 nats. None: 128 draws of N(0, I), which is right
+        further_starts: [n, B, d], draws of the prior. Blocks of 8, 8, 16, 32, ... are used while they are complete,
+            from the third on only for images where the last one changed the evidence of the modes by more than 0.5 nats
+            or left one reached only once; fewer than 16 are not compared. None: 128 draws of N(0, I), which is right
             for that prior only: pass draws of any other. Perturbations of the starts are no substitute: in an example
             with two modes, d = 2, they missed the second one for up to 80% of the images, draws of the prior never.
         precision: z [K, B, d] -> [K, B, d, d], a positive definite approximation of minus the Hessian of log_joint,
@@ -215,7 +216,8 @@ def marginal_likelihood(
             max_starts=amis.max_starts if further_starts is None else len(further_starts),
             chunk=max(1, chunk // d),
         )
-        proposal, _ = adapt_proposal(target, modes, noise, amis, chunk=chunk)
+        rows = torch.arange(images, device=first.device)
+        proposal, _ = adapt_proposal(target, modes.select(rows, int(modes.count.max())), noise, amis, chunk=chunk)
         values = estimate(target, proposal, noise, samples, exact=exact, chunk=chunk)
     ess = values["effective_sample_size"]
     return MarginalLikelihood(
@@ -226,6 +228,6 @@ def marginal_likelihood(
         upper=values.get("upper"),
         samples=samples,
         starts=modes.starts,
-        modes=(modes.log_evidence > -math.inf).sum(1),
+        modes=modes.count,
         starts_disagree=modes.disagreed,
     )

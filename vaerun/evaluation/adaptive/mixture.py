@@ -20,7 +20,10 @@ from torch import Tensor
 
 from vaerun.distributions.normal import LOG_2PI
 
-DEGREES = 8  # of freedom of the t components: tails far heavier than a Laplace approximation's, five finite moments
+DEGREES = (
+    8  # of freedom of the t components: tails far heavier than a Laplace approximation's, moments up to the seventh
+)
+MAX_PRODUCTS = 2**23  # numbers in the largest temporary tensors (32 MiB of float32)
 EXTRA_NOISE = 1 + DEGREES  # noise per sample in addition to d: the component, and chi2
 
 
@@ -56,8 +59,16 @@ class Components:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density under every component: z [B, K, d] -> [B, K, C] nats."""
+        return torch.cat([self._log_prob(part) for part in z.split(self.rows_at_once, 1)], 1)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Samples of each image whose products with all factors are in memory at once."""
+        return max(1, MAX_PRODUCTS // self.mean.numel())
+
+    def _log_prob(self, z: Tensor) -> Tensor:
         (images, count, d), dtype = self.mean.shape, wide_dtype(z.device)
-        # One product for all components. The first mean as the origin keeps small differences of large numbers apart.
+        # One product for all components. Relative to the first mean numbers are smaller, and float32 loses less.
         origin = self.mean[:, :1]
         factors = self.cholesky.permute(0, 2, 1, 3).reshape(images, d, count * d)
         shift = ((self.mean - origin).unsqueeze(2) @ self.cholesky).reshape(images, 1, count * d)
@@ -92,6 +103,9 @@ class Mixture:
 
     def sample(self, noise: Tensor) -> Tensor:
         """z [B, K, d] from standard normal noise [B, K, d + EXTRA_NOISE]."""
+        return torch.cat([self._sample(part) for part in noise.split(self.components.rows_at_once, 1)], 1)
+
+    def _sample(self, noise: Tensor) -> Tensor:
         count, d = self.components.mean.shape[1:]
         selector, chi2 = noise[..., d], noise[..., d + 1 :].square().sum(-1)
         # Below 1, to which the distribution function rounds in its upper tail.

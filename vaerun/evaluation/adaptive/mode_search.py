@@ -8,8 +8,9 @@ one (Marquardt 1963). The Laplace evidence of a mode, the integral of exp of the
 
 A posterior may have several modes, and no sample drawn near one of them tells of the others. Starts are therefore drawn
 from the prior, in blocks. An image gets a further block, as large as all those before together, if the last one changed
-the log of its summed evidence by more than DISAGREEMENT nats, or if a mode of some weight has been reached only once:
-by Good and Turing's estimate, the share of such starts is the chance that the next one reaches a mode not yet seen.
+the log of its summed evidence by more than DISAGREEMENT nats, or if a mode of some weight has been reached only once.
+By Good and Turing's estimate, the share of draws that reached such modes is the chance that the next one finds a new
+mode. (q's start counts as one, though it is no draw.)
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ MAX_REJECTIONS = 4  # iterations without an accepted step: the damping has then 
 INITIAL_DAMPING, ACCEPTED, REJECTED = 0.1, 0.2, 8.0
 TOLERANCE = 0.01  # nats gained by a step: below, the climb has arrived
 DISAGREEMENT = 0.5  # nats between the evidence of some starts and of twice as many
-SOME_WEIGHT = 3.0  # nats of evidence below the best mode's: 5% of its weight
+SOME_WEIGHT = 1.0  # nats of evidence below the best mode's: a third of its weight
 MAX_MODES = 8
+SAME_MODE = (
+    12.0  # squared distance in units of the Laplace covariance: modes 3.5 standard deviations apart are separate
+)
 WINDOW = 15.0  # nats of evidence below the best mode's; Laplace evidence errs by some nats, and weights are adapted
 
 
@@ -123,14 +127,16 @@ def climb(target: LogDensity, z: Tensor, monitor: Monitor = SILENT) -> tuple[Ten
     return end, precision
 
 
-def _peaks(target: LogDensity, starts: Tensor, chunk: int, monitor: Monitor) -> tuple[Tensor, Tensor, Tensor]:
-    """Climb from starts [M, d], one per row of the target, `chunk` at once: z [M, d], factors [M, d, d], evidence [M].
+def _peaks(
+    target: LogDensity, images: Tensor, starts: Tensor, chunk: int, monitor: Monitor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Climb from starts [M, d] of images [M], `chunk` at once: z [M, d], factors [M, d, d], evidence [M].
 
     A climb that ends where log f or L is unusable has evidence -inf.
     """
     ends, factors, evidence = [], [], []
     for rows in torch.arange(len(starts), device=starts.device).split(chunk):
-        here = target.select(rows)
+        here = target.select(images[rows])
         z, precision = climb(here, starts[rows], monitor)
         factor, info = torch.linalg.cholesky_ex(precision)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -148,8 +154,8 @@ def _distinct(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The best MAX_MODES distinct modes among S peaks per image, the best first.
 
-    Peaks closer to a better one than is typical of its Laplace approximation, (z - mu)' L (z - mu) < d, count as the
-    same: many decoders are piecewise linear, and their modes come in clusters.
+    Peaks with (z - mu)' L (z - mu) < min(d, SAME_MODE) from a better one at mu count as the same: many decoders are
+    piecewise linear, and their modes come in clusters.
 
     Arguments and results: z [B, S, d], factors [B, S, d, d], evidence [B, S], and the number of climbs that ended there
     [B, S]; S becomes J.
@@ -161,7 +167,7 @@ def _distinct(
         chosen.append(index)
         evidence.append(best)
         white = (z - z[images, index].unsqueeze(1)) @ cholesky[images, index]
-        same = (white.square().sum(-1) < z.shape[-1]) & (left > -math.inf)
+        same = (white.square().sum(-1) < min(z.shape[-1], SAME_MODE)) & (left > -math.inf)
         climbs.append(torch.where(same, visits, 0).sum(1))
         left = torch.where(same, -math.inf, left)
     rows, index, value = images.unsqueeze(1), torch.stack(chosen, 1), torch.stack(evidence, 1)
@@ -202,7 +208,7 @@ def find_modes(
         if not drawn:
             new = torch.cat([first, new])
         count, images = new.shape[:2]
-        peaks = _peaks(target.select(active.repeat(count)), new.flatten(0, 1), chunk, monitor)
+        peaks = _peaks(target, active.repeat(count), new.flatten(0, 1), chunk, monitor)
         once = torch.ones(count * images, dtype=torch.long, device=z.device)
         by_image = (value.unflatten(0, (count, images)).transpose(0, 1) for value in (*peaks, once))
         before = torch.logsumexp(evidence[active], 1)
@@ -212,13 +218,13 @@ def find_modes(
         given[active] += count
         drawn += block
         if drawn > starts:
-            # False where no mode has been found at all: inf - inf.
+            # Not a number where no usable mode has been found yet.
             changed = (torch.logsumexp(evidence[active], 1) - before).abs() > DISAGREEMENT
             if drawn == 2 * starts:
                 disagreed = changed
             best = evidence[active]
             lonely = ((best > best[:, :1] - SOME_WEIGHT) & (visits[active] == 1)).any(1)
-            active, block = active[changed | lonely], drawn
+            active, block = active[changed | lonely | (best[:, 0] == -math.inf)], drawn
         if drawn + block > max_starts:
             break
     return Modes(z, cholesky, evidence, given, disagreed)

@@ -6,7 +6,8 @@ estimate is far too low for any K that can be afforded. Each is a lower bound of
 K (Burda et al. 2016, theorem 1); repeats with other noise show its spread, given x, q and AMIS's proposal.
 
 Estimates of a repeat are nested: the one at K uses its first K samples, so one pass yields the curve. Costs are counted
-in evaluations of log p(x, z): a gradient counts as 3 (forward and backward), a linearisation in d dimensions as 1 + d.
+in evaluations of log p(x, z): a gradient counts as 3 (forward and backward), a linearisation in d dimensions as 1 + d,
+and a step of the mode search as 2.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ def _weights_of_batch(
     modes = model_modes(
         model, joint, noise, amis, posterior_start=posterior, target=counted, chunk=chunk, monitor=monitor
     )
+    modes = modes.select(rows, int(modes.count.max()))
     proposal, _ = adapt_proposal(counted, modes, noise, amis, chunk=chunk, monitor=monitor)
 
     def prior(noise: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.adaptive.adaptation import Amis
-from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
+from vaerun.evaluation.adaptive.amis import samples_per_image
+from vaerun.evaluation.adaptive.model_modes import amis_noise, model_modes
 from vaerun.evaluation.likelihood.importance import default_chunk, importance_statistics
 from vaerun.evaluation.likelihood.optimal_posterior import (
     OptimalPosterior,
@@ -91,7 +92,7 @@ def best_modes(
     Arguments: see optimise_posterior; `amis` holds the settings of the mode search.
     """
     chunk = default_chunk(x.device)
-    size = max(1, chunk // (model.latent_dim**2 // MATRIX_SHARE + 1))
+    size = max(1, chunk // samples_per_image(model.latent_dim))
     means, factors = [], []
     for start in range(0, len(rows), size):
         part = slice(start, start + size)

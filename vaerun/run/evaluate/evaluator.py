@@ -117,7 +117,9 @@ class Evaluator(ABC, Generic[M]):
     def _replace_unreliable(self, model: LatentModel, values: dict[str, Tensor]) -> None:
         """Name the images whose `amis` is not reliable; if they are few, replace it by annealed importance sampling.
 
-        AIS's value is taken whichever is larger: each is a lower bound in expectation, their maximum is not.
+        AIS's value is used even if it is the smaller: each is a lower bound in expectation, their maximum is not. The
+        choice depends on the estimate's own samples; but leaving out estimates with large weights does not raise the
+        mean.
         """
         s, results = self.settings.amis, self.results
         values["amis_fallback"] = torch.zeros_like(values["amis"])
@@ -143,7 +145,7 @@ class Evaluator(ABC, Generic[M]):
             )
             return
         results.warnings.append(f"{line}; replaced by annealed importance sampling")
-        title = f"annealed importance sampling of {self.split.name} images that amis left"
+        title = f"annealed importance sampling of {self.split.name} images for which amis is not reliable"
         with self.monitor.task(title, len(rows)) as task:
             annealed = annealed_importance_sampling(
                 model, self.split, make_annealing(self.settings), seed=self.seed, images=rows, monitor=task
@@ -152,7 +154,7 @@ class Evaluator(ABC, Generic[M]):
         values["amis_fallback"][failed] = 1.0
 
     def _bracket(self, model: LatentModel, images: int, posterior_start: bool) -> None:
-        """Add amis_lower, amis_upper and their gap, for images simulated from the model."""
+        """Add amis_lower, amis_upper and their gap, for images simulated from the model, without the fallback."""
         with self.monitor.task("adaptive importance sampling of simulated images", images) as task:
             values = amis_bracket(
                 model,

@@ -134,8 +134,7 @@ def test_the_mean_weight_is_unbiased_and_its_logarithm_a_bound(name, images):
         assert abs(weight.mean() - 1) < 4 * error
     assert lower.mean() < 4 * standard_error(lower)
     assert upper.mean() > -4 * standard_error(upper)
-    assert lower.mean() < -0.03  # neither is tight
-    assert upper.mean() > 0.01
+    assert upper.mean() - lower.mean() > 0.02  # not both are tight
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -146,7 +145,7 @@ def test_the_bracket_shrinks_around_the_truth(name):
         assert lower.mean() < 4 * standard_error(lower)
         assert upper.mean() > -4 * standard_error(upper)
         widths.append(float((upper - lower).mean()))
-    assert widths[0] > 0.05
+    assert widths[0] > 0.03
     assert widths[1] < widths[0] / 4
 
 
