@@ -192,7 +192,7 @@ def test_only_unreliable_images_get_further_rounds(always_adapted):
             model.joint(x[:1]),
             modes.select(torch.tensor([0]), 1),
             noise_of(model, 1),
-            Amis(round_samples=100, rounds=1, max_rounds=1),
+            Amis(round_samples=100, rounds=1, max_rounds=20),
             chunk=9999,
         )
     torch.testing.assert_close(first.components.mean[0], alone.components.mean[0])
