@@ -174,12 +174,12 @@ class AmisSettings:
     """`evaluation.amis`: settings of adaptive importance sampling; `evaluation.amis=true` or `=false` set `enabled`."""
 
     enabled: bool | None = None
-    samples: int = option(2000, le=10**7)
-    starts: int = option(8, le=10**6)
-    max_starts: int = option(128, le=10**6)
-    rounds: int = option(2, le=1000)
-    max_rounds: int = option(12, le=1000)
-    round_samples: int = option(500, le=10**6)
+    samples: int = option(2000, ge=1, le=10**7)
+    starts: int = option(8, ge=1, le=10**6)
+    max_starts: int = option(128, ge=1, le=10**6)
+    rounds: int = option(2, ge=1, le=1000)
+    max_rounds: int = option(12, ge=1, le=1000)
+    round_samples: int = option(500, ge=1, le=10**6)
     images: int | None = option(1000, ge=1)
     simulated: int = option(50, ge=0, le=BILLION)
     fallback: str | None = option("ais", choices=(None, "ais"))

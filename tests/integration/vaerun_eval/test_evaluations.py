@@ -192,7 +192,7 @@ def test_unreliable_estimates_are_told_of(run: Path, evaluate: Evaluate, monkeyp
     assert "not reliable for 6% of the images" in err
     assert "compare models by test/amis" in err
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100", "evaluation.amis=false")
-    assert "compare with more evaluation.samples or evaluation.ais=true" in err
+    assert "compare models by evaluation.amis=true, or with evaluation.ais=true" in err
     annealed = ["evaluation.ais=true", "evaluation.annealing.images=2", "evaluation.annealing.temperatures=2"]
     _, _, err = evaluate(f"run={run}", "evaluation.samples=100", "evaluation.amis=false", *annealed)
     assert "compare with test/ais" in err
@@ -312,7 +312,7 @@ def test_failing_images_are_named_and_annealed(run: Path, evaluate: Evaluate, mo
     code, _, err = evaluate(f"run={run}", *annealed)
     assert code == 0
     assert "test/amis is not reliable for 3 of 12 images" in err
-    assert "counted from 0: 2, 4, 9; replaced by annealed importance sampling" in err
+    assert "counted from 0: 2, 4, 9; for these it is that of annealed importance sampling" in err
     ((label, record),) = result(run)["evaluations"].items()
     assert record["details"]["amis_unreliable"] == [2, 4, 9]
     assert record["metrics"]["test/amis_fallback"] == 3 / 12
@@ -324,8 +324,8 @@ def test_failing_images_are_named_and_annealed(run: Path, evaluate: Evaluate, mo
     # More than a few are named only.
     code, _, err = evaluate(f"run={run}", *FAILING, "evaluation.amis.fallback_images=2")
     assert code == 0
-    assert "counted from 0: 2, 4, 9; more than evaluation.amis.fallback_images=2, so it stays" in err
+    assert "counted from 0: 2, 4, 9; these are more than evaluation.amis.fallback_images=2" in err
     code, _, err = evaluate(f"run={run}", *FAILING, "evaluation.amis.fallback=null")
     assert code == 0
-    assert "2, 4, 9; evaluation.amis.fallback=ais replaces it" in err
+    assert "2, 4, 9; evaluation.amis.fallback=ais and evaluation.amis.fallback_images=3" in err
     assert "test/amis_fallback" not in list(result(run)["evaluations"].values())[-1]["metrics"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from vaerun.evaluation.adaptive.function_density import Function, FunctionDensit
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
 from vaerun.evaluation.adaptive.mode_search import find_modes
 from vaerun.evaluation.likelihood.importance import PARETO_K_LIMIT, default_chunk
+from vaerun.evaluation.oom import is_out_of_memory
 from vaerun.nets.init import check_integer
 from vaerun.randomness import ImageNoise, derive_seed
 
@@ -81,7 +84,7 @@ class MarginalLikelihood:
         return text
 
 
-def _check_points(name: str, points: Tensor, like: Tensor | None, shape: str) -> Tensor:
+def _check_points(name: str, points: Any, like: Tensor | None, shape: str) -> Tensor:
     """`points`, without gradient. Raises InputError unless they are finite numbers of that shape, in `like`'s dtype."""
     if not isinstance(points, Tensor) or points.dim() != shape.count(",") + 1 or not points.is_floating_point():
         found = f"{list(points.shape)} of {points.dtype}" if isinstance(points, Tensor) else type(points).__name__
@@ -108,7 +111,7 @@ def _call(name: str, function: Function, z: Tensor, shape: tuple[int, ...]) -> T
         raise InputError(f"{name} must map z {list(z.shape)} to a tensor {list(shape)}, got {found}")
     bad = ~value.isfinite().movedim(1, 0).flatten(1).all(1)
     if bool(bad.any()):
-        raise InputError(f"{name} is not finite at a start of image {int(bad.nonzero()[0])}: start where it is")
+        raise InputError(f"{name} is not finite at a start of image {int(bad.nonzero()[0])}: choose another start")
     return value
 
 
@@ -116,21 +119,29 @@ def _check_function(target: FunctionDensity, starts: Tensor) -> None:
     """Try the function and its derivatives at starts [S, B, d]. Raises InputError, naming what is wrong."""
     images = starts.shape[1]
     with torch.no_grad():
-        # Never as many rows as images, so that exchanged axes show.
-        count = len(starts) + (len(starts) == images)
-        z = torch.cat([starts, starts[: count - len(starts)]])
-        value = _call("log_joint", target.function, z, (count, images))
-        alone = _call("log_joint", target.function, z[:1].contiguous(), (1, images))[0]
-    if bool(((value[0] - alone).abs() > SAME * (1 + alone.abs())).any()):
+        # One image elsewhere in a last row: values of the others must not notice. Never as many rows as images, so that
+        # exchanged axes show.
+        elsewhere = starts[:1].clone()
+        elsewhere[:, 0] += 0.1 * torch.randn(starts.shape[2], generator=torch.Generator().manual_seed(0)).to(starts)
+        z = torch.cat([starts, *[elsewhere] * (1 + (len(starts) + 1 == images))])
+        value = _call("log_joint", target.function, z, (len(z), images))
+        alone = _call("log_joint", target.function, z[-1:].contiguous(), (1, images))[0]
+        first = _call("log_joint", target.function, z[:1].contiguous(), (1, images))[0]
+    if bool(((value[-1] - alone).abs() > SAME * (1 + alone.abs())).any()):
         raise InputError(
             "log_joint gives different values for the same z: put the model into evaluation mode, without random draws"
+        )
+    if bool(((alone - first)[1:].abs() > SAME * (1 + first[1:].abs())).any()):
+        raise InputError(
+            "log_joint of an image depends on the z of the others: sum over the last axis only, and put the model into "
+            "evaluation mode"
         )
     try:
         gradient = target.gradient(starts)
     except RuntimeError as error:
         raise InputError(f"log_joint has no gradient with respect to z: {error}") from error
     if not bool(gradient.isfinite().all()):
-        raise InputError("the gradient of log_joint is not finite at a start: start where it is")
+        raise InputError("the gradient of log_joint is not finite at a start: choose another start")
     if target.precision is not None:
         with torch.no_grad():
             shape = (len(starts), images, target.latent_dim, target.latent_dim)
@@ -145,6 +156,20 @@ def _check_function(target: FunctionDensity, starts: Tensor) -> None:
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"the Hessian of log_joint cannot be computed: pass precision=, such as Gauss-Newton's ({error})"
+        ) from error
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    """Turns what the caller's function raises at a z of the search or of the proposal into an InputError."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            f"log_joint fails away from the start, as the negative of a log-density would ({reason}): check its sign"
         ) from error
 
 
@@ -186,7 +211,7 @@ def marginal_likelihood(
     check_integer("samples", samples, 1)
     if chunk is not None:
         check_integer("chunk", chunk, 1)
-    listed = [start] if isinstance(start, Tensor) else list(start)
+    listed: list[Any] = list(start) if isinstance(start, list | tuple) else [start]
     if not listed:
         raise InputError("start is empty: pass at least one tensor [B, d]")
     first = _check_points("start", listed[0], None, "[B, d]")
@@ -207,7 +232,7 @@ def marginal_likelihood(
     chunk = chunk or default_chunk(first.device)
     target = FunctionDensity(log_joint, first, precision=precision, chunk=chunk)
     _check_function(target, starts)
-    with torch.no_grad():
+    with torch.no_grad(), _failures_named():
         modes = find_modes(
             target,
             starts,

@@ -77,7 +77,8 @@ def _adaptive(amis: dict[str, Any], px: str, use: str = "") -> dict[str, str]:
         "amis_bits_per_dimension": f"bits: 8 - {px} / (D log 2), from amis",
         "gap_posterior": "amis minus ELBO, same images: mean KL(q || posterior), the error of inference alone",
         "amis_ess": f"effective sample size of K={samples}, mean over images",
-        "amis_pareto_k_unreliable": "fraction of images with k-hat above 0.7 under adaptive importance sampling",
+        "amis_pareto_k_unreliable": "fraction of images with k-hat above 0.7 under adaptive importance sampling; those "
+        "with fewer than K/2 effective samples, too, are named in a warning",
         "amis_fallback": "fraction of images whose amis is that of annealed importance sampling instead",
         "amis_starts_disagree": "fraction of images where twice as many mode searches changed the evidence by over 0.5 "
         "nats: they got more",

@@ -32,6 +32,7 @@ from vaerun.storage.paths import expand_user
 from vaerun.tracking.monitor import Monitor
 
 NAMED_IMAGES = 10  # named in a warning
+WIDE_BRACKET = 0.5  # nats, mean over simulated images, above which a warning is printed
 
 M = TypeVar("M", LatentModel, AdversarialModel)
 
@@ -105,7 +106,8 @@ class Evaluator(ABC, Generic[M]):
         results.add_mean("amis_ess", values["amis_ess"])
         if not math.isnan(share := unreliable_share(values["amis_pareto_k"])):
             results.metrics["amis_pareto_k_unreliable"] = share
-        results.metrics["amis_starts_disagree"] = float(values["amis_starts_disagree"].mean())
+        if s.max_starts >= 2 * s.starts:  # otherwise no image had twice as many
+            results.metrics["amis_starts_disagree"] = float(values["amis_starts_disagree"].mean())
         if s.fallback is not None:
             results.metrics["amis_fallback"] = float(values["amis_fallback"].mean())
         if self.data.transform.dequantize:
@@ -137,14 +139,18 @@ class Evaluator(ABC, Generic[M]):
             f"{PARETO_K_LIMIT} and fewer than K/2 effective samples), counted from 0: {named}"
         )
         if s.fallback is None:
-            results.warnings.append(f"{line}; evaluation.amis.fallback=ais replaces it")
+            results.warnings.append(
+                f"{line}; evaluation.amis.fallback=ais and evaluation.amis.fallback_images={len(rows)} evaluate them "
+                "by annealed importance sampling"
+            )
             return
         if len(rows) > s.fallback_images:
             results.warnings.append(
-                f"{line}; more than evaluation.amis.fallback_images={s.fallback_images}, so it stays"
+                f"{line}; these are more than evaluation.amis.fallback_images={s.fallback_images}, so they are not "
+                "evaluated by annealed importance sampling: raise it, or set evaluation.ais=true"
             )
             return
-        results.warnings.append(f"{line}; replaced by annealed importance sampling")
+        results.warnings.append(f"{line}; for these it is that of annealed importance sampling")
         title = f"annealed importance sampling of {self.split.name} images for which amis is not reliable"
         with self.monitor.task(title, len(rows)) as task:
             annealed = annealed_importance_sampling(
@@ -167,7 +173,13 @@ class Evaluator(ABC, Generic[M]):
             )
         for name, value in values.items():
             self.results.add_mean(name, value)
-        self.results.add_mean("amis_gap", values["amis_upper"] - values["amis_lower"])
+        gap = values["amis_upper"] - values["amis_lower"]
+        self.results.add_mean("amis_gap", gap)
+        if (wide := float(gap.mean())) > WIDE_BRACKET:
+            self.results.warnings.append(
+                f"{self.split.name}/amis_gap={wide:.1f}: adaptive importance sampling misses modes of images drawn "
+                "from the model: raise evaluation.amis.starts, or compare with evaluation.ais=true evaluation.bdmc=true"
+            )
 
     def bits_per_dimension(self, log_likelihood: Tensor) -> Tensor:
         """Code length in bits of 8-bit pixels, from nats of dequantised ones: [N] -> [N]."""

@@ -94,7 +94,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
             elif s.ais:
                 remedy = f"with {self.split.name}/ais"
             else:
-                remedy = "with more evaluation.samples or evaluation.ais=true"
+                remedy = "models by evaluation.amis=true, or with evaluation.ais=true"
             results.warnings.append(
                 f"{self.split.name}/log_likelihood is not reliable for {share:.0%} of the images (Pareto k-hat above "
                 f"{PARETO_K_LIMIT}: q misses part of the posterior); compare {remedy}"

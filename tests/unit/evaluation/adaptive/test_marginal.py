@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 import vaerun
@@ -223,10 +223,10 @@ def _normal(z: Tensor) -> Tensor:
         (_normal, {"exact": torch.zeros(B + 1, D)}, "exact has shape"),
         (_normal, {"samples": 0}, "samples must be an integer of at least 1"),
         (_normal, {"chunk": 0}, "chunk must be an integer of at least 1"),
-        (lambda z: -z.square(), {}, r"log_joint must map z \[1, 5, 3\] to a tensor \[1, 5\], got \[1, 5, 3\]"),
+        (lambda z: -z.square(), {}, r"log_joint must map z \[2, 5, 3\] to a tensor \[2, 5\], got \[2, 5, 3\]"),
         (lambda z: _normal(z).T, {}, "log_joint must map"),
         (lambda z: 0.0, {}, "got float"),
-        (lambda z: z @ torch.zeros(D + 1), {}, r"log_joint fails for z \[1, 5, 3\] of torch.float32 on cpu"),
+        (lambda z: z @ torch.zeros(D + 1), {}, r"log_joint fails for z \[2, 5, 3\] of torch.float32 on cpu"),
         (lambda z: _normal(z).log(), {}, "log_joint is not finite at a start of image 0"),
         (lambda z: _normal(z) + torch.rand(len(z), B), {}, "different values for the same z"),
         (lambda z: _normal(z.detach()), {}, "log_joint has no gradient"),
@@ -239,3 +239,18 @@ def test_errors(log_joint: Function, options: dict[str, object], message: str) -
     with pytest.raises(InputError, match=message) as error:
         marginal_likelihood(log_joint, **{"start": ZERO, **options})  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_values_that_depend_on_other_images_are_refused():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    start = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+    def log_joint(z: Tensor) -> Tensor:
+        return network(z.flatten(0, 1)).unflatten(0, z.shape[:2])[..., 0] - z.square().sum(-1)
+
+    with pytest.raises(InputError, match="evaluation mode"):
+        marginal_likelihood(log_joint, start)
+    network.eval()
+    marginal_likelihood(log_joint, start, samples=30)
+    with pytest.raises(InputError, match="depends on the z of the others"):
+        marginal_likelihood(lambda z: -z.square().sum(-1) - z.square().sum((1, 2)).unsqueeze(1), start)
