@@ -303,7 +303,9 @@ def test_failing_images_are_named_and_annealed(run: Path, evaluate: Evaluate, mo
     def failing(*arguments: Any, **options: Any) -> dict[str, Tensor]:
         values = exact(*arguments, **options)
         values["amis_pareto_k"][:] = 0.6
-        values["amis_pareto_k"][[2, 9]] = 0.8
+        values["amis_pareto_k"][[2, 5, 9]] = 0.8
+        values["amis_ess"][:] = 10.0
+        values["amis_ess"][5] = 60.0  # of 100: nearly equal weights, whatever their k-hat
         values["amis"][4] = -math.inf
         return values
 
