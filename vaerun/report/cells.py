@@ -200,7 +200,8 @@ def deduplicate(
             if key in by_seed and not allowed.allows("fingerprint"):
                 raise InputError(
                     f"{by_seed[key].name} and {run.name} ({name}) have the same settings and seed but different "
-                    "fingerprints: other data, or a version with other numerics: move one away, or --mix fingerprint"
+                    "fingerprints: other data, other evaluation.amis settings, or a version with other numerics: move "
+                    "one away, or --mix fingerprint"
                 )
             key = (*key, run.name) if key in by_seed else key
         by_seed.setdefault(key, run)

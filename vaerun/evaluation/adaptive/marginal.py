@@ -76,7 +76,7 @@ class MarginalLikelihood:
 
     def _reliability(self, images: str) -> str:
         if bool(self.pareto_k.isnan().any()):
-            return f"undefined: it needs more than {self.samples} samples"
+            return "undefined: it needs more than 20 samples"
         unreliable = (self.pareto_k > PARETO_K_LIMIT).nonzero()[:, 0].tolist()
         text = f"above {PARETO_K_LIMIT}, not reliable: {len(unreliable)} of {images}"
         if unreliable:
@@ -247,7 +247,7 @@ def marginal_likelihood(
     ess = values["effective_sample_size"]
     return MarginalLikelihood(
         log_likelihood=values["log_likelihood"],
-        standard_error=(1 / ess - 1 / samples).clamp(min=0).sqrt(),
+        standard_error=(1 / ess - 1 / samples).clamp(min=0).sqrt() if samples > 1 else torch.full_like(ess, math.nan),
         effective_sample_size=ess,
         pareto_k=values["pareto_k"],
         upper=values.get("upper"),
