@@ -21,10 +21,14 @@ from vaerun.evaluation.likelihood.annealed import (
     anneal,
     annealed_importance_sampling,
     bidirectional,
-    effective_chains,
     tune_step_sizes,
 )
-from vaerun.evaluation.likelihood.importance import importance_statistics, log_likelihood, unreliable_share
+from vaerun.evaluation.likelihood.importance import (
+    effective_sample_size,
+    importance_statistics,
+    log_likelihood,
+    unreliable_share,
+)
 from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.evaluation.likelihood.parzen import choose_parzen_variance, parzen_log_likelihood
 from vaerun.evaluation.samples.sample_quality import diversity, frechet_distance, prdc
@@ -155,7 +159,7 @@ def test_annealing_where_no_sample_of_the_prior_has_a_likelihood(single_precisio
     log_weight, acceptance = anneal(joint, noise, FEW, tune_step_sizes(joint, noise, FEW))
     assert (log_weight == -math.inf).all()
     assert acceptance.isfinite().all()
-    assert effective_chains(log_weight).tolist() == [0.0] * 3
+    assert effective_sample_size(log_weight).tolist() == [0.0] * 3
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------

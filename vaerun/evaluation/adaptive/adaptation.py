@@ -21,18 +21,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from vaerun.evaluation.adaptive.estimate import Noise, log_density, rounding
 from vaerun.evaluation.adaptive.mixture import Components, Mixture, wide_dtype
 from vaerun.evaluation.adaptive.mode_search import LogDensity, Modes
-from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
+from vaerun.evaluation.likelihood.importance import effective_sample_size
+from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length
 from vaerun.nets.init import check_integer
 from vaerun.tracking.monitor import SILENT, Monitor
 
-NOISE_BLOCK = 500  # samples per block of noise: part of the noise streams, so it must not change
 RELIABLE = 0.5  # k-hat of the rounds' weights up to which an image is done: a margin below the limit of 0.7
 EFFICIENT = 0.05  # effective share of the samples of all rounds at or above which an image may be done
 EQUAL = 0.5  # effective share at or above which weights count as nearly equal, whatever their k-hat
@@ -41,14 +41,6 @@ SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covarian
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
 MODE_FLOOR = 0.02  # smallest initial weight of a mode, before normalisation: its Laplace evidence may be wrong
 EM_STEPS = 3
-ROUNDING_EPS = 8  # in units of eps |log f|
-
-
-class Noise(Protocol):
-    """A source of standard normal noise [k, B, d + EXTRA_NOISE]; `stream` names its purpose."""
-
-    def __call__(self, stream: str, k: int) -> Tensor: ...
-    def select(self, rows: Tensor) -> Noise: ...
 
 
 @dataclass(frozen=True)
@@ -76,17 +68,6 @@ class Amis:
     def __post_init__(self) -> None:
         for key in ("samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples"):
             check_integer(f"evaluation.amis.{key}", getattr(self, key), 1)
-
-
-def log_density(target: LogDensity, z: Tensor, chunk: int, monitor: Monitor = SILENT) -> Tensor:
-    """log f of z [B, K, d]: [B, K] nats, -inf where it is not a number; about `chunk` samples at once."""
-    dtype = wide_dtype(z.device)
-    parts = []
-    for part in z.split(max(1, chunk // len(z)), 1):
-        monitor.check()
-        parts.append(target.log_prob(part.transpose(0, 1).contiguous()).T.to(dtype))
-    # No weight where the density cannot be evaluated, as for samples so far out that a decoder overflows.
-    return torch.cat(parts, 1).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def initial_mixture(modes: Modes) -> Mixture:
@@ -155,8 +136,8 @@ class _Rounds:
         normals = self._moments(w)
         log_normals = normals.log_prob(z)
         # The components' densities in units of the largest one at each sample.
-        log_density = torch.cat([self.log_components[..., :j], log_normals], -1)
-        density = (log_density - log_density.amax(-1, keepdim=True)).to(z.dtype).exp()
+        log_densities = torch.cat([self.log_components[..., :j], log_normals], -1)
+        density = (log_densities - log_densities.amax(-1, keepdim=True)).to(z.dtype).exp()
         weight = start = initial.weight.to(z.dtype)
         for _ in range(EM_STEPS):
             mixture = (density @ weight.unsqueeze(-1)).squeeze(-1).clamp(min=torch.finfo(z.dtype).tiny)
@@ -200,7 +181,7 @@ class _Rounds:
     def judge(self) -> tuple[Tensor, Tensor]:
         """Whether the proposal is good as it is, and whether it needs no further round once adapted: [B] bool."""
         n, before = self.log_w.shape[1], self.reliable
-        ess = effective_sample_size(self.log_w, 1)
+        ess = effective_sample_size(self.log_w.T)
         if tail_length(n):
             largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
             k = pareto_k(largest, n, rounding(self.log_f, self.log_w, self.bank.mean.dtype))
@@ -217,17 +198,6 @@ def _joined(first: Components, second: Components) -> Components:
         torch.cat([first.cholesky, second.cholesky], 1),
         torch.cat([first.heavy, second.heavy]),
     )
-
-
-def effective_sample_size(log_w: Tensor, dim: int) -> Tensor:
-    """(sum w)^2 / sum w^2 along a dimension; 0 where all weights are 0."""
-    return torch.exp(2 * torch.logsumexp(log_w, dim) - torch.logsumexp(2 * log_w, dim)).nan_to_num(nan=0)
-
-
-def rounding(log_f: Tensor, log_w: Tensor, dtype: torch.dtype) -> Tensor:
-    """Nats by which equal log-weights may differ if computed in `dtype`, [B], from those of the samples [B, K]."""
-    value = log_f.gather(1, log_w.argmax(1, keepdim=True))[:, 0]
-    return ROUNDING_EPS * torch.finfo(dtype).eps * value.abs().nan_to_num(posinf=0)
 
 
 def adapt_proposal(
@@ -268,48 +238,3 @@ def adapt_proposal(
             rows = left.nonzero()[:, 0]
             rounds, here, here_noise = rounds.select(rows), target.select(active), noise.select(active)
     return Mixture(Components(mean, cholesky, components.heavy), weight), count
-
-
-def estimate(
-    target: LogDensity,
-    proposal: Mixture,
-    noise: Noise,
-    samples: int,
-    *,
-    exact: Tensor | None = None,
-    chunk: int,
-    monitor: Monitor = SILENT,
-) -> dict[str, Tensor]:
-    """Importance sampling with the proposal: log_likelihood, effective_sample_size and pareto_k per image [B].
-
-    Arguments:
-        target, proposal, noise: of the batch.
-        samples: K.
-        exact: samples of the posterior, [B, d], if x was drawn from the model: then also `upper`, the log of the mean
-            weight of these and the K others, an upper bound of log p(x) in expectation (Sobolev & Vetrov 2019).
-        chunk: samples evaluated at once.
-        monitor: checked between chunks.
-    """
-    images = len(proposal.weight)
-    log_sum = torch.full((images,), -math.inf, device=proposal.weight.device, dtype=proposal.weight.dtype)
-    log_squares, largest, round_off = log_sum, log_sum.new_empty(0, images), torch.zeros_like(log_sum)
-    for block, start in enumerate(range(0, samples, NOISE_BLOCK)):
-        part = noise(f"amis/estimate/{block}", NOISE_BLOCK)[: min(NOISE_BLOCK, samples - start)]
-        z = proposal.sample(part.transpose(0, 1))
-        log_f = log_density(target, z, chunk, monitor)
-        log_w = log_f - proposal.log_prob(z)
-        round_off = torch.maximum(round_off, rounding(log_f, log_w, z.dtype))
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, 1))
-        log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, 1))
-        largest = keep_largest(largest, log_w.T, tail_length(samples) + 1)
-    usable = log_sum > -math.inf
-    values = {
-        "log_likelihood": log_sum - math.log(samples),
-        "effective_sample_size": torch.exp(2 * log_sum - log_squares).nan_to_num(nan=0),
-        "pareto_k": torch.where(usable, pareto_k(largest, samples, round_off).to(log_sum), math.inf),
-    }
-    if exact is not None:
-        z = exact.unsqueeze(1)
-        log_w = (log_density(target, z, chunk, monitor) - proposal.log_prob(z))[:, 0]
-        values["upper"] = torch.logaddexp(log_sum, log_w) - math.log(samples + 1)
-    return values

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
+from vaerun.evaluation.adaptive.estimate import estimate
 from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.mode_search import MAX_MODES, Modes
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import InputError
-from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
+from vaerun.evaluation.adaptive.estimate import estimate
 from vaerun.evaluation.adaptive.function_density import Function, FunctionDensity
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
 from vaerun.evaluation.adaptive.mode_search import find_modes

@@ -35,9 +35,8 @@ TOLERANCE = 0.01  # nats gained by a step: below, the climb has arrived
 DISAGREEMENT = 0.5  # nats between the evidence of some starts and of twice as many
 SOME_WEIGHT = 1.0  # nats of evidence below the best mode's: a third of its weight
 MAX_MODES = 8
-SAME_MODE = (
-    12.0  # squared distance in units of the Laplace covariance: modes 3.5 standard deviations apart are separate
-)
+# Squared distance in units of the Laplace covariance: modes 3.5 standard deviations apart are separate.
+SAME_MODE = 12.0
 WINDOW = 15.0  # nats of evidence below the best mode's; Laplace evidence errs by some nats, and weights are adapted
 
 

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.hmc import LOG_UNIFORM, Target, transition, transition_noise
-from vaerun.evaluation.likelihood.importance import default_chunk
+from vaerun.evaluation.likelihood.importance import default_chunk, effective_sample_size
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.nets.init import check_integer
@@ -175,11 +175,6 @@ def log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - math.log(len(values))
 
 
-def effective_chains(log_weight: Tensor) -> Tensor:
-    """Effective number of chains (sum w)^2 / sum w^2, from 1 to K, or 0 if all weights are 0: [K, B] -> [B]."""
-    return torch.exp(2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).nan_to_num(nan=0)
-
-
 def _batch_size(images: int | None, batch: int | None, annealing: Annealing, device: torch.device) -> int:
     for key, value in (("evaluation.images", images), ("batch", batch)):
         if value is not None:
@@ -225,7 +220,7 @@ def annealed_importance_sampling(
         step_sizes = tune_step_sizes(joint, noise, annealing, monitor)
         log_weight, acceptance = anneal(joint, noise, annealing, step_sizes, monitor=monitor)
         ais = log_mean_exp(log_weight) + part.log_det
-        return {"ais": ais, "ais_ess": effective_chains(log_weight), "ais_acceptance": acceptance}
+        return {"ais": ais, "ais_ess": effective_sample_size(log_weight), "ais_acceptance": acceptance}
 
     rows = images if isinstance(images, Sequence) else None
     number = None if isinstance(images, Sequence) else images

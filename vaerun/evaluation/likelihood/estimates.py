@@ -22,8 +22,9 @@ from torch import Tensor
 
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
-from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, log_density
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
 from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM
+from vaerun.evaluation.adaptive.estimate import log_density
 from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import PILOT_CHAINS, PILOT_SEARCH, PILOT_TRANSITIONS, Annealing

@@ -82,6 +82,11 @@ def importance_statistics(
     }
 
 
+def effective_sample_size(log_weight: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2, from 1 to K, or 0 if all weights are 0: [K, B] -> [B]."""
+    return torch.exp(2 * torch.logsumexp(log_weight, 0) - torch.logsumexp(2 * log_weight, 0)).nan_to_num(nan=0)
+
+
 def unreliable_share(pareto_k: Tensor) -> float:
     """Fraction of the images with a k-hat [N] whose k-hat exceeds 0.7, in [0, 1]; NaN if none has one (K <= 20)."""
     defined = pareto_k[~pareto_k.isnan()]

@@ -12,7 +12,8 @@ from support.models.members import exact_marginal, make_data, make_model
 from torch import Tensor
 
 from vaerun.evaluation.adaptive import adaptation
-from vaerun.evaluation.adaptive.adaptation import Amis, _Rounds, adapt_proposal, estimate, initial_mixture
+from vaerun.evaluation.adaptive.adaptation import Amis, _Rounds, adapt_proposal, initial_mixture
+from vaerun.evaluation.adaptive.estimate import estimate
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE, Components, Mixture
 from vaerun.evaluation.adaptive.mode_search import Modes, find_modes
 from vaerun.evaluation.likelihood.pareto import pareto_k, tail_length

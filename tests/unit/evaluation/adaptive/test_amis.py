@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vaerun.errors import InputError, Interrupted
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
 from vaerun.evaluation.adaptive.amis import adaptive_importance_sampling, amis_bracket
+from vaerun.evaluation.adaptive.estimate import estimate
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
 from vaerun.evaluation.adaptive.mode_search import find_modes
 from vaerun.evaluation.likelihood.annealed import simulate

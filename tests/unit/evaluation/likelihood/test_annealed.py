@@ -27,12 +27,12 @@ from vaerun.evaluation.likelihood.annealed import (
     anneal,
     annealed_importance_sampling,
     bidirectional,
-    effective_chains,
     log_mean_exp,
     sample_prior,
     tune_step_sizes,
 )
 from vaerun.evaluation.likelihood.hmc import Target, transition, transition_noise
+from vaerun.evaluation.likelihood.importance import effective_sample_size
 
 # -- annealed importance sampling -------------------------------------------------------------------------------------
 
@@ -229,9 +229,9 @@ def test_images_by_their_numbers_are_those_of_the_split(transform):
         torch.testing.assert_close(chosen[name], values[[4, 1]])
 
 
-def test_effective_chains_and_log_mean_exp():
+def test_effective_sample_size_and_log_mean_exp():
     log_weight = torch.tensor([[0.0, 0.0, -math.inf], [0.0, -1e3, -math.inf], [0.0, -1e3, -math.inf]]) - 5e3
-    torch.testing.assert_close(effective_chains(log_weight), torch.tensor([3.0, 1.0, 0.0]))
+    torch.testing.assert_close(effective_sample_size(log_weight), torch.tensor([3.0, 1.0, 0.0]))
     torch.testing.assert_close(log_mean_exp(log_weight), torch.tensor([-5e3, -5e3 - math.log(3), -math.inf]))
     weights = torch.rand(9, 4)
-    torch.testing.assert_close(effective_chains(weights.log()), weights.sum(0) ** 2 / (weights**2).sum(0))
+    torch.testing.assert_close(effective_sample_size(weights.log()), weights.sum(0) ** 2 / (weights**2).sum(0))

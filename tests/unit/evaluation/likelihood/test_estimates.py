@@ -17,7 +17,8 @@ from vaerun.data.dataset import Split
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError, Interrupted
 from vaerun.evaluation import importance_sampling
-from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal, estimate
+from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
+from vaerun.evaluation.adaptive.estimate import estimate
 from vaerun.evaluation.adaptive.model_modes import amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance_sampling
 from vaerun.evaluation.likelihood.estimates import (
