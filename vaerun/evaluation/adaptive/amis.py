@@ -13,7 +13,7 @@ from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.mode_search import MAX_MODES, Modes
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import simulate
-from vaerun.evaluation.likelihood.importance import default_chunk
+from vaerun.evaluation.likelihood.importance import batch_joint, default_chunk
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel
 from vaerun.randomness import ImageNoise, derive_seed
@@ -123,13 +123,10 @@ def adaptive_importance_sampling(
 
     def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         batch = split.batch(start, end)
-        rows = batch.rows.tolist()
-        noise = ImageNoise(seed, rows, model.latent_dim, model.mean)
-        joint = model.joint(batch.x, batch.c if model.classes else None, noise)
         values = _evaluate(
             model,
-            joint,
-            rows,
+            batch_joint(model, batch, seed),
+            batch.rows.tolist(),
             amis,
             seed,
             posterior_start=posterior_start,

@@ -28,7 +28,7 @@ from vaerun.evaluation.adaptive.estimate import log_density
 from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
 from vaerun.evaluation.likelihood.annealed import PILOT_CHAINS, PILOT_SEARCH, PILOT_TRANSITIONS, Annealing
-from vaerun.evaluation.likelihood.importance import default_chunk
+from vaerun.evaluation.likelihood.importance import batch_joint, default_chunk
 from vaerun.evaluation.likelihood.optimal_posterior import log_weights
 from vaerun.evaluation.oom import map_batches
 from vaerun.models import Joint, LatentModel, Linearisation
@@ -226,7 +226,7 @@ def estimates_by_samples(
     def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         batch = split.batch(start, end)
         rows = batch.rows.tolist()
-        joint = model.joint(batch.x, batch.c if model.classes else None, ImageNoise(seed, rows, d, model.mean))
+        joint = batch_joint(model, batch, seed)
         methods, cost = _weights_of_batch(
             model, joint, rows, amis, seed, posterior=posterior, chunk=batch_size, monitor=monitor
         )

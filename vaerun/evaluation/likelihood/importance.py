@@ -17,7 +17,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from vaerun.data.dataset import Split
+from vaerun.data.dataset import Batch, Split
 from vaerun.distributions import LatentDistribution
 from vaerun.errors import InputError
 from vaerun.evaluation.likelihood.pareto import keep_largest, pareto_k, tail_length
@@ -100,6 +100,12 @@ def check_samples(samples: int) -> int:
     return samples
 
 
+def batch_joint(model: LatentModel, batch: Batch, seed: int) -> Joint:
+    """log p(x, z | c) of a batch of a split, with the evaluation noise of its images."""
+    noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
+    return model.joint(batch.x, batch.c if model.classes else None, noise)
+
+
 def importance_sampling(
     model: LatentModel,
     split: Split,
@@ -135,8 +141,7 @@ def importance_sampling(
     def compute(start: int, end: int, batch_size: int) -> dict[str, Tensor]:
         nonlocal forecast_due
         batch = split.batch(start, end)
-        noise = ImageNoise(seed, batch.rows.tolist(), model.latent_dim, model.mean)
-        joint = model.joint(batch.x, batch.c if model.classes else None, noise)
+        joint = batch_joint(model, batch, seed)
         started = perf_counter()
         q = model.infer(joint)
         # A block that is the entire evaluation would be computed twice.
