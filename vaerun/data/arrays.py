@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from vaerun.data.labels import index_labels
+from vaerun.data.pixels import to_uint8
 from vaerun.errors import InputError
 
-FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
+PARTS = ("train", "test", "validation")
+FIELDS = tuple(f"{part}_{kind}" for part in PARTS for kind in ("images", "labels"))
 """The arrays of a data set, in the order of the digest."""
 
 
@@ -18,59 +23,95 @@ FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 class Arrays:
     """Raw images of a data set.
 
-    `split` is "official", or describes a split made by vaerun, on which results are comparable only with each other.
+    Attributes:
+        train_images: uint8 [N, C, H, W].
+        train_labels: int64 [N].
+        test_images: uint8 [M, C, H, W]; None: vaerun splits off a test part.
+        test_labels: int64 [M].
+        split: "official", or describes a split made by vaerun, on which results are comparable only with each other.
+        sha256: digest of the arrays, filled in by the cache.
+        validation_images: uint8 [V, C, H, W]; None: some of the training images are held out for validation.
+        validation_labels: int64 [V].
+        class_names: name of each label; None: its number.
+        ids: where the images of a part come from, [N] each: row in the part's array as the source had it (int64), or
+            file name (str). A part that is missing is as the source had it.
+        notes: what the user should know about how the source was read: clauses, such as "2 hidden files left out".
+        warnings: lines on what is probably a mistake.
+
+    A source may return images and labels in any form that `check_arrays` accepts.
     """
 
-    train_images: np.ndarray  # uint8 [N, C, H, W]
-    train_labels: np.ndarray | None  # int64 [N]
-    test_images: np.ndarray | None  # uint8 [M, C, H, W]; None: vaerun splits off a test part
-    test_labels: np.ndarray | None  # int64 [M]
+    train_images: np.ndarray
+    train_labels: np.ndarray | None
+    test_images: np.ndarray | None
+    test_labels: np.ndarray | None
     split: str
-    sha256: str = ""  # digest of the arrays, filled in by the cache
+    sha256: str = ""
+    validation_images: np.ndarray | None = None
+    validation_labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    ids: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def part_ids(self, part: str) -> np.ndarray:
+        """Row or file name of each image of a part, [N] int64 or str."""
+        return self.ids[part] if part in self.ids else np.arange(len(getattr(self, f"{part}_images")))
 
 
 def check_arrays(arrays: Arrays, where: str) -> Arrays:
     """Validated arrays in the stored layout: images uint8 [N, C, H, W], labels int64 [N], all C-contiguous.
 
-    [N, H, W] images get C = 1. Raises InputError, its message prefixed by `where`, for wrong dtypes, ranks, numbers of
-    channels and lengths, empty arrays, negative labels, and a test part that does not match the training part.
+    The forms of images and labels that are accepted are those of `to_uint8` and `index_labels`. Raises InputError, its
+    message prefixed by `where`, for others, and for parts that do not match each other.
     """
-    train = _check_images(arrays.train_images, f"{where}: train_images")
-    labels = _check_labels(arrays.train_labels, len(train), f"{where}: train_labels")
-    test = None
-    if arrays.test_images is not None:
-        test = _check_images(arrays.test_images, f"{where}: test_images")
-        if test.shape[1:] != train.shape[1:]:
+    present = {part: images for part in PARTS if (images := getattr(arrays, f"{part}_images")) is not None}
+    for part in PARTS:
+        if part not in present and getattr(arrays, f"{part}_labels") is not None:
             raise InputError(
-                f"{where}: test images are {_format_shape(test.shape[1:])} but training images are "
+                f"{where}: there are {part}_labels but no {part}_images: add {part}_images or remove {part}_labels"
+            )
+    pixels = to_uint8(present, where)
+    train = pixels.images["train"]
+    for part, images in pixels.images.items():
+        if images.shape[1:] != train.shape[1:]:
+            raise InputError(
+                f"{where}: {part} images are {_format_shape(images.shape[1:])} but training images are "
                 f"{_format_shape(train.shape[1:])} (channels x height x width); both must have the same shape"
             )
-    elif arrays.test_labels is not None:
-        raise InputError(f"{where}: there are test_labels but no test_images: add test_images or remove test_labels")
-    test_labels = _check_labels(arrays.test_labels, 0 if test is None else len(test), f"{where}: test_labels")
+    counts = {part: len(images) for part, images in pixels.images.items()}
+    labels = index_labels(
+        {part: getattr(arrays, f"{part}_labels") for part in counts}, counts, arrays.class_names, where
+    )
+    changes: dict[str, Any] = {f"{part}_images": images for part, images in pixels.images.items()}
+    changes |= {f"{part}_labels": part_labels for part, part_labels in labels.labels.items()}
     return dataclasses.replace(
-        arrays, train_images=train, train_labels=labels, test_images=test, test_labels=test_labels
+        arrays,
+        **changes,
+        class_names=labels.names,
+        notes=(*arrays.notes, *pixels.notes, *labels.notes),
+        warnings=(*arrays.warnings, *pixels.warnings, *labels.warnings),
     )
 
 
 def digest(arrays: Arrays) -> str:
     """Hexadecimal sha256 of name, dtype, shape and bytes of each array present, in the order of `FIELDS`."""
     sha = hashlib.sha256()
-    for field in FIELDS:
-        array = getattr(arrays, field)
+    for name in FIELDS:
+        array = getattr(arrays, name)
         if array is not None:
-            sha.update(f"{field} {array.dtype.str} {array.shape}\n".encode())
+            sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
             sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
 
 
-def split_off_test(images: np.ndarray, labels: np.ndarray | None, fraction: float = 0.1, seed: int = 0) -> Arrays:
-    """Split off a test part of images [N, C, H, W] and labels [N] that have no official one.
+def split_off_test(arrays: Arrays, fraction: float = 0.1, seed: int = 0) -> Arrays:
+    """Split off a test part from training images that have no official one.
 
     Both parts are in the order of one seeded permutation, so that a prefix of either is a random subset even if the
     images are sorted by class. Raises InputError for fewer than two images.
     """
-    count = len(images)
+    count = len(arrays.train_images)
     if count < 2:
         raise InputError(
             f"a data set of {count} image(s) cannot be split into a training and a test part: at least 2 are needed"
@@ -78,50 +119,17 @@ def split_off_test(images: np.ndarray, labels: np.ndarray | None, fraction: floa
     # numpy guarantees the stream of RandomState; that of default_rng, and so the split, may change with a release.
     order = np.random.RandomState(seed).permutation(count)
     held_out = min(count - 1, max(1, round(fraction * count)))
-    test, train = order[:held_out], order[held_out:]
-    return Arrays(
-        train_images=images[train],
-        train_labels=None if labels is None else labels[train],
-        test_images=images[test],
-        test_labels=None if labels is None else labels[test],
+    rows = {"test": order[:held_out], "train": order[held_out:]}
+    ids, labels = arrays.part_ids("train"), arrays.train_labels
+    parts: dict[str, Any] = {f"{part}_images": arrays.train_images[chosen] for part, chosen in rows.items()}
+    parts |= {f"{part}_labels": None if labels is None else labels[chosen] for part, chosen in rows.items()}
+    return dataclasses.replace(
+        arrays,
+        **parts,
+        ids={**arrays.ids, **{part: ids[chosen] for part, chosen in rows.items()}},
         split=f"vaerun: {fraction:.0%} test by seed {seed}",
     )
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
-
-
-def _check_images(images: np.ndarray, where: str) -> np.ndarray:
-    """Images as uint8 [N, C, H, W]."""
-    if images.dtype != np.uint8:
-        problem = f"dtype is {images.dtype}"
-        if images.dtype.kind in "fc" and np.isnan(images).any():
-            problem += ", with NaN"
-        raise InputError(f"{where}: {problem}; expected uint8 pixels 0..255 [N, C, H, W]")
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim != 4:
-        raise InputError(f"{where}: shape is {list(images.shape)}; expected [N, C, H, W] or [N, H, W]")
-    if images.size == 0:
-        raise InputError(f"{where}: shape is {list(images.shape)}, which is empty; at least one image is needed")
-    if images.shape[1] not in (1, 3):
-        hint = "expected 1 or 3 channels"
-        if images.shape[3] in (1, 3):
-            hint = "this looks channels-last: store images.transpose(0, 3, 1, 2)"
-        raise InputError(f"{where}: shape {list(images.shape)} as [N, C, H, W] has {images.shape[1]} channels; {hint}")
-    return np.ascontiguousarray(images)
-
-
-def _check_labels(labels: np.ndarray | None, count: int, where: str) -> np.ndarray | None:
-    """Labels as int64 [count]; None stays None."""
-    if labels is None:
-        return None
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{where}: dtype is {labels.dtype}; expected integer class indices 0, 1, 2, ...")
-    if labels.shape != (count,):
-        raise InputError(f"{where}: shape is {list(labels.shape)}; expected [{count}], one label per image")
-    labels = np.ascontiguousarray(labels, dtype=np.int64)
-    if labels.min() < 0:
-        raise InputError(f"{where}: the smallest label is {labels.min()}; expected class indices 0, 1, 2, ...")
-    return labels

@@ -25,14 +25,17 @@ from typing import Any
 import numpy as np
 
 from vaerun.data import sources
-from vaerun.data.arrays import FIELDS, Arrays, check_arrays, digest, split_off_test
+from vaerun.data.arrays import FIELDS, PARTS, Arrays, check_arrays, digest, split_off_test
 from vaerun.data.image_files import walk_files
 from vaerun.data.sources import describe_error
 from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key; incremented when the sources or the layout of a copy change, to invalidate older copies."""
+
+META = ("split", "sha256", "class_names", "notes", "warnings")
+"""What meta.json keeps besides the arrays."""
 
 SCRATCH = "vaerun-scratch-"
 SCRATCH_SECONDS = 7 * 24 * 3600.0  # age at which a scratch folder is abandoned: longer than any source takes
@@ -200,7 +203,7 @@ def _call_source(
         raise InputError(f"{name}: its source returned {type(arrays).__name__}; expected vaerun.data.arrays.Arrays")
     arrays = check_arrays(arrays, name)
     if arrays.test_images is None:
-        arrays = split_off_test(arrays.train_images, arrays.train_labels)
+        arrays = split_off_test(arrays)
     return dataclasses.replace(arrays, sha256=digest(arrays))
 
 
@@ -220,16 +223,16 @@ def _stamp(path: Path) -> list[Any]:
 def _store(arrays: Arrays, folder: Path) -> None:
     """Write a copy and flush it to disk: a rename may survive a power cut that the content does not."""
     folder.mkdir()
+    content = {field: getattr(arrays, field) for field in FIELDS} | {f"{part}_ids": i for part, i in arrays.ids.items()}
     present: dict[str, Any] = {}
-    for field in FIELDS:
-        array = getattr(arrays, field)
+    for name, array in content.items():
         if array is not None:
-            with open(folder / f"{field}.npy", "wb") as file:
+            with open(folder / f"{name}.npy", "wb") as file:
                 np.save(_WriteOnly(file), array)
                 _sync(file)
-                present[field] = {"bytes": file.tell(), "shape": list(array.shape), "dtype": array.dtype.str}
+                present[name] = {"bytes": file.tell(), "shape": list(array.shape), "dtype": array.dtype.str}
     with open(folder / "meta.json", "w", encoding="utf-8") as text:
-        json.dump({"split": arrays.split, "sha256": arrays.sha256, "arrays": present}, text, indent=1)
+        json.dump({name: getattr(arrays, name) for name in META} | {"arrays": present}, text, indent=1)
         _sync(text)
 
 
@@ -250,14 +253,16 @@ def _load(entry: Path) -> Arrays | None:
     arrays: dict[str, np.ndarray] = {}
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        for field, expected in meta["arrays"].items():
-            file = entry / f"{field}.npy"
+        for name, expected in meta["arrays"].items():
+            file = entry / f"{name}.npy"
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             if expected != {"bytes": file.stat().st_size, "shape": list(array.shape), "dtype": array.dtype.str}:
                 return None
-            arrays[field] = array
-        labels, test = arrays.get("train_labels"), arrays.get("test_images")
-        return Arrays(arrays["train_images"], labels, test, arrays.get("test_labels"), meta["split"], meta["sha256"])
+            arrays[name] = array
+        fields: dict[str, Any] = {field: arrays.get(field) for field in FIELDS}
+        fields |= {name: meta[name] if isinstance(meta[name], str | None) else tuple(meta[name]) for name in META}
+        ids = {part: arrays[f"{part}_ids"] for part in PARTS if f"{part}_ids" in arrays}
+        return Arrays(**fields, ids=ids)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

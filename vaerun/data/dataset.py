@@ -58,13 +58,22 @@ class Split:
         classes: number of classes.
         transform: pixels -> x.
         binarised: whether the images are already binarised.
+        ids: row in the source (int64) or file name (str) of each image, [N]; None: 0, 1, 2, ...
     """
 
     def __init__(
-        self, name: str, images: Tensor, labels: Tensor | None, classes: int, transform: Transform, binarised: bool
+        self,
+        name: str,
+        images: Tensor,
+        labels: Tensor | None,
+        classes: int,
+        transform: Transform,
+        binarised: bool,
+        ids: np.ndarray | None = None,
     ) -> None:
         self.name, self.images, self.labels, self.classes = name, images, labels, classes
         self.transform, self.binarised = transform, binarised
+        self.ids = np.arange(len(images)) if ids is None else ids
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,7 +129,7 @@ class ImageData:
         name: of the data set.
         arrays: as prepared.
         validation: number (or fraction below 1) of training images to hold out for validation, chosen by a fixed seed;
-            the same images for any `train_images`.
+            the same images for any `train_images`. Has no effect on a data set with a validation part of its own.
         train_images: number of the remaining training images to use, the first ones; None: all.
         transform: pixels -> x.
         device: device of the images.
@@ -141,7 +150,9 @@ class ImageData:
         self.name, self.sha256, self.split_name = name, arrays.sha256, arrays.split
         self.transform = transform = transform or Transform()
         self.arrays = arrays
-        total = len(arrays.train_images)
+        total, given = len(arrays.train_images), arrays.validation_images
+        if given is not None:
+            validation = 0
         validation = round(validation * total) if 0 < validation < 1 else validation
         if not math.isfinite(validation) or validation != int(validation):
             raise InputError(f"data.validation must be an integer or a fraction below 1, got {validation}")
@@ -162,28 +173,39 @@ class ImageData:
         if arrays.test_images is None:
             raise InputError(f"data set {name} has no test images: its source must return or split off a test part")
 
-        labelled = arrays.train_labels is not None and arrays.test_labels is not None
-        self.classes = 0
-        if arrays.train_labels is not None and arrays.test_labels is not None:
-            self.classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
+        parts = ["train", "test"] if given is None else ["train", "test", "validation"]
+        labelled = all(getattr(arrays, f"{part}_labels") is not None for part in parts)
+        self.class_names = (arrays.class_names or ()) if labelled else ()
+        self.classes = len(self.class_names)
 
-        def make_split(split: str, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray | None) -> Split:
-            pixels = _tensor(images, rows).to(device)
-            label_tensor = _tensor(labels, rows).to(device) if labelled and labels is not None else None
+        def make_split(split: str, part: str, rows: np.ndarray | None) -> Split:
+            images, labels = getattr(arrays, f"{part}_images"), getattr(arrays, f"{part}_labels")
+            pixels, ids = _tensor(images, rows).to(device), arrays.part_ids(part)
+            label_tensor = _tensor(labels, rows).to(device) if labelled else None
             binarised = transform.binarize == "fixed" or (transform.binarize == "dynamic" and split != "train")
             if binarised:
                 _binarize_in_place(pixels, split)
-            return Split(split, pixels, label_tensor, self.classes, transform, binarised)
+            ids = ids if rows is None else ids[rows]
+            return Split(split, pixels, label_tensor, self.classes, transform, binarised, ids)
 
-        self.train = make_split("train", arrays.train_images, arrays.train_labels, rest)
-        self.validation = make_split("validation", arrays.train_images, arrays.train_labels, held_out)
-        self.test = make_split("test", arrays.test_images, arrays.test_labels, None)
+        self.train = make_split("train", "train", rest)
+        validation_rows = ("train", held_out) if given is None else ("validation", None)
+        self.validation = make_split("validation", *validation_rows)
+        self.test = make_split("test", "test", None)
         self.mean, self.variance = self._moments()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
         return self.train.image_shape
+
+    @property
+    def unseen_classes(self) -> tuple[str, ...]:
+        """Names of the classes without a training image."""
+        if self.train.labels is None:
+            return ()
+        counts = torch.bincount(self.train.labels, minlength=self.classes).tolist()
+        return tuple(name for name, count in zip(self.class_names, counts, strict=True) if not count)
 
     @property
     def dimensions(self) -> int:
@@ -197,8 +219,15 @@ class ImageData:
             return True
         if self.transform.dequantize:
             return False
-        parts = (split.images for split in (self.train, self.validation, self.test))
-        return all(bool(((pixels == 0) | (pixels == 255)).all()) for pixels in parts)
+        parts = (part for split in (self.train, self.validation, self.test) for part in split.images.split(1024))
+        return all(bool(((pixels == 0) | (pixels == 255)).all()) for pixels in parts)  # stops at the first that is not
+
+    @property
+    def validation_split(self) -> str:
+        """Where the validation images come from."""
+        if self.arrays.validation_images is not None:
+            return f"{len(self.validation)} images, given"
+        return f"{len(self.validation)} training images by seed {SPLIT_SEED}"
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -210,7 +239,7 @@ class ImageData:
             "logit": t.logit,
             "images": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
             "split": self.split_name,
-            "validation_split": f"{len(self.validation)} training images by seed {SPLIT_SEED}",
+            "validation_split": self.validation_split,
             "data_sha256": self.sha256,
         }
 

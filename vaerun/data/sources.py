@@ -82,7 +82,8 @@ def digits(scratch: Path) -> Arrays:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0..16
-    return split_off_test(images[:, None], bunch.target.astype(np.int64), fraction=0.2, seed=0)
+    whole = Arrays(images[:, None], bunch.target.astype(np.int64), None, None, "")
+    return split_off_test(whole, fraction=0.2, seed=0)
 
 
 def mnist(scratch: Path) -> Arrays:
@@ -194,7 +195,7 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
         split = str(stored_split)
     arrays = check_arrays(Arrays(**content, split=split or "official"), str(path))
     if arrays.test_images is None:
-        return split_off_test(arrays.train_images, arrays.train_labels)
+        return split_off_test(arrays)
     return arrays
 
 
@@ -226,7 +227,8 @@ def folder(
         raise InputError(
             f"{path}: has train/ but no test/: add it, or set data.path={path / 'train'} to split off a test part"
         )
-    return split_off_test(read_pixels(files, size, channels), class_labels(files, path)[0])
+    labels, names = class_labels(files, path)
+    return split_off_test(Arrays(read_pixels(files, size, channels), labels, None, None, ""))
 
 
 def describe_error(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 from vaerun.config.identity import fingerprint
 from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
+from vaerun.data.description import data_line, describe_data
 from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental
 from vaerun.launch.job import Job, JobState
@@ -53,7 +55,7 @@ class PlannedJob:
 
 
 class JobChecker:
-    """Checks jobs one by one, and reads the data set that they share only once.
+    """Checks jobs one by one, and reads the data set that they share only once, saying what was read.
 
     Arguments:
         local: whether the jobs run on this machine, which must then have the requested device.
@@ -66,7 +68,11 @@ class JobChecker:
     def data(self, settings: DataSettings) -> ImageData:
         """The data set, on the CPU, since GPUs are left to the jobs. The most recent one is cached."""
         if self._data is None or self._data[0] != settings:
-            self._data = settings, build_data(settings, torch.device("cpu"))
+            data = build_data(settings, torch.device("cpu"))
+            self._data = settings, data
+            print(f"vaerun: {printable(data_line(data.name, describe_data(data)))}", file=sys.stderr)
+            for line in data.arrays.warnings:
+                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
         return self._data[1]
 
     def check(

@@ -146,13 +146,14 @@ def test_digits() -> None:
 
 
 def test_split_off_test_is_disjoint_and_whole() -> None:
-    arrays = split_off_test(np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1), np.arange(30), fraction=0.2, seed=1)
+    images = np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1)
+    arrays = split_off_test(Arrays(images, np.arange(30), None, None, ""), fraction=0.2, seed=1)
     assert arrays.train_labels is not None
     assert arrays.test_labels is not None
     assert len(arrays.test_labels) == 6
     assert sorted([*arrays.train_labels, *arrays.test_labels]) == list(range(30))
     np.testing.assert_array_equal(arrays.train_images.ravel(), arrays.train_labels)
-    refused(lambda: split_off_test(IMAGES[:1], None), "1 image")
+    refused(lambda: split_off_test(Arrays(IMAGES[:1], None, None, None, "")), "1 image")
 
 
 @pytest.mark.skipif(not Path(REAL, "mnist.npz").is_file(), reason="needs VAERUN_DATA with mnist.npz")
