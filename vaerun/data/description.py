@@ -48,6 +48,11 @@ def data_line(name: str, facts: dict[str, Any]) -> str:
     return "; ".join([line, *facts["notes"]])
 
 
+def data_lines(data: ImageData) -> list[str]:
+    """What was read, and what is probably wrong with it."""
+    return [data_line(data.name, describe_data(data)), *(f"warning: {line}" for line in data.arrays.warnings)]
+
+
 def _class_text(classes: dict[str, int]) -> str:
     if not classes:
         return "no labels"

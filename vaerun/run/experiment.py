@@ -15,7 +15,6 @@ import torch
 from vaerun.config.identity import fingerprint
 from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
-from vaerun.data.description import data_line, describe_data
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group
 from vaerun.errors import InputError, RunError
@@ -129,7 +128,6 @@ class Experiment:
             previous = self.ranks.on_rank_zero(lambda: result.check_existing_run(self.folder, self.fingerprint))
             if is_finished(previous):
                 return previous
-            self.report_data()
             parts = prepare(self.settings, self.data)
             self.model, self.objective, self.family = parts.model, parts.objective, parts.family
             self.train_settings, self.plan = parts.train_settings, parts.plan
@@ -139,13 +137,6 @@ class Experiment:
                 check_noise(self.objective, self.data.train, "several runs in a process", "run them one by one")
                 self.generator = torch.Generator(self.device)
         return previous
-
-    def report_data(self) -> None:
-        """Say what was read of the data set, and what is probably wrong with it."""
-        self.data_facts = describe_data(self.data)
-        self.recorder.inform(data_line(self.data.name, self.data_facts))
-        for line in self.data.arrays.warnings:
-            self.recorder.warn(line)
 
     def load_initial_checkpoint(self) -> None:
         """Load the checkpoint named by trainer.resume=PATH. Raises InputError if training cannot continue from it."""
@@ -185,7 +176,7 @@ class Experiment:
         settings, overrides = self.settings, self.overrides
         record = result.new_record(
             settings, self.data, self.device, self.fingerprint, overrides, self.started_from, self.model
-        ) | {"dataset": self.data_facts}
+        )
         last = self.checkpoints.load_last(self.device)
         if last is not None and previous is not None:
             result.keep_provenance(record, previous)
@@ -195,6 +186,7 @@ class Experiment:
             self.recorder.open_logger(self.plan, self.checkpoint),
             reporting_nondeterminism(RunError),
         ):
+            self.recorder.report_data(self.data)  # here, since a run that is rejected ends in one line
             yield
 
     # -- train -------------------------------------------------------------------------------------------------------

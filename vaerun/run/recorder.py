@@ -14,6 +14,8 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from vaerun.config.schema import Settings
+from vaerun.data.dataset import ImageData
+from vaerun.data.description import data_line
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.run import result
@@ -47,24 +49,27 @@ class Recorder:
         self.logger: RunLogger | NullLogger = NullLogger()
         # Not in the logger hierarchy, so that no other handler receives its records.
         self.run_log = logging.Logger("vaerun.run", logging.INFO)
-        self._early_lines: list[tuple[int, str]] = []  # run.log is only opened once the run has passed all checks
+        self._early_warnings: list[str] = []  # run.log is only opened once the run has passed all checks
 
     def warn(self, line: str) -> None:
         """Print a one-line warning on standard error, and write it to run.log."""
-        self._say(logging.WARNING, "warning: ", line)
-
-    def inform(self, line: str) -> None:
-        """Print a line on standard error, and write it to run.log."""
-        self._say(logging.INFO, "", line)
-
-    def _say(self, level: int, kind: str, line: str) -> None:
         if self.silent:
             return
-        print(f"vaerun: {kind}{self.label}{printable(line)}", file=sys.stderr)
+        print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
         if self.run_log.handlers:
-            self.run_log.log(level, "%s", line)
+            self.run_log.warning(line)
         else:
-            self._early_lines.append((level, line))
+            self._early_warnings.append(line)
+
+    def report_data(self, data: ImageData) -> None:
+        """Say what was read of the data set, and what is probably wrong with it."""
+        if self.silent:
+            return
+        line = data_line(data.name, self.record["dataset"])
+        print(f"vaerun: {self.label}{printable(line)}", file=sys.stderr)
+        self.run_log.info("%s", line)
+        for warning in data.arrays.warnings:
+            self.warn(warning)
 
     def show_finished(self, record: dict[str, Any]) -> dict[str, Any]:
         """Print and return the record of a run that has already finished."""
@@ -92,8 +97,8 @@ class Recorder:
         try:
             result.write_config(self.folder, asdict(settings), overrides, hydra)
             self.run_log.info("start: %s", " ".join(["vaerun", *overrides]))
-            for level, line in self._early_lines:
-                self.run_log.log(level, "%s", line)
+            for line in self._early_warnings:
+                self.run_log.warning(line)
             yield
         except BaseException as error:
             self._record_failure(error)

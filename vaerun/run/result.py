@@ -15,6 +15,7 @@ import yaml
 
 from vaerun.config.schema import EvaluationSettings, Settings
 from vaerun.data.dataset import ImageData
+from vaerun.data.description import describe_data
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.adaptive.amis import MAX_LATENT_DIM
 from vaerun.models import AdversarialModel
@@ -138,6 +139,7 @@ def new_record(
             "started_from": started_from,
             "selected_epoch": None,
         },
+        "dataset": describe_data(data),
         "timing": {},
         "environment": environment(device),
         "error": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +14,7 @@ import torch
 from vaerun.config.identity import fingerprint
 from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
-from vaerun.data.description import data_line, describe_data
+from vaerun.data.description import data_lines
 from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental
 from vaerun.launch.job import Job, JobState
@@ -40,6 +39,7 @@ class PlannedJob:
         total_steps: number of training steps.
         state: NEW, RESUMABLE, FAILED (runs again), FINISHED (is skipped) or RUNNING (in another process).
         previous_result: result.json as it was when the sweep began.
+        data_lines: what was read of its data set.
     """
 
     job: Job
@@ -47,6 +47,7 @@ class PlannedJob:
     total_steps: int
     state: JobState = JobState.NEW
     previous_result: dict[str, Any] | None = field(default=None, repr=False)
+    data_lines: list[str] = field(default_factory=list, repr=False)
 
     @property
     def label(self) -> str:
@@ -55,7 +56,7 @@ class PlannedJob:
 
 
 class JobChecker:
-    """Checks jobs one by one, and reads the data set that they share only once, saying what was read.
+    """Checks jobs one by one, and reads the data set that they share only once.
 
     Arguments:
         local: whether the jobs run on this machine, which must then have the requested device.
@@ -64,15 +65,14 @@ class JobChecker:
     def __init__(self, local: bool = True) -> None:
         self.local = local
         self._data: tuple[DataSettings, ImageData] | None = None
+        self._data_lines: list[str] = []
 
     def data(self, settings: DataSettings) -> ImageData:
         """The data set, on the CPU, since GPUs are left to the jobs. The most recent one is cached."""
         if self._data is None or self._data[0] != settings:
             data = build_data(settings, torch.device("cpu"))
             self._data = settings, data
-            print(f"vaerun: {printable(data_line(data.name, describe_data(data)))}", file=sys.stderr)
-            for line in data.arrays.warnings:
-                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+            self._data_lines = data_lines(data)
         return self._data[1]
 
     def check(
@@ -89,7 +89,7 @@ class JobChecker:
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
             load_from_other_run(expand_user(settings.trainer.resume), "cpu")
         job = Job(settings, folder, overrides, hydra, identity)
-        return PlannedJob(job, number, parts.plan.total_steps, job_state(job), previous_result=result)
+        return PlannedJob(job, number, parts.plan.total_steps, job_state(job), result, self._data_lines)
 
 
 def job_state(job: Job) -> JobState:

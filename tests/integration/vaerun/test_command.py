@@ -20,6 +20,7 @@ import vaerun
 from vaerun.cli.help import GROUPS
 from vaerun.config.identity import fingerprint
 from vaerun.config.plugins import builtin_config_dir
+from vaerun.data.description import data_line
 from vaerun.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("command_environment")
@@ -76,8 +77,11 @@ def test_terminal_is_plain_and_quiet(finished: SimpleNamespace) -> None:
     for text in (out, err):
         assert "\r" not in text
         assert "\x1b" not in text
-    assert all(line.startswith("epoch ") for line in err.splitlines())
-    assert len(err.splitlines()) <= 3
+    data, *lines = err.splitlines()
+    assert data == f"vaerun: {data_line('digits', finished.result['dataset'])}"
+    assert f" INFO {data.removeprefix('vaerun: ')}\n" in (finished.folder / "run.log").read_text()
+    assert all(line.startswith("epoch ") for line in lines)
+    assert len(lines) <= 3
     value, error = (
         finished.result["metrics"]["test/log_likelihood"],
         finished.result["metrics"]["test/log_likelihood_se"],

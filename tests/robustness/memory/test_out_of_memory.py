@@ -216,7 +216,7 @@ def test_training_says_what_it_tried(
     monkeypatch.setattr(Variational, "loss", limited)
     code, _, err = here(*words, f"estimator.samples={samples}")
     assert code == 1
-    (line,) = err.splitlines()
+    _, line = err.splitlines()  # the first says what was read
     tried = (
         "trainer.batch_size=77: lower it"
         if samples == 1
