@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.models.precision import set_precision
 from support.runs.adversarial_runs import Command, FinishedRun, finish
 from support.runs.evaluating import SMALL
 from support.sweeps.sweeping import Sweeping, compose_quickly
@@ -31,11 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def exact_arithmetic() -> Iterator[None]:
     """Test identities in float64, and restore whatever a test changes."""
     dtype, checked = torch.get_default_dtype(), Distribution._validate_args
-    torch.set_default_dtype(torch.float64)
+    set_precision(torch.float64)
     Distribution.set_default_validate_args(True)
     torch.manual_seed(0)
     yield
-    torch.set_default_dtype(dtype)
+    set_precision(dtype)
     Distribution.set_default_validate_args(checked)
 
 
@@ -61,7 +62,7 @@ def own_signals() -> Iterator[None]:
 @pytest.fixture
 def single_precision() -> None:
     """Use float32, as real training does."""
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,11 @@ def seeded_generator(device: torch.device | str, *position: int | str) -> torch.
 
 def permutation(n: int, *position: int | str) -> Tensor:
     """Random permutation of 0..n-1 [n], always drawn on the CPU so that it does not depend on the device."""
-    return torch.randperm(n, generator=seeded_generator("cpu", *position))
+    return torch.randperm(n, generator=seeded_generator("cpu", *position), dtype=torch.int64, device="cpu")
 
 
 def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.device, *position: int | str) -> Tensor:
-    """Uniform noise [stop - start, *shape]: rows start..stop-1 of a fixed table.
+    """Uniform noise [stop - start, *shape] float32: rows start..stop-1 of a fixed table.
 
     The table is generated on the CPU in blocks of 256 rows, each with its own seed, so that it does not depend on the
     device.
@@ -48,7 +48,8 @@ def fixed_uniform(shape: Sequence[int], start: int, stop: int, device: torch.dev
     block_size = 256
     blocks = []
     for index in range(start // block_size, -(-stop // block_size)):
-        block = torch.rand(block_size, *shape, generator=seeded_generator("cpu", *position, index))
+        source = seeded_generator("cpu", *position, index)
+        block = torch.rand(block_size, *shape, generator=source, dtype=torch.float32, device="cpu")
         blocks.append(block[max(start - index * block_size, 0) : stop - index * block_size])
     return torch.cat(blocks).to(device)
 
@@ -97,7 +98,7 @@ def batch_normal(shape: Sequence[int], dim: int, **options: Any) -> Tensor:
     Arguments:
         shape: shape of the result.
         dim: batch dimension.
-        options: dtype and device.
+        options: dtype and device, both of which must be given: torch's defaults are the user's to change.
     """
     return _draw_batch(torch.randn, shape, dim, options)
 

@@ -90,7 +90,8 @@ class Split:
     def training_batch(self, rows: Tensor) -> Batch:
         """The images with indices `rows` [B] (on the device), with fresh noise from torch's global generator."""
         pixels = self.images[rows]
-        return self._batch(pixels, rows, rows, lambda: batch_uniform(pixels.shape, 0, device=pixels.device))
+        options = {"dtype": torch.float32, "device": pixels.device}
+        return self._batch(pixels, rows, rows, lambda: batch_uniform(pixels.shape, 0, **options))
 
     def batches(self, size: int, images: int | None = None) -> Iterator[Batch]:
         """The first `images` images (None: all) in order, `size` at a time, each with its fixed noise."""
@@ -102,7 +103,8 @@ class Split:
         """Images start..stop-1, each with its fixed noise."""
         pixels = self.images[start:stop]
         noise = (self.image_shape, start, stop, pixels.device, SPLIT_SEED, "dequantize", self.name)
-        return self._batch(pixels, slice(start, stop), torch.arange(start, stop), lambda: fixed_uniform(*noise))
+        rows = torch.arange(start, stop, device="cpu")
+        return self._batch(pixels, slice(start, stop), rows, lambda: fixed_uniform(*noise))
 
     def select(self, rows: Sequence[int]) -> Batch:
         """Images `rows`, each with the noise that it has in `batch`."""
@@ -113,7 +115,7 @@ class Split:
             torch.cat(labels) if labels else None,
             self.classes,
             torch.cat([part.log_det for part in parts]),
-            torch.tensor(rows),
+            torch.tensor(rows, device="cpu"),
         )
 
     def _batch(self, pixels: Tensor, index: Any, rows: Tensor, uniform: Any) -> Batch:
@@ -246,7 +248,7 @@ class ImageData:
     def _moments(self) -> tuple[Tensor, float]:
         """Mean [C, H, W] of x over the training split, and the variance of x about it, averaged over pixels."""
         raw = not self.transform.logit  # moments of the stored pixels suffice, and are faster
-        first, second = torch.zeros(self.dimensions, dtype=torch.float64), 0.0
+        first, second = torch.zeros(self.dimensions, dtype=torch.float64, device="cpu"), 0.0
         for start in range(0, len(self.train), 512):  # fits into a CPU's caches
             stop = min(start + 512, len(self.train))
             pixels = self.train.images[start:stop].float() if raw else self.train.batch(start, stop).x
@@ -272,4 +274,4 @@ def _binarize_in_place(pixels: Tensor, split: str) -> None:
     for start in range(0, len(pixels), 4096):
         part = pixels[start : start + 4096]
         noise = fixed_uniform(part.shape[1:], start, start + len(part), part.device, SPLIT_SEED, "binarize", split)
-        pixels[start : start + 4096] = (noise < part / 255).to(torch.uint8) * 255
+        pixels[start : start + 4096] = (noise < part.to(torch.float32) / 255).to(torch.uint8) * 255

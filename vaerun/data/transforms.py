@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ class Transform:
             test images; `fixed`: sampled once for all images.
         dequantize: add uniform noise within each of the 256 grey levels.
         logit: map [0, 1] to the real line; requires dequantize.
+        dtype: that of every x, whatever torch's default; tests of identities set float64.
     """
 
     binarize: str = "none"
     dequantize: bool = False
     logit: bool = False
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     def __post_init__(self) -> None:
         if self.binarize not in ("none", "dynamic", "fixed"):
@@ -46,18 +49,19 @@ class Transform:
             )
 
     def __call__(self, pixels: Tensor, uniform: Callable[[], Tensor], binarised: bool) -> tuple[Tensor, Tensor]:
-        """uint8 [B, C, H, W] -> x float32 [B, C, H, W] and log|det| [B] in nats.
+        """uint8 [B, C, H, W] -> x [B, C, H, W] of type `dtype` and log|det| [B] in nats.
 
         Arguments:
             pixels: as stored.
             uniform: returns U(0, 1) noise of the shape of pixels; called only if the transform is random.
             binarised: whether pixels are already binarised (stored as 0 and 255).
         """
-        log_det = torch.zeros(len(pixels), device=pixels.device)
+        values = pixels.to(self.dtype)
+        log_det = torch.zeros(len(pixels), dtype=self.dtype, device=pixels.device)
         if self.dequantize:
-            x = (pixels + uniform()) / 256
+            x = (values + uniform()) / 256
             return self._logit(x) if self.logit else (x, log_det)
-        x = pixels / 255
+        x = values / 255
         if self.binarize != "none" and not binarised:
             x = (uniform() < x).to(x.dtype)
         return x, log_det

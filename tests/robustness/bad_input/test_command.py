@@ -13,6 +13,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from support.models.precision import set_precision
 from support.runs.commands import FAST_AMIS
 
 from vaerun.config import plugins
@@ -63,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A separate working folder; the cache is outside it."""
     threads = torch.get_num_threads()
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     torch.set_num_threads(1)
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: put back after the test

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models.precision import set_precision
 from support.robustness.fuzz_kinds import KINDS, Workspace, case_factory
 from support.robustness.fuzzing import Case, Outcome, find_violation, run, run_in_process, run_in_subprocess
 from torch.distributions import Distribution
@@ -34,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Created once; each case writes its own input."""
     folder = tmp_path_factory.mktemp("fuzz")
     dtype, checked = torch.get_default_dtype(), Distribution._validate_args
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAERUN_CACHE", str(folder / "cache"))
         patch.setenv("HYDRA_FULL_ERROR", "1")
@@ -44,7 +45,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
         workspace = Workspace(folder)
         yield workspace
         workspace.close()
-    torch.set_default_dtype(dtype)
+    set_precision(dtype)
     Distribution.set_default_validate_args(checked)
 
 

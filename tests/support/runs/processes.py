@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from support.models import adversarial, members
+from support.models.precision import set_precision
 from support.runs.commands import importing_support
 from torch import Tensor
 
@@ -276,7 +277,7 @@ def outcomes(folder: Path, size: int) -> list[dict[str, Any]]:
 def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     torch.set_num_threads(1)
-    torch.set_default_dtype(getattr(torch, job["dtype"]))
+    set_precision(getattr(torch, job["dtype"]))
     folder, results = Path(job["folder"]), {}
     with process_group("cpu") as ranks:
         for name in job["names"]:

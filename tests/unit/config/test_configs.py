@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.models.precision import set_precision
 from support.runs.commands import FAST_AMIS
 
 from vaerun.cli.help import GROUPS, choices
@@ -53,7 +54,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def single_precision() -> Iterator[None]:
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

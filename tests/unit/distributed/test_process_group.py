@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.models.precision import set_precision
 from support.runs.commands import load
 from support.runs.processes import CASES, DEATHS, ENDINGS, MODELS, launch, outcomes, run
 
@@ -17,9 +18,9 @@ Outcomes = list[dict[str, Any]]
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcomes]:
     """Every case on two ranks, in a single launch; some resume from another's checkpoint."""
     folder = tmp_path_factory.mktemp("two")
-    torch.set_default_dtype(torch.float64)  # the autouse fixture that does so is per test
+    set_precision(torch.float64)  # the autouse fixture that does so is per test
     single = run(CASES["signal to one"], folder / "alone")
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     assert single["kind"] == "Interrupted"
     resume = {"signal to one@alone": str(folder / "alone"), "signal to one@two": str(folder / "signal to one")}
     resume["cut@two"] = str(folder / "cut")
@@ -62,7 +63,7 @@ def test_three_processes_and_single_precision(size: int, dtype: str, tolerance: 
     done = launch([*MODELS], size, tmp_path / "all", dtype=dtype)
     assert done.returncode == 0, done.stderr
     found = outcomes(tmp_path / "all", size)
-    torch.set_default_dtype(getattr(torch, dtype))
+    set_precision(getattr(torch, dtype))
     for name in MODELS:
         # Adam turns a gradient that is zero up to rounding into a step of arbitrary size.
         minimum = 1e-12 if dtype == "float64" else 0.05

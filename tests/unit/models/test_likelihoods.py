@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.models.members import LIKELIHOODS, TRANSFORMS, make_model
+from support.models.precision import set_precision
 from torch import Tensor
 
 from vaerun.data.arrays import Arrays
@@ -129,7 +130,7 @@ def test_to_unit_inverts(mode):
 
 @transforms
 def test_the_extreme_levels_stay_finite_in_float32(mode):
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     pixels = torch.tensor([0, 255]).to(torch.uint8).reshape(2, 1, 1, 1)
     for u in (0.0, 1 - 2**-24):
         x, log_det = TRANSFORMS[mode](pixels, lambda u=u: torch.full((2, 1, 1, 1), u), False)
@@ -195,7 +196,7 @@ def test_training_noise_comes_from_the_global_generator(mode):
     torch.manual_seed(1)
     batch, again = split.training_batch(rows), split.training_batch(rows)
     torch.manual_seed(1)
-    u = torch.rand(4, *SHAPE)
+    u = torch.rand(4, *SHAPE, dtype=torch.float32)
     x, log_det = split.transform(split.images[rows], lambda: u, False)
     assert torch.equal(batch.x, x)
     assert torch.equal(batch.log_det, log_det)

@@ -12,6 +12,7 @@ from support.models.annealing import linear_gaussian, make_split
 from support.models.draw import draw
 from support.models.folded import folded, images_at
 from support.models.members import CONTEXTS, LIKELIHOODS, POSTERIORS, make_model
+from support.models.precision import set_precision
 from torch import Tensor
 
 from vaerun.data.dataset import Split
@@ -176,13 +177,13 @@ def test_the_bracket_depends_on_its_seed_and_nothing_else():
 
 
 def test_single_precision_agrees(single_precision):
-    torch.set_default_dtype(torch.float64)
+    set_precision(torch.float64)
     wide = make_model("amortised", context="label_prior", d=3).eval()
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     model = make_model("amortised", context="label_prior", d=3).eval()
     model.load_state_dict(wide.state_dict())
     split = split_for(model, 12)
     result = adaptive_importance_sampling(model, split, QUICK, seed=0)
     assert result["amis"].dtype == torch.float64
-    torch.set_default_dtype(torch.float64)
+    set_precision(torch.float64)
     check_agreement(result, adaptive_importance_sampling(wide, split, QUICK, seed=1), QUICK.samples)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.models.precision import set_precision
 from torch.distributions import Normal
 
 ROOT = Path(__file__).parents[4]
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.fixture(autouse=True)
 def _float32() -> Any:
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # as for a reader of the document
+    set_precision(torch.float32)  # as for a reader of the document
     yield
-    torch.set_default_dtype(default)
+    set_precision(default)
 
 
 def images() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from support.models.annealing import (
     tempered,
 )
 from support.models.members import exact_marginal, make_data, make_model
+from support.models.precision import set_precision
 from torch import Tensor
 
 from vaerun.errors import InputError, Interrupted
@@ -165,14 +166,14 @@ def test_sizes_are_checked_and_a_stop_is_obeyed():
 
 
 def test_single_precision_agrees(single_precision):
-    torch.set_default_dtype(torch.float64)
+    set_precision(torch.float64)
     exact = linear_gaussian("label_prior")
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     model = linear_gaussian("label_prior")
     model.load_state_dict(exact.state_dict())
     result = bidirectional(model, replace(QUICK, temperatures=150, chains=16), images=30, seed=0)
     x, _, c = simulate(model, list(range(30)), 0)
-    torch.set_default_dtype(torch.float64)
+    set_precision(torch.float64)
     truth = exact_marginal(exact, c.double(), 30).log_prob(x.double().flatten(1)).detach()
     for bound in ("bdmc_lower", "bdmc_upper"):
         assert result[bound].dtype == torch.float64

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.models.classifying import files, make, refused, scaled, stripes, weights
+from support.models.precision import set_precision
 
 from vaerun.data.arrays import digest
 from vaerun.errors import InputError, Interrupted, RunError
@@ -192,7 +193,7 @@ def test_it_depends_on_no_state_of_the_run_and_leaves_it_alone(tmp_path: Path) -
     first = make(tmp_path / "a", arrays)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    torch.set_default_dtype(torch.float32)
+    set_precision(torch.float32)
     with torch.no_grad():
         second = make(tmp_path / "b", arrays)
     assert first.name == second.name
