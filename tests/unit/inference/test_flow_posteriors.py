@@ -13,6 +13,7 @@ from vaerun.errors import InputError
 from vaerun.estimators import elbo, elbo_mc
 from vaerun.evaluation import log_likelihood
 from vaerun.inference import FullCovariance, InverseAutoregressive
+from vaerun.inference.autoregressive import ELU
 from vaerun.models.ppca import exact_log_likelihood
 
 # -- inverse autoregressive ------------------------------------------------------------------------------------------
@@ -128,3 +129,12 @@ def test_both_need_an_encoder():
     for make in (FullCovariance, lambda encoder, d: InverseAutoregressive(encoder, d, steps=1)):
         with pytest.raises(InputError, match=r"model\.encoder"):
             make_model(Posterior(make, encoder=False))
+
+
+def test_the_fast_elu_is_the_elu():
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.linspace(-1e-3, 1e-3, 2001), torch.tensor([-torch.inf, 1e30])])
+    exact = nn.functional.elu(x.double())
+    with torch.no_grad():
+        fast = ELU()(x)
+    assert ((fast - exact).abs() <= 2 * torch.finfo(x.dtype).eps * exact.abs().clamp(min=1)).all()
+    assert torch.equal(ELU()(x), nn.functional.elu(x))
