@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.randomness import batch_uniform, fixed_uniform
 
+FEW_ON = 1 / 200  # pixels of 0 and 1 that were read as 0..255 are on with a probability of 1/255 at most
 SPLIT_SEED = 20190609  # seed of the validation split and of per-image noise, independent of the run's seed
 
 
@@ -210,11 +213,43 @@ class ImageData:
         return tuple(name for name, count in zip(self.class_names, counts, strict=True) if not count)
 
     @property
+    def no_labels(self) -> str:
+        """Why there are no labels to use."""
+        return self.arrays.unlabelled or f"data set {self.name} has no labels"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines on what is probably a mistake, in the data as read and as the model sees them."""
+        lines = list(self.arrays.warnings)
+        if self.unseen_classes:
+            lines.append(f"no training image is of class {shorten(self.unseen_classes)}")
+        on = float(self.mean.mean())
+        if self.binary and not FEW_ON <= on <= 1 - FEW_ON:
+            colour = "black" if on < 0.5 else "white"
+            lines.append(
+                f"{on:.2%} of the training pixels are on: the images are all but {colour}, and log-likelihoods near 0 "
+                "nats are no achievement; check the scale of the stored pixels"
+            )
+        return tuple(lines)
+
+    def class_index(self, label: Any) -> int:
+        """Index of a class, given by its name or, if no class has this name, by its index.
+
+        Raises InputError for a class that does not exist.
+        """
+        name = unicodedata.normalize("NFC", str(label))
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if isinstance(label, int) and 0 <= label < self.classes:
+            return label
+        raise InputError(f"evaluation.label={label}: the classes are {shorten(self.class_names)}")
+
+    @property
     def dimensions(self) -> int:
         """D = C H W."""
         return int(np.prod(self.image_shape))
 
-    @property
+    @cached_property
     def binary(self) -> bool:
         """Whether every x is 0 or 1, as a Bernoulli likelihood requires."""
         if self.transform.binarize != "none":
@@ -262,6 +297,11 @@ class ImageData:
             mean, variance = self.transform.moments(mean, variance)
         # A constant data set has variance 0; 1e-6 is far below one grey level squared.
         return mean.view(self.image_shape).float().to(self.train.images.device), max(variance, 1e-6)
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first ten names."""
+    return ", ".join(names[:10]) + (f", ... ({len(names)} in all)" if len(names) > 10 else "")
 
 
 def _tensor(array: np.ndarray, rows: np.ndarray | None) -> Tensor:

@@ -50,7 +50,7 @@ def data_line(name: str, facts: dict[str, Any]) -> str:
 
 def data_lines(data: ImageData) -> list[str]:
     """What was read, and what is probably wrong with it."""
-    return [data_line(data.name, describe_data(data)), *(f"warning: {line}" for line in data.arrays.warnings)]
+    return [data_line(data.name, describe_data(data)), *(f"warning: {line}" for line in data.warnings)]
 
 
 def _class_text(classes: dict[str, int]) -> str:

@@ -13,7 +13,7 @@ import torch
 from vaerun.config.plugins import bind, check_options, group_file, instantiate, resolve
 from vaerun.config.schema import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.data import cache, sources
-from vaerun.data.dataset import ImageData
+from vaerun.data.dataset import ImageData, shorten
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
@@ -25,7 +25,7 @@ from vaerun.training import TrainSettings
 
 Model = LatentModel | AdversarialModel
 
-MAX_CLASSES = 10_000  # larger labels are probably identifiers, not classes
+MAX_CLASSES = 10_000  # more are probably identifiers, not classes
 
 
 def resolve_device(name: str) -> torch.device:
@@ -87,16 +87,8 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
 
     Raises InputError if the settings are inconsistent or do not match the data.
     """
-    if settings.conditional and not data.classes:
-        raise InputError(
-            f"model={settings.name} is conditional on the label, and data set {data.name} has no labels: add labels, "
-            "or set model.conditional=false"
-        )
-    if settings.conditional and data.classes > MAX_CLASSES:
-        raise InputError(
-            f"model={settings.name} is conditional on the label, and the largest label of {data.name} is "
-            f"{data.classes - 1}: number the classes from 0, at most {MAX_CLASSES} of them"
-        )
+    if settings.conditional:
+        _check_classes(settings.name, data)
     if settings.family == "adversarial":
         return build_adversarial_model(settings, data, average)
     if settings.decoder is None or settings.inference is None:
@@ -130,6 +122,24 @@ def build_model(settings: ModelSettings, data: ImageData, average: bool = False)
         classes=classes,
         conditional_prior=settings.conditional_prior,
     ).to(data.mean.device)
+
+
+def _check_classes(model: str, data: ImageData) -> None:
+    """Raise InputError for labels that a conditional model cannot learn from."""
+    conditional = f"model={model} is conditional on the label, and "
+    if not data.classes:
+        raise InputError(f"{conditional}{data.no_labels}: add labels, or set model.conditional=false")
+    if data.classes > MAX_CLASSES:
+        raise InputError(
+            f"{conditional}{data.name} has {data.classes} classes, more than {MAX_CLASSES}: are they identifiers? "
+            "Label images by their class, or set model.conditional=false"
+        )
+    if data.unseen_classes:
+        raise InputError(
+            f"{conditional}none of the {len(data.train)} training images of {data.name} is of class "
+            f"{shorten(data.unseen_classes)}: train on such images, remove the others of this class, or set "
+            "model.conditional=false"
+        )
 
 
 def build_objective(settings: Settings, model: Model, images: int) -> Variational | Adversarial:

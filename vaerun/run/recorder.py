@@ -68,7 +68,7 @@ class Recorder:
         line = data_line(data.name, self.record["dataset"])
         print(f"vaerun: {self.label}{printable(line)}", file=sys.stderr)
         self.run_log.info("%s", line)
-        for warning in data.arrays.warnings:
+        for warning in data.warnings:
             self.warn(warning)
 
     def show_finished(self, record: dict[str, Any]) -> dict[str, Any]:
