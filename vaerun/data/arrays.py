@@ -33,6 +33,7 @@ class Arrays:
         validation_images: uint8 [V, C, H, W]; None: some of the training images are held out for validation.
         validation_labels: int64 [V].
         class_names: name of each label; None: its number.
+        unlabelled: why labels that there are cannot be used; empty: they can, or there are none.
         ids: where the images of a part come from, [N] each: row in the part's array as the source had it (int64), or
             file name (str). A part that is missing is as the source had it.
         notes: what the user should know about how the source was read: clauses, such as "2 hidden files left out".
@@ -50,6 +51,7 @@ class Arrays:
     validation_images: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
+    unlabelled: str = ""
     ids: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -59,11 +61,13 @@ class Arrays:
         return self.ids[part] if part in self.ids else np.arange(len(getattr(self, f"{part}_images")))
 
 
-def check_arrays(arrays: Arrays, where: str) -> Arrays:
+def check_arrays(arrays: Arrays, where: str, *, in_place: bool = False) -> Arrays:
     """Validated arrays in the stored layout: images uint8 [N, C, H, W], labels int64 [N], all C-contiguous.
 
-    The forms of images and labels that are accepted are those of `to_uint8` and `index_labels`. Raises InputError, its
-    message prefixed by `where`, for others, and for parts that do not match each other.
+    The forms of images and labels that are accepted are those of `to_uint8` and `index_labels`; what is in this layout
+    already is returned as it is. With `in_place`, large images are overwritten instead of copied where that is
+    possible. Raises InputError, its message prefixed by `where`, for other forms, and for parts that do not match each
+    other.
     """
     present = {part: images for part in PARTS if (images := getattr(arrays, f"{part}_images")) is not None}
     for part in PARTS:
@@ -71,7 +75,8 @@ def check_arrays(arrays: Arrays, where: str) -> Arrays:
             raise InputError(
                 f"{where}: there are {part}_labels but no {part}_images: add {part}_images or remove {part}_labels"
             )
-    pixels = to_uint8(present, where)
+    shapes = {part: labels.shape for part in present if (labels := getattr(arrays, f"{part}_labels")) is not None}
+    pixels = to_uint8(present, where, shapes, in_place)
     train = pixels.images["train"]
     for part, images in pixels.images.items():
         if images.shape[1:] != train.shape[1:]:
@@ -89,8 +94,10 @@ def check_arrays(arrays: Arrays, where: str) -> Arrays:
         arrays,
         **changes,
         class_names=labels.names,
-        notes=(*arrays.notes, *pixels.notes, *labels.notes),
-        warnings=(*arrays.warnings, *pixels.warnings, *labels.warnings),
+        unlabelled=labels.unused or arrays.unlabelled,
+        # Once each: what a source has checked is checked again.
+        notes=tuple(dict.fromkeys((*arrays.notes, *pixels.notes, *labels.notes))),
+        warnings=tuple(dict.fromkeys((*arrays.warnings, *pixels.warnings))),
     )
 
 
@@ -105,11 +112,12 @@ def digest(arrays: Arrays) -> str:
     return sha.hexdigest()
 
 
-def split_off_test(arrays: Arrays, fraction: float = 0.1, seed: int = 0) -> Arrays:
+def split_off_test(arrays: Arrays, fraction: float = 0.1, seed: int = 0, *, in_place: bool = False) -> Arrays:
     """Split off a test part from training images that have no official one.
 
     Both parts are in the order of one seeded permutation, so that a prefix of either is a random subset even if the
-    images are sorted by class. Raises InputError for fewer than two images.
+    images are sorted by class. With `in_place`, the images are permuted where they are, and both parts are views of
+    them. Raises InputError for fewer than two images.
     """
     count = len(arrays.train_images)
     if count < 2:
@@ -121,7 +129,12 @@ def split_off_test(arrays: Arrays, fraction: float = 0.1, seed: int = 0) -> Arra
     held_out = min(count - 1, max(1, round(fraction * count)))
     rows = {"test": order[:held_out], "train": order[held_out:]}
     ids, labels = arrays.part_ids("train"), arrays.train_labels
-    parts: dict[str, Any] = {f"{part}_images": arrays.train_images[chosen] for part, chosen in rows.items()}
+    images = arrays.train_images
+    if in_place and images.flags.writeable:
+        _permute(images, order.tolist())
+        parts: dict[str, Any] = {"test_images": images[:held_out], "train_images": images[held_out:]}
+    else:
+        parts = {f"{part}_images": images[chosen] for part, chosen in rows.items()}
     parts |= {f"{part}_labels": None if labels is None else labels[chosen] for part, chosen in rows.items()}
     return dataclasses.replace(
         arrays,
@@ -129,6 +142,21 @@ def split_off_test(arrays: Arrays, fraction: float = 0.1, seed: int = 0) -> Arra
         ids={**arrays.ids, **{part: ids[chosen] for part, chosen in rows.items()}},
         split=f"vaerun: {fraction:.0%} test by seed {seed}",
     )
+
+
+def _permute(array: np.ndarray, order: list[int]) -> None:
+    """`array[:] = array[order]` without a copy of the array: cycle by cycle."""
+    done = bytearray(len(order))
+    for start in range(len(order)):
+        if done[start] or order[start] == start:
+            continue
+        first, row = array[start].copy(), start
+        while order[row] != start:
+            array[row] = array[order[row]]
+            done[row] = 1
+            row = order[row]
+        array[row] = first
+        done[row] = 1
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

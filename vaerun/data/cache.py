@@ -31,10 +31,10 @@ from vaerun.data.sources import describe_error
 from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key; incremented when the sources or the layout of a copy change, to invalidate older copies."""
 
-META = ("split", "sha256", "class_names", "notes", "warnings")
+META = ("split", "sha256", "class_names", "unlabelled", "notes", "warnings")
 """What meta.json keeps besides the arrays."""
 
 SCRATCH = "vaerun-scratch-"

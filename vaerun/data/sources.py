@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from vaerun.data.array_names import match_names
 from vaerun.data.arrays import FIELDS, Arrays, check_arrays, split_off_test
 from vaerun.data.image_files import class_labels, list_image_files, parse_size, read_pixels
 from vaerun.errors import InputError
-from vaerun.storage.npz import DATA_BYTES, array_names, read_npz
+from vaerun.storage.memory import available_bytes
+from vaerun.storage.npz import DATA_BYTES, TooLarge, array_names, read_npz
 from vaerun.storage.paths import expand_user
 from vaerun.text import printable
 
+TEN = tuple("0123456789")
 OMNIGLOT_SPLIT = "vaerun: 15 of each character's 20 drawings train, 5 test, by seed 20240501"
 UNOFFICIAL_SPLITS = {"omniglot": OMNIGLOT_SPLIT}
 """The splits of prepared files that have no official test part and do not name their own split."""
@@ -103,9 +106,8 @@ def _mnist_like(class_name: str, scratch: Path) -> Arrays:
     dataset = getattr(datasets, class_name)
     dataset = type(class_name, (dataset,), {"mirrors": [_https_url(url) for url in dataset.mirrors]})
     train, test = (dataset(str(scratch), train=part, download=True) for part in (True, False))
-    return Arrays(
-        train.data.numpy()[:, None], train.targets.numpy(), test.data.numpy()[:, None], test.targets.numpy(), "official"
-    )
+    images, test_images = (part.data.numpy()[:, None] for part in (train, test))
+    return Arrays(images, train.targets.numpy(), test_images, test.targets.numpy(), "official", class_names=TEN)
 
 
 @_download()
@@ -116,7 +118,7 @@ def cifar10(scratch: Path) -> Arrays:
     train, test = (CIFAR10(str(scratch), train=part, download=True) for part in (True, False))
     images, test_images = (part.data.transpose(0, 3, 1, 2) for part in (train, test))
     labels, test_labels = (np.asarray(part.targets, dtype=np.int64) for part in (train, test))
-    return Arrays(images, labels, test_images, test_labels, "official")
+    return Arrays(images, labels, test_images, test_labels, "official", class_names=TEN)
 
 
 @_download()
@@ -127,7 +129,7 @@ def svhn(scratch: Path) -> Arrays:
     files = {part: [_https_url(url), *rest] for part, (url, *rest) in SVHN.split_list.items()}
     dataset = type("SVHN", (SVHN,), {"split_list": files})
     train, test = (dataset(str(scratch), split=part, download=True) for part in ("train", "test"))
-    return Arrays(train.data, train.labels, test.data, test.labels, "official")
+    return Arrays(train.data, train.labels, test.data, test.labels, "official", class_names=TEN)
 
 
 @_download()
@@ -171,32 +173,41 @@ BUILT_IN: dict[str, Callable[[Path], Arrays]] = {
 
 
 def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Arrays:
-    """The arrays of an .npz file: train_images, and optionally train_labels, test_images and test_labels.
+    """The arrays of an .npz file: train_images, and optionally train_labels, test_images, validation_images, ...
 
-    Without test_images, a tenth is split off. The split is named by the array `split` (one string) of the file, else by
-    the argument, else "official". Raises InputError if the file is missing, corrupt or not in this format.
+    Other usual names are understood (`match_names`). Without test images, a tenth is split off. The split is named by
+    the array `split` (one string) of the file, else by the argument, else "official". Raises InputError if the file is
+    missing, corrupt, not in this format or larger than the memory.
     """
     path = _require_path(path, "data=npz")
-    needs = "required: train_images, uint8 [N, C, H, W] (optional: train_labels, test_images, test_labels)"
+    needs = "required: train_images, [N, C, H, W] (optional: train_labels, test_images, test_labels, ...)"
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz file; {needs}")
-    content: dict[str, Any] = dict.fromkeys((*FIELDS, "split"))
-    names: list[str] = []
+    available = available_bytes()
     try:
-        content |= read_npz(path, content.keys(), maximum_bytes=DATA_BYTES)
-        names = array_names(path)
+        chosen, notes = match_names(array_names(path), str(path))
+        content = read_npz(
+            path, {*chosen.values(), "split"}, maximum_bytes=DATA_BYTES if available is None else available, expansion=1
+        )
+    except InputError:
+        raise
+    except TooLarge as error:
+        memory = "1 GB is read" if available is None else f"{available / 1e9:.2g} GB of memory are available"
+        raise InputError(
+            f"{path}: its arrays take {error.total / 1e9:.2g} GB, and {memory}: store fewer images, or store them by "
+            "np.savez, which does not compress, to have them read in any case"
+        ) from error
+    except MemoryError as error:
+        raise InputError(f"{path}: its arrays do not fit into memory: store fewer or smaller images") from error
     # Damaged files raise a dozen exceptions of zipfile, zlib and numpy; their type tells the user nothing more.
     except Exception as error:
         raise InputError(f"{path}: not a readable .npz file ({describe_error(error)}); {needs}") from error
-    if "train_images" not in names:
-        raise InputError(f"{path}: contains {', '.join(names) or 'no arrays'}; {needs}")
-    stored_split = content.pop("split")
+    stored_split = content.pop("split", None)
     if stored_split is not None and stored_split.ndim == 0 and stored_split.dtype.kind == "U":
         split = str(stored_split)
-    arrays = check_arrays(Arrays(**content, split=split or "official"), str(path))
-    if arrays.test_images is None:
-        return split_off_test(arrays)
-    return arrays
+    fields: dict[str, Any] = {field: content.pop(chosen[field]) if field in chosen else None for field in FIELDS}
+    arrays = check_arrays(Arrays(**fields, split=split or "official", notes=tuple(notes)), str(path), in_place=True)
+    return split_off_test(arrays, in_place=True) if arrays.test_images is None else arrays
 
 
 def folder(

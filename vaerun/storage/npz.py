@@ -1,8 +1,8 @@
 """npz files and other zip archives, with declared sizes checked before memory is allocated.
 
 An archive declares the size of each member, and an array its shape; a few bytes can declare terabytes. The declared
-sizes must be consistent with the file: a bounded expansion ratio, no overlapping members, and arrays exactly as large
-as their members.
+sizes must be consistent with the file: no overlapping members, arrays exactly as large as their members, and a bounded
+expansion ratio or, for the user's own data, enough memory.
 """
 
 from __future__ import annotations
@@ -22,17 +22,35 @@ from vaerun.text import printable
 MAXIMUM_MEMBERS = 100_000
 MAXIMUM_EXPANSION = 100  # maximum expansion ratio; ignored up to the limit in bytes
 ARRAYS_BYTES = 256 * MIB  # limit on per-image values
-DATA_BYTES = 1024 * MIB  # limit on images
+DATA_BYTES = 1024 * MIB  # limit on images, unless as much memory is available
 MAXIMUM_DICTIONARY_BYTES = 64 * MIB  # as in LZMA's strongest preset
 
 
-def check_members(archive: zipfile.ZipFile, size: int, maximum_bytes: int, compressed: bool = True) -> None:
+class TooLarge(ValueError):
+    """Raised for an archive that declares more data than is allowed.
+
+    Attributes:
+        total: bytes that it declares.
+    """
+
+    def __init__(self, size: int, total: int) -> None:
+        super().__init__(f"a file of {size} bytes declares {total} bytes of data")
+        self.total = total
+
+
+def check_members(
+    archive: zipfile.ZipFile,
+    size: int,
+    maximum_bytes: int,
+    compressed: bool = True,
+    expansion: int = MAXIMUM_EXPANSION,
+) -> None:
     """Raise ValueError for an archive that declares more data than it can contain.
 
     Arguments:
         archive: opened archive.
         size: size of its file in bytes.
-        maximum_bytes: limit on the total size of members; up to MAXIMUM_EXPANSION times `size` is always allowed.
+        maximum_bytes: limit on the total size of members, else TooLarge; `expansion` times `size` is always allowed.
         compressed: whether members may be compressed.
     """
     members = archive.infolist()
@@ -51,8 +69,8 @@ def check_members(archive: zipfile.ZipFile, size: int, maximum_bytes: int, compr
     if sum(member.compress_size for member in members) > size:
         raise ValueError("its members overlap")
     total = sum(member.file_size for member in members)
-    if total > max(maximum_bytes, MAXIMUM_EXPANSION * size):
-        raise ValueError(f"a file of {size} bytes declares {total} bytes of data")
+    if total > max(maximum_bytes, expansion * size):
+        raise TooLarge(size, total)
 
 
 def _dictionary_bytes(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
@@ -69,6 +87,7 @@ def read_npz(
     names: Collection[str] | None = None,
     *,
     maximum_bytes: int = ARRAYS_BYTES,
+    expansion: int = MAXIMUM_EXPANSION,
     root: Path | None = None,
 ) -> dict[str, Any]:
     """Read the arrays of an npz file by name; object arrays are rejected.
@@ -76,33 +95,38 @@ def read_npz(
     Arguments:
         path: path of the file.
         names: arrays to read, if present; None: all.
-        maximum_bytes: see check_members.
+        maximum_bytes, expansion: see check_members.
         root: see open_regular.
 
     Raises FileNotFoundError for a missing file; ValueError, OSError, zipfile.BadZipFile or other exceptions of zipfile
     for an unreadable one.
     """
-    with open_regular(path, root) as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError("not an npz archive, or truncated")
-        file.seek(0)
-        with zipfile.ZipFile(file) as archive:
-            check_members(archive, os.fstat(file.fileno()).st_size, maximum_bytes)
-            arrays = {}
-            for member in archive.infolist():
-                name = member.filename.removesuffix(".npy")
-                if name != member.filename and (names is None or name in names):
-                    try:
-                        arrays[name] = _read_array(archive, member)
-                    except Exception as error:
-                        raise ValueError(f"{name[:60]}: {printable(error, 200) or type(error).__name__}") from error
-            return arrays
+    with open_regular(path, root) as file, _open_archive(file) as archive:
+        check_members(archive, os.fstat(file.fileno()).st_size, maximum_bytes, expansion=expansion)
+        arrays = {}
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name != member.filename and (names is None or name in names):
+                try:
+                    arrays[name] = _read_array(archive, member)
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    raise ValueError(f"{name[:60]}: {printable(error, 200) or type(error).__name__}") from error
+        return arrays
 
 
 def array_names(path: Path) -> list[str]:
     """Names of the arrays in an npz file."""
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+    with open_regular(path) as file, _open_archive(file) as archive:
         return [m.filename.removesuffix(".npy") for m in archive.infolist() if m.filename.endswith(".npy")]
+
+
+def _open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+    if not zipfile.is_zipfile(file):
+        raise ValueError("not an npz archive, or truncated")
+    file.seek(0)
+    return zipfile.ZipFile(file)
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:

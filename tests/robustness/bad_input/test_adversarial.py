@@ -220,7 +220,9 @@ TABLE: dict[str, list[str]] = {
     "+evaluation.sets.smiling=[1] evaluation.interpolation=[1,smilin]": ["did you mean smiling?"],
     "+evaluation.sets.a=[]": ["evaluation.sets.a must be a list of one or more sample numbers"],
     "evaluation.arithmetic=[1+]": ["evaluation.arithmetic: a set or sample number is missing after the last '+'"],
-    "model=cgan evaluation.label=10 evaluation.arithmetic=[1+2]": ["evaluation.label=10: the model has classes 0 to 9"],
+    "model=cgan evaluation.label=10 evaluation.arithmetic=[1+2]": [
+        "evaluation.label=10: the classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    ],
 }
 
 

@@ -171,18 +171,16 @@ WITH_NAN = np.where(IMAGES.max() == IMAGES, np.nan, IMAGES)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"train_images": IMAGES / 255}, ["train_images", "float64", "uint8 pixels 0..255"]),
+        ({"train_images": IMAGES / 127.5 - 1}, ["the pixels are in -1..1", "(images + 1) / 2"]),
         ({"train_images": WITH_NAN}, ["NaN"]),
         ({"train_images": IMAGES[0, 0]}, ["[4, 5]", "[N, H, W]"]),
         ({"train_images": IMAGES[:0]}, ["which is empty"]),
-        ({"train_images": IMAGES[:, :2]}, ["2 channels"]),
-        ({"train_images": IMAGES.transpose(0, 2, 3, 1)}, ["channels-last"]),
+        ({"train_images": IMAGES.transpose(0, 2, 3, 1)}, ["[N, H, W, C]", "images.transpose(0, 3, 1, 2)"]),
         ({"train_images": IMAGES, "test_images": IMAGES[..., 1:]}, ["3x4x4", "3x4x5"]),
-        ({"train_images": IMAGES, "train_labels": LABELS / 2}, ["train_labels", "float64"]),
-        ({"train_images": IMAGES, "train_labels": LABELS[1:]}, ["[19]", "[20]"]),
-        ({"train_images": IMAGES, "train_labels": LABELS - 1}, ["-1"]),
+        ({"train_images": IMAGES, "train_labels": LABELS / 2}, ["train_labels", "label 1 is 0.5"]),
+        ({"train_images": IMAGES, "train_labels": LABELS[1:]}, ["[19]", "N = 20"]),
         ({"train_images": IMAGES, "test_labels": LABELS}, ["no test_images"]),
-        ({"images": IMAGES, "y": LABELS}, ["images, y", "required: train_images"]),
+        ({"a": IMAGES, "y": LABELS}, ["a, y", "required: train_images"]),
         ({"train_images": np.array([None, 1])}, ["train_images: Object arrays"]),
     ],
 )
