@@ -251,7 +251,7 @@ class EvaluationSettings:
     sets: dict[str, list[int]] = field(default_factory=dict)
     interpolation: list[Any] = field(default_factory=list)
     arithmetic: list[str] = field(default_factory=list)
-    label: int = option(0, ge=0)
+    label: Any = 0  # the name or the index of a class
     amis: AmisSettings = field(default_factory=AmisSettings)
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
     estimate: EstimateSettings = field(default_factory=EstimateSettings)

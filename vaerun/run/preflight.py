@@ -45,7 +45,7 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
     if uses_amis(settings, model):
         check_amis(model)
     if settings.probe and not data.classes:
-        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
+        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}")
     if settings.probe and model.classes:
         raise InputError(
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its encoder is given the "
@@ -80,7 +80,7 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
                 f"evaluation.{name}=true needs a posterior q(z|x), but an adversarial model has none: omit it"
             )
     if settings.probe and not data.classes:
-        raise InputError(f"evaluation.probe=true needs labels, and data set {data.name} has none")
+        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}")
     if settings.probe and model.classes:
         raise InputError(
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its discriminator is given "
@@ -170,14 +170,19 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
             f"{count} are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
         )
     if settings.inception_weights is not None:
+        if data.image_shape[0] not in (1, 3):
+            raise InputError(
+                f"evaluation.inception_weights needs grey or RGB images, and those of {data.name} have "
+                f"{data.image_shape[0]} channels: omit it"
+            )
         check_inception(expand_user(settings.inception_weights))
     sets = parse_sets(settings.sets)
     if settings.interpolation:
         parse_waypoints(settings.interpolation, sets)
     for expression in settings.arithmetic:
         parse_expression(expression, sets)
-    if model.classes and (settings.interpolation or settings.arithmetic) and settings.label >= model.classes:
-        raise InputError(f"evaluation.label={settings.label}: the model has classes 0 to {model.classes - 1}")
+    if model.classes and (settings.interpolation or settings.arithmetic):
+        data.class_index(settings.label)
 
 
 def check_step_options(settings: TrainerSettings, device: torch.device) -> None:

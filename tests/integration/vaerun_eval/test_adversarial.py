@@ -260,7 +260,7 @@ def test_bad_input_is_one_line(words: list[str], said: str, copied: Callable[...
     before = state(run)
     code, out, err = evaluate(f"run={run}", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert (said or "evaluation.label=10: the model has classes 0 to 9") in err
+    assert (said or "evaluation.label=10: the classes are 0, 1, 2") in err
     assert state(run) == before
 
 

@@ -1,6 +1,6 @@
 """Pictures of a model: data and reconstructions, samples, a grid of classes, the 2-D latent manifold.
 
-Each is a grid of images [channels, height, width] in [0, 1].
+Each is a grid of images [1 or 3, height, width] in [0, 1].
 """
 
 from __future__ import annotations
@@ -22,12 +22,21 @@ MIN_SIDE = 32  # smaller images are enlarged by an integer factor, to at most th
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Arrange images [N, C, H, W] in [0, 1] in a grid, row by row."""
+    """Arrange images [N, C, H, W] in [0, 1], as `visible` has them, in a grid, row by row."""
     from torchvision.utils import make_grid  # over a second to import: deferred until a picture is needed
 
     scale = max(1, MIN_SIDE // max(images.shape[-2:]))
-    larger = images.clamp(0, 1).cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    larger = visible(images).clamp(0, 1).cpu().repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     return make_grid(larger, nrow=columns, padding=1, pad_value=0.5)
+
+
+def visible(images: Tensor) -> Tensor:
+    """Images of any number of channels [N, C, H, W] as grey or RGB ones, [N, 1 or 3, H, W].
+
+    Two channels are shown as magenta and green, grey where they agree; of four or more, the first three as RGB.
+    """
+    channels = images.shape[1]
+    return images[:, (0, 1, 0)] if channels == 2 else images[:, :3]
 
 
 def sample_noise(numbers: Sequence[int], n: int, like: Tensor) -> Tensor:

@@ -288,7 +288,11 @@ class Evaluator(ABC, Generic[M]):
         if not settings.interpolation and not settings.arithmetic:
             return
         sets, noise_dim, like = parse_sets(settings.sets), self.model.noise_dim, self.data.mean
-        c = split.one_hot(torch.tensor(settings.label, device=like.device)) if self.model.classes else None
+        c, given = None, ""
+        if self.model.classes:
+            label = self.data.class_index(settings.label)
+            c = split.one_hot(torch.tensor(label, device=like.device))
+            given = f", class {self.data.class_names[label]}"
 
         def generate(noise: Tensor, labels: Tensor | None) -> Tensor:
             return split.transform.to_unit(self.model.generate(noise, labels))
@@ -297,8 +301,10 @@ class Evaluator(ABC, Generic[M]):
             waypoints = settings.interpolation
             results.pictures["interpolation"] = interpolation(generate, waypoints, sets, noise_dim, like, c=c)
             path = " -> ".join(map(str, waypoints))
-            results.texts.append(f"figure interpolation: {path}, one row per pair, along great circles")
+            results.texts.append(f"figure interpolation: {path}{given}, one row per pair, along great circles")
         for number, expression in enumerate(settings.arithmetic, 1):
             name = f"arithmetic_{number}"
             results.pictures[name], caption = arithmetic(generate, expression, sets, noise_dim, like, c=c)
-            results.texts.append(f"figure {name}: {caption}; the operands, then the result among eight neighbours")
+            results.texts.append(
+                f"figure {name}: {caption}{given}; the operands, then the result among eight neighbours"
+            )

@@ -178,7 +178,7 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         """Add the KL per latent dimension, active units and pictures of the latent space."""
         results = self.results
         results.details["kl_by_dimension"] = statistics.kl.tolist()
-        results.pictures |= latent_pictures(statistics)
+        results.pictures |= latent_pictures(statistics, self.data.class_names or None)
         infinite = int((~statistics.kl.isfinite()).sum())
         if infinite:
             results.warnings.append(
