@@ -197,7 +197,7 @@ TABLE: dict[str, list[str]] = {
     "evaluation=default evaluation.gaps=true": ["evaluation.gaps=true needs a posterior q(z|x)", "has none"],
     "evaluation=default evaluation.gradient_noise=true": ["evaluation.gradient_noise=true needs a posterior q(z|x)"],
     "model=cgan evaluation.probe=true": ["its discriminator is given the label"],
-    f"evaluation.probe=true {NPZ}/plain.npz": ["evaluation.probe=true needs labels, and data set npz has none"],
+    f"evaluation.probe=true {NPZ}/plain.npz": ["evaluation.probe=true needs labels, and data set npz has no labels"],
     f"evaluation.probe=true {NPZ}/one_class.npz": ["evaluation.probe=true needs two classes or more"],
     "evaluation.probe=true evaluation.split=train": ["fits to the training split"],
     "evaluation.parzen=true data.validation=0": ["evaluation.parzen chooses a variance on validation images"],
