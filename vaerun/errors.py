@@ -23,6 +23,7 @@ class InputError(ValueError):
 
     exit_code = EXIT_BAD_INPUT
     reported = False  # whether the process or thread that raised it has already printed its line
+    out_of_memory = False  # whether its line says that memory ran out (memory.py)
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message, MAXIMUM_LENGTH))
@@ -33,6 +34,7 @@ class RunError(RuntimeError):
 
     exit_code = EXIT_FAILED
     reported = False
+    out_of_memory = False
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message, MAXIMUM_LENGTH))

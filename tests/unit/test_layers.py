@@ -14,7 +14,8 @@ import vaerun
 
 ROOT = Path(vaerun.__file__).parent
 
-HELPERS = ("deprecation", "text", "errors", "signals", "randomness", "incidental", "plotting", "storage")
+HELPERS = ("deprecation", "text", "errors", "memory", "signals", "randomness", "incidental", "defaults", "plotting")
+HELPERS += ("storage",)
 """Free for all; each imports only those before it."""
 
 LEVELS = {

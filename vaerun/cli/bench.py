@@ -46,7 +46,7 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    with reporting_errors("vaerun-bench") as outcome:
+    with reporting_errors("vaerun-bench", lower="name fewer benchmarks, or use --quick") as outcome:
         _run(_parse(argv))
     return outcome.exit_code
 

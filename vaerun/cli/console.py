@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from vaerun.errors import EXIT_BAD_INPUT, EXPECTED, error_line, exit_code
+from vaerun.errors import EXIT_BAD_INPUT, EXPECTED, RunError, error_line, exit_code
+from vaerun.memory import reporting_out_of_memory
 from vaerun.signals import exit_on_signal, handling_signals
 from vaerun.text import printable
 
@@ -30,7 +31,9 @@ class Outcome:
 
 
 @contextmanager
-def reporting_errors(program: str, on_exit: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
+def reporting_errors(
+    program: str, on_exit: Callable[[], None] = lambda: None, lower: str = "use a machine with more memory"
+) -> Iterator[Outcome]:
     """Report expected errors in one line on standard error, and set the exit code of the outcome accordingly.
 
     Other exceptions are bugs and propagate. A signal ends the command at once, unless a run has installed its own
@@ -39,11 +42,13 @@ def reporting_errors(program: str, on_exit: Callable[[], None] = lambda: None) -
     Arguments:
         program: name of the command.
         on_exit: called before a signal ends the command.
+        lower: what to do if memory runs out where no guard further in says so.
     """
     outcome = Outcome()
     with handling_signals(exit_on_signal(program, on_exit)):
         try:
-            yield outcome
+            with reporting_out_of_memory(RunError, f"memory ran out: {lower}"):
+                yield outcome
         except EXPECTED as error:
             outcome.exit_code = exit_code(error)
             if not getattr(error, "reported", False):

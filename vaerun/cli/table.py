@@ -58,7 +58,7 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    with reporting_errors("vaerun-table") as outcome:
+    with reporting_errors("vaerun-table", lower="choose fewer runs with --where, or a folder with fewer") as outcome:
         try:
             _run(_parse(argv))
         except OSError as error:  # e.g. a name too long, or an unreadable folder

@@ -1,58 +1,23 @@
-"""Running out of memory: errors that name the setting to lower, and evaluation in batches that are halved.
+"""Evaluation in batches that are halved and retried when memory runs out.
 
-Building a model, training, and evaluations that cannot be split fail with one line (`oom_raises`). Other evaluations
-halve the batch and retry (`adaptive_batches`): what is computed for an image does not depend on the others
-(randomness.ImageNoise), so a batch computed in two halves gives the same numbers up to rounding.
+What is computed for an image does not depend on the others (randomness.ImageNoise), so a batch computed in two halves
+gives the same numbers up to rounding. What cannot be split fails with one line (vaerun/memory.py).
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vaerun.errors import InputError, RunError
+from vaerun.errors import RunError
+from vaerun.memory import is_out_of_memory
 from vaerun.tracking.monitor import Monitor
 
 T = TypeVar("T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host has run out of memory."""
-    # torch has an exception type for devices only: the CPU allocator, and the code that counts the bytes for it, raise
-    # plain RuntimeErrors.
-    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-    )
-
-
-@contextmanager
-def oom_raises(error_type: type[InputError] | type[RunError], message: str) -> Iterator[None]:
-    """Turn an out-of-memory error inside into `error_type(message)`; other errors pass unchanged."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise error_type(message) from error
-
-
-def evaluation_oom_raises() -> AbstractContextManager[None]:
-    """Raise RunError if an evaluation runs out of memory in a step that cannot be split into smaller batches."""
-    remedy = "lower evaluation.images, or drop what was added to the evaluation"
-    return oom_raises(RunError, f"memory ran out in a step of the evaluation that cannot be split: {remedy}")
-
-
-def training_oom_raises(batch_size: int, samples: int) -> AbstractContextManager[None]:
-    """Raise RunError if training runs out of memory, naming what to lower."""
-    sizes = [f"trainer.batch_size={batch_size}", *([f"estimator.samples={samples}"] if samples > 1 else [])]
-    remedy = f"lower {'them' if len(sizes) > 1 else 'it'}, or the model's size"
-    return oom_raises(RunError, f"memory ran out in training with {' and '.join(sizes)}: {remedy}")
 
 
 def adaptive_batches(

@@ -33,6 +33,7 @@ from vaerun.errors import (
     RunError,
     error_line,
 )
+from vaerun.memory import is_out_of_memory, reporting_out_of_memory
 from vaerun.signals import install_handler
 
 
@@ -88,7 +89,9 @@ def main(path: str, is_rank: bool = False) -> int:
         if not error.reported:  # a locked folder is not an error: the parent waits
             print(f"vaerun: {error}" if code == EXIT_BUSY else error_line(error), file=sys.stderr)
         return code
-    except Exception:  # a bug: print the traceback, which goes to the job's log
+    except Exception as error:  # a bug: print the traceback, which goes to the job's log
+        if is_out_of_memory(error):
+            raise
         traceback.print_exc()
         return EXIT_FAILED
     finally:
@@ -124,7 +127,16 @@ def run_several(paths: Sequence[str]) -> int:
     return 0
 
 
+def _run(words: list[str]) -> int:
+    try:
+        with reporting_out_of_memory(RunError, "memory ran out: lower sweep.jobs or sweep.together"):
+            if len(words) > 1 and not words[1].isdigit():
+                return run_several(words)
+            return main(words[0], is_rank=len(words) > 1)
+    except RunError as error:
+        print(error_line(error), file=sys.stderr)
+        return EXIT_FAILED
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 2 and not sys.argv[2].isdigit():
-        sys.exit(run_several(sys.argv[1:]))
-    sys.exit(main(sys.argv[1], is_rank=len(sys.argv) > 2))
+    sys.exit(_run(sys.argv[1:]))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from vaerun.memory import is_out_of_memory
 from vaerun.report.cells import Cell
 from vaerun.report.protocol import INCOMPARABLE, canonical, is_adaptive, protocol_of
 from vaerun.report.runs import RunSummary
@@ -166,7 +167,9 @@ def _per_image(run: RunSummary, metric: str) -> Any:
         if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "fiu":
             return f"{run.name}: the per-image values are not a list of numbers"
         values = values.astype(np.float64)
-    except Exception:  # numpy raises many types for a damaged archive
+    except Exception as error:  # numpy raises many types for a damaged archive
+        if is_out_of_memory(error):
+            raise
         return f"{run.name}: per_example.npz cannot be read"
     recorded = run.number("metrics", metric)
     if not np.isfinite(values).all() or recorded is None:

@@ -17,6 +17,7 @@ from vaerun.data.dataset import ImageData, shorten
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
+from vaerun.memory import reporting_out_of_memory
 from vaerun.models import AdversarialModel, Bernoulli, Gaussian, LatentModel, ppca
 from vaerun.objectives import Adversarial, KLWarmup, Variational
 from vaerun.run.build_adversarial import build_adversarial_model, build_adversarial_objective
@@ -48,6 +49,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+@reporting_out_of_memory(InputError, "memory ran out while reading the data set: use a machine with more memory")
 def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     """Load the data set onto the device."""
     transform = Transform(settings.binarize, settings.dequantize, settings.logit)

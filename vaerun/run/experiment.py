@@ -18,12 +18,12 @@ from vaerun.data.dataset import ImageData
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.oom import evaluation_oom_raises, training_oom_raises
+from vaerun.memory import reporting_out_of_memory
 from vaerun.objectives import Variational
 from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.closed_form import fit_closed_form
-from vaerun.run.evaluate.write import prefixed_metrics, write_evaluation
+from vaerun.run.evaluate.write import EVALUATING, WRITING, prefixed_metrics, write_evaluation
 from vaerun.run.family import Validate
 from vaerun.run.preflight import check_step_options
 from vaerun.run.prepare import prepare
@@ -36,6 +36,8 @@ from vaerun.tracking.monitor import Monitor
 from vaerun.training import Hooks, Trainer, TrainState, make_optimisers, restore
 from vaerun.training.determinism import reporting_nondeterminism, set_deterministic
 from vaerun.training.step import global_state_lock, side_stream
+
+RESUME = "lower the model's size, or run the same command again with more memory to resume"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Experiment:
 
         Raises InputError, RunError or Interrupted (errors.py); they are recorded once the run directory is locked.
         """
-        with self.stop, self.processes() as self.ranks:
+        shortage = reporting_out_of_memory(RunError, "memory ran out: " + RESUME)
+        with shortage, self.stop, self.processes() as self.ranks:
             previous = self.prepare()
             if is_finished(previous):
                 return self.recorder.show_finished(previous)
@@ -108,6 +111,7 @@ class Experiment:
 
     # -- prepare -----------------------------------------------------------------------------------------------------
 
+    @reporting_out_of_memory(InputError, "memory ran out before the run began: lower the model's size")
     def prepare(self) -> dict[str, Any] | None:
         """Build and test all parts without writing anything; return the record of an earlier attempt, if any.
 
@@ -183,6 +187,7 @@ class Experiment:
         self.checkpoint = last or self.initial_checkpoint
         with (
             self.recorder.track_status(record, settings, overrides, self.hydra),
+            reporting_out_of_memory(RunError, "memory ran out: " + RESUME),  # for the record
             self.recorder.open_logger(self.plan, self.checkpoint),
             reporting_nondeterminism(RunError),
         ):
@@ -193,7 +198,9 @@ class Experiment:
 
     def train(self) -> TrainState:
         """Train the model, or fit it in closed form, and return the final state."""
-        with training_oom_raises(self.settings.trainer.batch_size, self.settings.estimator.samples):
+        samples, sizes = self.settings.estimator.samples, f"trainer.batch_size={self.settings.trainer.batch_size}"
+        lower = f"{sizes} and estimator.samples={samples}: lower them" if samples > 1 else f"{sizes}: lower it"
+        with reporting_out_of_memory(RunError, f"memory ran out in training with {lower}, or the model's size"):
             return self.fit() if self.closed_form else self.make_trainer().train()
 
     def make_trainer(self) -> Trainer:
@@ -277,7 +284,7 @@ class Experiment:
     def evaluate(self, state: TrainState) -> None:
         """Evaluate the selected parameters."""
         settings, record, started = self.settings.evaluation, self.recorder.record, time.perf_counter()
-        with evaluation_oom_raises():
+        with reporting_out_of_memory(RunError, EVALUATING):
             evaluation = self.family.evaluate(settings, self.model, self.data, seed=self.settings.seed, stop=self.stop)
         record["metrics"] |= prefixed_metrics(evaluation, settings.split)
         record["details"] = evaluation.details
@@ -288,7 +295,8 @@ class Experiment:
             metric = f"{settings.split}/{evaluation.non_finite_metric}"
             raise RunError(f"{metric} is not finite for some images: the parameters have diverged")
         epoch = state.step / self.plan.steps_per_epoch
-        write_evaluation(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)
+        with reporting_out_of_memory(RunError, WRITING):
+            write_evaluation(self.folder, evaluation, settings.split, self.recorder.logger, state.step, epoch)
         self.log_pictures(state.step)
         self.texts = evaluation.texts
 
@@ -297,7 +305,8 @@ class Experiment:
         training = self.objective.training
         self.objective.train(False)
         split = self.data.validation if len(self.data.validation) else self.data.train
-        self.recorder.write_pictures(self.family.pictures(self.model, split), step)
+        with reporting_out_of_memory(RunError, "memory ran out while drawing pictures: " + RESUME):
+            self.recorder.write_pictures(self.family.pictures(self.model, split), step)
         self.objective.train(training)
 
     def write(self) -> None:

@@ -17,6 +17,7 @@ from vaerun.config.schema import Settings
 from vaerun.config.settings import to_settings
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError
+from vaerun.memory import reporting_out_of_memory
 from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device
 from vaerun.run.memory_limits import AllocationLimit, MemoryLimitExceeded
 from vaerun.run.result import read_result
@@ -27,6 +28,7 @@ from vaerun.storage.safe_pickle import number_type
 from vaerun.storage.yaml_files import read_config
 from vaerun.text import printable
 
+_opening = reporting_out_of_memory(InputError, "memory ran out while opening the run: use a machine with more memory")
 _MEMORY_MARGIN = 256 << 20  # bytes that building a model may allocate beyond four times the size of its checkpoint
 
 
@@ -47,6 +49,7 @@ class Run:
     device: torch.device
 
     @cached_property
+    @_opening
     def data(self) -> ImageData:
         """The data set, with splits `train`, `validation` and `test`. Raises InputError if the data has changed."""
         data = build_data(self.config.data, self.device)
@@ -59,6 +62,7 @@ class Run:
         return data
 
     @cached_property
+    @_opening
     def model(self) -> Model:
         """The model with the parameters of best.pt, in evaluation mode, after a smoke test on two images.
 
@@ -76,7 +80,12 @@ class Run:
         except (CorruptCheckpoint, KeyError) as error:
             raise InputError(f"cannot use {path} ({printable(error, 200)}): {remedy}") from error
         try:
-            with blame_configuration(self.folder), AllocationLimit(limit):
+            devices = [self.device] if self.device.type == "cuda" else []
+            with (
+                blame_configuration(self.folder),
+                AllocationLimit(limit),
+                torch.random.fork_rng(devices),  # initial parameters are drawn, and then overwritten
+            ):
                 model = build_model(self.config.model, data, bool(self.config.trainer.average))
                 objective = build_objective(self.config, model, len(data.train))
         except MemoryLimitExceeded as error:
@@ -105,6 +114,7 @@ def _has_interpolation(value: Any) -> bool:
     return isinstance(value, str) and ("${" in value or value == "???")
 
 
+@_opening
 def load_run(folder: str | Path, device: str = "cpu", *, data_root: str | None = None) -> Run:
     """Open a run directory. Only plain values and tensors are read; no code from the directory is executed.
 

@@ -18,9 +18,9 @@ from vaerun.evaluation.latent.traversals import parse_expression, parse_sets, pa
 from vaerun.evaluation.likelihood.annealed import Annealing
 from vaerun.evaluation.likelihood.estimates import Estimates, check_estimates
 from vaerun.evaluation.likelihood.gaps import Refinement
-from vaerun.evaluation.oom import oom_raises
 from vaerun.evaluation.samples.inception import check_inception
 from vaerun.evaluation.samples.sample_validation import DIVERSITY_IMAGES, real_images
+from vaerun.memory import reporting_out_of_memory
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.classifier import has_classifier
@@ -66,7 +66,11 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
         message = f"evaluation.noise.samples={samples}: memory ran out for {len(batch.x)} images: lower it"
         for name, estimator in estimators.items():
             try:
-                with oom_raises(InputError, message), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                with (
+                    reporting_out_of_memory(InputError, message),
+                    torch.no_grad(),
+                    torch.random.fork_rng(devices=[]),
+                ):
                     estimate(estimator, model.infer, joint, samples)
             except InputError as error:
                 raise InputError(f"evaluation.noise.estimators: {name}: {error}") from error

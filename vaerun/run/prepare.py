@@ -10,7 +10,7 @@ from vaerun.config.schema import Settings
 from vaerun.data.dataset import ImageData
 from vaerun.distributed.process_group import check_splittable
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import oom_raises
+from vaerun.memory import reporting_out_of_memory
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, dry_run, train_settings
@@ -43,7 +43,8 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     images = len(data.train)
-    with oom_raises(InputError, "the model does not fit into memory: lower model.latent_dim or the layers' widths"):
+    too_large = "the model does not fit into memory: lower model.latent_dim or the layers' widths"
+    with reporting_out_of_memory(InputError, too_large):
         model = build_model(settings.model, data, bool(settings.trainer.average))
         objective = build_objective(settings, model, images)
     family = family_of(model)
@@ -52,7 +53,7 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     lower = f"estimator.samples={samples}, or the model's size" if samples > 1 else "the model's size"
     with (
         reporting_nondeterminism(InputError),
-        oom_raises(InputError, f"memory ran out for two images at once: lower {lower}"),
+        reporting_out_of_memory(InputError, f"memory ran out for two images at once: lower {lower}"),
     ):
         dry_run(settings.model, objective, data, settings.trainer.batch_size)
     check_splittable(objective, data.train, settings.trainer.processes)

@@ -112,9 +112,9 @@ class Recorder:
         self.record |= {"status": "interrupted" if interrupted else "failed", "error": str(error) or repr(error)}
         self.record["ended"] = result.utc_now()
         expected = interrupted or isinstance(error, InputError | RunError)
-        with suppress(RunError):  # a full disk may be the cause: report the original error
+        with suppress(RunError, MemoryError):  # a full disk may be the cause: report the original error
             self.run_log.error("%s", self.record["error"] if expected else traceback.format_exc())
-        with suppress(RunError):
+        with suppress(RunError, MemoryError):
             result.write_result(self.folder, self.record)
 
     @contextmanager

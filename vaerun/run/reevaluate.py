@@ -24,12 +24,19 @@ from vaerun.config.settings import to_settings
 from vaerun.config.validation import check_groups, expand_switches
 from vaerun.data.dataset import ImageData
 from vaerun.errors import InputError, RunError
-from vaerun.evaluation.oom import evaluation_oom_raises
 from vaerun.evaluation.results import EvaluationResults
+from vaerun.memory import reporting_out_of_memory
 from vaerun.run import result
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.evaluate.descriptions import align_rows
-from vaerun.run.evaluate.write import described_metrics, prefixed_metrics, read_arrays, write_evaluation
+from vaerun.run.evaluate.write import (
+    EVALUATING,
+    WRITING,
+    described_metrics,
+    prefixed_metrics,
+    read_arrays,
+    write_evaluation,
+)
 from vaerun.run.family import family_of
 from vaerun.run.load import Run, load_run
 from vaerun.signals import ShutdownSignal
@@ -76,7 +83,7 @@ class Reevaluation:
         """Evaluate the model, and add pictures of the data."""
         evaluation, model, data = self.settings.evaluation, self.run.model, self.data
         family = family_of(model)
-        with evaluation_oom_raises():
+        with reporting_out_of_memory(RunError, EVALUATING):
             results = family.evaluate(evaluation, model, data, seed=self.settings.seed, stop=stop)
             results.pictures |= family.data_pictures(model, getattr(data, evaluation.split))
         return results
@@ -179,7 +186,8 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
             if results.non_finite_metric:
                 metric = f"{settings.evaluation.split}/{results.non_finite_metric}"
                 raise RunError(f"{metric} is not finite for some images of {evaluation.data.name}")
-            evaluation.write(results, record)
+            with reporting_out_of_memory(RunError, WRITING):
+                evaluation.write(results, record)
             print(printable_lines(evaluation.summary(results, record)))  # an untrusted record may contain control codes
             return record
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vaerun.config.plugins import describe_error
 from vaerun.data.dataset import Batch, ImageData
 from vaerun.errors import InputError
-from vaerun.evaluation.oom import is_out_of_memory
+from vaerun.memory import reporting_out_of_memory
 from vaerun.models import AdversarialModel, LatentModel
 from vaerun.randomness import ImageNoise
 from vaerun.run.memory_limits import ComputationLimit, MemoryLimitExceeded
@@ -36,13 +36,13 @@ def blame_configuration(folder: Path) -> Iterator[None]:
 
     Raises InputError with a line that names the directory; InputError and MemoryLimitExceeded propagate unchanged.
     """
+    shortage = f"memory ran out for the model of {folder}: use a machine with more memory"
     try:
-        yield
+        with reporting_out_of_memory(InputError, shortage):
+            yield
     except (InputError, MemoryLimitExceeded):
         raise
     except Exception as error:  # the configuration chooses the parts, which may raise anything
-        if is_out_of_memory(error):
-            raise InputError(f"memory ran out for the model of {folder}: use a machine with more memory") from error
         reason = printable(error if isinstance(error, IncompatibleModel) else describe_error(error), 300)
         raise InputError(
             f"the model of {folder} does not run ({reason}): the parts in its configuration do not fit together"

@@ -20,7 +20,7 @@ UNLOCKED_PREFIX = ".job.json."  # written by the process that launches a run, wi
 STALE_SECONDS = 3600.0  # no write takes this long
 
 
-def write_atomically(path: Path, content: bytes, backup: Path | None = None) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, backup: Path | None = None) -> None:
     """Write under a temporary name, fsync, rename, fsync the directory.
 
     Arguments:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vaerun.errors import InputError, RunError
+from vaerun.memory import is_out_of_memory, reporting_out_of_memory
 from vaerun.storage.atomic import fsync_dir, write_atomically
 from vaerun.storage.safe_pickle import read_tensors
 from vaerun.text import printable
@@ -30,9 +31,13 @@ class CorruptCheckpoint(Exception):
 
 def save_checkpoint(path: Path, state: dict[str, Any], backup: Path | None = None) -> None:
     """Write a state of tensors and plain values; the previous file at `path` is kept as `backup`."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue(), backup)
+    shortage = f"memory ran out while writing {path}: lower the model's size"
+    if path.exists():
+        shortage += ", or run the same command again with more memory: what was written before is intact"
+    with reporting_out_of_memory(RunError, shortage):
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getbuffer(), backup)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu", root: Path | None = None) -> dict[str, Any]:
@@ -44,6 +49,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu", root: Path |
     try:
         state = read_tensors(path, device, root)
     except Exception as error:  # zipfile, pickle and torch raise a dozen exception types for damaged files
+        if is_out_of_memory(error):  # the file may be sound
+            raise
         raise CorruptCheckpoint(printable(error, 200) or type(error).__name__) from error
     return to_plain_dict(state, "not a checkpoint of vaerun")
 

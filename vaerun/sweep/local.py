@@ -19,6 +19,7 @@ from vaerun.config.schema import SweepSettings
 from vaerun.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, InputError, Interrupted
 from vaerun.launch.job import JobOutcome, JobState
 from vaerun.launch.process import GRACE_SECONDS, JobProcess
+from vaerun.memory import is_out_of_memory
 from vaerun.run.result import read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.run_dir import is_locked
@@ -136,10 +137,13 @@ class LocalLauncher:
                 else:
                     outcomes = {planned.number: JobOutcome(JobState.SKIPPED) for planned in group}
         except Exception as error:  # a bug or a system error must not affect the other jobs
-            traceback.print_exc()
+            if not is_out_of_memory(error):
+                traceback.print_exc()
             for child in {self.children[p.number] for p in group if p.number in self.children}:
                 child.abandon()
             reason = f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):
+                reason = "memory ran out for the process that started this job: lower sweep.jobs"
             outcomes = {planned.number: JobOutcome(JobState.FAILED, reason) for planned in group}
         finally:
             for planned in group:

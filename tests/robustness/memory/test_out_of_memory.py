@@ -28,7 +28,8 @@ from vaerun.evaluation.likelihood.annealed import Annealing, annealed_importance
 from vaerun.evaluation.likelihood.estimates import Estimates, estimates_by_samples
 from vaerun.evaluation.likelihood.gaps import Refinement, inference_gaps
 from vaerun.evaluation.likelihood.importance import importance_sampling
-from vaerun.evaluation.oom import adaptive_batches, is_out_of_memory
+from vaerun.evaluation.oom import adaptive_batches
+from vaerun.memory import is_out_of_memory
 from vaerun.models import LatentModel
 from vaerun.objectives import Variational
 from vaerun.tracking.monitor import SILENT, Monitor

@@ -1,4 +1,4 @@
-"""Fault injection where a run opens, writes, flushes and renames files: a kill, or a full disk."""
+"""Fault injection where a run opens, writes, flushes and renames files: a kill or a full disk; or memory runs out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import vaerun
+
+SOURCE = str(Path(vaerun.__file__).parent)
+REPORTS = tuple(f"{SOURCE}/{name}.py" for name in ("memory", "errors", "signals", "text"))
+"""Code that reports an error, or a signal: it allocates nothing to speak of."""
+SHORTAGES: list[Exception] = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] data. DefaultCPUAllocator: can't allocate memory: ..."),
+    RuntimeError("std::bad_alloc"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    RuntimeError("can't start new thread"),
+    ImportError("libexample.so: failed to map segment from shared object"),
+]
 EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
@@ -75,7 +88,17 @@ class FaultInjector:
             return TornFile(opened, self)
 
         os.fsync, os.replace, builtins.open = flush, replace_file, open_file  # type: ignore[assignment]
+
+        def call(frame: Any, event: str, argument: Any) -> None:
+            # A call of a function of vaerun, or from there of a builtin one, such as torch's.
+            file = frame.f_code.co_filename
+            counts = event in ("call", "c_call") and file.startswith(SOURCE) and file not in REPORTS
+            if counts and self.enabled and self.is_target("memory"):
+                raise SHORTAGES[self.n % len(SHORTAGES)]
+
         sys.addaudithook(audit)
+        if self.kind in (None, "memory"):
+            sys.setprofile(call)
 
 
 class TornFile:

@@ -14,6 +14,10 @@ Or the disk is full from the n-th point on, and the run has to report that:
 
     full    a write (half of it is done), an fsync, a new file, directory or link fails
 
+Or memory runs out once, and the run has to report that, unless it goes on with smaller batches:
+
+    memory  at a call of a function of vaerun, or at one of a builtin function from there
+
 Once it is left to finish, the run must equal one that was never killed.
 """
 
@@ -48,6 +52,7 @@ from vaerun.config.schema import Settings
 from vaerun.config.settings import to_settings
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.plots import charts  # noqa: F401
+from vaerun.memory import reporting_out_of_memory
 from vaerun.run.experiment import Experiment
 from vaerun.signals import ShutdownSignal
 
@@ -74,8 +79,11 @@ KINDS = ("call", "write", "torn", "placed")
 MAXIMUM_KILLS = 6  # of one run, which is then left to finish
 KillPoint = tuple[str | None, int, float, float]
 """(kind, n, time in seconds, fraction of a write that is done)."""
+REPORTED = {"full": "No space left on device", "memory": "memory"}
+"""Kinds that a run reports in a line, and what it contains."""
+HALVED = "at once, continuing with"  # an evaluation in smaller batches rounds differently
 NO_KILL: KillPoint = (None, 0, 0.0, 0.0)
-EXPECTED_LINES = ("epoch ", "vaerun: warning: mode collapse")  # printed by any run with so few steps
+EXPECTED_LINES = ("epoch ", "vaerun: data: ", "vaerun: warning: mode collapse")  # printed by any run with so few steps
 
 
 def compose_settings(family: str, words: list[str]) -> Settings:
@@ -107,7 +115,8 @@ def attempt(
                 return recording(*arguments)
 
             Experiment.open_logs = signal_start  # type: ignore[method-assign]
-            Experiment(settings, folder, ["tests"], None, ShutdownSignal()).run()
+            with reporting_out_of_memory(RunError, "memory ran out"):  # as every command does
+                Experiment(settings, folder, ["tests"], None, ShutdownSignal()).run()
             faults.enabled = False
             counts.write_text(json.dumps({"counts": faults.counts, "modules": sorted(sys.modules.keys() - modules)}))
             status = 0
@@ -200,10 +209,10 @@ class KillHarness:
         for point in [*plan, NO_KILL]:
             logged = log.stat().st_size if log.exists() else 0
             code, _ = attempt(self.settings, run, *point)
-            if point[0] == "full" and code in (1, 2):
+            if point[0] in REPORTED and code in (1, 2):
                 lines = log.read_bytes()[logged:].decode().splitlines()
                 errors = [line for line in lines if not line.startswith(EXPECTED_LINES)]
-                if len(errors) != 1 or "No space left on device" not in errors[0]:
+                if len(errors) != 1 or REPORTED[point[0]] not in errors[0]:
                     self.unclear.append({"plan": plan, "lines": lines})
             elif code != -signal.SIGKILL:
                 break
@@ -211,7 +220,7 @@ class KillHarness:
             self.steps.append(last_step(run))
         if code:
             self.lost.append({"run": str(run), "plan": plan, "log": log.read_text()[-2000:]})
-        elif names := differences(self.expected, read_run(run)):
+        elif HALVED not in log.read_text() and (names := differences(self.expected, read_run(run))):
             self.different.append({"run": str(run), "plan": plan, "names": names[:20]})
         else:
             shutil.rmtree(run)

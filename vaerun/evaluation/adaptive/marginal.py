@@ -21,7 +21,7 @@ from vaerun.evaluation.adaptive.function_density import Function, FunctionDensit
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
 from vaerun.evaluation.adaptive.mode_search import find_modes
 from vaerun.evaluation.likelihood.importance import PARETO_K_LIMIT, default_chunk
-from vaerun.evaluation.oom import is_out_of_memory
+from vaerun.memory import is_out_of_memory
 from vaerun.nets.init import check_integer
 from vaerun.randomness import ImageNoise, derive_seed
 
@@ -123,7 +123,9 @@ def _check_function(target: FunctionDensity, starts: Tensor) -> None:
         # One image elsewhere in a last row: values of the others must not notice. Never as many rows as images, so that
         # exchanged axes show.
         elsewhere = starts[:1].clone()
-        elsewhere[:, 0] += 0.1 * torch.randn(starts.shape[2], generator=torch.Generator().manual_seed(0)).to(starts)
+        source = torch.Generator("cpu").manual_seed(0)
+        step = torch.randn(starts.shape[2], generator=source, dtype=torch.float32, device="cpu")
+        elsewhere[:, 0] += 0.1 * step.to(starts)
         z = torch.cat([starts, *[elsewhere] * (1 + (len(starts) + 1 == images))])
         value = _call("log_joint", target.function, z, (len(z), images))
         alone = _call("log_joint", target.function, z[-1:].contiguous(), (1, images))[0]

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from vaerun.data.arrays import Arrays, digest
 from vaerun.errors import InputError, RunError
+from vaerun.memory import is_out_of_memory
 from vaerun.randomness import permutation, seeded_generator
 from vaerun.storage.checkpoint import CorruptCheckpoint, load_checkpoint, save_checkpoint
 from vaerun.text import printable
@@ -240,6 +241,8 @@ def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int
         adam.load_state_dict(state["adam"])
         return int(state["step"])
     except (CorruptCheckpoint, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         unfinished.unlink()
         _warn_damaged(unfinished, error)
         return None
@@ -298,6 +301,8 @@ def _read(path: Path, arrays: Arrays, name: str, device: torch.device | str) -> 
     try:
         return _restore(state, arrays, name, device)
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CorruptCheckpoint("it does not hold a classifier of this data set") from error
 
 

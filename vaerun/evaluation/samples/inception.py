@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vaerun.errors import InputError, RunError
+from vaerun.memory import is_out_of_memory
 from vaerun.storage.safe_pickle import read_tensors
 from vaerun.storage.untrusted import open_regular
 
@@ -77,7 +78,9 @@ def _read(weights: Path) -> dict[str, Tensor]:
         values = torch.load(weights, map_location="cpu", weights_only=True) if released else read_tensors(weights)
     except OSError as error:
         raise InputError(f"cannot read Inception's weights {weights}: {error.strerror}") from None
-    except Exception:  # zipfile, pickle and torch raise a dozen exception types for other files
+    except Exception as error:  # zipfile, pickle and torch raise a dozen exception types for other files
+        if is_out_of_memory(error):
+            raise
         values = None
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise InputError(

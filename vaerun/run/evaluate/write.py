@@ -18,6 +18,10 @@ from vaerun.storage.npz import read_npz
 from vaerun.text import printable
 from vaerun.tracking.logger import NullLogger, RunLogger
 
+EVALUATING = "memory ran out in a step of the evaluation that cannot be split: "
+EVALUATING += "lower evaluation.images, or drop what was added to the evaluation"
+WRITING = "memory ran out while writing the evaluation: lower evaluation.images, or set evaluation.arrays=false"
+
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Write named arrays to a compressed npz file."""
