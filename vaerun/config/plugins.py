@@ -13,11 +13,13 @@ import inspect
 import os
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache, partial, update_wrapper
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vaerun.defaults import own_defaults
 from vaerun.errors import InputError
 from vaerun.text import did_you_mean, printable
 
@@ -112,7 +114,9 @@ def resolve(target: str, package: str) -> Any:
             "add its package to VAERUN_PLUGINS to trust it"
         )
     try:
-        module = importlib.import_module(module_name)
+        # What a plug-in sets when it is imported must not apply from some moment of a run on.
+        with nullcontext() if module_name.split(".")[0] == "vaerun" else own_defaults():
+            module = importlib.import_module(module_name)
     except Exception as error:
         if module_name.split(".")[0] == "vaerun" and not isinstance(error, ImportError):
             raise  # a bug

@@ -22,6 +22,7 @@ import torch
 
 from vaerun.config.schema import DataSettings
 from vaerun.data.dataset import ImageData
+from vaerun.defaults import own_defaults
 from vaerun.errors import InputError, Interrupted, RunError, error_line
 from vaerun.launch.job import Job
 from vaerun.run.build import build_data, resolve_device
@@ -82,6 +83,7 @@ def can_run_concurrently(jobs: Sequence[Job]) -> bool:
     )
 
 
+@own_defaults()
 def run_jobs(jobs: Sequence[Job], stop: ShutdownSignal, on_end: Callable[[int, BaseException | None], None]) -> None:
     """Run all jobs in this process; a failed one does not affect the others.
 

@@ -64,8 +64,8 @@ def fit_closed_form(model: LatentModel, batches: Iterable[Tensor]) -> None:
     """
     decoder, likelihood = _linear_gaussian_parts(model)
     dims, d = model.mean.numel(), model.latent_dim
-    count, first = 0, torch.zeros(dims, dtype=torch.float64)
-    second = torch.zeros(dims, dims, dtype=torch.float64)
+    count, first = 0, torch.zeros(dims, dtype=torch.float64, device="cpu")
+    second = torch.zeros(dims, dims, dtype=torch.float64, device="cpu")
     for x in batches:
         centred = (x - model.mean).flatten(1).cpu()  # about the float32 mean first: avoids cancellation
         count += len(centred)
@@ -99,7 +99,7 @@ def exact_log_likelihood(model: LatentModel, x: Tensor) -> Tensor:
     b = (decoder.affine.bias.detach() + model.offset.flatten()).cpu().double()
     s2 = likelihood.log_variance.detach().cpu().double().exp()
     r = x.flatten(1).cpu().double() - b
-    inner = torch.eye(w.shape[1], dtype=torch.float64) + w.mT @ w / s2
+    inner = torch.eye(w.shape[1], dtype=torch.float64, device="cpu") + w.mT @ w / s2
     factor = torch.linalg.cholesky(inner)
     projected = torch.linalg.solve_triangular(factor, (r @ w / s2).mT, upper=False).mT
     distance = r.square().sum(1) / s2 - projected.square().sum(1)

@@ -15,6 +15,7 @@ import torch
 from vaerun.config.identity import fingerprint
 from vaerun.config.schema import DataSettings, Settings
 from vaerun.data.dataset import ImageData
+from vaerun.defaults import own_defaults
 from vaerun.distributed.collectives import Ranks
 from vaerun.distributed.process_group import check_noise, process_group
 from vaerun.errors import InputError, RunError
@@ -89,7 +90,7 @@ class Experiment:
         Raises InputError, RunError or Interrupted (errors.py); they are recorded once the run directory is locked.
         """
         shortage = reporting_out_of_memory(RunError, "memory ran out: " + RESUME)
-        with shortage, self.stop, self.processes() as self.ranks:
+        with own_defaults(), shortage, self.stop, self.processes() as self.ranks:
             previous = self.prepare()
             if is_finished(previous):
                 return self.recorder.show_finished(previous)

@@ -16,6 +16,7 @@ from vaerun.config.identity import fingerprint
 from vaerun.config.schema import Settings
 from vaerun.config.settings import to_settings
 from vaerun.data.dataset import ImageData
+from vaerun.defaults import own_defaults
 from vaerun.errors import InputError
 from vaerun.memory import reporting_out_of_memory
 from vaerun.run.build import Model, build_data, build_model, build_objective, resolve_device
@@ -63,6 +64,7 @@ class Run:
 
     @cached_property
     @_opening
+    @own_defaults()
     def model(self) -> Model:
         """The model with the parameters of best.pt, in evaluation mode, after a smoke test on two images.
 

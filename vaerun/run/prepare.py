@@ -8,6 +8,7 @@ import torch
 
 from vaerun.config.schema import Settings
 from vaerun.data.dataset import ImageData
+from vaerun.defaults import own_defaults
 from vaerun.distributed.process_group import check_splittable
 from vaerun.errors import InputError
 from vaerun.memory import reporting_out_of_memory
@@ -36,6 +37,7 @@ class Parts:
     plan: TrainPlan
 
 
+@own_defaults()
 def prepare(settings: Settings, data: ImageData) -> Parts:
     """Build model and objective for this data, initialised from the seed, and test them on two images.
 

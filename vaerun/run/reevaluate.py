@@ -23,6 +23,7 @@ from vaerun.config.schema import Settings
 from vaerun.config.settings import to_settings
 from vaerun.config.validation import check_groups, expand_switches
 from vaerun.data.dataset import ImageData
+from vaerun.defaults import own_defaults
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.memory import reporting_out_of_memory
@@ -155,7 +156,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
 
     Raises InputError, RunError or Interrupted (errors.py).
     """
-    with stop or ShutdownSignal() as stop:
+    with own_defaults(), stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
         changes = parse_overrides(overrides)
         data_changes = changes.get("data", {})

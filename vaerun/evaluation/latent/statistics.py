@@ -82,7 +82,7 @@ class LatentStatistics:
         log_ratio = ratio.log()
         # The log of a sample variance of normal z is biased; the bias would dominate DRAW's KLs of about 0.001 nats.
         if self.samples:
-            half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64)
+            half = torch.tensor((self.samples - 1) / 2, dtype=torch.float64, device="cpu")
             log_ratio = log_ratio - (torch.digamma(half) - half.log())
         return 0.5 * (ratio + distance / self.prior_variances - 1 - log_ratio).mean(0)
 

@@ -184,10 +184,9 @@ def arithmetic(
     """
     terms = parse_expression(expression, sets)
     means = torch.stack([sample_noise(_members(operand, sets), n, like).mean(0) for _, operand in terms])
-    result = torch.tensor([sign for sign, _ in terms]).to(means) @ means
-    uniform = torch.rand(
-        BLOCK_SIDE * BLOCK_SIDE - 1, n, dtype=torch.float32, generator=seeded_generator("cpu", SEED, "neighbours")
-    )
+    result = torch.tensor([sign for sign, _ in terms], device="cpu").to(means) @ means
+    source = seeded_generator("cpu", SEED, "neighbours")
+    uniform = torch.rand(BLOCK_SIDE * BLOCK_SIDE - 1, n, dtype=torch.float32, device="cpu", generator=source)
     around = result + NEIGHBOUR_DISTANCE * (2 * uniform.to(like) - 1)
     middle = len(around) // 2
     images = _images(generate, torch.cat([means, around[:middle], result[None], around[middle:]]), c)

@@ -93,7 +93,8 @@ class Annealing:
     @property
     def betas(self) -> list[float]:
         """beta_0 = 0 < ... < beta_T = 1, sigmoidal: dense at both ends (Wu et al. 2017)."""
-        s = torch.linspace(-SHARPNESS, SHARPNESS, self.temperatures + 1, dtype=torch.float64).sigmoid()
+        count = self.temperatures + 1
+        s = torch.linspace(-SHARPNESS, SHARPNESS, count, dtype=torch.float64, device="cpu").sigmoid()
         return ((s - s[0]) / (s[-1] - s[0])).tolist()
 
 

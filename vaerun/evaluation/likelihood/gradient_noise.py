@@ -72,7 +72,7 @@ class RunningMoments:
     def noise(self) -> GradientNoise:
         """Summarise three or more vectors."""
         n, p = len(self.increments), len(self.mean)
-        contrasts = torch.tensor(self.increments[1:], dtype=torch.float64) / p
+        contrasts = torch.tensor(self.increments[1:], dtype=torch.float64, device="cpu") / p
         spread = (self.squares / (n - 1)).sqrt()
         used = (spread > 0) | (self.mean != 0)
         return GradientNoise(

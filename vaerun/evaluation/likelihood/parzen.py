@@ -104,7 +104,8 @@ def _log_likelihoods(samples: Tensor, images: Tensor, variances: Sequence[float]
             for row, variance in zip(log_sum, variances, strict=True):
                 row.copy_(torch.logaddexp(row, torch.logsumexp(squared / (-2 * variance), 1)))
         log_sums.append(log_sum.cpu())
-    constant = torch.tensor([-0.5 * dims * (LOG_2PI + math.log(v)) for v in variances], dtype=torch.float64)
+    constants = [-0.5 * dims * (LOG_2PI + math.log(v)) for v in variances]
+    constant = torch.tensor(constants, dtype=torch.float64, device="cpu")
     return torch.cat([*log_sums, constant.new_empty(len(variances), 0)], 1) - math.log(len(y)) + constant.unsqueeze(1)
 
 

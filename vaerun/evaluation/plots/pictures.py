@@ -44,7 +44,7 @@ def sample_noise(numbers: Sequence[int], n: int, like: Tensor) -> Tensor:
 
     It is drawn in single precision on the CPU, so that sample 17 is the same image everywhere.
     """
-    return ImageNoise(SEED, numbers, n, torch.zeros((), dtype=torch.float32))("samples", 1)[0].to(like)
+    return ImageNoise(SEED, numbers, n, torch.zeros((), dtype=torch.float32, device="cpu"))("samples", 1)[0].to(like)
 
 
 def likelihood_pictures(model: LatentModel, split: Split) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def sample_images(model: LatentModel | AdversarialModel, split: Split) -> Tensor
 
 def sample_labels(classes: int) -> Tensor:
     """The labels of a conditional model's samples, int64 [COLUMNS * ROWS]."""
-    numbers = torch.arange(COLUMNS * ROWS)
+    numbers = torch.arange(COLUMNS * ROWS, device="cpu")
     return (numbers + numbers // COLUMNS) % classes
 
 
@@ -116,7 +116,8 @@ def class_grid(generate: Callable[[Tensor, Tensor | None], Tensor], classes: int
 
 def manifold(model: LatentModel, n: int) -> Tensor:
     """E[x | z] [n * n, C, H, W] at normal quantiles of a regular grid (Kingma & Welling 2014, figure 4)."""
-    quantiles = math.sqrt(2) * torch.erfinv(2 * (torch.arange(n) + 0.5) / n - 1)
+    numbers = torch.arange(n, dtype=torch.float32, device="cpu")
+    quantiles = math.sqrt(2) * torch.erfinv(2 * (numbers + 0.5) / n - 1)
     z = torch.cartesian_prod(-quantiles, quantiles).flip(1)
     return model.decode_mean(z.to(model.mean))
 

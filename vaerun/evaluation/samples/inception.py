@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vaerun.defaults import own_defaults
 from vaerun.errors import InputError, RunError
 from vaerun.memory import is_out_of_memory
 from vaerun.storage.safe_pickle import read_tensors
@@ -106,7 +107,7 @@ def _network(weights: Path) -> Any:
     buffer = io.BytesIO()
     torch.save(values, buffer)
     buffer.seek(0)
-    with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are then overwritten
+    with own_defaults(), torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are then overwritten
         try:
             return FeatureExtractorInceptionV3(NETWORK_NAME, ["2048"], feature_extractor_weights_path=buffer)
         except RuntimeError as error:

@@ -43,9 +43,9 @@ def generate_images(
             monitor.check()
             n = min(BATCH, count - start)
             source = seeded_generator("cpu", seed, "generated", stream, start)
-            noise = torch.randn(BATCH, model.noise_dim, generator=source)[:n]
+            noise = torch.randn(BATCH, model.noise_dim, generator=source, dtype=torch.float32, device="cpu")[:n]
             c = None if labels is None else split.one_hot(labels[start : start + n])
-            parts.append(split.transform.to_unit(model.generate(noise.to(split.images.device), c)).cpu())
+            parts.append(split.transform.to_unit(model.generate(noise.to(next(model.parameters())), c)).cpu())
             monitor.advance(n)
     images = torch.cat(parts)
     if not bool(images.isfinite().all()):
