@@ -38,7 +38,7 @@ def user_state(name: str) -> Iterator[None]:
                 torch.manual_seed(11), np.random.seed(12), random.seed(13)  # noqa: NPY002
             elif name == "strict":
                 np.seterr(all="raise")
-                warnings.simplefilter("error")
+                warnings.simplefilter("error", RuntimeWarning)
             elif name == "plots":
                 mpl.rcParams.update({"figure.dpi": 31, "savefig.bbox": "tight", "lines.linewidth": 9, "font.size": 21})
             yield
