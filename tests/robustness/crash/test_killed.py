@@ -42,14 +42,16 @@ def assert_spread(outcomes: dict[str, Any], minimum: int) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_a_full_disk(tmp_path: Path, env: dict[str, str]) -> None:
+def test_twenty_kills_a_full_disk_and_no_memory(tmp_path: Path, env: dict[str, str]) -> None:
     tasks: dict[str, Any] = {family: {"family": family, "kills": 4, "seed": i} for i, family in enumerate(FAMILIES)}
     tasks["disk"] = {"family": "vae", "words": SHORT, "kills": 8, "seed": 3, "kinds": ["full"]}
+    tasks["memory"] = {"family": "vae", "words": SHORT, "kills": 12, "seed": 5, "kinds": ["memory"]}
     outcomes = kill(tmp_path, tasks, env, 600)
-    disk = outcomes.pop("disk")
+    disk, memory = outcomes.pop("disk"), outcomes.pop("memory")
     assert_spread(outcomes, 20)
     assert disk["kills"] == {"full": 8}
-    assert disk["unclear"] == []  # each time one line that says so
+    assert memory["kills"] == {"memory": 12}
+    assert disk["unclear"] == memory["unclear"] == []  # each time one line that says so
 
 
 @pytest.mark.nightly
