@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 
 from vaerun.data.dataset import ImageData, Split
@@ -27,7 +28,7 @@ def describe_data(data: ImageData) -> dict[str, Any]:
         "pixels": _pixel_range(data.train),
         "binary": data.binary,
         "classes": _class_counts(data),
-        "ids": {name: _ids_digest(split) for name, split in splits.items()},
+        "ids": {name: ids_digest(split.ids) for name, split in splits.items()},
         "notes": list(data.arrays.notes),
     }
 
@@ -72,5 +73,6 @@ def _pixel_range(split: Split) -> list[int]:
     return [int(split.images.min()), int(split.images.max())]
 
 
-def _ids_digest(split: Split) -> str:
-    return hashlib.sha256("\n".join(map(str, split.ids.tolist())).encode()).hexdigest()
+def ids_digest(ids: np.ndarray) -> str:
+    """Hexadecimal sha256 of the rows or file names [N], one per line."""
+    return hashlib.sha256("\n".join(map(str, ids.tolist())).encode("utf-8", "surrogatepass")).hexdigest()

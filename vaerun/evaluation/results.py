@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -17,6 +18,7 @@ class EvaluationResults:
         metrics: numbers by name; `NAME_se` is the standard error of a mean over images (None for a single image), and
             a value is None if it is not finite.
         per_image: values [N] by name.
+        ids: row in the source (int) or file name (str) of each evaluated image, [N].
         arrays: larger arrays by name, for a separate npz file.
         details: other results for result.json.
         pictures: [3, H, W] in [0, 1] by name.
@@ -27,6 +29,7 @@ class EvaluationResults:
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     per_image: dict[str, Tensor] = field(default_factory=dict)
+    ids: np.ndarray | None = None
     arrays: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)

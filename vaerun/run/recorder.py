@@ -19,6 +19,7 @@ from vaerun.data.description import data_line
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.run import result
+from vaerun.run.image_ids import write_image_ids
 from vaerun.storage.atomic import write_atomically
 from vaerun.text import print_output, printable
 from vaerun.tracking.logger import NullLogger, RunLogger, RunLogHandler
@@ -62,9 +63,10 @@ class Recorder:
             self._early_warnings.append(line)
 
     def report_data(self, data: ImageData) -> None:
-        """Say what was read of the data set, and what is probably wrong with it."""
+        """Say what was read of the data set and what is probably wrong with it, and keep which image is which."""
         if self.silent:
             return
+        write_image_ids(self.folder, data)
         line = data_line(data.name, self.record["dataset"])
         print(f"vaerun: {self.label}{printable(line)}", file=sys.stderr)
         self.run_log.info("%s", line)

@@ -20,7 +20,7 @@ PROBE_TIMEOUT = 0.06  # seconds; likewise, another probe holds the lock briefly
 SUBDIRECTORIES = (".hydra", "checkpoints", "figures")
 """Subdirectories that a run creates."""
 FILES = (
-    *(".lock", ".job.json", "job.log", "run.log", "metrics.jsonl", "per_example.npz", "arrays.npz"),
+    *(".lock", ".job.json", "job.log", "run.log", "metrics.jsonl", "per_example.npz", "arrays.npz", "images.npz"),
     *(f".hydra/{name}.yaml" for name in ("config", "overrides", "hydra")),
     *(f"checkpoints/{name}.pt" for name in ("last", "previous", "best")),
 )

@@ -57,7 +57,7 @@ class Evaluator(ABC, Generic[M]):
         self.data, self.settings, self.seed = data, settings, seed
         self.split: Split = getattr(data, settings.split)
         self.images = min(settings.images or len(self.split), len(self.split))
-        self.results = EvaluationResults()
+        self.results = EvaluationResults(ids=self.split.ids[: self.images])
         self.monitor = Monitor(stop, warn=self.results.warnings.append)
 
     @abstractmethod

@@ -19,6 +19,7 @@ from vaerun.evaluation.results import EvaluationResults
 from vaerun.models import LatentModel, ppca
 from vaerun.run.build import estimators_by_name
 from vaerun.run.evaluate.evaluator import Evaluator
+from vaerun.run.evaluate.extremes import extremes_line
 from vaerun.run.preflight import make_amis, make_refinement, uses_amis
 
 BATCH = 500  # images per batch when there is one sample per image
@@ -60,6 +61,8 @@ class LikelihoodEvaluator(Evaluator[LatentModel]):
         if s.quality or s.inception_weights is not None:
             self.sample_quality()
         self.traversals()
+        if (line := extremes_line(self.results, self.split, self.data.class_names)) is not None:
+            self.results.texts.append(line)
         return self.results
 
     def add_importance_sampling(self) -> None:

@@ -34,6 +34,11 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def id_column(ids: np.ndarray) -> str:
+    """Name of a column of ids: `row` in the array of the data's source, or `file`."""
+    return "row" if ids.dtype.kind in "iu" else "file"
+
+
 def read_arrays(path: Path) -> dict[str, Any]:
     """Read the arrays of an npz file; empty if the file does not exist. Raises InputError if it cannot be read."""
     try:
@@ -66,7 +71,10 @@ def write_evaluation(
     """
     scope = f"{label}/" if label else ""
     existing = read_arrays(folder / "per_example.npz") if label else {}
-    per_image = {f"{scope}{name}": value.numpy() for name, value in results.per_image.items()}
+    columns = {name: value.numpy() for name, value in results.per_image.items()}
+    if results.ids is not None:
+        columns = {id_column(results.ids): results.ids} | columns
+    per_image = {f"{scope}{name}": column for name, column in columns.items()}
     write_arrays(folder / "per_example.npz", existing | per_image)
     if results.arrays:
         write_arrays(folder / (f"arrays-{label}.npz" if label else "arrays.npz"), results.arrays)
