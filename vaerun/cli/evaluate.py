@@ -19,6 +19,8 @@ HELP = """vaerun-eval: evaluate a finished run again
   vaerun-eval run=DIR evaluation.estimates=true           picture of estimates of log p(x) against K
   vaerun-eval run=DIR evaluation.gaps=true                approximation and amortisation gap
   vaerun-eval run=DIR data=fashion_mnist                  another data set with images of the same shape
+  vaerun-eval run=DIR data.path=NEW                       the run's data, which have moved (same sha256)
+  vaerun-eval run=DIR data.path=NEW data.changed=true     other data in their place
   vaerun-eval run=DIR evaluation.split=validation         another split
   vaerun-eval run=DIR evaluation.quality=true             Frechet distance, precision and recall of generated images
   vaerun-eval run=DIR evaluation.interpolation=[3,17]     images between samples 3 and 17

@@ -41,8 +41,12 @@ def spell_out_switches(words: list[str]) -> list[str]:
     return spelled
 
 
-def parse_overrides(words: list[str]) -> dict[str, Any]:
+def parse_overrides(words: list[str], own_data: str | None = None) -> dict[str, Any]:
     """Parse KEY=VALUE arguments to a nested mapping; `data=NAME` is replaced by the contents of that choice's file.
+
+    Arguments:
+        words: arguments.
+        own_data: name of the run's data set, which `data=NAME` leaves as it is.
 
     Raises InputError for an argument that is not an override, or whose key an evaluation cannot change.
     """
@@ -55,6 +59,8 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
         if key.startswith("trainer.") and not (key == "trainer.device" and isinstance(value, str)):
             raise InputError(f"cannot set '{word}': of `trainer` only trainer.device=auto, cpu, cuda, cuda:N or mps")
         if key == "data":
+            if value == own_data:
+                continue
             value = read_yaml(group_file("data", value if isinstance(value, str) else word.partition("=")[2]))
         elif _has_missing(value):
             raise InputError(f"{key} must be given: {key}=VALUE")

@@ -19,6 +19,7 @@ from omegaconf.errors import (
 from vaerun.config.schema import Settings
 from vaerun.config.validation import NEEDS_KEYS, check_groups, check_values, expand_switches, wrong_type
 from vaerun.errors import InputError
+from vaerun.storage.paths import expand_user
 from vaerun.text import did_you_mean
 
 
@@ -62,6 +63,15 @@ def to_settings(cfg: DictConfig) -> Settings:
     assert isinstance(settings, Settings)
     check_values(settings)
     return settings
+
+
+def absolute_data_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """Plain settings with absolute paths of the data, which leaves the fingerprint as it is."""
+    data = plain["data"]
+    absolute = data | {key: str(expand_user(data[key]).absolute()) for key in ("root", "path") if data[key]}
+    if data["path"] and "path" in data["source"]:  # a copy of data.path
+        absolute["source"] = data["source"] | {"path": absolute["path"]}
+    return plain | {"data": absolute}
 
 
 def missing_value(text: str) -> str:

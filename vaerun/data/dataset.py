@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vaerun.data.arrays import Arrays
+from vaerun.data.spec import ImageSpec
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.randomness import batch_uniform, fixed_uniform
@@ -203,6 +204,12 @@ class ImageData:
     def image_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
         return self.train.image_shape
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What a model of these images must know."""
+        logit = self.transform.logit
+        return ImageSpec(self.name, self.image_shape, self.classes, self.binary, logit, self.mean, self.variance)
 
     @property
     def unseen_classes(self) -> tuple[str, ...]:

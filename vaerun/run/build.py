@@ -14,6 +14,7 @@ from vaerun.config.plugins import bind, check_options, group_file, instantiate, 
 from vaerun.config.schema import DataSettings, EstimatorSettings, ModelSettings, Settings
 from vaerun.data import cache, sources
 from vaerun.data.dataset import ImageData, shorten
+from vaerun.data.spec import ImageSpec
 from vaerun.data.transforms import Transform
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss, Estimator
@@ -79,56 +80,11 @@ def build_data(settings: DataSettings, device: torch.device) -> ImageData:
     )
 
 
-def build_model(settings: ModelSettings, data: ImageData, average: bool = False) -> Model:
-    """Build the model for this data, initialised from torch's global generator.
-
-    Arguments:
-        settings: model settings.
-        data: data set to model.
-        average: keep a moving average of the generator's parameters (adversarial models).
-
-    Raises InputError if the settings are inconsistent or do not match the data.
-    """
-    if settings.conditional:
-        _check_classes(settings.name, data)
-    if settings.family == "adversarial":
-        return build_adversarial_model(settings, data, average)
-    if settings.decoder is None or settings.inference is None:
-        raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
-    if settings.codes is not None:
-        raise InputError(f"model.codes is for adversarial models, which model={settings.name} is not")
-    if settings.conditional_prior and not settings.conditional:
-        raise InputError("model.conditional_prior=true needs model.conditional=true")
-    if settings.likelihood == "bernoulli" and not data.binary:
-        raise InputError(
-            f"model.likelihood=bernoulli needs binary pixels, and those of {data.name} are not: set "
-            "data.binarize=dynamic (or fixed), or model.likelihood=gaussian"
-        )
-    classes = data.classes if settings.conditional else 0
-    likelihood = (
-        Bernoulli()
-        if settings.likelihood == "bernoulli"
-        else Gaussian(settings.fixed_variance or data.variance, learned=settings.fixed_variance is None)
-    )
-    shape, d = data.image_shape, settings.latent_dim
-    encoder = None
-    if settings.encoder is not None:
-        encoder = instantiate(settings.encoder, shape, classes, package="vaerun.nets", key="model.encoder")
-    inference = instantiate(settings.inference, encoder, d, package="vaerun.inference", key="model.inference")
-    return LatentModel(
-        instantiate(settings.decoder, d, shape, classes, package="vaerun.nets", key="model.decoder"),
-        likelihood,
-        inference,
-        latent_dim=d,
-        mean=data.mean,
-        classes=classes,
-        conditional_prior=settings.conditional_prior,
-    ).to(data.mean.device)
-
-
-def _check_classes(model: str, data: ImageData) -> None:
+def check_classes(settings: ModelSettings, data: ImageData) -> None:
     """Raise InputError for labels that a conditional model cannot learn from."""
-    conditional = f"model={model} is conditional on the label, and "
+    if not settings.conditional:
+        return
+    conditional = f"model={settings.name} is conditional on the label, and "
     if not data.classes:
         raise InputError(f"{conditional}{data.no_labels}: add labels, or set model.conditional=false")
     if data.classes > MAX_CLASSES:
@@ -142,6 +98,51 @@ def _check_classes(model: str, data: ImageData) -> None:
             f"{shorten(data.unseen_classes)}: train on such images, remove the others of this class, or set "
             "model.conditional=false"
         )
+
+
+def build_model(settings: ModelSettings, images: ImageSpec, average: bool = False) -> Model:
+    """Build the model for these images, initialised from torch's global generator.
+
+    Arguments:
+        settings: model settings.
+        images: what is to be modelled.
+        average: keep a moving average of the generator's parameters (adversarial models).
+
+    Raises InputError if the settings are inconsistent or do not match the images.
+    """
+    if settings.family == "adversarial":
+        return build_adversarial_model(settings, images, average)
+    if settings.decoder is None or settings.inference is None:
+        raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
+    if settings.codes is not None:
+        raise InputError(f"model.codes is for adversarial models, which model={settings.name} is not")
+    if settings.conditional_prior and not settings.conditional:
+        raise InputError("model.conditional_prior=true needs model.conditional=true")
+    if settings.likelihood == "bernoulli" and not images.binary:
+        raise InputError(
+            f"model.likelihood=bernoulli needs binary pixels, and those of {images.name} are not: set "
+            "data.binarize=dynamic (or fixed), or model.likelihood=gaussian"
+        )
+    classes = images.classes if settings.conditional else 0
+    likelihood = (
+        Bernoulli()
+        if settings.likelihood == "bernoulli"
+        else Gaussian(settings.fixed_variance or images.variance, learned=settings.fixed_variance is None)
+    )
+    shape, d = images.shape, settings.latent_dim
+    encoder = None
+    if settings.encoder is not None:
+        encoder = instantiate(settings.encoder, shape, classes, package="vaerun.nets", key="model.encoder")
+    inference = instantiate(settings.inference, encoder, d, package="vaerun.inference", key="model.inference")
+    return LatentModel(
+        instantiate(settings.decoder, d, shape, classes, package="vaerun.nets", key="model.decoder"),
+        likelihood,
+        inference,
+        latent_dim=d,
+        mean=images.mean,
+        classes=classes,
+        conditional_prior=settings.conditional_prior,
+    ).to(images.mean.device)
 
 
 def build_objective(settings: Settings, model: Model, images: int) -> Variational | Adversarial:

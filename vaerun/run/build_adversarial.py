@@ -6,22 +6,22 @@ import math
 
 from vaerun.config.plugins import instantiate
 from vaerun.config.schema import ModelSettings, Settings
-from vaerun.data.dataset import ImageData
+from vaerun.data.spec import ImageSpec
 from vaerun.errors import InputError
 from vaerun.estimators import AdversarialLoss
 from vaerun.models import AdversarialModel, Codes
 from vaerun.objectives import Adversarial, InformationWeights
 
 
-def build_adversarial_model(settings: ModelSettings, data: ImageData, average: bool) -> AdversarialModel:
-    """Build the model for this data, initialised from torch's global generator.
+def build_adversarial_model(settings: ModelSettings, images: ImageSpec, average: bool) -> AdversarialModel:
+    """Build the model for these images, initialised from torch's global generator.
 
     Arguments:
         settings: model settings.
-        data: data set to model.
+        images: what is to be modelled.
         average: keep a moving average of the generator's parameters.
 
-    Raises InputError if the settings are inconsistent or do not match the data.
+    Raises InputError if the settings are inconsistent or do not match the images.
     """
     if settings.generator is None or settings.discriminator is None:
         raise InputError(
@@ -33,7 +33,7 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
         )
     if settings.conditional_prior or settings.fit != "gradient":
         raise InputError(f"model={settings.name} takes neither model.conditional_prior nor model.fit=closed_form")
-    if data.transform.logit:
+    if images.logit:
         raise InputError(f"model={settings.name} generates pixels in [0, 1]: set data.logit=false")
     codes = None
     if settings.codes is not None:
@@ -41,9 +41,9 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
             raise InputError(f"model={settings.name} has codes, which stand for labels: set model.conditional=false")
         c = settings.codes
         codes = Codes(c.categorical, c.continuous, variance=c.continuous_variance)
-    classes = data.classes if settings.conditional else 0
+    classes = images.classes if settings.conditional else 0
     size = settings.latent_dim + (0 if codes is None else codes.size)
-    shape = data.image_shape
+    shape = images.shape
     return AdversarialModel(
         instantiate(settings.generator, size, shape, classes, package="vaerun.nets", key="model.generator"),
         instantiate(settings.discriminator, shape, classes, package="vaerun.nets", key="model.discriminator"),
@@ -53,7 +53,7 @@ def build_adversarial_model(settings: ModelSettings, data: ImageData, average: b
         codes=codes,
         average=average,
         variance=settings.fixed_variance,
-    ).to(data.mean.device)
+    ).to(images.mean.device)
 
 
 def build_adversarial_objective(settings: Settings, model: AdversarialModel, estimator: AdversarialLoss) -> Adversarial:

@@ -14,7 +14,7 @@ from vaerun.errors import InputError
 from vaerun.memory import reporting_out_of_memory
 from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
-from vaerun.run.build import Model, build_model, build_objective, dry_run, train_settings
+from vaerun.run.build import Model, build_model, build_objective, check_classes, dry_run, train_settings
 from vaerun.run.family import AdversarialFamily, LikelihoodFamily, family_of
 from vaerun.training import TrainPlan, TrainSettings
 from vaerun.training.determinism import reporting_nondeterminism
@@ -45,9 +45,10 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     """
     torch.manual_seed(derive_seed(settings.seed, "initialisation"))
     images = len(data.train)
+    check_classes(settings.model, data)
     too_large = "the model does not fit into memory: lower model.latent_dim or the layers' widths"
     with reporting_out_of_memory(InputError, too_large):
-        model = build_model(settings.model, data, bool(settings.trainer.average))
+        model = build_model(settings.model, data.spec, bool(settings.trainer.average))
         objective = build_objective(settings, model, images)
     family = family_of(model)
     family.check_run(settings, model, data)

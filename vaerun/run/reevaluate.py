@@ -8,28 +8,24 @@ import json
 import stat
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.identity import identity
 from vaerun.config.overrides import parse_overrides
-from vaerun.config.plugins import group_file
 from vaerun.config.schema import Settings
-from vaerun.config.settings import to_settings
-from vaerun.config.validation import check_groups, expand_switches
 from vaerun.data.dataset import ImageData
 from vaerun.defaults import own_defaults
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.results import EvaluationResults
 from vaerun.memory import reporting_out_of_memory
 from vaerun.run import result
-from vaerun.run.build import build_data, resolve_device
+from vaerun.run.build import build_data
 from vaerun.run.evaluate.descriptions import align_rows
+from vaerun.run.evaluate.settings import merge_settings, take_data_changed
 from vaerun.run.evaluate.write import (
     EVALUATING,
     WRITING,
@@ -43,12 +39,9 @@ from vaerun.run.load import Run, load_run
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import check_paths, lock_run_dir
-from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
-PIXELS = ("binarize", "dequantize", "logit")
-"""Preprocessing that the model was trained with, which is also applied to another data set."""
 MAX_STEPS = 10**15  # more than any run takes, and far below the limit of TensorBoard files
 
 
@@ -70,6 +63,12 @@ class Reevaluation:
     overrides: list[str]
     step: int
     epoch: float
+
+    @property
+    def data_changed(self) -> bool:
+        """Whether these are other data under the name of the run's data set."""
+        recorded = self.run.result["protocol"].get("data_sha256")
+        return self.settings.data.name == self.run.config.data.name and self.data.sha256 != recorded
 
     @property
     def label(self) -> str:
@@ -104,6 +103,7 @@ class Reevaluation:
                 "conditional": settings.model.conditional,
                 "seed": settings.seed,
                 **self.data.protocol,
+                **({"data_changed": True} if self.data_changed else {}),
                 **result.evaluation_protocol(settings.evaluation, self.data, run.model),
             },
             "timing": {"evaluation_seconds": round(seconds, 3)},
@@ -137,8 +137,9 @@ class Reevaluation:
     def summary(self, results: EvaluationResults, record: dict[str, Any]) -> str:
         """Format the results as a table."""
         run, protocol, split = self.run, record["protocol"], self.settings.evaluation.split
+        other = "other data: " if self.data_changed else ""
         header = (
-            f"{run.result['model']} trained on {run.result['data']}, evaluated on {self.data.name}: mean over "
+            f"{run.result['model']} trained on {run.result['data']}, evaluated on {other}{self.data.name}: mean over "
             f"{protocol['evaluated_images']} {split} images (± standard error over them), {protocol['units']}"
         )
         rows = align_rows(described_metrics(results, protocol, split))
@@ -158,19 +159,16 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
     """
     with own_defaults(), stop or ShutdownSignal() as stop:
         torch.distributions.Distribution.set_default_validate_args(False)
-        changes = parse_overrides(overrides)
-        data_changes = changes.get("data", {})
-        run = load_run(
-            folder,
-            changes.get("trainer", {}).get("device", "auto"),
-            data_root=data_changes.get("root") if isinstance(data_changes, dict) else None,
-        )
+        device = parse_overrides(overrides).get("trainer", {}).get("device", "auto")
+        run = load_run(folder, device)
         _check_links(folder)
         if run.result["status"] != "ok":
             raise InputError(
                 f"{folder} is not finished (status: {run.result['status']}): run its command again to finish it first"
             )
-        settings = _merge_settings(run, changes)
+        changes = parse_overrides(overrides, own_data=run.config.data.name)
+        changed = take_data_changed(changes)
+        run, settings = _locate_data(run, merge_settings(run.config, changes), changes, changed)
         evaluation = Reevaluation(run, settings, _load_data(run, settings), overrides, *_trained_steps(run))
         family_of(run.model).check(settings, run.model, evaluation.data)
         _check_output_paths(run.folder, evaluation.label)
@@ -225,69 +223,29 @@ def _trained_steps(run: Run) -> tuple[int, float]:
     return steps, epoch
 
 
-def _merge_settings(run: Run, overrides: dict[str, Any]) -> Settings:
-    """Apply overrides to the run's settings. Raises InputError for overrides that do not apply to the run."""
-    settings: dict[str, Any] = asdict(run.config)
-    run_data, data = settings["data"], overrides.get("data", {})
-    name = data.get("name", run_data["name"])
-    if not isinstance(name, str):
-        raise InputError(f"data.name must be a string, got {printable(name, 100)}: data=NAME selects data")
-    defaults = read_yaml(group_file("data", name))
-    for key in data:
-        if key not in defaults or (key == "source" and "name" not in data):
-            raise InputError(f"data.{key} is not a key of data={defaults['name']} that can be set")
-    if "name" in data:  # keys of another data set, with the run's preprocessing
-        settings["data"] = {k: run_data[k] for k in PIXELS}
-        data = {k: v for k, v in data.items() if k not in PIXELS or v != defaults[k]}
-    if any(data.get(k, run_data[k]) != run_data[k] for k in PIXELS):
-        raise InputError(f"data.{'/'.join(PIXELS)} are fixed by the model's training: train again to change them")
-    _check_evaluation_keys(run, overrides.get("evaluation", {}))
-    changes = {**overrides, "data": data}
-    expand_switches(changes)
-    check_groups(changes)
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(settings), OmegaConf.create(changes))
-    except OmegaConfBaseException as error:
-        # OmegaConf's error for a list in place of a group does not name the key.
-        key = error.full_key or _mismatched_key(settings, changes)
-        raise InputError(f"{key} must be a list, or a group of keys, as it was for the run") from error
-    return to_settings(merged)  # type: ignore[arg-type]
+def _locate_data(run: Run, settings: Settings, changes: dict[str, Any], changed: bool) -> tuple[Run, Settings]:
+    """The run with its data where `data.root` and `data.path` say, and the settings with the recorded path.
 
-
-def _mismatched_key(settings: dict[str, Any], changes: dict[str, Any], prefix: str = "") -> str:
-    """The first key that is a list in one mapping and a group of keys in the other."""
-    for name, value in changes.items():
-        current = settings.get(name)
-        if isinstance(value, dict) and isinstance(current, dict):
-            if key := _mismatched_key(current, value, f"{prefix}{name}."):
-                return key
-        elif isinstance(value, dict | list) and isinstance(current, dict | list) and type(value) is not type(current):
-            return f"{prefix}{name}"
-    return ""
-
-
-def _check_evaluation_keys(run: Run, overrides: dict[str, Any]) -> None:
-    """Raise InputError for keys of `evaluation` that do not apply to the run's model family."""
-    file = "adversarial" if run.config.model.family == "adversarial" else "default"
-    known = read_yaml(group_file("evaluation", file))
-    for key, value in overrides.items():
-        if key in ("gaps", "gradient_noise", "parzen"):  # preflight rejects it with a reason
-            continue
-        inner = [f"{key}.{k}" for k in value if k not in known[key]] if _is_group(known.get(key), value) else []
-        for unknown in [key] if key not in known else inner:
-            if hasattr(run.config.evaluation, key):  # for unknown keys, the schema suggests a similar one
-                raise InputError(f"evaluation.{unknown} does not apply to model={run.config.model.name}: omit it")
-
-
-def _is_group(known: Any, value: Any) -> bool:
-    return isinstance(known, dict) and bool(known) and isinstance(value, dict)
+    The name of an evaluation does not depend on where the run's data are. Another data set is left as it is.
+    """
+    recorded, data = run.config.data, settings.data
+    if data.name != recorded.name:
+        return run, settings
+    located = replace(run.config, data=replace(recorded, root=data.root))
+    path = data.path if "path" in changes.get("data", {}) else None
+    run = replace(run, config=located, data_path=path, data_changed=changed)
+    return run, replace(settings, data=replace(data, path=recorded.path))
 
 
 def _load_data(run: Run, settings: Settings) -> ImageData:
     """Load the data set to evaluate on. Raises InputError if the model cannot be applied to its images."""
-    if asdict(run.config.data) | {"root": None} == asdict(settings.data) | {"root": None}:
-        return run.data
-    data, model = build_data(settings.data, resolve_device(str(run.device))), run.model
+    if settings.data == run.config.data:
+        data = run.data
+    elif settings.data.name == run.config.data.name:
+        data = run.load_data(settings.data)
+    else:
+        data = build_data(settings.data, run.device)
+    model = run.model
     if data.image_shape != model.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (data.image_shape, model.image_shape)]
         raise InputError(f"data set {data.name} has images of {shapes[0]}, but the run's model needs {shapes[1]}")

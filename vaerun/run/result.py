@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from vaerun.config.schema import EvaluationSettings, Settings
+from vaerun.config.settings import absolute_data_paths
 from vaerun.data.dataset import ImageData
 from vaerun.data.description import describe_data
 from vaerun.errors import InputError, RunError
@@ -86,9 +87,9 @@ def write_result(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_config(folder: Path, config: dict[str, Any], overrides: list[str], hydra: str | None) -> None:
-    """Write `.hydra/` as Hydra does: config.yaml (with interpolations resolved), overrides.yaml, hydra.yaml.
+    """Write `.hydra/` as Hydra does, in config.yaml with interpolations resolved and absolute paths of the data.
 
-    Raises RunError if they cannot be written.
+    Raises RunError if it cannot be written.
     """
     target = folder / ".hydra"
     try:
@@ -97,6 +98,7 @@ def write_config(folder: Path, config: dict[str, Any], overrides: list[str], hyd
         raise RunError(
             f"cannot create {target}: {error.strerror or error}; run the same command again to resume"
         ) from error
+    config = absolute_data_paths(config)
     write_atomically(target / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     write_atomically(target / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True).encode())
     if hydra is not None:

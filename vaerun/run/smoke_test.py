@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vaerun.config.plugins import describe_error
-from vaerun.data.dataset import Batch, ImageData
+from vaerun.data.dataset import one_hot
 from vaerun.errors import InputError
 from vaerun.memory import reporting_out_of_memory
 from vaerun.models import AdversarialModel, LatentModel
@@ -23,6 +23,7 @@ from vaerun.run.memory_limits import ComputationLimit, MemoryLimitExceeded
 from vaerun.text import printable
 
 _EXTRA_BYTES = 2 << 30  # bytes that a tensor of the smoke test may take beyond four times the parameters' size
+_IMAGES = 2
 _SAMPLES = 3  # differs from the number of images, so that swapped axes are detected
 
 
@@ -49,17 +50,18 @@ def blame_configuration(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: Path) -> None:
-    """Pass two training images through a model in evaluation mode, without gradients.
+def smoke_test(model: LatentModel | AdversarialModel, folder: Path) -> None:
+    """Pass two images through a model in evaluation mode, without gradients.
 
-    Parameters, running statistics and torch's generators are not changed.
+    Parameters, running statistics and torch's generators are not changed. The pixels are 0 and 1, which any likelihood
+    takes: the data need not be there.
 
     Raises InputError, which names the run directory, if the model raises an exception, returns wrong shapes, or needs
     far more memory than its parameters.
     """
-    batch = data.train.batch(0, min(2, len(data.train)))
-    device = batch.x.device
-    parameter_bytes = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
+    parameters = (*model.parameters(), *model.buffers())
+    device = parameters[0].device
+    parameter_bytes = sum(value.nbytes for value in parameters)
     try:
         with (
             blame_configuration(folder),
@@ -67,40 +69,41 @@ def smoke_test(model: LatentModel | AdversarialModel, data: ImageData, folder: P
             torch.no_grad(),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
+            x = torch.zeros(_IMAGES, *model.image_shape, dtype=torch.float32, device=device)
+            x[:, :, ::2] = 1
+            c = one_hot(torch.tensor([0, model.classes - 1], device=device), model.classes) if model.classes else None
             try:
-                _generate(model, batch) if isinstance(model, AdversarialModel) else _infer(model, batch)
+                _generate(model, x, c) if isinstance(model, AdversarialModel) else _infer(model, x, c)
             except InputError as error:
                 raise IncompatibleModel(error) from error
     except MemoryLimitExceeded as error:
         raise InputError(
-            f"the model of {folder} needs far more memory for {len(batch.x)} images than for its parameters ({error}): "
+            f"the model of {folder} needs far more memory for {_IMAGES} images than for its parameters ({error}): "
             "vaerun does not open such runs"
         ) from error
 
 
-def _infer(model: LatentModel, batch: Batch) -> None:
-    count, c = len(batch.x), batch.c if model.classes else None
-    joint = model.joint(batch.x, c, ImageNoise(0, range(count), model.latent_dim, batch.x))
+def _infer(model: LatentModel, x: Tensor, c: Tensor | None) -> None:
+    joint = model.joint(x, c, ImageNoise(0, range(len(x)), model.latent_dim, x))
     q = model.infer(joint)
-    _check("E[x | z]", model.decode_mean(q.centre, c), batch.x.shape)
+    _check("E[x | z]", model.decode_mean(q.centre, c), x.shape)
     if not model.has_density:
         return
-    _check("q(z | x)", q.centre, (count, model.latent_dim))
-    z, log_q = q.transform(torch.zeros(_SAMPLES, count, model.latent_dim, dtype=batch.x.dtype, device=batch.x.device))
-    _check("log q(z | x)", log_q, (_SAMPLES, count))
-    _check("log p(x, z)", joint.log_prob(z), (_SAMPLES, count))
-    _check("E[x | z]", model.decode_mean(z, c), (_SAMPLES, *batch.x.shape))
+    _check("q(z | x)", q.centre, (len(x), model.latent_dim))
+    z, log_q = q.transform(torch.zeros(_SAMPLES, len(x), model.latent_dim, dtype=x.dtype, device=x.device))
+    _check("log q(z | x)", log_q, (_SAMPLES, len(x)))
+    _check("log p(x, z)", joint.log_prob(z), (_SAMPLES, len(x)))
+    _check("E[x | z]", model.decode_mean(z, c), (_SAMPLES, *x.shape))
 
 
-def _generate(model: AdversarialModel, batch: Batch) -> None:
-    c = batch.c if model.classes else None
-    noise = torch.zeros(_SAMPLES, len(batch.x), model.noise_dim, dtype=batch.x.dtype, device=batch.x.device)
-    _check("the generator's output", model.generate(noise, c), (_SAMPLES, *batch.x.shape))
-    logit, codes = model.discriminator(2 * batch.x - 1, c)
-    _check("the discriminator's output", logit, (len(batch.x),))
+def _generate(model: AdversarialModel, x: Tensor, c: Tensor | None) -> None:
+    noise = torch.zeros(_SAMPLES, len(x), model.noise_dim, dtype=x.dtype, device=x.device)
+    _check("the generator's output", model.generate(noise, c), (_SAMPLES, *x.shape))
+    logit, codes = model.discriminator(2 * x - 1, c)
+    _check("the discriminator's output", logit, (len(x),))
     if model.codes is not None and codes is not None:
-        _check("Q's output", codes, (len(batch.x), model.codes.parameters))
-    model.feature_maps(batch.x, c)
+        _check("Q's output", codes, (len(x), model.codes.parameters))
+    model.feature_maps(x, c)
 
 
 def _check(what: str, value: Tensor, shape: Sequence[int]) -> None:

@@ -63,7 +63,7 @@ def outcome(estimator: str, model: str, digits: ImageData) -> str:
     estimator_settings = replace(compose(f"estimator={estimator}").estimator, samples=3)
     settings = replace(compose(*words), estimator=estimator_settings)
     torch.manual_seed(0)
-    built = build_model(settings.model, digits)
+    built = build_model(settings.model, digits.spec)
     try:
         objective = build_objective(settings, built, len(digits.train))
         dry_run(settings.model, objective, digits)

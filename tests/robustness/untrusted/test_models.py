@@ -119,7 +119,7 @@ def test_pictures_of_another_shape(stranger: Path, shape: tuple[int, ...]) -> No
     run = vaerun.load_run(stranger)
     run.model.decoder = Wrong(*shape)
     with pytest.raises(InputError, match=r"does not run .*has shape"):
-        trial.smoke_test(run.model, run.data, stranger)
+        trial.smoke_test(run.model, stranger)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_the_trial_leaves_no_trace(
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     state = torch.get_rng_state()
     capsys.readouterr()
-    trial.smoke_test(run.model, run.data, run.folder)
+    trial.smoke_test(run.model, run.folder)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert not run.model.training

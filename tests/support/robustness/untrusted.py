@@ -112,13 +112,14 @@ class Outcome:
 
 
 def open_all(folder: Path, capsys: Any, commands: tuple[str, ...] = ("load_run", "eval", "table")) -> Outcome:
-    """Open a run directory by load_run, vaerun-eval and vaerun-table in all formats."""
+    """Open a run directory by load_run (with its data), vaerun-eval and vaerun-table in all formats."""
     codes, errors = {}, ""
     capsys.readouterr()
     with watch_side_effects() as effects:
         if "load_run" in commands:
             try:
-                vaerun.load_run(folder).model  # noqa: B018
+                run = vaerun.load_run(folder)
+                run.data, run.model  # noqa: B018
                 codes["load_run"] = 0
             except InputError as error:
                 codes["load_run"] = 2
@@ -155,7 +156,7 @@ def edit_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def write_fitting_checkpoint(run: Path) -> None:
     """Write a checkpoint that fits whatever model the configuration names."""
     opened, path = vaerun.load_run(run), run / "checkpoints" / "best.pt"
-    model = build_model(opened.config.model, opened.data, bool(opened.config.trainer.average))
+    model = build_model(opened.config.model, opened.data.spec, bool(opened.config.trainer.average))
     objective = build_objective(opened.config, model, len(opened.data.train))
     save_checkpoint(path, load_checkpoint(path) | {"objective": objective.state_dict()})
 

@@ -129,7 +129,7 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
         assert len(data.validation) == 20
     if group == "experiment":  # the file's networks
         assert settings.model.latent_dim != compose().model.latent_dim or settings.trainer != compose().trainer
-    model = build_model(settings.model, data)
+    model = build_model(settings.model, data.spec)
     objective = build_objective(settings, model, len(data.train))
     for phase in objective.phases:
         loss, metrics = objective.loss(phase, 0, data.train.batch(0, 3))
