@@ -17,7 +17,7 @@ import torch
 from vaerun.config.identity import identity
 from vaerun.config.overrides import parse_overrides
 from vaerun.config.schema import Settings
-from vaerun.data.dataset import ImageData
+from vaerun.data.dataset import ImageData, shorten
 from vaerun.defaults import own_defaults
 from vaerun.errors import InputError, RunError
 from vaerun.evaluation.results import EvaluationResults
@@ -86,6 +86,12 @@ class Reevaluation:
         with reporting_out_of_memory(RunError, EVALUATING):
             results = family.evaluate(evaluation, model, data, seed=self.settings.seed, stop=stop)
             results.pictures |= family.data_pictures(model, getattr(data, evaluation.split))
+        trained = [str(name) for name in (self.run.result.get("dataset") or {}).get("classes", data.class_names)]
+        if model.classes and trained != list(data.class_names):
+            results.warnings.append(
+                f"the model was trained on the classes {shorten(trained)}, and those of {data.name} are "
+                f"{shorten(data.class_names)}: they are taken to correspond in this order"
+            )
         return results
 
     def record(self, results: EvaluationResults, seconds: float) -> dict[str, Any]:

@@ -162,7 +162,8 @@ def test_other_data_are_evaluated_on_purpose_only(
     if not dataset:
         change_record(moved, lambda record: record.pop("dataset"))
     with np.load(new) as arrays:
-        np.savez(tmp_path / "other.npz", **{k: v[::-1] for k, v in arrays.items()})
+        changed = {k: v[::-1] if k.endswith("images") else v + 4 for k, v in arrays.items()}
+        np.savez(tmp_path / "other.npz", **changed)
     words = [f"run={moved}", f"data.path={tmp_path / 'other.npz'}", "evaluation.amis=false"]
     before = result(moved)
     for more in ([], ["data.validation=5"]):
@@ -172,9 +173,11 @@ def test_other_data_are_evaluated_on_purpose_only(
     assert result(moved) == before
     advice = re.search(r"data\.changed=true", err)
     assert advice is not None
-    code, out, _ = evaluate(*words, advice[0])
+    code, out, err = evaluate(*words, advice[0])
     assert code == 0
     assert "evaluated on other data: npz" in out
+    classes = "trained on the classes 0, 1, 2, and those of npz are 4, 5, 6: they are taken to correspond in this order"
+    assert (classes in err) == dataset  # recorded or not
     assert evaluate(f"run={moved}", f"data.path={new}", "data.changed=true", "evaluation.amis=false")[0] == 0
     changed, own = (record["protocol"] for record in result(moved)["evaluations"].values())
     recorded = before["protocol"]["data_sha256"]
