@@ -1,7 +1,7 @@
 """Model families: how to check, validate, evaluate and visualise each.
 
-These modules of vaerun.run also depend on the family: build, preflight, smoke_test, result, reevaluate and
-evaluate/descriptions.
+These modules of vaerun.run also depend on the family: build, preflight, smoke_test, result, reevaluate,
+evaluate/settings and evaluate/descriptions.
 """
 
 from __future__ import annotations
