@@ -59,7 +59,7 @@ class DataSettings:
     root: str | None = None
     path: str | None = None
     image_size: Any = None
-    channels: int = 3
+    channels: int | None = 3
     binarize: str = option("none", choices=("none", "dynamic", "fixed"))
     dequantize: bool = False
     logit: bool = False

@@ -26,7 +26,7 @@ import numpy as np
 
 from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, PARTS, Arrays, check_arrays, digest, split_off_test
-from vaerun.data.image_files import walk_files
+from vaerun.data.image_files import readable_suffixes, walk
 from vaerun.data.sources import describe_error
 from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
@@ -208,16 +208,28 @@ def _call_source(
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Names, sizes and modification times of a file, or of all files below a folder; empty if there are none."""
-    files = [path] if path.is_file() else sorted(walk_files(path))
+    """Names, sizes and modification times of a file, or of all files below a folder; empty if there are none.
+
+    For a folder also the names of its subfolders, and which images can be read here.
+    """
+    if path.is_file():
+        return [_file_stamp(path, path)]
+    if not path.is_dir():
+        return []
     stamp = []
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:  # a dangling link, or deleted since; the source reports it if it matters
-            continue
-        stamp.append([str(file.relative_to(path)), status.st_size, status.st_mtime_ns])
-    return stamp
+    for folder, _, names in walk(path):
+        stamp.append([str(folder.relative_to(path))])
+        stamp += [_file_stamp(folder / name, path) for name in names]
+    return [sorted(readable_suffixes()), *sorted(stamp)]
+
+
+def _file_stamp(file: Path, root: Path) -> list[Any]:
+    name = str(file.relative_to(root))
+    try:
+        status = file.stat()
+    except OSError:  # a dangling link, or deleted since; the source reports it if it matters
+        return [name]
+    return [name, status.st_size, status.st_mtime_ns]
 
 
 def _store(arrays: Arrays, folder: Path) -> None:

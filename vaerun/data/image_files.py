@@ -1,167 +1,170 @@
-"""The image files of a folder as arrays: the files, their classes and their pixels."""
+"""The image files below a folder: which there are, in which order, and what else is there."""
 
 from __future__ import annotations
 
 import os
 import re
-import warnings
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from vaerun.errors import InputError
-from vaerun.storage.npz import DATA_BYTES, MAXIMUM_EXPANSION
 from vaerun.text import printable
 
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""By content, regardless of the file name; Pillow runs external programs for others, such as EPS."""
-MAXIMUM_PIXELS = 1 << 26  # per image, before and after resizing
+SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .webp .ppm .pgm .pbm .pnm .tif .tiff .gif .avif".split()  # noqa: SIM905
+)
+SYSTEM_NAMES = frozenset(
+    ("__macosx", "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+) | {"@eadir", "#recycle", "#snapshot", "@__thumb", "lost+found", "network trash folder", "temporary items"}
+"""Names that systems and network storage put among a user's files, besides hidden ones such as macOS's `._1.png`."""
+
 MAXIMUM_PATHS = 8  # to the same folder: some links to a folder are legitimate
+NAMED = 5  # folders or suffixes in a note
+
+RelativePath = tuple[str, ...]
+"""The names from a folder down to a file or subfolder."""
 
 
-def parse_size(image_size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    """(height, width) from data.image_size; None stays None."""
-    if image_size is None:
-        return None
-    try:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
-            if height * width > MAXIMUM_PIXELS:
-                raise InputError(f"data.image_size={image_size}: an image has at most {MAXIMUM_PIXELS} pixels")
-            return height, width
-    except InputError:  # which is a ValueError
-        raise
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"data.image_size={image_size}: expected a number of pixels or [height, width]")
+@dataclass
+class Listing:
+    """What is below a folder, without hidden and system files.
 
-
-def walk_files(path: Path) -> Iterator[Path]:
-    """All files below a folder, following links.
-
-    Raises InputError if links lead to the same folder again and again, in a cycle or by combinations of several links:
-    the walk would not end.
+    Attributes:
+        root: the folder.
+        images: its image files, in natural order: 2.png before 10.png.
+        folders: all its subfolders, in natural order.
+        left_out: number of other files by lower-case suffix.
+        hidden: number of hidden files and folders; what hidden folders contain is not counted.
+        broken_links: number of links without a target that are not named like an image.
     """
+
+    root: Path
+    images: list[RelativePath] = field(default_factory=list)
+    folders: list[RelativePath] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    broken_links: int = 0
+
+    def path(self, names: RelativePath) -> Path:
+        """Of a file or subfolder."""
+        return self.root.joinpath(*names)
+
+    def left_out_text(self) -> str:
+        """Such as '30 .heic, 2 .txt'; '' if no file was left out."""
+        counts = _by_suffix(self.left_out)
+        if self.broken_links:
+            counts.append(count_of(self.broken_links, "broken link"))
+        return name_some(counts)
+
+    def notes(self) -> list[str]:
+        """See `Arrays`."""
+        read = Counter(os.path.splitext(names[-1])[1].lower() for names in self.images)
+        notes = [f"read: {name_some(_by_suffix(read))}"] if len(read) > 1 else []
+        if text := self.left_out_text():
+            notes.append(f"left out: {text}")
+        if self.hidden:
+            notes.append(f"{count_of(self.hidden, 'hidden or system file')} left out")
+        ancestors = {names[:depth] for names in self.images for depth in range(len(names))}
+        empty = [folder for folder in self.folders if folder not in ancestors and folder[:-1] in ancestors]
+        if empty:
+            notes.append(f"no images in {name_some(['/'.join(folder) + '/' for folder in empty])}")
+        return notes
+
+
+def readable_suffixes() -> frozenset[str]:
+    """Lower-case suffixes of the image files that are read; AVIF depends on how Pillow was built."""
+    return SUFFIXES if find_spec("PIL._avif") else SUFFIXES - {".avif"}
+
+
+def list_images(root: Path) -> Listing:
+    """List a folder. Raises InputError for folders that cannot be read, links in a cycle, and if there is no image."""
+    listing, suffixes = Listing(root), readable_suffixes()
+    for folder, subfolders, names in walk(root, strict=True):
+        base = folder.relative_to(root).parts
+        # Hidden folders are not entered: `walk` goes on with what is left in the list.
+        visible = [name for name in subfolders if not is_hidden(name)]
+        listing.hidden += len(subfolders) - len(visible)
+        subfolders[:] = visible
+        listing.folders += [(*base, name) for name in visible]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if is_hidden(name):
+                listing.hidden += 1
+            elif suffix in suffixes:
+                listing.images.append((*base, name))
+            elif not (folder / name).exists():
+                listing.broken_links += 1
+            else:
+                listing.left_out[printable(suffix, 20)] += 1
+    if not listing.images:
+        there = f", only {text}" if (text := listing.left_out_text()) else ""
+        raise InputError(
+            f"{root}: no image files ({' '.join(sorted(suffixes))}) found{there}; set data.path to a folder with images"
+        )
+    for paths in (listing.images, listing.folders):
+        paths.sort(key=lambda names: [natural_key(name) for name in names])
+    return listing
+
+
+def walk(root: Path, strict: bool = False) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folder, names of its subfolders, and names of its files, for a folder and all below it, following links.
+
+    Names of subfolders that the caller removes from the list are not entered. Raises InputError if links lead to the
+    same folder again and again, in a cycle or by combinations of several links: the walk would not end. If `strict`, it
+    also raises InputError for folders that cannot be read, which are left out otherwise.
+    """
+
+    def refuse(error: OSError) -> None:
+        if strict:
+            reason = error.strerror or type(error).__name__
+            raise InputError(f"{error.filename}: cannot be listed ({reason}): make it readable, or move it elsewhere")
+
     visits: Counter[tuple[int, int]] = Counter()  # visits of each folder, by device and inode
-    for base, _, names in os.walk(path, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         try:
-            status = os.stat(base)
+            status = os.stat(folder)
         except OSError:  # deleted in the meantime
             continue
         visits[status.st_dev, status.st_ino] += 1
         if visits[status.st_dev, status.st_ino] > MAXIMUM_PATHS:
             raise InputError(
-                f"{path}: links lead to {base} by more than {MAXIMUM_PATHS} paths, as in a cycle: remove some"
+                f"{root}: links lead to {folder} by more than {MAXIMUM_PATHS} paths, as in a cycle: remove some"
             )
-        yield from (Path(base, name) for name in names)
+        yield Path(folder), subfolders, names
 
 
-def list_image_files(path: Path) -> list[Path]:
-    """The image files below a folder in natural order, without hidden ones such as macOS's `._1.png`."""
-    files = [f for f in walk_files(path) if f.name.lower().endswith(IMAGE_FILES) and f.name[0] != "."]
-    if not files:
-        raise InputError(
-            f"{path}: no image files ({' '.join(IMAGE_FILES)}) found; set data.path to a folder with images"
-        )
-    return sorted(files, key=lambda file: [_natural(part) for part in file.relative_to(path).parts])
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or belongs to a system, and so is no data of the user's."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
+def compose(name: str) -> str:
+    """A name in Unicode's normal form C: macOS stores decomposed letters, and the same name must be the same class."""
+    return unicodedata.normalize("NFC", name)
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """A sort key that compares runs of digits as numbers; the name itself breaks ties, as of 1.png and 01.png."""
     # Text is at even indices and digits at odd ones, so that a string is never compared with a number.
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
+    parts = re.split(r"([0-9]+)", compose(name))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def class_labels(files: list[Path], path: Path, known: list[str] | None = None) -> tuple[np.ndarray | None, list[str]]:
-    """Labels int64 [N] (None if no file is in a subfolder) and the class names; `known`: those of the training part."""
-    top_level = [file for file in files if file.parent == path]
-    if top_level and len(top_level) < len(files):
-        nested = next(file for file in files if file.parent != path)
-        raise InputError(
-            f"{path}: {top_level[0]} is in no class subfolder but {nested} is: put all images into subfolders, or none"
-        )
-    file_classes = [] if top_level else [file.relative_to(path).parts[0] for file in files]
-    names = sorted(set(file_classes), key=_natural)
-    if known is None:
-        known = names
-    elif set(names) - set(known) or (known and not names):
-        extra = ", ".join(sorted(set(names) - set(known), key=_natural)[:3]) or "no class subfolders"
-        raise InputError(f"{path}: has {extra}, unlike the training part ({', '.join(known[:10]) or 'no classes'})")
-    index = {name: i for i, name in enumerate(known)}
-    return (np.asarray([index[name] for name in file_classes], dtype=np.int64) if file_classes else None), known
+def _by_suffix(counts: Counter[str]) -> list[str]:
+    return [f"{count} {suffix or 'without a suffix'}" for suffix, count in counts.most_common()]
 
 
-def read_pixels(files: list[Path], size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """The pixels of image files, uint8 [N, channels, H, W].
-
-    Raises InputError for files that are not images or differ in size, and if the pixels would take far more memory than
-    the files: an image of a single colour, or an enlarged one, can have a million pixels in a few bytes.
-    """
-    images: np.ndarray | None = None
-    for i, file in enumerate(files):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about truncated metadata
-                pixels = _pixels(file, size, channels)
-        # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
-        except Exception as error:
-            reason = printable(error, 200) or type(error).__name__
-            raise InputError(f"{file}: cannot be read as an image ({reason}); repair or remove it") from error
-        if images is None:
-            array_bytes, file_bytes = len(files) * pixels.size, sum(_bytes(file) for file in files)
-            if array_bytes > max(DATA_BYTES, MAXIMUM_EXPANSION * file_bytes):
-                raise InputError(
-                    f"{len(files)} image files of {file_bytes} bytes would take {array_bytes} bytes of pixels: set a "
-                    "smaller data.image_size"
-                )
-            try:
-                images = np.empty((len(files), *pixels.shape), dtype=np.uint8)
-            except MemoryError as error:
-                raise InputError(
-                    f"{len(files)} images of the size of {file} do not fit into memory: set data.image_size"
-                ) from error
-        if pixels.shape != images.shape[1:]:
-            (height, width), (other_height, other_width) = images.shape[2:], pixels.shape[1:]
-            raise InputError(
-                f"images differ in size: {files[0]} is {width}x{height} but {file} is {other_width}x{other_height} "
-                "(width x height): set a common size, e.g. data.image_size=32"
-            )
-        images[i] = pixels
-    assert images is not None  # list_image_files raises if there are none
-    return images
+def count_of(count: int, noun: str) -> str:
+    """Such as '1 file' and '2 files'."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # reported when it is read
-        return 0
-
-
-def _pixels(file: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
-    """One image file as uint8 [channels, H, W]."""
-    from PIL import Image, ImageOps
-
-    if not file.is_file():
-        raise ValueError("it is not a regular file")
-    with Image.open(file, formats=FORMATS) as opened:
-        if opened.width * opened.height > MAXIMUM_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels exceed the maximum of {MAXIMUM_PIXELS}")
-        if opened.mode[0] in "IF":
-            raise ValueError(f"pixels of mode {opened.mode} have more than 8 bits; convert it to 8 bits per channel")
-        image: Image.Image = ImageOps.exif_transpose(opened)  # cameras store the rotation as metadata
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")  # dropping alpha would reveal colours that no viewer shows
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-    if size is not None and image.size != size[::-1]:
-        scale = min(image.height / size[0], image.width / size[1])
-        height, width = (max(1, round(scale * length)) for length in size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        # Crop first: with resize(box=...) the filter reaches beyond the crop.
-        image = image.crop((left, top, left + width, top + height)).resize(size[::-1], Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+def name_some(items: Iterable[str]) -> str:
+    """The first few items, and the number of the others."""
+    items = list(items)
+    named = [printable(item, 60) for item in items[:NAMED]]
+    return ", ".join(named) + (f" and {len(items) - NAMED} more" if len(items) > NAMED else "")

@@ -12,7 +12,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from vaerun.data.array_names import match_names
 from vaerun.data.arrays import FIELDS, Arrays, check_arrays, split_off_test
-from vaerun.data.image_files import class_labels, list_image_files, parse_size, read_pixels
+from vaerun.data.folders import folder as folder
 from vaerun.errors import InputError
 from vaerun.storage.memory import available_bytes
 from vaerun.storage.npz import DATA_BYTES, TooLarge, array_names, read_npz
@@ -208,38 +208,6 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     fields: dict[str, Any] = {field: content.pop(chosen[field]) if field in chosen else None for field in FIELDS}
     arrays = check_arrays(Arrays(**fields, split=split or "official", notes=tuple(notes)), str(path), in_place=True)
     return split_off_test(arrays, in_place=True) if arrays.test_images is None else arrays
-
-
-def folder(
-    scratch: Path, path: str | Path = "", image_size: int | Sequence[int] | None = None, channels: int = 3
-) -> Arrays:
-    """The image files below a folder, in natural order (2.png before 10.png), as uint8 [N, channels, H, W].
-
-    If PATH/train and PATH/test both exist, they are the two parts, and other subfolders are ignored; else a tenth of
-    the images is split off. The class of an image is its subfolder; images directly in the folder have no labels.
-    `image_size` (pixels, or [H, W]) crops the centre to this aspect ratio and resizes with Lanczos; without it, all
-    images must have the same size. Transparent images are composited on white. Raises InputError for unusable files.
-    """
-    path = _require_path(path, "data=folder")
-    if not path.is_dir():
-        raise InputError(f"{path}: not a folder; expected a folder of images")
-    if channels not in (1, 3):
-        raise InputError(f"data.channels={channels}: expected 1 (grey) or 3 (RGB)")
-    size = parse_size(image_size)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        train, test = list_image_files(path / "train"), list_image_files(path / "test")
-        train_labels, names = class_labels(train, path / "train")
-        test_labels, _ = class_labels(test, path / "test", names)
-        images = read_pixels(train + test, size, channels)
-        return Arrays(images[: len(train)], train_labels, images[len(train) :], test_labels, "official")
-    files = list_image_files(path)
-    subfolders = {file.relative_to(path).parts[0] for file in files}
-    if "train" in subfolders and subfolders <= {"train", "val", "valid", "validation"}:
-        raise InputError(
-            f"{path}: has train/ but no test/: add it, or set data.path={path / 'train'} to split off a test part"
-        )
-    labels, names = class_labels(files, path)
-    return split_off_test(Arrays(read_pixels(files, size, channels), labels, None, None, ""))
 
 
 def describe_error(error: BaseException) -> str:

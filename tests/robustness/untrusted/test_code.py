@@ -21,7 +21,7 @@ from vaerun.errors import InputError
 TARGETS = [
     "os.system", "posix.system", "builtins.eval", "builtins.open", "subprocess.Popen", "importlib.import_module",
     "torch.load", "pickle.loads", "vaerun.data.sources.Path", "vaerun.data.sources.os.system", "vaerun.data.sources.os",
-    "vaerun.data.image_files.warnings.warn", "vaerun.config.plugins.trust",
+    "vaerun.data.decoding.warnings.warn", "vaerun.config.plugins.trust",
     "vaerun.config.plugins.importlib.import_module", "vaerun.launch.worker.main", "vaerun.cli.main.main",
     "vaerun.storage.json_files.write_json", "vaerun.data.sources._mnist_like",
     "vaerun.data.sources.__loader__", "vaerun.data.sources.reason", "vaerunevil.main", "vaerun", "", "vaerun.",

@@ -22,10 +22,9 @@ from support.runs.evaluating import SMALL
 from torchvision import datasets
 
 from vaerun.cli import evaluate
-from vaerun.data import image_files as image_module
-from vaerun.data import sources
+from vaerun.data import decoding, sources
 from vaerun.data.cache import load_arrays
-from vaerun.data.image_files import list_image_files, read_pixels
+from vaerun.data.image_files import list_images
 from vaerun.errors import InputError
 from vaerun.storage import npz as archives
 from vaerun.storage.npz import read_npz
@@ -207,7 +206,7 @@ def test_a_folder_that_is_linked_to_twice(tmp_path: Path) -> None:
     for name in "ab":
         Image.new("L", (8, 8)).save(tmp_path / "real" / f"{name}.png")
     (tmp_path / "linked").symlink_to("real")
-    assert len(list_image_files(tmp_path)) == 4
+    assert len(list_images(tmp_path).images) == 4
 
 
 def test_an_image_that_claims_billions_of_pixels(tmp_path: Path) -> None:
@@ -233,11 +232,12 @@ def test_images_of_far_more_pixels_than_bytes(tmp_path: Path, monkeypatch: pytes
     """Images of one colour: each is within the limit, their sum is not."""
     for i in range(20):
         Image.new("L", (1000, 1000)).save(tmp_path / f"{i}.png")
-    assert len(read_pixels(list_image_files(tmp_path), None, 1)) == 20
-    monkeypatch.setattr(image_module, "DATA_BYTES", 10**7)
+    files = sorted(tmp_path.iterdir())
+    assert len(decoding.read_pixels(files, None, 1).images) == 20
+    monkeypatch.setattr(decoding, "DATA_BYTES", 10**7)
     monkeypatch.setattr(np, "empty", None)
     with pytest.raises(InputError, match=r"20 image files of \d+ bytes would take 20000000 bytes of pixels"):
-        read_pixels(list_image_files(tmp_path), None, 1)
+        decoding.read_pixels(files, None, 1)
 
 
 # -- downloads ------------------------------------------------------------------------------------------------------

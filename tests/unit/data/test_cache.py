@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from vaerun.cli.data import main
 from vaerun.data import sources
@@ -213,70 +212,6 @@ def test_npz_of_a_user(tmp_path: Path) -> None:
     np.savez(file, train_images=IMAGES, test_images=IMAGES[:3])  # a changed file is read again
     assert len(load_arrays("npz", sources.npz, path=str(file)).train_images) == 20
     assert check_arrays(arrays, "again").train_labels is not None
-
-
-# --- folders of images ---
-
-
-def save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def test_folder_with_parts_and_classes(tmp_path: Path) -> None:
-    rows = IMAGES.transpose(0, 2, 3, 1)
-    for i, name in enumerate(("train/cat/10.png", "train/cat/2.PNG", "train/dog/1.bmp", "test/dog/1.ppm")):
-        save(tmp_path / name, rows[i])
-    (tmp_path / "train" / "notes.txt").touch()
-    (tmp_path / "train" / "cat" / "._2.png").touch()
-    arrays = load_arrays("folder", sources.folder, path=str(tmp_path))
-    np.testing.assert_array_equal(arrays.train_images, IMAGES[[1, 0, 2]])
-    np.testing.assert_array_equal(arrays.test_images, IMAGES[[3]])
-    np.testing.assert_array_equal(arrays.train_labels, [0, 0, 1])
-    np.testing.assert_array_equal(arrays.test_labels, [1])
-    assert arrays.split == "official"
-    grey = load_arrays("folder", sources.folder, path=str(tmp_path), options={"image_size": [2, 3], "channels": 1})
-    assert grey.train_images.shape == (3, 1, 2, 3)
-
-
-def test_flat_folder_crops_the_centre_and_lays_transparency_on_white(tmp_path: Path) -> None:
-    wide = np.zeros((4, 8, 3), np.uint8)
-    wide[:, 2:6] = 200
-    for i in range(9):
-        save(tmp_path / f"{i}.png", wide)
-    save(tmp_path / "9.png", np.zeros((2, 2, 4), np.uint8))
-    arrays = load_arrays("folder", sources.folder, path=str(tmp_path), options={"image_size": 2})
-    assert arrays.train_labels is None
-    assert arrays.test_images is not None
-    levels = [*arrays.train_images.reshape(9, -1), *arrays.test_images.reshape(1, -1)]
-    assert sorted((row.min(), row.max()) for row in levels) == [(200, 200)] * 9 + [(255, 255)]
-
-
-@pytest.mark.parametrize(
-    ("files", "options", "words"),
-    [
-        ({"a.png": (2, 2, 3), "b.png": (2, 3, 3)}, {}, ["a.png is 2x2", "b.png is 3x2", "data.image_size=32"]),
-        ({"a.png": (2, 2, 3), "b.png": None}, {}, ["b.png", "cannot be read"]),
-        ({"a.png": (2, 2, 3), "cat/b.png": (2, 2, 3)}, {}, ["a.png is in no class", "b.png"]),
-        ({"train/a.png": (2, 2, 3), "val/b.png": (2, 2, 3)}, {}, ["no test/"]),
-        ({"train/a/1.png": (2, 2, 3), "test/b/1.png": (2, 2, 3)}, {}, ["has b", "(a)"]),
-        ({"train/a/1.png": (2, 2, 3), "test/1.png": (2, 2, 3)}, {}, ["no class subfolders"]),
-        ({"notes.txt": None}, {}, ["no image files", ".png"]),
-        ({"a.png": (2, 2, 3)}, {"image_size": 0}, ["data.image_size=0"]),
-        ({"a.png": (2, 2, 3)}, {"channels": 2}, ["data.channels=2"]),
-        ({}, {}, ["not a folder"]),
-    ],
-)
-def test_folder_that_cannot_be_used(
-    files: dict[str, tuple[int, ...] | None], options: dict[str, Any], words: list[str], tmp_path: Path, cache: Path
-) -> None:
-    for name, shape in files.items():
-        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "own" / name).write_bytes(b"\x89PNG") if shape is None else save(
-            tmp_path / "own" / name, np.zeros(shape, np.uint8)
-        )
-    refused(lambda: load_arrays("folder", sources.folder, path=str(tmp_path / "own"), options=options), *words)
-    assert left_in(cache) == []
 
 
 # --- the command line ---
