@@ -236,7 +236,7 @@ def _to_channels(image: Image.Image, channels: int | None, facts: Counter[str]) 
     if channels is None:
         return image
     if channels in (1, 3) and image.mode in ("LA", "RGBA"):
-        facts["transparent"] += image.getchannel("A").getextrema()[0] < 255
+        facts["transparent"] += bool((np.asarray(image.getchannel("A")) < 255).any())
         image = image.convert("RGBA")  # dropping alpha would reveal colours that no viewer shows
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     # One coloured image suffices for the note.

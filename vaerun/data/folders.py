@@ -14,7 +14,6 @@ from vaerun.data.arrays import PARTS, Arrays, split_off_test
 from vaerun.data.decoding import check_channels, parse_size, read_pixels
 from vaerun.data.image_files import Listing, RelativePath, compose, count_of, list_images, name_some, natural_key
 from vaerun.errors import InputError
-from vaerun.storage.paths import expand_user
 from vaerun.text import is_valid_unicode
 
 SPELLINGS = {
@@ -25,12 +24,10 @@ SPELLINGS = {
 """Names of folders that hold a part of the data, in any case: also train_set, test-images, val2017."""
 
 
-def folder(
-    scratch: Path, path: str | Path = "", image_size: int | Sequence[int] | None = None, channels: int | None = 3
-) -> Arrays:
+def read_folder(root: Path, image_size: int | Sequence[int] | None, channels: int | None) -> Arrays:
     """The image files below a folder, in natural order (2.png before 10.png), as uint8 [N, channels, H, W].
 
-    The parts are PATH/train, PATH/test and PATH/validation (see SPELLINGS) if the first two exist, and what is in other
+    The parts are ROOT/train, ROOT/test and ROOT/validation (see SPELLINGS) if the first two exist, and what is in other
     folders is left out; else a tenth of the images is split off for testing. The class of an image is the first
     subfolder below that; images directly in the folder, or all in one subfolder, have no labels. Hidden files and
     folders are left out.
@@ -39,9 +36,6 @@ def folder(
     images must have the same size. With 1 (grey) or 3 (RGB) channels, transparent images are composited on white; 2 and
     4 keep alpha, and None keeps the channels of the files. Raises InputError for unusable folders and files.
     """
-    if not path:
-        raise InputError("data=folder needs the path of the images: set data.path=PATH")
-    root = expand_user(path)
     if not root.is_dir():
         raise InputError(f"{root}: not a folder; expected a folder of images")
     check_channels(channels)

@@ -12,7 +12,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from vaerun.data.array_names import match_names
 from vaerun.data.arrays import FIELDS, Arrays, check_arrays, split_off_test
-from vaerun.data.folders import folder as folder
+from vaerun.data.folders import read_folder
 from vaerun.errors import InputError
 from vaerun.storage.memory import available_bytes
 from vaerun.storage.npz import DATA_BYTES, TooLarge, array_names, read_npz
@@ -208,6 +208,13 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     fields: dict[str, Any] = {field: content.pop(chosen[field]) if field in chosen else None for field in FIELDS}
     arrays = check_arrays(Arrays(**fields, split=split or "official", notes=tuple(notes)), str(path), in_place=True)
     return split_off_test(arrays, in_place=True) if arrays.test_images is None else arrays
+
+
+def folder(
+    scratch: Path, path: str | Path = "", image_size: int | Sequence[int] | None = None, channels: int | None = 3
+) -> Arrays:
+    """The image files below a folder; see `read_folder`."""
+    return read_folder(_require_path(path, "data=folder"), image_size, channels)
 
 
 def describe_error(error: BaseException) -> str:
