@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -75,46 +75,65 @@ def check_channels(channels: int | None) -> None:
 
 
 def read_pixels(files: Sequence[Path], size: tuple[int, int] | None, channels: int | None) -> Decoded:
+    """The pixels of image files; see `read_images`."""
+    named = ((str(file), file) for file in files)
+    return read_images(named, len(files), sum(_bytes(file) for file in files), size, channels)
+
+
+def read_images(
+    files: Iterable[tuple[str, Path | BinaryIO]],
+    count: int,
+    file_bytes: int,
+    size: tuple[int, int] | None,
+    channels: int | None,
+) -> Decoded:
     """The pixels of image files, with as many channels as the first file has if `channels` is None.
+
+    Arguments:
+        files: what to call each file in messages, and its path or content.
+        count, file_bytes: number of files, and the bytes that they take together; at least one file.
+        size: (height, width) to crop and resize to; None: all images have the same.
+        channels: see `check_channels`.
 
     Raises InputError for files that are not images or differ in size or channels, and if the pixels would take far more
     memory than the files: an image of a single colour, or an enlarged one, can have a million pixels in a few bytes.
     """
     images: np.ndarray | None = None
     facts: Counter[str] = Counter()
-    for i, file in enumerate(files):
-        pixels = _read_file(file, size, channels, facts)
+    first = ""
+    for i, (name, file) in enumerate(files):
+        pixels = _read_file(name, file, size, channels, facts)
         if images is None:
-            images = _allocate(files, pixels)
+            images, first = _allocate(name, count, file_bytes, pixels), name
         if pixels.shape[1:] != images.shape[2:]:
             (height, width), (other_height, other_width) = images.shape[2:], pixels.shape[1:]
             raise InputError(
-                f"images differ in size: {files[0]} is {width}x{height} but {file} is {other_width}x{other_height} "
+                f"images differ in size: {first} is {width}x{height} but {name} is {other_width}x{other_height} "
                 "(width x height): set a common size, e.g. data.image_size=32"
             )
         if len(pixels) != images.shape[1]:
             raise InputError(
-                f"images differ in channels: {files[0]} has {images.shape[1]} but {file} has {len(pixels)}: set "
+                f"images differ in channels: {first} has {images.shape[1]} but {name} has {len(pixels)}: set "
                 "data.channels=3 for colour, or 1 for grey"
             )
         images[i] = pixels
-    assert images is not None  # a listing has at least one file
+    assert images is not None  # there is at least one file
     return Decoded(images, _notes(facts), _warnings(images))
 
 
-def _allocate(files: Sequence[Path], first: np.ndarray) -> np.ndarray:
-    """Room for as many images of the shape of the first one."""
-    array_bytes, file_bytes = len(files) * first.size, sum(_bytes(file) for file in files)
+def _allocate(name: str, count: int, file_bytes: int, first: np.ndarray) -> np.ndarray:
+    """Room for as many images of the shape of the first one, which has this name."""
+    array_bytes = count * first.size
     if array_bytes > max(DATA_BYTES, MAXIMUM_EXPANSION * file_bytes):
         raise InputError(
-            f"{len(files)} image files of {file_bytes} bytes would take {array_bytes} bytes of pixels: set a smaller "
+            f"{count} image files of {file_bytes} bytes would take {array_bytes} bytes of pixels: set a smaller "
             "data.image_size"
         )
     try:
-        return np.empty((len(files), *first.shape), dtype=np.uint8)
+        return np.empty((count, *first.shape), dtype=np.uint8)
     except MemoryError as error:
         raise InputError(
-            f"{len(files)} images of the size of {files[0]} do not fit into memory: set a smaller data.image_size"
+            f"{count} images of the size of {name} do not fit into memory: set a smaller data.image_size"
         ) from error
 
 
@@ -131,37 +150,39 @@ def _formats() -> tuple[str, ...]:
     return FORMATS if find_spec("PIL._avif") else tuple(name for name in FORMATS if name != "AVIF")
 
 
-def _read_file(file: Path, size: tuple[int, int] | None, channels: int | None, facts: Counter[str]) -> np.ndarray:
+def _read_file(
+    name: str, file: Path | BinaryIO, size: tuple[int, int] | None, channels: int | None, facts: Counter[str]
+) -> np.ndarray:
     """One image file as uint8 [channels, H, W]; what is to be said about it is counted in `facts`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if not file.is_file():
+        if isinstance(file, Path) and not file.is_file():
             raise ValueError("it is a link without a target" if file.is_symlink() else "it is not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about truncated metadata and large images
             with Image.open(file, formats=_formats()) as opened:
-                return _pixels(opened, file, size, channels, facts)
+                return _pixels(opened, name, size, channels, facts)
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{file}: more than {MAXIMUM_FILE_PIXELS} pixels, the most that a file may have: shrink it first with "
+            f"{name}: more than {MAXIMUM_FILE_PIXELS} pixels, the most that a file may have: shrink it first with "
             "another program"
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{file}: cannot be read as an image (its content is none of {', '.join(_formats())}): convert, repair or "
+            f"{name}: cannot be read as an image (its content is none of {', '.join(_formats())}): convert, repair or "
             "remove it"
         ) from error
     # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
         reason = printable(error, 200) or type(error).__name__
-        raise InputError(f"{file}: cannot be read as an image ({reason}); repair or remove it") from error
+        raise InputError(f"{name}: cannot be read as an image ({reason}); repair or remove it") from error
 
 
 def _pixels(
-    opened: ImageFile.ImageFile, file: Path, size: tuple[int, int] | None, channels: int | None, facts: Counter[str]
+    opened: ImageFile.ImageFile, name: str, size: tuple[int, int] | None, channels: int | None, facts: Counter[str]
 ) -> np.ndarray:
     """See `_read_file`."""
     from PIL import Image, ImageOps
@@ -171,12 +192,12 @@ def _pixels(
         raise Image.DecompressionBombError
     if count > MAXIMUM_PIXELS and size is None:
         raise InputError(
-            f"{file}: {opened.width} x {opened.height} pixels are too many for a model: set the size to which images "
+            f"{name}: {opened.width} x {opened.height} pixels are too many for a model: set the size to which images "
             "are shrunk while they are read, e.g. data.image_size=64"
         )
     if opened.format == "TIFF" and opened.getexif().get(ORIENTATION, 1) >= 5 and opened.tile[0][0] == "raw":
         raise InputError(
-            f"{file}: an uncompressed TIFF that is to be shown turned by a quarter, which Pillow misreads: save it "
+            f"{name}: an uncompressed TIFF that is to be shown turned by a quarter, which Pillow misreads: save it "
             "upright or compressed"
         )
     # The further pictures of a camera's MPO are previews and depth, no pages.
@@ -187,7 +208,7 @@ def _pixels(
     if count > MAXIMUM_PIXELS and size is not None:
         opened.draft(None, (REDUCTION * max(size), REDUCTION * max(size)))  # JPEG: decodes fewer pixels
     ImageOps.exif_transpose(opened, in_place=True)  # cameras store the rotation as metadata
-    image = _plain(_as_bytes(opened, file, facts))
+    image = _plain(_as_bytes(opened, name, facts))
     if count > MAXIMUM_PIXELS and size is not None:
         block = max(1, min(image.size) // (REDUCTION * max(size)))
         left, top = image.width % block // 2, image.height % block // 2
@@ -206,7 +227,7 @@ def _pixels(
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _as_bytes(image: Image.Image, file: Path, facts: Counter[str]) -> Image.Image:
+def _as_bytes(image: Image.Image, name: str, facts: Counter[str]) -> Image.Image:
     """An image of 8 bits per channel; 16 bits of grey are divided by 257."""
     from PIL import Image
 
@@ -214,7 +235,7 @@ def _as_bytes(image: Image.Image, file: Path, facts: Counter[str]) -> Image.Imag
         return image
     # Pillow keeps the 16 bits of PNG and PGM in 32, depending on its version.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise InputError(f"{file}: its pixels have 32 bits (mode {image.mode}): convert the images to 8 or 16 bits")
+        raise InputError(f"{name}: its pixels have 32 bits (mode {image.mode}): convert the images to 8 or 16 bits")
     facts["16 bits"] += 1
     levels = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
