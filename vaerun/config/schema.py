@@ -60,6 +60,8 @@ class DataSettings:
     path: str | None = None
     image_size: Any = None
     channels: int | None = 3
+    image_column: str | None = None
+    label_column: str | None = None
     binarize: str = option("none", choices=("none", "dynamic", "fixed"))
     dequantize: bool = False
     logit: bool = False

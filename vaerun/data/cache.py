@@ -26,6 +26,7 @@ import numpy as np
 
 from vaerun.data import sources
 from vaerun.data.arrays import FIELDS, PARTS, Arrays, check_arrays, digest, split_off_test
+from vaerun.data.formats.files import files_read
 from vaerun.data.image_files import readable_suffixes, walk
 from vaerun.data.sources import describe_error
 from vaerun.errors import InputError
@@ -208,12 +209,12 @@ def _call_source(
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Names, sizes and modification times of a file, or of all files below a folder; empty if there are none.
+    """Names, sizes and modification times of a file and those read with it, or of all files below a folder.
 
     For a folder also the names of its subfolders, and which images can be read here.
     """
     if path.is_file():
-        return [_file_stamp(path, path)]
+        return [_file_stamp(file, path.parent) for file in files_read(path)]
     if not path.is_dir():
         return []
     stamp = []

@@ -22,6 +22,8 @@ import numpy as np
 from vaerun.data.array_names import match_names
 from vaerun.data.arrays import FIELDS, Arrays, check_arrays, split_off_test
 from vaerun.data.folders import read_folder
+from vaerun.data.formats.files import read_original
+from vaerun.data.formats.hugging_face import read_tables
 from vaerun.errors import InputError
 from vaerun.storage.memory import available_bytes
 from vaerun.storage.npz import DATA_BYTES, TooLarge, array_names, read_npz
@@ -176,10 +178,13 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     """The arrays of an .npz file: train_images, and optionally train_labels, test_images, validation_images, ...
 
     Other usual names are understood (`match_names`). Without test images, a tenth is split off. The split is named by
-    the array `split` (one string) of the file, else by the argument, else "official". Raises InputError if the file is
-    missing, corrupt, not in this format or larger than the memory.
+    the array `split` (one string) of the file, else by the argument, else "official". Other formats are read by
+    `vaerun.data.formats`. Raises InputError if the file is missing, corrupt, not in these formats or larger than the
+    memory.
     """
     path = _require_path(path, "data=npz")
+    if path.exists() and (original := read_original(path)) is not None:
+        return _with_test_part(original, path)
     needs = "required: train_images, [N, C, H, W] (optional: train_labels, test_images, test_labels, ...)"
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}; expected an .npz file; {needs}")
@@ -206,7 +211,29 @@ def npz(scratch: Path, path: str | Path = "", split: str | None = None) -> Array
     if stored_split is not None and stored_split.ndim == 0 and stored_split.dtype.kind == "U":
         split = str(stored_split)
     fields: dict[str, Any] = {field: content.pop(chosen[field]) if field in chosen else None for field in FIELDS}
-    arrays = check_arrays(Arrays(**fields, split=split or "official", notes=tuple(notes)), str(path), in_place=True)
+    return _with_test_part(Arrays(**fields, split=split or "official", notes=tuple(notes)), path)
+
+
+def file(scratch: Path, path: str | Path = "") -> Arrays:
+    """The images of a file, or of a folder with the files of a published data set; see `npz`."""
+    return npz(scratch, _require_path(path, "data=file"))
+
+
+def hf(
+    scratch: Path,
+    path: str | Path = "",
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Arrays:
+    """The images of a HuggingFace data set on disk; see `read_tables`."""
+    path = _require_path(path, "data=hf")
+    return _with_test_part(read_tables(path, image_size, channels, image_column, label_column), path)
+
+
+def _with_test_part(arrays: Arrays, path: Path) -> Arrays:
+    arrays = check_arrays(arrays, str(path), in_place=True)
     return split_off_test(arrays, in_place=True) if arrays.test_images is None else arrays
 
 

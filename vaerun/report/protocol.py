@@ -28,8 +28,11 @@ PROTOCOL = (
     *DATA, *LIKELIHOOD_KEYS, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
 )  # fmt: skip
 INCOMPARABLE = (*LIKELIHOOD_KEYS, "data", "binarize", "dequantize", "logit", "conditional", "evaluated_split")
+READING = tuple(f"data.{key}" for key in ("image_size", "channels", "image_column", "label_column"))
+"""How a user's data are read."""
+
 DETERMINING_SETTINGS = {
-    **dict.fromkeys(DATA, ("data", "data.name", "data.path", "data.source.path", "data.image_size", "data.channels")),
+    **dict.fromkeys(DATA, ("data", "data.name", "data.path", "data.source.path", *READING)),
     "images.train": ("data", "data.name", "data.path", "data.source.path", "data.train_images", "data.validation"),
     "images.validation": ("data", "data.name", "data.path", "data.source.path", "data.validation"),
     "evaluated_images": ("evaluation.images", "data", "data.name"),

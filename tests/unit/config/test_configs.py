@@ -88,8 +88,17 @@ def compose(*overrides: str) -> Settings:
 
 def data_overrides(name: str, root: Path) -> list[str]:
     words = [f"data={name}", "data.validation=20"]
-    own = {"npz": "mnist.npz", "folder": "pictures"}
+    own = {"npz": "mnist.npz", "file": "mnist.npz", "hf": "mnist.parquet", "folder": "pictures"}
     return words + ([f"data.path={root / own[name]}"] if name in own else [])
+
+
+def write_table(path: Path) -> None:
+    """The prepared MNIST as a table, with images as lists of numbers."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra hf")
+    pytest.importorskip("pyarrow.parquet")
+    with np.load(path.with_name("mnist.npz")) as arrays:
+        columns = {"image": arrays["train_images"][:, 0].tolist(), "label": arrays["train_labels"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
 def names(group: str) -> list[str]:
@@ -114,6 +123,8 @@ def assert_ran(folder: Path, result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}={p.stem}")
 def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_path: Path) -> None:
     group, name = path.parent.name, path.stem
+    if name == "hf":
+        write_table(prepared / "mnist.parquet")
     words = data_overrides(name, prepared) if group == "data" else [f"{group}={name}"]
     if group == "experiment":
         words += ["data.validation=20", "data.train_images=100"]
@@ -124,7 +135,8 @@ def test_file_composes_and_its_parts_are_built(path: Path, prepared: Path, tmp_p
         assert getattr(settings, group).name == name
     data = build_data(settings.data, torch.device("cpu"))
     if group == "data":
-        assert data.image_shape == {**SHAPES, "digits": (1, 8, 8), "npz": (1, 28, 28), "folder": (3, 8, 8)}[name]
+        shapes = SHAPES | {"digits": (1, 8, 8), "folder": (3, 8, 8)} | dict.fromkeys(("npz", "file", "hf"), (1, 28, 28))
+        assert data.image_shape == shapes[name]
         assert data.classes == (3 if name == "folder" else 10)
         assert len(data.validation) == 20
     if group == "experiment":  # the file's networks
