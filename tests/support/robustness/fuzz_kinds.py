@@ -16,6 +16,7 @@ import torch
 import yaml
 from support.robustness.fuzz_words import evaluation_words, override_words, table_words
 from support.robustness.fuzzing import Case, call
+from support.robustness.mutated_data import HAVE_TABLES, array_files, table_files, write_mutated
 from support.robustness.mutation import (
     Random,
     mutate_bytes,
@@ -254,6 +255,28 @@ def images(workspace: Workspace, random: Random) -> Case:
     return Case("vaerun", words, unchanged=(folder, workspace.work))
 
 
+def other_format(workspace: Workspace, random: Random, data: str, sets: dict[str, dict[str, bytes]]) -> Case:
+    """A data set in another project's format, read by a function or by a run."""
+    folder = workspace.folder / "other"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = write_mutated(random, folder, sets)
+    if random.random() < 0.98:
+        return Case("load_arrays", [data, str(path)], unchanged=(folder, workspace.work))
+    words = ["--check", *QUICK, "model=vae", f"data={data}", f"data.path={path}", "trainer.batch_size=4"]
+    return Case("vaerun", [*words, "data.train_images=null"], unchanged=(folder, workspace.work))
+
+
+def array_file(workspace: Workspace, random: Random) -> Case:
+    """A file of IDX, .npy, MATLAB or text, by data=file."""
+    return other_format(workspace, random, "file", array_files())
+
+
+def table_file(workspace: Workspace, random: Random) -> Case:
+    """A table of Arrow or Parquet, by data=hf."""
+    return other_format(workspace, random, "hf", table_files())
+
+
 def raw_files(workspace: Workspace, random: Random) -> Case:
     """What a server sends in place of the files of a built-in source: idx, mat, batches of pickles."""
     served = workspace.folder / "served"
@@ -305,7 +328,10 @@ KINDS: dict[str, tuple[Callable[[Workspace, Random], Case], int, int]] = {
     "image folder": (images, 150, 10),
     "last.pt": (last, 150, 6),
     "TensorBoard events": (events, 120, 4),
+    "IDX, npy, mat and amat files": (array_file, 3000, 60),
 }
+if HAVE_TABLES:
+    KINDS["Arrow and Parquet tables"] = (table_file, 3000, 60)
 
 
 def case_factory(workspace: Workspace, kind: str) -> Callable[[int], Case]:

@@ -21,11 +21,18 @@ from typing import Any
 
 import vaerun
 from vaerun.config import plugins
+from vaerun.data import sources
+from vaerun.data.cache import load_arrays
 from vaerun.errors import InputError
 
 SECONDS = 20.0  # after which a command counts as hanging
 ROOT = str(Path(vaerun.__file__).parents[1])
 OPEN = "import sys, vaerun; run = vaerun.load_run(sys.argv[1]); run.model; run.data"
+READ = (
+    "import sys; from vaerun.data import cache, sources; "
+    "cache.load_arrays(sys.argv[1], getattr(sources, sys.argv[1]), path=sys.argv[2], cached=False)"
+)
+CALLS = {"load_run": OPEN, "load_arrays": READ}
 IGNORED = (".lock",)  # files that any reader may touch
 
 
@@ -34,7 +41,7 @@ class Case:
     """One command on one input.
 
     Attributes:
-        program: vaerun, vaerun-eval, vaerun-table, vaerun-data or load_run.
+        program: vaerun, vaerun-eval, vaerun-table, vaerun-data, or the functions load_run and load_arrays.
         words: its arguments.
         kept: folders in which nothing may change, whatever becomes of the command.
         safe: folders in which nothing may change unless it succeeds.
@@ -78,13 +85,16 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def call(program: str, words: list[str]) -> int:
     """Run the command in this process and return its exit code."""
-    if program == "load_run":
+    if program in CALLS:
         try:
-            run = vaerun.load_run(words[0])
-            run.model  # noqa: B018
-            run.data  # noqa: B018
+            if program == "load_run":
+                run = vaerun.load_run(words[0])
+                run.model  # noqa: B018
+                run.data  # noqa: B018
+            else:
+                load_arrays(words[0], getattr(sources, words[0]), path=words[1], cached=False)
         except InputError as error:
-            print(f"load_run: error: {error}", file=sys.stderr)
+            print(f"{program}: error: {error}", file=sys.stderr)
             return 2
         return 0
     if program != "vaerun":
@@ -146,16 +156,16 @@ def run_in_subprocess(case: Case) -> Outcome:
     """Run a case as a separate process."""
     words = [os.fsencode(word) for word in case.words]
     program: list[Any] = [Path(sys.executable).with_name(case.program)]
-    if case.program == "load_run":
-        program = [sys.executable, "-c", OPEN]
+    if case.program in CALLS:
+        program = [sys.executable, "-c", CALLS[case.program]]
     env = dict(os.environ) | {"PYTHONPATH": ROOT} | case.env
     try:
         process = subprocess.run([*program, *words], capture_output=True, timeout=6 * SECONDS, env=env, check=False)
     except subprocess.TimeoutExpired:
         return Outcome("hang", "", "")
     out, err = process.stdout.decode("utf-8", "replace"), process.stderr.decode("utf-8", "replace")
-    if case.program == "load_run" and process.returncode == 1 and "vaerun.errors.InputError: " in err:
-        return Outcome(2, out, f"load_run: error: {err.splitlines()[-1].partition(': ')[2]}\n")
+    if case.program in CALLS and process.returncode == 1 and "vaerun.errors.InputError: " in err:
+        return Outcome(2, out, f"{case.program}: error: {err.splitlines()[-1].partition(': ')[2]}\n")
     return Outcome(process.returncode, out, err)
 
 
