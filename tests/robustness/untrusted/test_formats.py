@@ -303,6 +303,16 @@ def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
     assert_refused(tmp_path / "a.arrow", "description by datasets", data="hf")
 
 
+def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Found by fuzzing: names of columns, and of the fields of a structure, that are not UTF-8."""
+    write_stream(tmp_path / "a.arrow", pa.table({"image": pa.array([{"bytes": png()}] * 9)}))
+    content = (tmp_path / "a.arrow").read_bytes()
+    for name in (b"image", b"bytes"):
+        assert content.count(name) == 1
+        (tmp_path / "a.arrow").write_bytes(content.replace(name, b"\x8e" + name[1:]))
+        assert_refused(tmp_path / "a.arrow", "not a readable table", data="hf")
+
+
 def test_names_of_classes_that_are_none(tmp_path: Path) -> None:
     for names in ([1], "ab", ["x" * 10**6], {"a": 1}):
         features = {"label": {"_type": "ClassLabel", "names": names}}

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from vaerun.data.formats.reading import reading
 from vaerun.data.formats.tables import Table, import_pyarrow
 from vaerun.errors import InputError
 from vaerun.storage.json_files import parse_json
@@ -47,13 +46,12 @@ class Columns:
 def choose_columns(table: Table, image_column: str | None, label_column: str | None) -> Columns:
     """The columns that the user names, or else those that can be meant.
 
-    Raises InputError, which says what to set, if there is none or there are several.
+    Raises InputError, which says what to set, if there is none or there are several; ValueError for a damaged schema.
     """
     schema, where = table.schema, str(table.path)
     if len(set(schema.names)) < len(schema.names):
         raise InputError(f"{where}: two columns have the same name: rename one")
-    with reading(table.path, "table"):
-        features = _features(schema)
+    features = _features(schema)
     encoded = [name for name in schema.names if _is_encoded(_storage(schema.field(name).type))]
     nested = [name for name in schema.names if _is_nested(_storage(schema.field(name).type))]
     image = _choose(image_column, encoded or nested, [*encoded, *nested], schema.names, "image_column", "images", where)

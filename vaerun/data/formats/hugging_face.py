@@ -59,11 +59,13 @@ def read_tables(
     for part, members in parts.items():
         if not any(table.rows for table in members):
             raise InputError(f"{members[0].path}: the {part} part has no rows: remove its tables")
-    columns = choose_columns(tables[0], image_column, label_column)
+    with reading(tables[0].path, "table"):  # names of columns may be no UTF-8
+        columns = choose_columns(tables[0], image_column, label_column)
     used = [name for name in (columns.image, columns.label) if name is not None]
     for table in tables[1:]:
-        if any(name not in table.schema.names or _type(table, name) != _type(tables[0], name) for name in used):
-            raise InputError(f"{table.path}: its columns {' and '.join(used)} are not those of {tables[0].path}")
+        with reading(table.path, "table"):
+            if any(name not in table.schema.names or _type(table, name) != _type(tables[0], name) for name in used):
+                raise InputError(f"{table.path}: its columns {' and '.join(used)} are not those of {tables[0].path}")
     labels: dict[str, list[np.ndarray]] = {part: [] for part in parts}
     if columns.encoded:
         contents = _contents(parts, columns, labels)
