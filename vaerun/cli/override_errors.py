@@ -105,8 +105,8 @@ def _unknown_key(text: str, words: list[str]) -> str | None:
     if available := _choices_with(key):
         return f"{key} is not a key of this {key.split('.')[0]} choice; available with {', '.join(available)}"
     quoted, known = printable(key, MAX_LETTERS), [*GROUPS, *_known_keys(words)]
-    if key in known:  # only some jobs of the sweep have this key
-        return f"{quoted} is not a key of every job: sweep over choices that have it, or leave it out"
+    if key in known:  # of the default choices, or of some trials of a search
+        return f"{quoted} is not a key of these choices: leave it out, or choose others"
     return f"unknown key '{quoted}'.{did_you_mean(key, known)} (vaerun --cfg job lists all keys)"
 
 
@@ -168,19 +168,24 @@ def _choices_with(key: str) -> list[str]:
 
 
 def _known_keys(words: list[str]) -> list[str]:
-    """Keys of the configuration composed from the group choices among the arguments."""
+    """Keys of the configurations composed from the group choices among the arguments, each value of a sweep once."""
     from hydra.core.global_hydra import GlobalHydra
 
-    chosen = [word for word in words if word.split("=")[0] in GROUPS and "," not in word]
-    for overrides in (chosen, []):
+    chosen = {word.split("=")[0]: word.partition("=")[2].split(",") for word in words if word.split("=")[0] in GROUPS}
+    points = range(max(map(len, chosen.values()), default=0))
+    choices = [[f"{group}={values[i % len(values)]}" for group, values in chosen.items()] for i in points]
+    keys: dict[str, None] = {}
+    for overrides in [*choices, []]:
+        if keys and not overrides:
+            break
         try:
             GlobalHydra.instance().clear()
             with hydra.initialize_config_dir(str(builtin_config_dir()), version_base="1.3"):
                 cfg = hydra.compose("config", overrides)
-            return list(dotted_keys(OmegaConf.to_container(cfg)))
+            keys |= dict.fromkeys(dotted_keys(OmegaConf.to_container(cfg)))
         except Exception:  # only needed for a hint: ignore further mistakes in the command
             continue
-    return []
+    return list(keys)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from vaerun.signals import ShutdownSignal, interrupt_on_signal
+from vaerun.sweep.composition import collecting_missing_keys
 from vaerun.sweep.search import OPTUNA_SWEEPER, ResumableSearch
 from vaerun.sweep.sweep import BASIC_LAUNCHER, BASIC_SWEEPER, Sweep
 
@@ -70,7 +71,8 @@ def patched_launcher(command: list[str], check_only: bool = False) -> Iterator[S
         Plugins.instantiate_launcher = instantiate  # type: ignore[method-assign]
         Plugins.instantiate_sweeper = instantiate_sweeper  # type: ignore[method-assign]
         try:
-            yield sweep
+            with collecting_missing_keys(is_sweep=lambda: sweep.folder is None):  # `inspect` precedes all jobs
+                yield sweep
         finally:
             sweep.clean_up()
             Plugins.instantiate_launcher = original  # type: ignore[method-assign]

@@ -40,6 +40,7 @@ class PlannedJob:
         state: NEW, RESUMABLE, FAILED (runs again), FINISHED (is skipped) or RUNNING (in another process).
         previous_result: result.json as it was when the sweep began.
         data_lines: what was read of its data set.
+        left_out: overrides of the sweep whose keys the job lacks.
     """
 
     job: Job
@@ -48,6 +49,7 @@ class PlannedJob:
     state: JobState = JobState.NEW
     previous_result: dict[str, Any] | None = field(default=None, repr=False)
     data_lines: list[str] = field(default_factory=list, repr=False)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -124,7 +126,8 @@ def unique_jobs(jobs: list[PlannedJob]) -> list[PlannedJob]:
 
 def label_jobs(jobs: list[PlannedJob]) -> None:
     """Label each job by the overrides that differ between jobs."""
-    count = Counter(word for planned in jobs for word in set(planned.job.overrides))
+    # An override that a job lacks the key of does not vary for that alone.
+    count = Counter(word for planned in jobs for word in {*planned.job.overrides, *planned.left_out})
     for planned in jobs:
         varying = [word for word in planned.job.overrides if count[word] < len(jobs)]
         label = " ".join(varying or planned.job.overrides) or "the defaults"
@@ -151,29 +154,31 @@ def write_plan(folder: Path, command: list[str], jobs: list[PlannedJob]) -> None
                 "folder": name,
                 "fingerprint": job.fingerprint,
                 "words": job.overrides,
+                "left_out": planned.left_out,
                 "total_steps": planned.total_steps,
                 "config": asdict(replace(job.settings, output_dir=None)),
             }
         entries = list(by_folder.values())
         if jobs:  # one table for all jobs, with rows for each key that varies between them
             table = asdict(jobs[-1].job.settings.sweep.table)
-            table["rows"] = table_rows([entry["words"] for entry in entries], table)
+            table["rows"] = table_rows([(entry["words"], entry.get("left_out", [])) for entry in entries], table)
             for entry in entries:
                 entry["config"]["sweep"] = {**entry["config"].get("sweep", {}), "table": dict(table)}
         write_json(path, {"schema": 1, "command": command, "jobs": entries})
 
 
-def table_rows(jobs: list[list[str]], table: dict[str, Any]) -> str:
+def table_rows(jobs: list[tuple[list[str], list[str]]], table: dict[str, Any]) -> str:
     """Keys for the rows of a sweep's table: the requested ones, and all others that the sweep varies.
 
     Arguments:
-        jobs: overrides of each job.
+        jobs: overrides of each job, and those left out since it lacks the key, which then does not vary for that alone.
         table: the settings `sweep.table`.
     """
     values: dict[str, set[str]] = {}
-    for overrides in jobs:
+    for overrides, left_out in jobs:
         value_of = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
-        for key in [*values, *value_of]:
+        lacking = {word.partition("=")[0] for word in left_out}
+        for key in [k for k in {**values, **value_of} if k not in lacking]:
             values.setdefault(key, set()).add(value_of.get(key, ""))
     rows = str(table["rows"]).split(",")
     columns = str(table["columns"] or "").split(",")

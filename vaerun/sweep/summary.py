@@ -10,6 +10,7 @@ from pathlib import Path
 from vaerun.config.schema import Settings
 from vaerun.errors import InputError
 from vaerun.launch.job import JobOutcome, JobState
+from vaerun.sweep.composition import describe_left_out
 from vaerun.sweep.plan import JobChecker, PlannedJob, label_jobs
 from vaerun.sweep.view import one_line
 from vaerun.text import printable
@@ -26,15 +27,19 @@ UNFINISHED = (JobState.NEW, JobState.RESUMABLE, JobState.SKIPPED)
 
 
 def plan_text(jobs: list[PlannedJob], folder: Path) -> str:
-    """Say what was read of the data, list the jobs with their training steps and planned actions, and the totals."""
+    """Say what was read of the data, list the jobs with their training steps and planned actions, and the totals.
+
+    A line says which overrides were left out of which jobs.
+    """
     data = dict.fromkeys(printable(line) for p in jobs for line in p.data_lines)
     width = max(len(p.label) for p in jobs)
+    left_out = describe_left_out([(p.job.overrides, p.left_out) for p in jobs])
     lines = [f"  {p.label:<{width}}  {p.total_steps:>8} steps  {ACTIONS[p.state]}" for p in jobs]
     count = Counter(p.state for p in jobs)
     steps = sum(p.total_steps for p in jobs if p.state not in (JobState.FINISHED, JobState.RUNNING))
     totals = ", ".join(f"{count[state]} {action}" for state, action in ACTIONS.items() if count[state])
     head = f"{len(jobs)} jobs in {folder}" if len(jobs) > 1 else f"1 job: {folder}"
-    return "\n".join([*data, head, *lines, f"{totals}; at most {steps} training steps"])
+    return "\n".join([*data, head, *lines, *filter(None, [left_out]), f"{totals}; at most {steps} training steps"])
 
 
 def check_single(settings: Settings, folder: Path, overrides: list[str]) -> str:

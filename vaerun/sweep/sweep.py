@@ -13,6 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from vaerun.config.composing import composing
+from vaerun.config.hydra_settings import write_later
 from vaerun.config.settings import to_settings
 from vaerun.errors import InputError, RunError
 from vaerun.launch.job import JobOutcome, JobState
@@ -23,13 +24,14 @@ from vaerun.run.result import read_result
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import PLAN_FILE, check_paths
+from vaerun.sweep.composition import compose_jobs
 from vaerun.sweep.launcher_plugins import tolerate_lost_jobs
 from vaerun.sweep.local import LocalLauncher
 from vaerun.sweep.plan import JobChecker, PlannedJob, job_state, label_jobs, unique_jobs, write_plan
 from vaerun.sweep.slots import make_slots
 from vaerun.sweep.summary import plan_text, print_summary
 from vaerun.sweep.view import SweepProgress
-from vaerun.text import printable
+from vaerun.text import print_output, printable
 from vaerun.tracking.progress import safe_print
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -60,7 +62,7 @@ class Sweep:
     def plan(
         self, config: DictConfig, context: HydraContext, batch: Sequence[Sequence[str]], first: int
     ) -> tuple[list[PlannedJob | InputError], list[DictConfig]]:
-        """Compose and check a batch.
+        """Compose and check a batch. Outside a search, a job is composed without overrides whose keys it lacks.
 
         Raises InputError if a job cannot run; with several jobs, after printing a line for each invalid one. In a
         search, invalid jobs do not raise, and their trials fail.
@@ -69,17 +71,18 @@ class Sweep:
         self.checker = self.checker or JobChecker(local=config.hydra.launcher._target_ == BASIC_LAUNCHER)
         assert self.folder is not None
         planned: list[PlannedJob | InputError] = []
-        composed: list[DictConfig] = []
+        with composing():
+            jobs = compose_jobs(
+                lambda words: context.config_loader.load_sweep_config(config, words), batch, strict=is_search(config)
+            )
         rejected = 0
-        for number, overrides in enumerate(batch, first):
-            with composing():
-                job_config = context.config_loader.load_sweep_config(config, list(overrides))
-                with open_dict(job_config):
-                    job_config.hydra.job.id, job_config.hydra.job.num = str(number), number
-                    hydra = OmegaConf.to_yaml(OmegaConf.create({"hydra": job_config.hydra}))
-                    folder = self.folder / str(job_config.hydra.sweep.subdir)
-                    del job_config["hydra"]
-            composed.append(job_config)
+        for number, composed in enumerate(jobs, first):
+            overrides, job_config = composed.words, composed.config
+            with composing(), open_dict(job_config):
+                job_config.hydra.job.id, job_config.hydra.job.num = str(number), number
+                hydra = OmegaConf.to_yaml(OmegaConf.create({"hydra": job_config.hydra}))
+                folder = self.folder / str(job_config.hydra.sweep.subdir)
+                del job_config["hydra"]
             try:
                 settings = to_settings(job_config)
                 if settings.trainer.replicas > 1:
@@ -87,17 +90,19 @@ class Sweep:
                         f"trainer.replicas={settings.trainer.replicas} is for single runs: in a sweep, list the seeds, "
                         "such as seed=range(5); sweep.together=5 then runs five jobs at once in one process per GPU"
                     )
-                planned.append(self.checker.check(settings, folder, list(overrides), hydra, number))
+                job = self.checker.check(settings, folder, overrides, hydra, number)
+                job.left_out = composed.left_out
+                planned.append(job)
             except InputError as error:
                 if len(batch) == 1 and not is_search(config):
                     raise
                 rejected += 1
                 planned.append(error)
-                print(f"vaerun: error: {printable(' '.join(overrides))}: {printable(error)}", file=sys.stderr)
+                print_output(f"vaerun: error: {printable(' '.join(overrides))}: {printable(error)}", sys.stderr)
         if rejected and (not is_search(config) or (rejected == len(batch) and not self.started)):
             count = "1 job" if rejected == 1 else f"{rejected} jobs"
             raise InputError(f"{count} of {len(batch)} cannot run (see above): nothing was started")
-        return planned, composed
+        return planned, [composed.config for composed in jobs]
 
     def launch(
         self, inner: Any, config: DictConfig, context: HydraContext, batch: Sequence[Sequence[str]], first: int
@@ -110,7 +115,7 @@ class Sweep:
         label_jobs(jobs)
         assert self.folder is not None
         if self.check_only:
-            print(plan_text(jobs, self.folder))
+            print_output(plan_text(jobs, self.folder))
             return self._returns(planned, composed, config)
         write_plan(self.folder, self.command, jobs)
         if not self.started:
@@ -172,7 +177,7 @@ class Sweep:
             self.outcomes[p.number] = outcome
         if error is not None and (not_run or not self.has_failures):
             text = " ".join(str(error).split())
-            print(f"vaerun: error: the launcher gave up: {type(error).__name__}: {text}", file=sys.stderr)
+            print_output(f"vaerun: error: the launcher gave up: {type(error).__name__}: {text}", sys.stderr)
             self.launcher_failed = True
 
     def _returns(
@@ -206,8 +211,10 @@ class Sweep:
     def inspect(self, config: DictConfig) -> None:
         """Record the sweep's folder and its missing parents before Hydra creates them.
 
-        Raises InputError if the folder, or a path that the sweep will write, exists with the wrong type.
+        Raises InputError if the folder, or a path that the sweep will write, exists with the wrong type, or if Hydra
+        would write into the run directories.
         """
+        write_later(config)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         check_paths((existing, folder / EVENTS_FOLDER), (folder / name for name in (MULTIRUN, PLAN_FILE, *TABLES)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs.commands import TINY
 from support.sweeps.sweeping import WORDS, Here, Launcher, Sweeping, planned
 
 from vaerun.cli import main
@@ -80,7 +81,10 @@ def test_one_that_cannot_work_stops_all(sweep: Sweeping, here: Here, tmp_path: P
     ("words", "expected"),
     [
         (["model=vae,nonsense"], "unknown choice model=nonsense"),
-        (["model=vae,vlae", "model.inference.steps=1"], "model.inference.steps"),
+        (["model=vae,vlae", "model.inference.step=1"], "'model.inference.step'. Did you mean model.inference.steps?"),
+        (["model=vae,gan", "evaluation.sampels=5"], "'evaluation.sampels'. Did you mean evaluation.samples?"),
+        (["model=gan,vae", "evaluation.observatoin.images=5"], "Did you mean evaluation.observation.images?"),
+        (["model=gan,cgan", "evaluation.samples=5"], "evaluation.samples is not a key of this evaluation choice"),
         (["data=digits,npz"], "data.path must be given"),
         (["seed=0,1", "hydra.launcher.n_jobs=2"], "n_jobs"),
         (["seed=0,x"], "seed"),
@@ -92,6 +96,32 @@ def test_one_that_cannot_be_composed(here: Here, tmp_path: Path, words: list[str
     assert expected in err
     assert all(line.startswith("vaerun: error: ") for line in err.splitlines())
     assert not list(tmp_path.iterdir())
+
+
+def test_each_job_has_the_keys_that_are_its_own(sweep: Sweeping, here: Here) -> None:
+    """A VAE has no steps: it runs once, and neither its record nor its label has the key."""
+    shared = ["-m", "seed=0", *TINY, "trainer.max_steps=20", "output_dir=sweep"]
+    words = [*shared, "model=vae,vlae", "model.inference.steps=1,2"]
+    line = "left out, for lack of such a key: model.inference.steps of model=vae"
+    labels = ["model=vae", "model=vlae model.inference.steps=1", "model=vlae model.inference.steps=2"]
+    code, out, _ = here("--check", *words)
+    assert (code, list(planned(out)), line in out.splitlines()) == (0, labels, True)
+    code, _, err = here(*words)
+    assert (code, len(sweep.began()), line in err.splitlines()) == (0, 3, True)
+    entries = json.loads((sweep.folder / "sweep.json").read_text())["jobs"]
+    assert [e["left_out"] for e in entries] == [["model.inference.steps=1"], [], []]
+    for entry in entries:
+        job = json.loads((sweep.folder / entry["folder"] / ".job.json").read_text())
+        assert job["words"] == entry["words"]
+        assert ("model.inference.steps=" in " ".join(job["words"])) == ("model=vlae" in job["words"])
+    assert {entry["config"]["sweep"]["table"]["rows"] for entry in entries} == {"model"}
+    assert "3 finished: skipped" in here("--check", *words)[1]
+
+
+def test_keys_that_the_default_model_lacks(here: Here) -> None:
+    code, out, _ = here("--check", "-m", "model=gan,cgan", "evaluation.observation.images=5", "output_dir=sweep")
+    assert (code, list(planned(out))) == (0, ["model=gan", "model=cgan"])
+    assert "left out" not in out
 
 
 def test_a_checkpoint_that_is_not_there(sweep: Sweeping, here: Here) -> None:

@@ -72,11 +72,11 @@ def test_refused(here: Command, tmp_path: Path, word: str) -> None:
         ("model=vae,[1]", "unknown choice model=[1]. Choices: ae, cgan"),
         ("trainer=default,null", "unknown choice trainer=null. Choices: adversarial, default"),
         ("seed=interval(0,1)", "interval(A,B) is for searches"),
-        ("model=vae,gan", "model.encoder.activation is not a key of every job"),
+        ("model=gan,cgan", "unknown key 'model.encoder.activation'"),
     ],
 )
 def test_words_of_a_sweep(here: Command, tmp_path: Path, word: str, says: str, check: list[str]) -> None:
-    also = ["model.encoder.activation=tanh"] if word == "model=vae,gan" else []
+    also = ["model.encoder.activation=tanh"] if word == "model=gan,cgan" else []
     code, out, err = here("-m", *check, word, *also, f"output_dir={tmp_path / 'sweep'}")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert says in err
