@@ -10,11 +10,13 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vaerun.errors import InputError
-from vaerun.report.protocol import AllowedDifferences, canonical, is_irrelevant
+from vaerun.incidental import DATA_PATHS
+from vaerun.report.protocol import ADAPTIVE_SETTINGS, AllowedDifferences, canonical, is_irrelevant
 from vaerun.report.runs import FAILED, INTERRUPTED, MISSING, OK, RUNNING, STOPPED, UNREADABLE, RunSummary
 from vaerun.report.text import clean, is_number
 from vaerun.text import format_fixed
@@ -49,18 +51,40 @@ class Axis:
     def title(self) -> str:
         return ", ".join(SYMBOLS.get(key, key) for key in self.keys)
 
-    def label(self, position: Position, with_key: bool = False) -> str:
-        """Text for a position, `-` for no value. `with_key`: include the first setting's name, as in T=4."""
+    def labels(self, positions: Sequence[Position], with_key: bool = False) -> dict[Position, str]:
+        """A unique text for each position, `-` for no value.
+
+        Arguments:
+            positions: all positions of the table.
+            with_key: include the first setting's name, as in T=4.
+        """
+        paths = [text for p in positions for key, text in zip(self.keys, p, strict=True) if key in DATA_PATHS]
+        short = shorten_paths([path for path in map(json.loads, paths) if isinstance(path, str)])
+        labels = {position: self._label(position, with_key, short) for position in positions}
+        count = Counter(labels.values())
+        return {p: text if count[text] == 1 else f"{text} #{i + 1}" for i, (p, text) in enumerate(labels.items())}
+
+    def _label(self, position: Position, with_key: bool, short: Mapping[str, str]) -> str:
         parts = []
         for index, (key, text) in enumerate(zip(self.keys, position, strict=True)):
             value = json.loads(text)
             if key in ("model", "model.name") and isinstance(value, str):
                 shown = TITLES.get(value, clean(value, 60))
             else:
-                shown = "-" if value is None else clean(value if isinstance(value, str) else text, 60)
+                shown = "-" if value is None else clean(short.get(value, value) if isinstance(value, str) else text, 60)
             named = value is not None and (with_key or index > 0)
             parts.append(f"{SYMBOLS.get(key, key.rpartition('.')[2])}={shown}" if named else shown)
         return ", ".join(parts) or "all"
+
+
+def shorten_paths(paths: Sequence[str]) -> dict[str, str]:
+    """The shortest ends of the paths, in whole names, that tell them apart."""
+    names = {path: Path(path).parts for path in paths}
+    for length in range(1, max(map(len, names.values()), default=0)):
+        short = {path: "/".join(parts[-length:]) for path, parts in names.items()}
+        if len(set(short.values())) == len(names):
+            return short
+    return {path: path for path in names}
 
 
 def has_no_value(position: Position) -> bool:
@@ -176,13 +200,15 @@ def deduplicate(
 ) -> tuple[list[RunSummary], list[str]]:
     """One run per seed, the most advanced one, and a footnote for each finished duplicate.
 
+    Settings of evaluation.amis change no other metric, and a table of its own metrics has no runs that differ in them.
+
     Raises InputError for two finished runs of one seed with different fingerprints (e.g. of different versions of the
     numerics).
     """
     by_seed: dict[tuple[str, ...], RunSummary] = {}
     by_fingerprint: dict[str, RunSummary] = {}
     notes = []
-    for run in sorted(runs, key=lambda run: _PREFERENCE.index(run.state)):
+    for run in sorted(runs, key=lambda run: (_PREFERENCE.index(run.state), -len(run.section("metrics")))):
         mixed = [
             f"{k}={canonical(v)}"
             for k, v in sorted(run.settings.items())
@@ -198,12 +224,24 @@ def deduplicate(
                 continue
             by_fingerprint[fingerprint] = run
             if key in by_seed and not allowed.allows("fingerprint"):
+                first = by_seed[key]
+                if other := _different_settings(first, run):
+                    notes.append(
+                        f"{name}: {first.name} and {run.name} differ in {', '.join(other)} only, which the metrics "
+                        "shown do not depend on: counted once"
+                    )
+                    continue
                 raise InputError(
-                    f"{by_seed[key].name} and {run.name} ({name}) have the same settings and seed but different "
-                    "fingerprints: other data, other evaluation.amis settings, or a version with other numerics: move "
-                    "one away, or --mix fingerprint"
+                    f"{first.name} and {run.name} ({name}) have the same settings and seed but different fingerprints: "
+                    "other data, or a version with other numerics: move one away, or --mix fingerprint"
                 )
             key = (*key, run.name) if key in by_seed else key
         by_seed.setdefault(key, run)
     order = {run.folder: index for index, run in enumerate(runs)}
     return sorted(by_seed.values(), key=lambda run: order[run.folder]), notes
+
+
+def _different_settings(a: RunSummary, b: RunSummary) -> list[str]:
+    """The settings of evaluation.amis in which two runs differ."""
+    keys = [key for key in dict.fromkeys([*a.settings, *b.settings]) if key.startswith(ADAPTIVE_SETTINGS)]
+    return [clean(key, 100) for key in keys if canonical(a.settings.get(key)) != canonical(b.settings.get(key))]

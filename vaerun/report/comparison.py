@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from vaerun.errors import InputError
 from vaerun.report import captions
-from vaerun.report.cells import Axis, Cell, Position, deduplicate, has_no_value, sort_positions
+from vaerun.report.cells import Cell, Position, deduplicate, has_no_value, sort_positions
 from vaerun.report.filters import canonical_argument, filter_runs, known_keys
 from vaerun.report.footnotes import collect_footnotes, different_images
 from vaerun.report.protocol import AllowedDifferences, check_cell, check_protocol
@@ -136,7 +135,7 @@ def _lay_out(
     planned = [rows.position(run) for run in runs if run.planned]
     row_positions = _order_rows([*planned, *sort_positions(row for row, _ in runs_at)], numbers, published)
     column_positions = sort_positions([*(c for _, c in runs_at), *(c for _, c in numbers)])
-    grid = _Grid(_labels(rows, row_positions, False), _labels(columns, column_positions, True), {}, [], [])
+    grid = _Grid(rows.labels(row_positions), columns.labels(column_positions, with_key=True), {}, [], [])
     for r, row in grid.rows.items():
         for c, column in grid.columns.items():
             if (r, c) not in runs_at and (r, c) not in numbers:
@@ -200,13 +199,6 @@ def _order_rows(positions: list[Position], numbers: Any, published: Published | 
     source_order = [] if published is None else [(row,) for row in published.order]
     present = {*positions, *(r for r, _ in numbers)}
     return [row for row in dict.fromkeys([*source_order, *positions]) if row in present]
-
-
-def _labels(axis: Axis, positions: Sequence[Position], with_key: bool) -> dict[Position, str]:
-    """A unique label for each position."""
-    labels = {position: axis.label(position, with_key) for position in positions}
-    count = Counter(labels.values())
-    return {p: text if count[text] == 1 else f"{text} #{list(positions).index(p) + 1}" for p, text in labels.items()}
 
 
 def _steps(labels: dict[Position, str]) -> dict[str, float]:

@@ -27,20 +27,19 @@ ADAPTIVE_ENTRIES, ADAPTIVE_SETTINGS = "amis.", "evaluation.amis."  # in the prot
 PROTOCOL = (
     *DATA, *LIKELIHOOD_KEYS, "binarize", "dequantize", "logit", "conditional", "evaluated_split", "evaluated_images",
 )  # fmt: skip
-INCOMPARABLE = (*LIKELIHOOD_KEYS, "data", "binarize", "dequantize", "logit", "conditional", "evaluated_split")
+INCOMPARABLE = (
+    *LIKELIHOOD_KEYS, "data", "data_sha256", "binarize", "dequantize", "logit", "conditional", "evaluated_split",
+)  # fmt: skip
 READING = tuple(f"data.{key}" for key in ("image_size", "channels", "image_column", "label_column"))
 """How a user's data are read."""
-
+DATA_SET = ("data", "data.name", *DATA_PATHS)  # settings that name the data set
+COUNTED = ("amis.images", "amis.simulated", "annealing.images", "gap.images", "generated.samples")  # of its images
 DETERMINING_SETTINGS = {
-    **dict.fromkeys(DATA, ("data", "data.name", "data.path", "data.source.path", *READING)),
-    "images.train": ("data", "data.name", "data.path", "data.source.path", "data.train_images", "data.validation"),
-    "images.validation": ("data", "data.name", "data.path", "data.source.path", "data.validation"),
-    "evaluated_images": ("evaluation.images", "data", "data.name"),
-    **{
-        f"amis.{key}": (f"evaluation.amis.{key}",)
-        for key in ("samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples", "fallback")
-    },
-    "amis.images": ("evaluation.amis.images", "evaluation.images", "data", "data.name"),
+    **dict.fromkeys(DATA, (*DATA_SET, *READING)),
+    "images.train": (*DATA_SET, "data.train_images", "data.validation"),
+    "images.validation": (*DATA_SET, "data.validation"),
+    **dict.fromkeys(("evaluated_images", *COUNTED), (*DATA_SET, "evaluation.images")),
+    "classifier": DATA_SET,
     "evaluated_split": ("evaluation.split",),
     "importance_samples": ("evaluation.samples",),
     "binarize": ("data.binarize",),
@@ -50,8 +49,6 @@ DETERMINING_SETTINGS = {
     "conditional": ("model.conditional",),
 }
 DETERMINING_SETTINGS["validation_split"] = DETERMINING_SETTINGS["images.validation"]
-"""Settings that determine an entry of the protocol. The entry may differ along an axis of the table that is one of
-them; permitting one of them (--mix) also permits the entry to differ."""
 
 DISTINGUISHING_SETTINGS = dict.fromkeys(LIKELIHOOD_KEYS, ("model.family", "model"))
 """Further settings that distinguish runs with different entries in the protocol."""
@@ -68,6 +65,11 @@ MAXIMUM_KEYS = 10  # maximum number of keys suggested for --mix; above it, --mix
 FOOTNOTED_MODEL_SETTINGS = ("model.latent_dim", "model.encoder.hidden", "model.decoder.hidden")
 """Settings of the model that get a footnote if cells differ in them."""
 UNRECORDED = "not recorded"
+
+
+def determining_settings(entry: str) -> tuple[str, ...]:
+    """Settings that determine an entry of the protocol, which may differ along them, or by permission (--mix)."""
+    return (*DETERMINING_SETTINGS.get(entry, ()), f"evaluation.{entry}")
 
 
 def is_irrelevant(key: str, value: Any) -> bool:
@@ -142,11 +144,11 @@ class AllowedDifferences:
         if self.allow_all or key in self.keys or (key.startswith("images.") and "images" in self.keys):
             return True
         # An entry of the protocol is also allowed by a setting that determines it.
-        if any(setting in self.keys for setting in DETERMINING_SETTINGS.get(key, ())):
+        if any(setting in self.keys for setting in determining_settings(key)):
             return True
         if key.startswith("data.") and "data" in self.keys:
             return True
-        return key not in ("data", "data.name") and any(key in DETERMINING_SETTINGS.get(part, ()) for part in self.keys)
+        return key not in ("data", "data.name") and any(key in determining_settings(part) for part in self.keys)
 
 
 def _shown(value: Any) -> str:
@@ -170,16 +172,27 @@ def _mix_argument(keys: Iterable[str]) -> str:
 
 def _distinguishing_setting(key: str, a: RunSummary, b: RunSummary) -> str | None:
     """The first setting behind an entry of the protocol in which two runs differ."""
-    for setting in (*DETERMINING_SETTINGS.get(key, ()), *DISTINGUISHING_SETTINGS.get(key, ()), f"evaluation.{key}"):
+    for setting in (*determining_settings(key), *DISTINGUISHING_SETTINGS.get(key, ())):
         if canonical(a.setting(setting)) != canonical(b.setting(setting)):
             return setting
     return None
 
 
+def _with_metric(runs: Sequence[RunSummary], metric: str) -> list[RunSummary]:
+    """The finished runs that have the metric, and unfinished ones of their families that have recorded a protocol."""
+    finished = [run for run in runs if run.state == OK and run.number("metrics", metric) is not None]
+    families = {canonical(run.section("protocol").get("family")) for run in finished}
+    return finished + [
+        run
+        for run in runs
+        if run.state != OK and (protocol := run.section("protocol")) and canonical(protocol.get("family")) in families
+    ]
+
+
 def check_protocol(
     runs: Sequence[RunSummary], metric: str, axes: Sequence[str], allowed: AllowedDifferences
 ) -> list[str]:
-    """Footnotes on the allowed differences of protocol between runs; unfinished runs have no protocol yet.
+    """Footnotes on the allowed differences of protocol between the runs that have the metric, or may yet have it.
 
     Arguments:
         runs: the table's runs.
@@ -191,12 +204,13 @@ def check_protocol(
     """
     rejected: dict[str, tuple[str, RunSummary, RunSummary]] = {}
     notes = []
-    recorded = [(run, protocol_of(run, metric)) for run in runs if run.state == OK or run.section("protocol")]
+    recorded = [(run, protocol_of(run, metric)) for run in _with_metric(runs, metric)]
     for key in dict.fromkeys(key for _, protocol in recorded for key in protocol):
-        along = [axis for axis in axes if axis in DETERMINING_SETTINGS.get(key, ())]
+        along = [axis for axis in axes if axis in determining_settings(key)]
         first: dict[tuple[str, ...], tuple[Any, RunSummary]] = {}
         if along and key in INCOMPARABLE and len({canonical(p.get(key, UNRECORDED)) for _, p in recorded}) > 1:
-            notes.append(f"{key} differs along {', '.join(along)}: numbers are not comparable across it")
+            name = "data" if key == "data_sha256" else key
+            notes.append(f"{name} differs along {', '.join(along)}: numbers are not comparable across it")
         for run, protocol in recorded:
             if key.startswith(ADAPTIVE_ENTRIES) and key not in protocol:
                 continue  # of an older version, or without evaluation.amis: has no such number
@@ -213,13 +227,15 @@ def check_protocol(
         shown = [key for key in rejected if "data" not in rejected or key not in IMPLIED_BY_DATA]
         setting = _distinguishing_setting(shown[0], *rejected[shown[0]][1:])
         remedy = f"choose by --where {setting}=VALUE" if setting else "choose other runs by --where KEY=VALUE"
+        if setting and all(setting in determining_settings(key) for key in rejected):
+            remedy += f", compare along it by --rows {','.join([*axes[:1], setting])}"
         # --mix data allows the others
         mix = [key for key in rejected if key in shown or "data" not in DETERMINING_SETTINGS.get(key, ())]
         raise InputError(
             f"these runs are not comparable: {_first_of([rejected[key][0] for key in shown])}: {remedy}, "
             f"or allow it by --mix {_mix_argument(mix)}"
         )
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _settings(run: RunSummary, axes: Sequence[str]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def resolve(spec: TableSpec, runs: Sequence[RunSummary], known: Sequence[str]) -
     """
     rows = _split(_option("rows", spec.rows, ROWS, runs))
     columns = _split(_option("columns", spec.columns, COLUMNS, runs))
-    axes = Axis(rows), Axis(() if columns == ("none",) else columns)
+    columns = () if columns == ("none",) else columns
+    axes = Axis(_tell_data_apart(rows, columns, runs)), Axis(_tell_data_apart(columns, rows, runs))
     for axis, requested in zip(axes, (spec.rows, spec.columns), strict=True):
         for key in axis.keys if requested is not None else ():
             if all(run.setting(key) is None for run in runs):
@@ -88,6 +89,21 @@ def _split(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
+def _tell_data_apart(keys: tuple[str, ...], others: tuple[str, ...], runs: Sequence[RunSummary]) -> tuple[str, ...]:
+    """The keys of an axis, with data.path next to `data` if several data sets share a name, such as npz."""
+    named = next((key for key in ("data", "data.name") if key in keys), None)
+    if named is None or "data.path" in (*keys, *others):
+        return keys
+    sets = {
+        (canonical(run.setting("data")), str(run.section("protocol").get("data_sha256", run.setting("data.path"))))
+        for run in runs
+    }
+    if len(sets) == len({name for name, _ in sets}):
+        return keys
+    at = keys.index(named) + 1
+    return (*keys[:at], "data.path", *keys[at:])
+
+
 def _option(name: str, requested: str | None, default: str | None, runs: Sequence[RunSummary]) -> str | None:
     """As requested, else as in the runs' configurations if they agree, else the default."""
     if requested is not None:
@@ -101,14 +117,16 @@ def _option(name: str, requested: str | None, default: str | None, runs: Sequenc
 
 
 def _default_metrics(runs: Sequence[RunSummary]) -> list[str]:
-    """The family's metric, and those of adaptive importance sampling if a finished run has them."""
+    """The families' metrics, and those of adaptive importance sampling if a finished run has them."""
     families = {canonical(run.settings.get("model.family", run.section("protocol").get("family"))) for run in runs}
-    adversarial = families == {canonical("adversarial")}
     recorded = {key for run in runs if run.state == OK for key in run.section("metrics")}
-    return [
-        captions.ADVERSARIAL_METRIC if adversarial else captions.LIKELIHOOD_METRIC,
-        *(metric for metric in (captions.ADAPTIVE_METRIC, captions.POSTERIOR_GAP) if metric in recorded),
-    ]
+    optional = [captions.ADAPTIVE_METRIC, captions.POSTERIOR_GAP]
+    if families == {canonical("adversarial")}:
+        first = captions.ADVERSARIAL_METRIC
+    else:
+        first = captions.LIKELIHOOD_METRIC
+        optional += [captions.ADVERSARIAL_METRIC] * (canonical("adversarial") in families)
+    return [first, *(metric for metric in optional if metric in recorded)]
 
 
 def _check_metrics(metrics: Sequence[str], runs: Sequence[RunSummary]) -> None:
@@ -117,16 +135,20 @@ def _check_metrics(metrics: Sequence[str], runs: Sequence[RunSummary]) -> None:
     for metric in metrics:
         if not finished or metric in available:
             continue
-        if is_adaptive(metric):
+        same_name = next((key for key in sorted(available) if _last(key) == _last(metric)), None)
+        if same_name is None and is_adaptive(metric):
             raise InputError(
                 f"no finished run has the metric {clean(metric)}: a run records it at its end, unless of an older "
                 "version or with evaluation.amis=false; vaerun-eval run=DIR measures it for one run, and stores it "
                 "in `evaluations` of its result.json"
             )
         examples = ", ".join(clean(key, 60) for key in sorted(available)[:20])
-        raise InputError(
-            f"no finished run has the metric {clean(metric)}.{did_you_mean(metric, available)} Available: {examples}"
-        )
+        hint = did_you_mean(metric, available) if same_name is None else f" Did you mean {clean(same_name, 60)}?"
+        raise InputError(f"no finished run has the metric {clean(metric)}.{hint} Available: {examples}")
+
+
+def _last(metric: str) -> str:
+    return metric.rpartition("/")[2]
 
 
 def choose_published(
