@@ -313,4 +313,4 @@ class Experiment:
     def write(self) -> None:
         """Record and print the results."""
         if self.ranks.rank == 0:
-            self.recorder.finish(self.settings, self.texts)
+            self.recorder.finish(self.settings, self.overrides, self.texts)

@@ -19,6 +19,7 @@ from vaerun.data.description import data_line
 from vaerun.errors import InputError, Interrupted, RunError
 from vaerun.evaluation.plots.pictures import save_png
 from vaerun.run import result
+from vaerun.run.hyperparameters import hyperparameters
 from vaerun.run.image_ids import write_image_ids
 from vaerun.storage.atomic import write_atomically
 from vaerun.text import print_output, printable
@@ -56,7 +57,7 @@ class Recorder:
         """Print a one-line warning on standard error, and write it to run.log."""
         if self.silent:
             return
-        print(f"vaerun: warning: {self.label}{printable(line)}", file=sys.stderr)
+        print_output(f"vaerun: warning: {self.label}{printable(line)}", sys.stderr)
         if self.run_log.handlers:
             self.run_log.warning(line)
         else:
@@ -68,7 +69,7 @@ class Recorder:
             return
         write_image_ids(self.folder, data)
         line = data_line(data.name, self.record["dataset"])
-        print(f"vaerun: {self.label}{printable(line)}", file=sys.stderr)
+        print_output(f"vaerun: {self.label}{printable(line)}", sys.stderr)
         self.run_log.info("%s", line)
         for warning in data.warnings:
             self.warn(warning)
@@ -149,10 +150,9 @@ class Recorder:
             self.logger.log_image(f"images/{name}", picture, step)
             write_atomically(self.folder / "figures" / f"{name}.png", save_png(picture))
 
-    def finish(self, settings: Settings, texts: list[str]) -> None:
+    def finish(self, settings: Settings, overrides: list[str], texts: list[str]) -> None:
         """Record the results and print them, preceded by these texts."""
-        metrics = result.hparams_metrics(self.record["metrics"], settings.evaluation.split)
-        self.logger.log_hyperparameters(result.hyperparameters(settings), metrics)
+        self.logger.log_hyperparameters(hyperparameters(settings, overrides))
         self.record |= {"status": "ok", "ended": result.utc_now()}
         text = "\n".join([*texts, result.format_table(self.record, self.folder)])
         self.run_log.info("done\n%s", text)

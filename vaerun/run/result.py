@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,9 +29,8 @@ from vaerun.storage.run_dir import check_run_paths
 from vaerun.text import format_fixed, printable, printable_lines
 
 RESULT_FILE = "result.json"
-HEADLINE_METRICS = ("log_likelihood", "elbo", "diversity", "classifier_frechet_distance")
-"""Headline metrics of all model families."""
 JOB_LOG = "job.log"  # output of a run that was launched as a job of a sweep
+HYDRA_LOG = "vaerun.log"  # of hydra/job_logging=default, which Hydra opens before the run begins
 
 
 def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | None:
@@ -68,7 +66,7 @@ def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     if (
         record is None
         and folder.exists()
-        and any(not p.name.startswith(".") and p.name != JOB_LOG for p in folder.iterdir())
+        and any(not p.name.startswith(".") and p.name not in (JOB_LOG, HYDRA_LOG) for p in folder.iterdir())
     ):
         raise InputError(f"{folder} is not empty and holds no vaerun run: choose another output_dir")
     if record is None or record["status"] != "ok":
@@ -215,29 +213,6 @@ def evaluation_protocol(settings: EvaluationSettings, data: ImageData, model: Mo
     if settings.gradient_noise:
         protocol["noise"] = asdict(settings.noise)
     return protocol
-
-
-def hparams_metrics(metrics: Mapping[str, float | None], split: str) -> list[str]:
-    """Metric tags for TensorBoard's HParams tab: this run's metrics, and the headline metrics of other families."""
-    tags = [name for name, value in metrics.items() if value is not None and not name.endswith("_se")]
-    return list(dict.fromkeys([*tags, *(f"{split}/{name}" for name in HEADLINE_METRICS)]))
-
-
-def hyperparameters(settings: Settings) -> dict[str, Any]:
-    """Settings for TensorBoard's HParams tab; None: not applicable to this run."""
-    return {
-        "data": settings.data.name,
-        "model": settings.model.name,
-        "estimator": settings.estimator.name,
-        "seed": settings.seed,
-        "latent_dim": settings.model.latent_dim,
-        "likelihood": settings.model.likelihood if settings.model.family == "likelihood" else "none",
-        "epochs": settings.trainer.epochs,
-        "max_steps": settings.trainer.max_steps,
-        "batch_size": settings.trainer.batch_size,
-        "learning_rate": settings.trainer.learning_rate,
-        "inference.steps": (settings.model.inference or {}).get("steps"),
-    }
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,11 +140,11 @@ class RunLogger:
 
         self._add([image(tag, picture, dataformats="CHW")], step)
 
-    def log_hyperparameters(self, settings: dict[str, Any], metrics: Sequence[str]) -> None:
-        """Log settings and tags of final metrics for TensorBoard's HParams tab, see `hparams_summaries`."""
+    def log_hyperparameters(self, settings: dict[str, Any]) -> None:
+        """Log settings for TensorBoard's HParams tab, see `hparams_summaries`."""
         from vaerun.tracking.hparams import hparams_summaries
 
-        self._add(hparams_summaries(settings, metrics))
+        self._add(hparams_summaries(settings))
 
     def _add(self, summaries: Iterable[Any], step: int = 0) -> None:
         try:
@@ -200,7 +200,7 @@ class NullLogger:
     def log_scalars(self, step: int, epoch: float, values: dict[str, float]) -> None: ...
     def progress(self, step: int, epoch: int, epochs: int, validated: bool = False) -> None: ...
     def log_image(self, tag: str, picture: Tensor, step: int) -> None: ...
-    def log_hyperparameters(self, settings: dict[str, Any], metrics: Sequence[str]) -> None: ...
+    def log_hyperparameters(self, settings: dict[str, Any]) -> None: ...
     def end_progress(self) -> None: ...
     def close(self) -> None: ...
     def position(self) -> dict[str, Any]:
