@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal import hydra as hydra_main
 from omegaconf import DictConfig, OmegaConf
 
 from vaerun.cli.output_dir import OutputDir
 from vaerun.cli.override_errors import explain, missing_package
 from vaerun.config.composing import CompositionError
+from vaerun.config.hydra_settings import write_later
 from vaerun.config.identity import short_name
 from vaerun.config.plugins import builtin_config_dir, group_file, plugin_config_dirs
 from vaerun.config.schema import Settings
@@ -50,7 +52,7 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     """
     _check_words(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints several lines and exits with 1
-    resolvers = {"run_dir": _run_dir(output_dir), "job_dir": _job_dir, "sweep_dir": _sweep_dir(words, output_dir)}
+    resolvers = {"run_dir": _run_dir, "job_dir": _job_dir, "sweep_dir": _sweep_dir(words, output_dir)}
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(f"vaerun.{name}", resolver, replace=True)
     from vaerun.sweep.launcher_plugins import prefer_own_presets
@@ -63,7 +65,29 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     application: Callable[[], Any] = hydra.main(
         version_base="1.3", config_path=str(builtin_config_dir()), config_name="config"
     )(task)
-    return application
+
+    def run() -> Any:
+        with _watching_run_dir(output_dir):
+            return application()
+
+    return run
+
+
+@contextmanager
+def _watching_run_dir(output_dir: OutputDir) -> Iterator[None]:
+    """While active, the folder of a single run is recorded before Hydra creates it, and Hydra writes no files there."""
+    original = hydra_main.run_job
+
+    def run_job(*args: Any, config: DictConfig, **options: Any) -> Any:
+        write_later(config)
+        output_dir.expect(Path(str(config.hydra.run.dir)).absolute())
+        return original(*args, config=config, **options)
+
+    hydra_main.run_job = run_job
+    try:
+        yield
+    finally:
+        hydra_main.run_job = original
 
 
 @contextmanager
@@ -89,6 +113,8 @@ def _check_words(words: list[str]) -> None:
         key, _, value = word.partition("=")
         if word.startswith("-") and key not in FLAGS:
             raise InputError(f"unknown flag '{word}'.{did_you_mean(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
+        if key.lstrip("+") == "hydra.mode":
+            raise InputError(f"'{word}': leave it out, and write -m for a sweep")
         if not key and word:
             raise InputError(f"cannot read the override '{word}': there is no key before the '='")
 
@@ -121,14 +147,9 @@ def _container(root: Any, key: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else root[key]
 
 
-def _run_dir(output_dir: OutputDir) -> Callable[[Any], str]:
-    def resolver(_root_: Any) -> str:
-        named = _root_.output_dir
-        folder = Path("outputs") / short_name(_plain(_root_)) if named is None else Path(str(named))
-        output_dir.expect(folder.absolute())
-        return str(folder)
-
-    return resolver
+def _run_dir(_root_: Any) -> str:
+    named = _root_.output_dir
+    return str(Path("outputs") / short_name(_plain(_root_)) if named is None else named)
 
 
 def _job_dir(_root_: Any) -> str:
