@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
+from typing import TextIO
 
 HUGE = 1e9  # above this, fixed-point notation is hard to read
 
@@ -52,10 +53,11 @@ def printable_lines(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def print_output(text: str) -> None:
-    """Print to standard output, whose reader may have closed it early, as `head` does."""
+def print_output(text: str, stream: TextIO | None = None) -> None:
+    """Print to standard output, or to `stream`, whose reader may have closed it early, as `head` does."""
+    stream = stream or sys.stdout
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
         # Python flushes again on exit, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

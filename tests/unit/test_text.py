@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from support.sweeps.records import run as write_run
 from vaerun.cli.table import main
 from vaerun.report.chart import to_png
 from vaerun.report.table_spec import TableSpec
-from vaerun.text import format_fixed
+from vaerun.text import format_fixed, print_output
 
 WAYS = [["--list"], ["--list", "--format", "csv"], ["--rows", "model"], ["--rows", "model", "--format", "csv"],
         ["--rows", "model", "--format", "tex"], ["--rows", "model", "--paired"]]  # fmt: skip
@@ -72,3 +73,12 @@ def test_a_runs_own_table(here: Command, run: Path) -> None:
     code, out, _ = here("model=vae", *SMALL, f"output_dir={run}")
     assert code == 0
     assert "-1e+30 ± 2e+30" in out
+
+
+def test_a_closed_pipe_is_ignored() -> None:
+    """A run whose warnings nobody reads any more goes on, as after `vaerun ... 2>&1 | head`."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        os.close(reading)
+        for _ in range(3):
+            print_output("a warning", stream)

@@ -12,7 +12,7 @@ from typing import NoReturn
 from vaerun.errors import EXIT_BAD_INPUT, EXPECTED, RunError, error_line, exit_code
 from vaerun.memory import reporting_out_of_memory
 from vaerun.signals import exit_on_signal, handling_signals
-from vaerun.text import printable
+from vaerun.text import print_output, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,5 +52,5 @@ def reporting_errors(
         except EXPECTED as error:
             outcome.exit_code = exit_code(error)
             if not getattr(error, "reported", False):
-                print(error_line(error, program), file=sys.stderr)
+                print_output(error_line(error, program), sys.stderr)
             sys.stdout.flush()

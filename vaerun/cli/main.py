@@ -85,7 +85,7 @@ class Command:
             if self.check_only:
                 from vaerun.sweep.summary import check_single
 
-                print(check_single(settings, folder, overrides))
+                print_output(check_single(settings, folder, overrides))
             elif settings.trainer.processes > 1:
                 from vaerun.launch.supervise import run_multiprocess
 

@@ -14,6 +14,7 @@ from types import FrameType
 
 from vaerun.launch.job import describe_exit
 from vaerun.signals import install_handler
+from vaerun.text import print_output
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 30.0  # time for the other ranks to exit once one has failed
@@ -51,7 +52,7 @@ def launch_ranks(job_file: str, world_size: int) -> int:
     rank, code = next((rank, code) for rank, p in enumerate(ranks) if (code := p.poll()) not in (None, 0))
     _end(ranks)
     if code < 0:
-        print(f"vaerun: error: process {rank} of {world_size} was {describe_exit(code)}", file=sys.stderr)
+        print_output(f"vaerun: error: process {rank} of {world_size} was {describe_exit(code)}", sys.stderr)
         return 1
     return code
 

@@ -28,6 +28,7 @@ from vaerun.launch.job import Job
 from vaerun.run.build import build_data, resolve_device
 from vaerun.run.experiment import Experiment, SharedProcess
 from vaerun.signals import ShutdownSignal
+from vaerun.text import print_output
 from vaerun.tracking.progress import without_progress
 
 TICK_SECONDS = 0.2
@@ -161,15 +162,15 @@ def run_replicas(jobs: Sequence[Job]) -> None:
     def on_end(index: int, error: BaseException | None) -> None:
         if error is not None:
             errors[index] = error
-            print(format_error(error, jobs[index].prefix), file=sys.stderr, flush=True)
+            print_output(format_error(error, jobs[index].prefix), sys.stderr)
 
     with ShutdownSignal() as stop, stop.deferred():
         run_jobs(jobs, stop, on_end)
     done = len(jobs) - len(errors)
-    print(f"{done} of {len(jobs)} runs done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    print_output(f"{done} of {len(jobs)} runs done in {time.monotonic() - began:.0f} s", sys.stderr)
     for index, job in enumerate(jobs):
         state = "done" if index not in errors else "not done"
-        print(f"  {job.prefix}{state}: {job.folder}", file=sys.stderr, flush=True)
+        print_output(f"  {job.prefix}{state}: {job.folder}", sys.stderr)
     if not errors:
         return
     order = (Interrupted, KeyboardInterrupt, InputError, RunError)

@@ -39,7 +39,7 @@ from vaerun.run.load import Run, load_run
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.run_dir import check_paths, lock_run_dir
-from vaerun.text import printable, printable_lines
+from vaerun.text import print_output, printable, printable_lines
 from vaerun.tracking.logger import END, RunLogger
 
 MAX_STEPS = 10**15  # more than any run takes, and far below the limit of TensorBoard files
@@ -183,17 +183,20 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
             per_image = run.folder / "per_example.npz"
             read_arrays(per_image)  # report a damaged file before the work, not after it
             if not per_image.exists():
-                print(f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", file=sys.stderr)
+                print_output(
+                    f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", sys.stderr
+                )
             results = evaluation.evaluate(stop)
             for line in results.warnings:
-                print(f"vaerun-eval: warning: {printable(line)}", file=sys.stderr)
+                print_output(f"vaerun-eval: warning: {printable(line)}", sys.stderr)
             record = evaluation.record(results, time.perf_counter() - started)
             if results.non_finite_metric:
                 metric = f"{settings.evaluation.split}/{results.non_finite_metric}"
                 raise RunError(f"{metric} is not finite for some images of {evaluation.data.name}")
             with reporting_out_of_memory(RunError, WRITING):
                 evaluation.write(results, record)
-            print(printable_lines(evaluation.summary(results, record)))  # an untrusted record may contain control codes
+            # An untrusted record may contain control codes.
+            print_output(printable_lines(evaluation.summary(results, record)))
             return record
 
 

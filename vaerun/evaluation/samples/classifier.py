@@ -38,7 +38,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.memory import is_out_of_memory
 from vaerun.randomness import permutation, seeded_generator
 from vaerun.storage.checkpoint import CorruptCheckpoint, load_checkpoint, save_checkpoint
-from vaerun.text import printable
+from vaerun.text import print_output, printable
 from vaerun.tracking.monitor import SILENT, Monitor
 
 VERSION = 1
@@ -153,7 +153,8 @@ def _locked(path: Path, name: str, monitor: Monitor) -> Iterator[None]:
             lock.acquire(timeout=LOCK_POLL_SECONDS)
         except Timeout:
             if not announced:
-                print(f"vaerun: another process is training the classifier of {name}: waiting for it", file=sys.stderr)
+                line = f"vaerun: another process is training the classifier of {name}: waiting for it"
+                print_output(line, sys.stderr)
             announced = True
         except (OSError, NotImplementedError) as error:
             raise InputError(
@@ -228,7 +229,7 @@ def _learning_rate(step: int, steps: int) -> float:
 
 def _warn_damaged(path: Path, error: Exception) -> None:
     line = f"{path} is damaged ({error}); training the classifier again"
-    print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+    print_output(f"vaerun: warning: {printable(line)}", sys.stderr)
 
 
 def _resume(network: nn.Module, adam: torch.optim.Adam, unfinished: Path) -> int | None:
