@@ -76,14 +76,14 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
 @contextmanager
 def _watching_run_dir(output_dir: OutputDir) -> Iterator[None]:
     """While active, the folder of a single run is recorded before Hydra creates it, and Hydra writes no files there."""
-    original = hydra_main.run_job
+    original: Callable[..., Any] = hydra_main.run_job
 
     def run_job(*args: Any, config: DictConfig, **options: Any) -> Any:
         write_later(config)
         output_dir.expect(Path(str(config.hydra.run.dir)).absolute())
         return original(*args, config=config, **options)
 
-    hydra_main.run_job = run_job
+    hydra_main.run_job = run_job  # type: ignore[assignment]
     try:
         yield
     finally:
