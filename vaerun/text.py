@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -61,3 +62,9 @@ def print_output(text: str, stream: TextIO | None = None) -> None:
     except BrokenPipeError:
         # Python flushes again on exit, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """A sort key that compares runs of digits as numbers; the name itself breaks ties, as of 1.png and 01.png."""
+    # Text is at even indices and digits at odd ones, so that a string is never compared with a number.
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -181,7 +181,9 @@ class ImageData:
 
         parts = ["train", "test"] if given is None else ["train", "test", "validation"]
         labelled = all(getattr(arrays, f"{part}_labels") is not None for part in parts)
-        self.class_names = (arrays.class_names or ()) if labelled else ()
+        self.class_names: tuple[str, ...] = ()
+        if labelled:
+            self.class_names = arrays.class_names or _numbers(getattr(arrays, f"{part}_labels") for part in parts)
         self.classes = len(self.class_names)
 
         def make_split(split: str, part: str, rows: np.ndarray | None) -> Split:
@@ -322,3 +324,8 @@ def _binarize_in_place(pixels: Tensor, split: str) -> None:
         part = pixels[start : start + 4096]
         noise = fixed_uniform(part.shape[1:], start, start + len(part), part.device, SPLIT_SEED, "binarize", split)
         pixels[start : start + 4096] = (noise < part.to(torch.float32) / 255).to(torch.uint8) * 255
+
+
+def _numbers(labels: Iterable[np.ndarray]) -> tuple[str, ...]:
+    """Names of classes that are known by their labels only."""
+    return tuple(map(str, range(1 + max(int(part.max()) for part in labels))))

@@ -12,9 +12,9 @@ import numpy as np
 
 from vaerun.data.arrays import PARTS, Arrays, split_off_test
 from vaerun.data.decoding import check_channels, parse_size, read_pixels
-from vaerun.data.image_files import Listing, RelativePath, compose, count_of, list_images, name_some, natural_key
+from vaerun.data.image_files import Listing, RelativePath, compose, count_of, list_images, name_some
 from vaerun.errors import InputError
-from vaerun.text import is_valid_unicode
+from vaerun.text import is_valid_unicode, natural_key
 
 SPELLINGS = {
     "train": r"train(ing)?",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vaerun.errors import InputError
-from vaerun.text import printable
+from vaerun.text import natural_key, printable
 
 SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .webp .ppm .pgm .pbm .pnm .tif .tiff .gif .avif".split()  # noqa: SIM905
@@ -145,13 +144,6 @@ def is_hidden(name: str) -> bool:
 def compose(name: str) -> str:
     """A name in Unicode's normal form C: macOS stores decomposed letters, and the same name must be the same class."""
     return unicodedata.normalize("NFC", name)
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """A sort key that compares runs of digits as numbers; the name itself breaks ties, as of 1.png and 01.png."""
-    # Text is at even indices and digits at odd ones, so that a string is never compared with a number.
-    parts = re.split(r"([0-9]+)", compose(name))
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _by_suffix(counts: Counter[str]) -> list[str]:

@@ -6,7 +6,6 @@ first, then those that only other parts have. One mapping holds for all parts.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vaerun.errors import InputError
+from vaerun.text import natural_key
 
 FORMS = "expected one label per image [N] (or [N, 1], or one-hot [N, K])"
 
@@ -84,12 +84,6 @@ def index_labels(
     if names is None and not missing and classes != list(range(len(classes))) and not isinstance(classes[0], str):
         notes.append(f"labels {_list(classes)} are classes {_list(list(range(len(classes))))}")
     return Labels(indexed, names or tuple(map(str, classes)), unused, tuple(notes))
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """A sort key that compares runs of digits as numbers; the name itself breaks ties, as of 1.png and 01.png."""
-    # Text is at even indices and digits at odd ones, so that a string is never compared with a number.
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
 def _values(labels: np.ndarray, count: int, where: str) -> np.ndarray:

@@ -102,3 +102,9 @@ def test_a_cached_copy_keeps_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for part in ("train", "test", "validation"):
             assert got.part_ids(part).tolist() == content.part_ids(part).tolist()
             np.testing.assert_array_equal(getattr(got, f"{part}_images"), getattr(content, f"{part}_images"))
+
+
+def test_classes_without_names_are_named_by_their_numbers() -> None:
+    data = ImageData("mine", Arrays(IMAGES, LABELS, IMAGES, LABELS, "official"), validation=0)
+    assert (data.classes, data.class_names) == (3, ("0", "1", "2"))
+    assert data.train.batch(0, 2).c is not None
