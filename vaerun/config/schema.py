@@ -177,6 +177,7 @@ class AmisSettings:
 
     enabled: bool | None = None
     samples: int = option(2000, ge=1, le=10**7)
+    temperatures: int = option(100, ge=1, le=10**6)
     starts: int = option(8, ge=1, le=10**6)
     max_starts: int = option(128, ge=1, le=10**6)
     rounds: int = option(2, ge=1, le=1000)

@@ -172,6 +172,22 @@ class Joint:
         slope = self._gram_residual(network) - 0.5 * (delta @ self._gram()[0])
         return prior + (delta * slope).sum(-1)
 
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x, z | c) [K, B] nats and its gradient [K, B, d] at z [K, B, d], without a graph.
+
+        For repeated calls: G pays off although a single one may have few samples.
+        """
+        gram = self.has_gram and len(z) > 2 and self.x[0].numel() > self._affine()[0].shape[1]
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            output = self.decoder.trunk(point, self.c) if gram else self.log_likelihood(point)
+        with torch.no_grad():
+            value, slope = (
+                self._gram_likelihood(output.detach()) if gram else (output.detach(), torch.ones_like(output))
+            )
+            (gradient,) = torch.autograd.grad(output, point, slope)
+            return self.prior.log_prob(z) + value, gradient + self._prior_gradient(z)
+
     # -- linearisation ------------------------------------------------------------------------------------------
 
     def linearise(self, mu: Tensor) -> Linearisation:
@@ -188,10 +204,17 @@ class Joint:
 
     def _linearise(self, mu: Tensor, network: LinearMap) -> Linearisation:
         gradient, curvature = (self._linearise_gram if self._linearises_by_gram else self._linearise_general)(network)
+        gradient = gradient + self._prior_gradient(mu)
         if isinstance(self.prior, StandardNormal):
-            return Linearisation(gradient - mu, curvature + self._identity)
+            return Linearisation(gradient, curvature + self._identity)
         precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
-        return Linearisation(gradient - precision * (mu - self.prior.mean), curvature + torch.diag_embed(precision))
+        return Linearisation(gradient, curvature + torch.diag_embed(precision))
+
+    def _prior_gradient(self, z: Tensor) -> Tensor:
+        """Gradient of log p(z | c) at z [..., B, d], of the same shape."""
+        if isinstance(self.prior, StandardNormal):
+            return -z
+        return torch.exp(-self.prior.log_variance) * (self.prior.mean - z)  # type: ignore[attr-defined]
 
     @cached_property
     def _identity(self) -> Tensor:
@@ -238,10 +261,7 @@ class Joint:
             w, b = self._affine()
             residual = self._pixel_residual(network.value @ w.mT + b, network.jvp(step) @ w.mT)
             likelihood_part = network.vjp(residual @ w)
-        if isinstance(self.prior, StandardNormal):
-            return likelihood_part - (mu + step)
-        precision = torch.exp(-self.prior.log_variance)  # type: ignore[attr-defined]
-        return likelihood_part - precision * (mu + step - self.prior.mean)
+        return likelihood_part + self._prior_gradient(mu + step)
 
     def _pixel_residual(self, eta: Tensor, change: Tensor) -> Tensor:
         """r - F change [B, D] for eta [B, D] and its first-order change [B, D]."""
@@ -301,13 +321,24 @@ class Joint:
         return samples * dims * width > dims * width * (width + 2 * z.shape[1]) + samples * width * width
 
     def _gram_log_likelihood(self, z: Tensor) -> Tensor:
-        gram, _ = self._gram()
+        delta, linear, square = self._gram_expansion(self.decoder.trunk(z, self.c))
+        return self._from_squares(square - 2 * (delta * linear).sum(-1) + quadratic_form(delta, self._gram()[0]))
+
+    def _gram_likelihood(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z, c) [K, B] and its gradient [K, B, H] with respect to h = h(z), without a graph."""
+        delta, linear, square = self._gram_expansion(h)
+        curved = delta @ self._gram()[0]
+        return self._from_squares(square - (delta * (2 * linear - curved)).sum(-1)), linear - curved
+
+    def _gram_expansion(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """About the mean h_0 of h [K, B, H]: delta, W'(x - eta_0)/s2 [B, H] and |x - eta_0|^2 / s2 [B]."""
         w, b = self._affine()
-        h = self.decoder.trunk(z, self.c)  # [K, B, H]
         centre = h.detach().mean(0)
         residual = self.x.flatten(1) - (centre @ w.mT + b)  # [B, D], in pixels: no cancellation
         precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]
-        delta = h - centre
-        linear = (delta * ((residual @ w) * precision)).sum(-1)
-        scaled = residual.square().sum(-1) * precision - 2 * linear + quadratic_form(delta, gram)
-        return self.likelihood.log_prob_from_squared_error(scaled / precision, residual.shape[1])  # type: ignore[attr-defined]
+        return h - centre, (residual @ w) * precision, residual.square().sum(-1) * precision
+
+    def _from_squares(self, scaled: Tensor) -> Tensor:
+        """log p(x | z, c) from |x - eta|^2 / s2."""
+        precision = torch.exp(-self.likelihood.log_variance)  # type: ignore[attr-defined]
+        return self.likelihood.log_prob_from_squared_error(scaled / precision, self.x[0].numel())  # type: ignore[attr-defined]

@@ -13,14 +13,16 @@ The components' weights are those of expectation maximisation (Cappe et al. 2008
 
 An image is done when its weights have had a k-hat of at most RELIABLE, and a sufficient effective sample size, in two
 successive rounds (a single k-hat may be low by chance), or when they are nearly equal, of which k-hat, a model of the
-weights' tail, says little. If they are both, the proposal stays as it is, as adaptation would only add noise. These
-decisions use the samples of the rounds only, so the estimate does not depend on the outcome of its own samples.
+weights' tail, says little. If they are both, the proposal stays as it is, as adaptation would only add noise. An image
+that is not done after all rounds, or whose effective sample size is still insufficient after PATIENCE of them, gets its
+estimate by annealing from its proposal (bridge.py). These decisions use the samples of the rounds only, so the estimate
+does not depend on the outcome of its own samples.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -41,6 +43,9 @@ SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covarian
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
 MODE_FLOOR = 0.02  # smallest initial weight of a mode, before normalisation: its Laplace evidence may be wrong
 EM_STEPS = 3
+PATIENCE = 4  # rounds in which an image must become efficient: further ones help slowly, and annealing helps more
+CHAIN_SAMPLES = 40  # samples of the estimate per chain of annealing
+MIN_CHAINS = 25  # the fewest for which a k-hat is defined, and some
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,18 @@ class Amis:
 
     Attributes:
         samples: K of the final estimate.
+        temperatures: of annealing from the proposal, for images whose weights are not reliable after all rounds.
         starts: mode searches from draws of the prior in each of the first two blocks; further blocks double the number.
         max_starts: draws of the prior after which an image gets no further block.
         rounds: of adaptation, for every image whose proposal is not good as it is.
-        max_rounds: for images whose weights are not reliable yet.
+        max_rounds: for images whose weights are efficient, but not reliable yet.
         round_samples: samples per round.
 
     Raises InputError, naming the key, for a value out of range.
     """
 
     samples: int = 2000
+    temperatures: int = 100
     starts: int = 8
     max_starts: int = 128
     rounds: int = 2
@@ -66,8 +73,13 @@ class Amis:
     round_samples: int = 500
 
     def __post_init__(self) -> None:
-        for key in ("samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples"):
-            check_integer(f"evaluation.amis.{key}", getattr(self, key), 1)
+        for field in fields(self):
+            check_integer(f"evaluation.amis.{field.name}", getattr(self, field.name), 1)
+
+    @property
+    def chains(self) -> int:
+        """K of the annealing, enough for a k-hat: a chain's weight varies less than a sample's."""
+        return max(self.samples // CHAIN_SAMPLES, min(self.samples, MIN_CHAINS))
 
 
 def initial_mixture(modes: Modes) -> Mixture:
@@ -93,13 +105,14 @@ class _Rounds:
         # Of the samples, set by the first round: [B, N], [B, N] and [B, N, C].
         self.log_f = self.log_w = self.log_components = initial.weight
         self.drawn = torch.zeros_like(initial.weight)  # samples by component of the bank, in expectation [B, C]
-        self.reliable = torch.zeros(len(initial.weight), dtype=torch.bool, device=initial.weight.device)  # last verdict
+        # Whether the weights were reliable in the last round, and are efficient.
+        self.reliable = self.efficient = initial.weight.new_zeros(len(initial.weight), dtype=torch.bool)
 
     def select(self, rows: Tensor) -> _Rounds:
         """Those of images `rows` [M]."""
         view = _Rounds(self.initial.select(rows))
         view.mixture, view.bank, view.drawn = self.mixture.select(rows), self.bank.select(rows), self.drawn[rows]
-        view.reliable = self.reliable[rows]
+        view.reliable, view.efficient = self.reliable[rows], self.efficient[rows]
         if self.z is not None:
             view.z, view.log_f, view.log_w = self.z[rows], self.log_f[rows], self.log_w[rows]
             view.log_components = self.log_components[rows]
@@ -182,10 +195,11 @@ class _Rounds:
         """Whether the proposal is good as it is, and whether it needs no further round once adapted: [B] bool."""
         n, before = self.log_w.shape[1], self.reliable
         ess = effective_sample_size(self.log_w.T)
+        self.efficient = ess >= EFFICIENT * n
         if tail_length(n):
             largest = torch.topk(self.log_w, tail_length(n) + 1, sorted=False).values.T
             k = pareto_k(largest, n, rounding(self.log_f, self.log_w, self.bank.mean.dtype))
-            self.reliable = (k <= RELIABLE).to(ess.device) & (ess >= EFFICIENT * n)
+            self.reliable = (k <= RELIABLE).to(ess.device) & self.efficient
         else:  # too few samples for a k-hat
             self.reliable = torch.ones_like(before)
         equal = ess >= EQUAL * n
@@ -202,8 +216,8 @@ def _joined(first: Components, second: Components) -> Components:
 
 def adapt_proposal(
     target: LogDensity, modes: Modes, noise: Noise, amis: Amis, *, chunk: int, monitor: Monitor = SILENT
-) -> tuple[Mixture, Tensor]:
-    """The proposal of each image, and its number of rounds [B].
+) -> tuple[Mixture, Tensor, Tensor]:
+    """The proposal of each image, its number of rounds [B], and whether its weights are reliable [B] bool.
 
     Arguments:
         target: log f of the batch.
@@ -217,7 +231,7 @@ def adapt_proposal(
     components, weight = initial.components, initial.weight
     mean, cholesky, weight = components.mean.clone(), components.cholesky.clone(), weight.clone()
     active = torch.arange(len(mean), device=mean.device)
-    count = torch.zeros_like(active)
+    count, reliable = torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
     rounds, here, here_noise = _Rounds(initial), target, noise
     for number in range(amis.max_rounds):
         rounds.draw(here, here_noise(f"amis/round/{number}", amis.round_samples).transpose(0, 1), chunk, monitor)
@@ -230,11 +244,14 @@ def adapt_proposal(
         mean[active] = torch.where(keep.unsqueeze(-1), used.components.mean, mixture.components.mean)
         cholesky[active] = torch.where(keep[..., None, None], used.components.cholesky, mixture.components.cholesky)
         weight[active] = torch.where(keep, used.weight, mixture.weight)
+        reliable[active] = done
         left = ~(done if number + 1 >= amis.rounds else good)
+        if number + 1 >= max(PATIENCE, amis.rounds):
+            left &= rounds.efficient
         if not bool(left.any()):
             break
         if not bool(left.all()):
             active = active[left]
             rows = left.nonzero()[:, 0]
             rounds, here, here_noise = rounds.select(rows), target.select(active), noise.select(active)
-    return Mixture(Components(mean, cholesky, components.heavy), weight), count
+    return Mixture(Components(mean, cholesky, components.heavy), weight), count, reliable

@@ -8,7 +8,7 @@ from torch import Tensor
 from vaerun.data.dataset import Split
 from vaerun.errors import InputError
 from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
-from vaerun.evaluation.adaptive.estimate import estimate
+from vaerun.evaluation.adaptive.bridge import final_estimate
 from vaerun.evaluation.adaptive.mixture import wide_dtype
 from vaerun.evaluation.adaptive.mode_search import MAX_MODES, Modes
 from vaerun.evaluation.adaptive.model_modes import MATRIX_SHARE, amis_noise, model_modes
@@ -52,11 +52,11 @@ def _evaluate(
     groups, parts = by_count(modes), []
     for rows, count in groups:
         here, here_noise = joint.select(rows), noise.select(rows)
-        proposal, rounds = adapt_proposal(
+        proposal, rounds, reliable = adapt_proposal(
             here, modes.select(rows, count), here_noise, amis, chunk=chunk, monitor=monitor
         )
         latent = None if exact is None else exact[rows]
-        values = estimate(here, proposal, here_noise, amis.samples, exact=latent, chunk=chunk, monitor=monitor)
+        values = final_estimate(here, proposal, reliable, here_noise, amis, exact=latent, chunk=chunk, monitor=monitor)
         parts.append(values | {"rounds": rounds})
     order, wide = torch.cat([rows for rows, _ in groups]).argsort(), wide_dtype(joint.x.device)
     merged = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
@@ -68,6 +68,7 @@ def _evaluate(
         "amis_starts_disagree": modes.disagreed.to(wide),
         "amis_modes": modes.count.to(wide),
         "amis_rounds": merged["rounds"].to(wide),
+        "amis_bridged": merged["bridged"].to(wide),
         **({} if exact is None else {"amis_upper": merged["upper"]}),
     }
 

@@ -85,6 +85,15 @@ class FunctionDensity:
             values = torch.cat([self.function(part) for part in self._split(spread.flatten(0, 1))])
         return values.unflatten(0, spread.shape[:2])[:, self.slots, self.rows]
 
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log f [K, M] nats, and its gradient [K, M, d], at z [K, M, d]."""
+        spread = self._spread(z)
+        parts = [self._with_gradient(part) for part in self._split(spread.flatten(0, 1))]
+        value, gradient = (
+            torch.cat(p).unflatten(0, spread.shape[:2])[:, self.slots, self.rows] for p in zip(*parts, strict=True)
+        )
+        return value, gradient
+
     def log_ratio(self, z: Tensor, mu: Tensor) -> Tensor:
         """log f(z) - log f(mu), [M] nats, for z and mu [M, d]."""
         first, second = self.log_prob(torch.stack([z, mu]))
@@ -102,12 +111,16 @@ class FunctionDensity:
             precision = torch.cat([self.precision(part) for part in self._split(spread, self.latent_dim)])
         return Linearisation(gradient[self.slots, self.rows], precision[self.slots, self.rows])
 
-    @torch.enable_grad()
     def gradient(self, z: Tensor) -> Tensor:
         """Of log f at z [N, B, d], of the same shape."""
+        return self._with_gradient(z)[1]
+
+    @torch.enable_grad()
+    def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
+        value = self.function(z)
         # The gradient of a sum over rows: each depends on its own z alone.
-        return torch.autograd.grad(self.function(z).sum(), z)[0]
+        return value.detach(), torch.autograd.grad(value.sum(), z)[0]
 
     @torch.enable_grad()
     def _derivatives(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,10 @@ class MarginalLikelihood:
     Attributes:
         log_likelihood: nats, [B]; a lower bound of log p(x) in expectation.
         standard_error: of log_likelihood, nats, [B], by the delta method, of importance sampling with these weights.
-        effective_sample_size: in samples, from 1 to `samples`, [B].
+        effective_sample_size: from 1 to K, [B].
         pareto_k: of the weights; above 0.7 large ones are missing, [B].
         upper: nats, [B], an upper bound of log p(x) in expectation; None without exact posterior samples.
-        samples: K.
+        samples: K: as asked for, or the number of annealed chains where the proposal was not reliable (bridge.py), [B].
         starts: mode searches, [B].
         modes: modes of the proposal, [B].
         starts_disagree: whether twice as many starts changed the evidence of the modes by more than 0.5 nats, [B] bool.
@@ -49,7 +49,7 @@ class MarginalLikelihood:
     effective_sample_size: Tensor
     pareto_k: Tensor
     upper: Tensor | None
-    samples: int
+    samples: Tensor
     starts: Tensor
     modes: Tensor
     starts_disagree: Tensor
@@ -61,8 +61,8 @@ class MarginalLikelihood:
         over_images = f"; ± {float(value.std()) / math.sqrt(count):.3f} over images" if count > 1 else ""
         lines = [
             f"log p(x)  {float(value.mean()):.3f} nats, mean of {images}, lower bound in expectation",
-            f"  ± {error:.3f}, its Monte Carlo standard error from K = {self.samples} samples per image{over_images}",
-            f"  effective sample size {float(self.effective_sample_size.mean()):.0f} of {self.samples}, mean",
+            f"  ± {error:.3f}, its Monte Carlo standard error{over_images}",
+            *self._efficiency(images),
             f"  Pareto k-hat {self._reliability(images)}",
             f"  {float(self.starts.double().mean()):.0f} mode searches per image, mean; "
             f"{float(self.modes.double().mean()):.1f} modes, mean; twice as many starts changed the modes' evidence by "
@@ -74,6 +74,17 @@ class MarginalLikelihood:
                 f"{float((self.upper - value).mean()):.3f} nats wide, widest {float((self.upper - value).max()):.3f}"
             )
         return "\n".join(lines)
+
+    def _efficiency(self, images: str) -> list[str]:
+        """A line for every K."""
+        lines = []
+        for k in self.samples.unique(sorted=True).flip(0).tolist():
+            here = self.samples == k
+            lines.append(
+                f"  effective sample size {float(self.effective_sample_size[here].mean()):.0f} of K = {k}, mean of "
+                f"{int(here.sum())} of {images}"
+            )
+        return lines
 
     def _reliability(self, images: str) -> str:
         if bool(self.pareto_k.isnan().any()):
@@ -247,14 +258,14 @@ def marginal_likelihood(
         rows = torch.arange(images, device=first.device)
         proposal, _ = adapt_proposal(target, modes.select(rows, int(modes.count.max())), noise, amis, chunk=chunk)
         values = estimate(target, proposal, noise, samples, exact=exact, chunk=chunk)
-    ess = values["effective_sample_size"]
+    ess, count = values["effective_sample_size"], torch.where(values["bridged"], amis.chains, samples)
     return MarginalLikelihood(
         log_likelihood=values["log_likelihood"],
-        standard_error=(1 / ess - 1 / samples).clamp(min=0).sqrt() if samples > 1 else torch.full_like(ess, math.nan),
+        standard_error=torch.where(count > 1, (1 / ess - 1 / count).clamp(min=0).sqrt(), math.nan),
         effective_sample_size=ess,
         pareto_k=values["pareto_k"],
         upper=values.get("upper"),
-        samples=samples,
+        samples=count,
         starts=modes.starts,
         modes=modes.count,
         starts_disagree=modes.disagreed,

@@ -53,6 +53,10 @@ class LogDensity(Protocol):
         """[K, B, d] -> [K, B] nats."""
         ...
 
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log f [K, B] nats, and its gradient [K, B, d], at z [K, B, d]."""
+        ...
+
     def log_ratio(self, z: Tensor, mu: Tensor) -> Tensor:
         """log f(z) - log f(mu), [B] nats, for z and mu [B, d]."""
         ...

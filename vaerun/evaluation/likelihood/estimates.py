@@ -169,7 +169,7 @@ def _weights_of_batch(
         model, joint, noise, amis, posterior_start=posterior, target=counted, chunk=chunk, monitor=monitor
     )
     modes = modes.select(rows, int(modes.count.max()))
-    proposal, _ = adapt_proposal(counted, modes, noise, amis, chunk=chunk, monitor=monitor)
+    proposal, _, _ = adapt_proposal(counted, modes, noise, amis, chunk=chunk, monitor=monitor)
 
     def prior(noise: Tensor) -> Tensor:
         return joint.log_likelihood(joint.prior.transform(noise)[0]).to(wide)

@@ -13,7 +13,7 @@ DIGITS |= {"label_agreement": 4, "precision": 4, "recall": 4, "density": 4, "cov
 DIGITS |= {"gap_from_mode": 4}
 DIGITS |= {"observation_variance": 5, "parzen_variance": 5}
 DIGITS |= {"pareto_k_unreliable": 4, "gap_pareto_k_unreliable": 4, "amis_pareto_k_unreliable": 4}
-DIGITS |= {"amis_fallback": 4, "amis_starts_disagree": 4, "amis_bits_per_dimension": 4}  # else 2
+DIGITS |= {"amis_fallback": 4, "amis_bridged": 4, "amis_starts_disagree": 4, "amis_bits_per_dimension": 4}  # else 2
 
 
 def metric_descriptions(protocol: dict[str, Any]) -> dict[str, str]:
@@ -76,7 +76,8 @@ def _adaptive(amis: dict[str, Any], px: str, use: str = "") -> dict[str, str]:
         "amis_minus_is": "amis minus log_likelihood, same images: what importance sampling with q misses",
         "amis_bits_per_dimension": f"bits: 8 - {px} / (D log 2), from amis",
         "gap_posterior": "amis minus ELBO, same images: mean KL(q || posterior), the error of inference alone",
-        "amis_ess": f"effective sample size of K={samples}, mean over images",
+        "amis_ess": f"effective sample size of K={samples} or, for those of amis_bridged, its chains, mean over images",
+        "amis_bridged": "fraction of images whose proposal's weights stayed unreliable, evaluated by annealing from it",
         "amis_pareto_k_unreliable": "fraction of images with k-hat above 0.7 under adaptive importance sampling; those "
         "with fewer than K/2 effective samples, too, are named in a warning",
         "amis_fallback": "fraction of images whose amis is that of annealed importance sampling instead",

@@ -104,6 +104,7 @@ class Evaluator(ABC, Generic[M]):
         results.per_image |= values
         results.add_mean("amis", values["amis"])
         results.add_mean("amis_ess", values["amis_ess"])
+        results.metrics["amis_bridged"] = float(values["amis_bridged"].mean())
         if not math.isnan(share := unreliable_share(values["amis_pareto_k"])):
             results.metrics["amis_pareto_k_unreliable"] = share
         if s.max_starts >= 2 * s.starts:  # otherwise no image had twice as many
@@ -125,7 +126,8 @@ class Evaluator(ABC, Generic[M]):
         """
         s, results = self.settings.amis, self.results
         values["amis_fallback"] = torch.zeros_like(values["amis"])
-        unequal = values["amis_ess"] < EQUAL * s.samples
+        samples = torch.where(values["amis_bridged"] > 0, make_amis(self.settings).chains, s.samples)
+        unequal = values["amis_ess"] < EQUAL * samples
         failed = ((values["amis_pareto_k"] > PARETO_K_LIMIT) & unequal) | ~values["amis"].isfinite()
         rows: list[int] = failed.nonzero()[:, 0].tolist()
         results.details["amis_unreliable"] = rows

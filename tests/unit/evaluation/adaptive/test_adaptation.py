@@ -83,7 +83,7 @@ def test_the_samples_of_the_estimate_are_no_samples_of_the_rounds(always_adapted
 
     noise = Spy(4, range(2), 2 + EXTRA_NOISE, model.mean)
     with torch.no_grad():
-        proposal, _ = adapt_proposal(joint, modes_of(joint), noise, Amis(rounds=2, max_rounds=2), chunk=999)
+        proposal, _, _ = adapt_proposal(joint, modes_of(joint), noise, Amis(rounds=2, max_rounds=2), chunk=999)
         of_rounds = set(seen)
         estimate(joint, proposal, noise, 1200, chunk=999)
     assert len(of_rounds) == 2
@@ -129,7 +129,7 @@ def test_a_normal_takes_the_moments_of_the_posterior(context, d, always_adapted)
     )
     amis = Amis(rounds=5, max_rounds=5, round_samples=4000)
     with torch.no_grad():
-        proposal, rounds = adapt_proposal(joint, modes, noise_of(model, 4), amis, chunk=9999)
+        proposal, rounds, _ = adapt_proposal(joint, modes, noise_of(model, 4), amis, chunk=9999)
         result = estimate(joint, proposal, noise_of(model, 4), 2000, chunk=9999)
     assert (rounds == 5).all()
     assert not bool(proposal.components.heavy[1])
@@ -156,7 +156,7 @@ def test_the_components_share_out_the_modes(always_adapted):
     modes = Modes(modes.mean, modes.cholesky, torch.zeros(6, 2), modes.starts, modes.disagreed)
     with torch.no_grad():
         amis = Amis(rounds=6, max_rounds=6, round_samples=2000)
-        proposal, _ = adapt_proposal(joint, modes, noise_of(model, 6), amis, chunk=9999)
+        proposal, _, _ = adapt_proposal(joint, modes, noise_of(model, 6), amis, chunk=9999)
     weight = proposal.weight.unflatten(1, (2, 2)).sum(1)
     right = torch.where(modes.mean[..., 0] > 0, weight, 0.0).sum(1)
     share = (masses[:, 1] - total).exp()
@@ -177,7 +177,7 @@ def test_only_unreliable_images_get_further_rounds(always_adapted):
 
     def rounds_of(**options) -> tuple[Mixture, list[int]]:
         with torch.no_grad():
-            proposal, rounds = adapt_proposal(joint, modes, noise, Amis(round_samples=100, **options), chunk=9999)
+            proposal, rounds, _ = adapt_proposal(joint, modes, noise, Amis(round_samples=100, **options), chunk=9999)
         return proposal, rounds.tolist()
 
     _, few = rounds_of(rounds=1, max_rounds=1)
@@ -189,7 +189,7 @@ def test_only_unreliable_images_get_further_rounds(always_adapted):
     assert rounds_of(rounds=30, max_rounds=2)[1] == [2, 2]
     # What the other image needed did not change the first one's proposal.
     with torch.no_grad():
-        first, _ = adapt_proposal(
+        first, _, _ = adapt_proposal(
             model.joint(x[:1]),
             modes.select(torch.tensor([0]), 1),
             noise_of(model, 1),
@@ -209,7 +209,7 @@ def test_an_image_without_any_usable_mode_still_has_an_estimate():
     joint, bad = model.joint(x), torch.full((4, 3, 1), math.nan)
     with torch.no_grad():
         modes = find_modes(joint, bad, lambda i, j: bad[: j - i], starts=2, max_starts=4, chunk=99)
-        proposal, _ = adapt_proposal(joint, modes, noise_of(model, 3), Amis(), chunk=9999)
+        proposal, _, _ = adapt_proposal(joint, modes, noise_of(model, 3), Amis(), chunk=9999)
         result = estimate(joint, proposal, noise_of(model, 3), 2000, chunk=9999)
     exact = exact_marginal(model, None, 3).log_prob(x.flatten(1)).detach()
     torch.testing.assert_close(result["log_likelihood"], exact, atol=0.03, rtol=0)
@@ -232,7 +232,7 @@ def test_samples_of_no_density_have_no_weight():
     no = torch.zeros(2, dtype=torch.bool)
     modes = Modes(torch.zeros(2, 1, 1), torch.ones(2, 1, 1, 1), torch.zeros(2, 1), no.long(), no)
     noise = ImageNoise(0, range(2), 1 + EXTRA_NOISE, torch.zeros(1))
-    proposal, _ = adapt_proposal(Broken(), modes, noise, Amis(), chunk=9999)
+    proposal, _, _ = adapt_proposal(Broken(), modes, noise, Amis(), chunk=9999)
     result = estimate(Broken(), proposal, noise, 4000, chunk=9999)
     mass = torch.full((2,), math.log(0.5 * math.erfc(-1 / math.sqrt(2))))
     torch.testing.assert_close(result["log_likelihood"], mass, atol=0.06, rtol=0)

@@ -176,7 +176,7 @@ def test_k_hat_cannot_see_a_missed_mode():
             modes = find_modes(
                 joint, start, lambda i, j, z=start: z.expand(j - i, n, 1), starts=2, max_starts=4, chunk=99
             )
-            proposal, _ = adapt_proposal(joint, modes, noise, amis, chunk=9999)
+            proposal, _, _ = adapt_proposal(joint, modes, noise, amis, chunk=9999)
             values = estimate(joint, proposal, noise, amis.samples, chunk=9999)
         torch.testing.assert_close(values["log_likelihood"], visible, atol=0.05, rtol=0)
         assert (values["pareto_k"] < 0.7).double().mean() > 0.5
@@ -186,7 +186,9 @@ def test_k_hat_cannot_see_a_missed_mode():
 # -- what callers rely on ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["samples", "starts", "max_starts", "rounds", "max_rounds", "round_samples"])
+@pytest.mark.parametrize(
+    "key", ["samples", "temperatures", "starts", "max_starts", "rounds", "max_rounds", "round_samples"]
+)
 def test_settings_out_of_range_are_named(key):
     for value in (0, -1, 2.5, True, None, "8"):
         with pytest.raises(InputError, match=rf"evaluation\.amis\.{key} must be"):

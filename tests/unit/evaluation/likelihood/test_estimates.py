@@ -92,7 +92,7 @@ def test_the_value_at_k_is_that_of_the_first_k_samples(context: str) -> None:
     with torch.no_grad():
         joint = model.joint(x, c, image_noise(model, range(4), 5))
         modes = model_modes(model, joint, noise, QUICK, chunk=1000)
-        proposal, _ = adapt_proposal(joint, modes, noise, QUICK, chunk=1000)
+        proposal, _, _ = adapt_proposal(joint, modes, noise, QUICK, chunk=1000)
         prior_noise = torch.cat([joint.noise(f"prior/{block}", 500) for block in range(2)])
         log_p = joint.log_likelihood(joint.prior.transform(prior_noise)[0])
         for i, k in enumerate(settings.sizes):
