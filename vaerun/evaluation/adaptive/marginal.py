@@ -16,7 +16,7 @@ from torch import Tensor
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import InputError
 from vaerun.evaluation.adaptive.adaptation import Amis, adapt_proposal
-from vaerun.evaluation.adaptive.estimate import estimate
+from vaerun.evaluation.adaptive.bridge import final_estimate
 from vaerun.evaluation.adaptive.function_density import Function, FunctionDensity
 from vaerun.evaluation.adaptive.mixture import EXTRA_NOISE
 from vaerun.evaluation.adaptive.mode_search import find_modes
@@ -256,8 +256,9 @@ def marginal_likelihood(
             chunk=max(1, chunk // d),
         )
         rows = torch.arange(images, device=first.device)
-        proposal, _ = adapt_proposal(target, modes.select(rows, int(modes.count.max())), noise, amis, chunk=chunk)
-        values = estimate(target, proposal, noise, samples, exact=exact, chunk=chunk)
+        best = modes.select(rows, int(modes.count.max()))
+        proposal, _, reliable = adapt_proposal(target, best, noise, amis, chunk=chunk)
+        values = final_estimate(target, proposal, reliable, noise, amis, exact=exact, chunk=chunk)
     ess, count = values["effective_sample_size"], torch.where(values["bridged"], amis.chains, samples)
     return MarginalLikelihood(
         log_likelihood=values["log_likelihood"],
