@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -228,7 +229,11 @@ def final_estimate(
     for rows, bridged in ((reliable.nonzero()[:, 0], False), ((~reliable).nonzero()[:, 0], True)):
         if len(rows):
             here = target.select(rows), proposal.select(rows), noise.select(rows)
-            options = {"exact": None if exact is None else exact[rows], "chunk": chunk, "monitor": monitor}
+            options: dict[str, Any] = {
+                "exact": None if exact is None else exact[rows],
+                "chunk": chunk,
+                "monitor": monitor,
+            }
             values = bridge(*here, amis, **options) if bridged else estimate(*here, amis.samples, **options)
             parts.append(values | {"bridged": torch.full_like(rows, bridged, dtype=torch.bool)})
             order.append(rows)
