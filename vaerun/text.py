@@ -26,10 +26,13 @@ def format_fixed(value: float, digits: int, sign: str = "") -> str:
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean X?' for the closest of the names, or '' if none is close."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    leaf_of = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.6)
+    # A long common group, as in trainer.gpus and trainer.epochs, does not make two keys similar.
+    close = [n for n in close if difflib.get_close_matches(leaf_of, [n.rpartition(".")[2]], cutoff=0.6)]
     if not close:  # perhaps the right key in the wrong group
         leaves = {n.rpartition(".")[2]: n for n in names}
-        leaf = difflib.get_close_matches(name.rpartition(".")[2], list(leaves), n=1, cutoff=0.75)
+        leaf = difflib.get_close_matches(leaf_of, list(leaves), n=1, cutoff=0.75)
         close = [leaves[leaf[0]]] if leaf else []
     return f" Did you mean {close[0]}?" if close else ""
 

@@ -18,7 +18,7 @@ from hydra._internal import hydra as hydra_main
 from omegaconf import DictConfig, OmegaConf
 
 from vaerun.cli.output_dir import OutputDir
-from vaerun.cli.override_errors import explain, missing_package
+from vaerun.cli.override_errors import explain, missing_package, unknown_flag
 from vaerun.config.composing import CompositionError
 from vaerun.config.hydra_settings import write_later
 from vaerun.config.identity import short_name
@@ -27,7 +27,6 @@ from vaerun.config.schema import Settings
 from vaerun.errors import InputError
 from vaerun.incidental import is_incidental
 from vaerun.storage.yaml_files import read_yaml
-from vaerun.text import did_you_mean
 
 if TYPE_CHECKING:
     from vaerun.launch.job import Job
@@ -112,7 +111,7 @@ def _check_words(words: list[str]) -> None:
     for word in words:
         key, _, value = word.partition("=")
         if word.startswith("-") and key not in FLAGS:
-            raise InputError(f"unknown flag '{word}'.{did_you_mean(word, sorted(FLAGS))} (vaerun --help, --hydra-help)")
+            raise InputError(unknown_flag(word, words, FLAGS))
         if key.lstrip("+") == "hydra.mode":
             raise InputError(f"'{word}': leave it out, and write -m for a sweep")
         if not key and word:

@@ -16,7 +16,7 @@ from vaerun.cli.output_dir import OutputDir
 from vaerun.deprecation import silence_torch_warnings
 from vaerun.errors import Interrupted, RunError
 from vaerun.signals import ShutdownSignal, interrupt_on_signal
-from vaerun.text import print_output
+from vaerun.text import print_output, printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -76,12 +76,15 @@ class Command:
 
     def run(self, cfg: DictConfig) -> None:
         """Run or check the composed configuration; Hydra's task function for a single run."""
+        from vaerun.config.overrides import idle_in_single_run
         from vaerun.config.settings import to_settings
 
         folder, overrides, hydra = _hydra_job()
         silence_torch_warnings()
         try:
             settings = to_settings(cfg)
+            for line in idle_in_single_run(overrides):
+                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
             if self.check_only:
                 from vaerun.sweep.summary import check_single
 

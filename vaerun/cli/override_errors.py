@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.cli.help import GROUPS, choices
+from vaerun.config.familiar import BY_NAME, plain_name
 from vaerun.config.overrides import QUOTING, unreadable
 from vaerun.config.plugins import builtin_config_dir, config_dirs, plugin_config_dirs, unknown_choice
 from vaerun.config.settings import dotted_keys, missing_value
+from vaerun.config.suggestions import suggest_key
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import did_you_mean, printable
@@ -69,10 +71,22 @@ def _not_an_override(word: str, why: str, words: list[str], folders: list[Path])
     suggestions = [f"{group}={word}" for group in GROUPS if word in options[group]]
     if word in options:
         suggestions = [f"{word}={next((a for a in after if a in options[word]), next(iter(options[word])))}"]
-    elif not suggestions and word in _known_keys(words):
+    elif not suggestions and word in (known := _known_keys(words)):
         suggestions = [f"{word}={next((a for a in after if '=' not in a), 'VALUE')}"]
+    elif not suggestions and plain_name(word) in BY_NAME:
+        return f"'{quoted}' is not an override: write KEY=VALUE.{suggest_key(word, [*GROUPS, *known])}"
     hint = f"; {QUOTING}" if "=" in before and not suggestions else ""  # perhaps the second word of an unquoted value
     return f"'{quoted}' is not an override: write KEY=VALUE, such as {' or '.join(suggestions) or EXAMPLE}{hint}"
+
+
+def unknown_flag(word: str, words: list[str], flags: Collection[str]) -> str:
+    """The message for an argument that starts with a dash; it may be a setting in the style of argparse."""
+    name = word.partition("=")[0].lstrip("-")
+    known = [*GROUPS, *_known_keys(words)]
+    if name in known or plain_name(name) in BY_NAME:
+        meaning = f", such as {name}=VALUE" if name in known else f".{suggest_key(name, known)}"
+        return f"unknown flag '{word}': settings are written KEY=VALUE, without dashes{meaning}"
+    return f"unknown flag '{word}'.{did_you_mean(word, sorted(flags))} (vaerun --help, --hydra-help)"
 
 
 def _not_a_choice(words: list[str], folders: list[Path]) -> str | None:
@@ -94,11 +108,14 @@ def _missing_config(text: str, folders: list[Path]) -> str:
     match = re.search(r"Could not find '([^']+)'", text)
     group, _, choice = (match.group(1) if match else "").rpartition("/")
     options = choices(group, folders)
-    return unknown_choice(group, choice, options) if options else " ".join(text.split())
+    if not options:
+        return " ".join(text.split())
+    local = "; on this machine none is needed: sweep.jobs=2 runs two jobs at once" if group == "hydra/launcher" else ""
+    return unknown_choice(group, choice, options) + local
 
 
 def _unknown_key(text: str, words: list[str]) -> str | None:
-    match = re.search(r"Could not (?:override|append to|delete|find) '([^'=]+)", text)
+    match = re.search(r"Could not (?:override|append to|delete from config\.|find) '([^'=]+)", text)
     if match is None:
         return None
     key = match.group(1)
@@ -107,7 +124,8 @@ def _unknown_key(text: str, words: list[str]) -> str | None:
     quoted, known = printable(key, MAX_LETTERS), [*GROUPS, *_known_keys(words)]
     if key in known:  # of the default choices, or of some trials of a search
         return f"{quoted} is not a key of these choices: leave it out, or choose others"
-    return f"unknown key '{quoted}'.{did_you_mean(key, known)} (vaerun --cfg job lists all keys)"
+    meaning = suggest_key(key, known)
+    return f"unknown key '{quoted}'{f'.{meaning}' if meaning else ' (vaerun --cfg job lists all keys)'}"
 
 
 def _cannot_merge(text: str) -> str | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vaerun.config.plugins import group_file
+from vaerun.config.settings import schema_keys
+from vaerun.config.suggestions import suggest_key
+from vaerun.config.validation import SWITCH
 from vaerun.errors import InputError
 from vaerun.storage.yaml_files import read_yaml
 from vaerun.text import printable
@@ -19,6 +23,7 @@ SWITCHES = ("evaluation.amis",)  # groups that may be given as true or false
 MAX_LETTERS = 10_000  # maximum length of an argument: parsing time grows faster than linearly
 
 _EXAMPLE = "write KEY=VALUE, such as evaluation.samples=20000"
+_PLAIN = re.compile(r"[\w./@:%+-]+", re.ASCII)  # values that need no quotes
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
 
 
@@ -76,6 +81,42 @@ def parse_overrides(words: list[str], own_data: str | None = None) -> dict[str, 
     return {str(k): v for k, v in container.items()}
 
 
+def override(key: str, value: Any) -> str:
+    """KEY=VALUE in Hydra's syntax, for the value of a setting that is not a mapping."""
+    return f"{key}={_word(value)}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_word, value))}]"
+    text = str(value)
+    if not isinstance(value, str) or (_PLAIN.fullmatch(text) and _value(f"x={text}") == text):
+        return text
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
+
+
+def given_keys(words: Sequence[str]) -> list[str]:
+    """The keys of KEY=VALUE arguments."""
+    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words))
+
+
+def no_effect(given: Sequence[str], names: Sequence[str], reason: str) -> Iterator[str]:
+    """A line that names those of the given keys that are among `names`, or in a group of these, which end in a dot."""
+    groups = tuple(name for name in names if name.endswith("."))
+    idle = [key for key in given if key in names or f"{key}.".startswith(groups or "?")]
+    idle = [key for key in idle if key != "estimator" and not key.endswith(f".{SWITCH}")]
+    if idle:
+        yield f"{', '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect: {reason}"
+
+
+def idle_in_single_run(words: Sequence[str]) -> list[str]:
+    """A line for settings of a sweep in the command of a single run; sweep.table is for vaerun-table."""
+    given = [key for key in given_keys(words) if not key.startswith("sweep.table")]
+    return list(no_effect(given, ["sweep."], "this is no sweep (-m)"))
+
+
 def unquote(value: str) -> str:
     """The value of `run=VALUE`: a plain path, or one quoted as in Hydra."""
     if value.startswith(("'", '"')):
@@ -103,11 +144,18 @@ def _key(word: str) -> str:
         raise InputError(f"cannot read '{word}': vaerun-eval cannot delete keys; {_EXAMPLE}")
     if not equals or not key:
         raise InputError(f"cannot read '{word}': {_EXAMPLE}")
-    if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE) or key == "evaluation":
-        raise InputError(f"vaerun-eval cannot set '{key}': it takes run=DIR, {', '.join(CHANGEABLE)} and their keys")
+    if not _is_changeable(key) or key == "evaluation":
+        known = [k for k in schema_keys() if _is_changeable(k)]
+        meaning = "" if key in schema_keys() else suggest_key(key, known, "which an evaluation cannot change")
+        takes = f"run=DIR, {', '.join(CHANGEABLE)} and their keys"
+        raise InputError(f"vaerun-eval cannot set '{key}': it takes {takes}{meaning and '.'}{meaning}")
     if not _KEY.fullmatch(key):
         raise InputError(f"unknown key '{key}': {_EXAMPLE}")
     return key
+
+
+def _is_changeable(key: str) -> bool:
+    return any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE)
 
 
 def _value(word: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,10 +18,10 @@ from omegaconf.errors import (
 )
 
 from vaerun.config.schema import Settings
+from vaerun.config.suggestions import suggest_key
 from vaerun.config.validation import NEEDS_KEYS, check_groups, check_values, expand_switches, wrong_type
 from vaerun.errors import InputError
 from vaerun.storage.paths import expand_user
-from vaerun.text import did_you_mean
 
 
 def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -29,6 +30,12 @@ def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
         for key, value in config.items():
             yield f"{prefix}{key}"
             yield from dotted_keys(value, f"{prefix}{key}.")
+
+
+@cache
+def schema_keys() -> tuple[str, ...]:
+    """The dotted names of all keys of the schema."""
+    return tuple(dotted_keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
 
 
 def to_settings(cfg: DictConfig) -> Settings:
@@ -52,8 +59,7 @@ def to_settings(cfg: DictConfig) -> Settings:
             line = NEEDS_KEYS.format(node.group(1))
         raise InputError(line) from error
     except ConfigKeyError as error:
-        known = list(dotted_keys(OmegaConf.to_container(OmegaConf.structured(Settings))))
-        raise InputError(f"unknown key '{error.full_key}'.{did_you_mean(str(error.full_key), known)}") from error
+        raise InputError(f"unknown key '{error.full_key}'.{suggest_key(str(error.full_key), schema_keys())}") from error
     except OmegaConfBaseException as error:
         key, line = str(error.full_key), str(error).splitlines()[0]
         if "is not a ListConfig" in line:
