@@ -32,6 +32,16 @@ def identity(plain: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flatten(plain) if not is_incidental(k, v) and not (k in defaults and v == defaults[k])}
 
 
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that can affect the result and differ between two configurations, with both values.
+
+    Locations of the data are left out, as in `fingerprint`.
+    """
+    first, second, defaults = identity(one), identity(other), _defaults()
+    pairs = {k: (first.get(k, defaults.get(k)), second.get(k, defaults.get(k))) for k in [*first, *second]}
+    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1] and k not in DATA_PATHS}
+
+
 def fingerprint(plain: dict[str, Any], data_sha256: str) -> str:
     """Hash of settings, data and NUMERICS, 64 hex digits; equal for two executions of the same run."""
     settings = {k: v for k, v in identity(plain).items() if k not in DATA_PATHS}

@@ -82,7 +82,7 @@ def run_multiprocess(settings: Settings, folder: Path, overrides: list[str], hyd
     data = build_data(settings.data, torch.device("cpu"))
     prepare(settings, data)  # reject invalid settings once, rather than in every process
     identity = fingerprint(asdict(settings), data.sha256)
-    result = check_existing_run(folder, identity)
+    result = check_existing_run(folder, identity, settings, overrides)
     if result is not None and result["status"] == "ok":
         print_output(f"already finished: {folder}\n{format_table(result, folder)}")
         return result

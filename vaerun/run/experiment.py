@@ -130,10 +130,12 @@ class Experiment:
         with global_state_lock:  # parameters are drawn from torch's global generator
             self.data = (build_data if shared is None else shared.data)(self.settings.data, self.device)
             self.fingerprint = fingerprint(asdict(self.settings), self.data.sha256)
-            previous = self.ranks.on_rank_zero(lambda: result.check_existing_run(self.folder, self.fingerprint))
+            previous = self.ranks.on_rank_zero(self.check_existing_run)
             if is_finished(previous):
                 return previous
-            parts = prepare(self.settings, self.data)
+            parts = prepare(self.settings, self.data, self.overrides)
+            for line in parts.idle:
+                self.recorder.warn(line)
             self.model, self.objective, self.family = parts.model, parts.objective, parts.family
             self.train_settings, self.plan = parts.train_settings, parts.plan
             self.checkpoints = CheckpointManager(self.folder / "checkpoints", self.fingerprint, self.recorder.warn)
@@ -142,6 +144,10 @@ class Experiment:
                 check_noise(self.objective, self.data.train, "several runs in a process", "run them one by one")
                 self.generator = torch.Generator(self.device)
         return previous
+
+    def check_existing_run(self) -> dict[str, Any] | None:
+        """The record of an earlier attempt, if any. Raises InputError if the folder belongs to something else."""
+        return result.check_existing_run(self.folder, self.fingerprint, self.settings, self.overrides)
 
     def load_initial_checkpoint(self) -> None:
         """Load the checkpoint named by trainer.resume=PATH. Raises InputError if training cannot continue from it."""
@@ -171,7 +177,7 @@ class Experiment:
 
             def lock_and_check() -> dict[str, Any] | None:
                 stack.enter_context(lock_run_dir(self.folder))
-                return result.check_existing_run(self.folder, self.fingerprint)
+                return self.check_existing_run()
 
             yield self.ranks.on_rank_zero(lock_and_check)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from vaerun.objectives import Adversarial, Variational
 from vaerun.randomness import derive_seed
 from vaerun.run.build import Model, build_model, build_objective, check_classes, dry_run, train_settings
 from vaerun.run.family import AdversarialFamily, LikelihoodFamily, family_of
+from vaerun.run.idle import idle_settings
 from vaerun.training import TrainPlan, TrainSettings
 from vaerun.training.determinism import reporting_nondeterminism
 
@@ -28,6 +30,7 @@ class Parts:
         model, objective: on the device of the data.
         family: the model's family, see vaerun.run.family.
         train_settings, plan: arguments of the trainer.
+        idle: a warning line for each setting that can never act.
     """
 
     model: Model
@@ -35,11 +38,17 @@ class Parts:
     family: type[LikelihoodFamily] | type[AdversarialFamily]
     train_settings: TrainSettings
     plan: TrainPlan
+    idle: list[str]
 
 
 @own_defaults()
-def prepare(settings: Settings, data: ImageData) -> Parts:
+def prepare(settings: Settings, data: ImageData, overrides: Sequence[str] = ()) -> Parts:
     """Build model and objective for this data, initialised from the seed, and test them on two images.
+
+    Arguments:
+        settings: settings of the run.
+        data: its data set.
+        overrides: its KEY=VALUE arguments, to warn of those that can never act.
 
     Raises InputError for invalid settings.
     """
@@ -63,4 +72,4 @@ def prepare(settings: Settings, data: ImageData) -> Parts:
     trainer = train_settings(settings)
     closed_form = settings.model.fit == "closed_form"
     plan = TrainPlan(images, trainer.batch_size, total_steps=0) if closed_form else trainer.plan(images)
-    return Parts(model, objective, family, trainer, plan)
+    return Parts(model, objective, family, trainer, plan, idle_settings(settings, model, data, plan, overrides))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vaerun.config.identity import identity
-from vaerun.config.overrides import parse_overrides
+from vaerun.config.overrides import given_keys, parse_overrides
 from vaerun.config.schema import Settings
 from vaerun.data.dataset import ImageData, shorten
 from vaerun.defaults import own_defaults
@@ -35,6 +35,7 @@ from vaerun.run.evaluate.write import (
     write_evaluation,
 )
 from vaerun.run.family import family_of
+from vaerun.run.idle import idle_evaluation
 from vaerun.run.load import Run, load_run
 from vaerun.signals import ShutdownSignal
 from vaerun.storage.atomic import write_atomically
@@ -177,6 +178,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
         run, settings = _locate_data(run, merge_settings(run.config, changes), changes, changed)
         evaluation = Reevaluation(run, settings, _load_data(run, settings), overrides, *_trained_steps(run))
         family_of(run.model).check(settings, run.model, evaluation.data)
+        idle = idle_evaluation(settings.evaluation, run.model, evaluation.data, given_keys(overrides))
         _check_output_paths(run.folder, evaluation.label)
         with lock_run_dir(run.folder, "copy the run's directory and evaluate the copy"), stop.deferred():
             started = time.perf_counter()
@@ -187,7 +189,7 @@ def reevaluate(folder: Path, overrides: list[str], stop: ShutdownSignal | None =
                     f"vaerun-eval: warning: {printable(run.folder)} has no per_example.npz any more", sys.stderr
                 )
             results = evaluation.evaluate(stop)
-            for line in results.warnings:
+            for line in [*idle, *results.warnings]:
                 print_output(f"vaerun-eval: warning: {printable(line)}", sys.stderr)
             record = evaluation.record(results, time.perf_counter() - started)
             if results.non_finite_metric:

@@ -22,6 +22,7 @@ from vaerun.models import AdversarialModel
 from vaerun.report.listing import pixel_space
 from vaerun.run.build import Model
 from vaerun.run.evaluate.descriptions import align_rows, metric_rows
+from vaerun.run.other_run import other_run
 from vaerun.run.preflight import uses_amis, uses_observation_model
 from vaerun.storage.atomic import write_atomically
 from vaerun.storage.json_files import read_json, write_json
@@ -52,17 +53,21 @@ def read_result(folder: Path, within: Path | None = None) -> dict[str, Any] | No
     return record
 
 
-def check_existing_run(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+def check_existing_run(
+    folder: Path, fingerprint: str, settings: Settings, overrides: list[str]
+) -> dict[str, Any] | None:
     """Return the record of an earlier attempt at this run, or None.
+
+    Arguments:
+        folder: the run directory.
+        fingerprint: of the run.
+        settings, overrides: of the run, to say how another run in the folder differs.
 
     Raises InputError if the folder contains anything else, or is not writable although the run is unfinished.
     """
     record = read_result(folder)
     if record is not None and record["fingerprint"] != fingerprint:
-        raise InputError(
-            f"{folder} holds a run of another configuration or other data: choose another output_dir, or set "
-            "trainer.resume=never for a new one"
-        )
+        raise InputError(other_run(folder, record, settings, overrides))
     if (
         record is None
         and folder.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -68,6 +69,7 @@ class JobChecker:
         self.local = local
         self._data: tuple[DataSettings, ImageData] | None = None
         self._data_lines: list[str] = []
+        self._warned: set[str] = set()
 
     def data(self, settings: DataSettings) -> ImageData:
         """The data set, on the CPU, since GPUs are left to the jobs. The most recent one is cached."""
@@ -84,14 +86,19 @@ class JobChecker:
         if self.local:
             resolve_device(settings.trainer.device)
         data = self.data(settings.data)
-        parts, identity = prepare(settings, data), fingerprint(asdict(settings), data.sha256)
+        parts, identity = prepare(settings, data, overrides), fingerprint(asdict(settings), data.sha256)
         if settings.trainer.resume == "never":
             folder = next_free_dir(folder)
-        result = check_existing_run(folder, identity)
+        result = check_existing_run(folder, identity, settings, overrides)
         if settings.trainer.resume not in ("auto", "never") and not (folder / "checkpoints" / "last.pt").exists():
             load_from_other_run(expand_user(settings.trainer.resume), "cpu")
         job = Job(settings, folder, overrides, hydra, identity)
-        return PlannedJob(job, number, parts.plan.total_steps, job_state(job), result, self._data_lines)
+        planned = PlannedJob(job, number, parts.plan.total_steps, job_state(job), result, self._data_lines)
+        for line in parts.idle if planned.state != JobState.FINISHED else ():
+            if line not in self._warned:
+                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+                self._warned.add(line)
+        return planned
 
 
 def job_state(job: Job) -> JobState:
