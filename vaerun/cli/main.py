@@ -84,7 +84,7 @@ class Command:
         try:
             settings = to_settings(cfg)
             for line in idle_in_single_run(overrides):
-                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+                print_output(f"vaerun: warning: {printable(line)}", sys.stderr)
             if self.check_only:
                 from vaerun.sweep.summary import check_single
 

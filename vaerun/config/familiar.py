@@ -1,7 +1,7 @@
 """What other libraries call a setting, and its key here: Lightning, timm, pythae, Keras, HuggingFace, textbook code.
 
-Each row has the names (compared without case, `_` and `-`), the keys that they may mean, and a note: what to write if
-the value differs, too, or why there is no such key.
+Each row has the names (compared without case, `_` and `-`), the keys that they may mean (from the third on: where
+none of the first two exists), and a note: what to write if the value differs, too, or why there is no such key.
 """
 
 from __future__ import annotations

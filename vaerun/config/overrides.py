@@ -118,8 +118,8 @@ def idle_in_single_run(words: Sequence[str]) -> list[str]:
 
 
 def unquote(value: str) -> str:
-    """The value of `run=VALUE`: a plain path, or one quoted as in Hydra."""
-    if value.startswith(("'", '"')):
+    """The value of `run=VALUE`: a plain path, or one with quotes or backslashes as in Hydra."""
+    if value.startswith(("'", '"')) or "\\" in value:
         parsed = _value(f"run={value}")
         return parsed if isinstance(parsed, str) else value
     return value

@@ -38,11 +38,11 @@ def _by_meaning(key: str, known: Collection[str], absent: str) -> str:
     if not keys:
         return f" {note[0].upper()}{note[1:]}"
     explanation = f" ({note})" if note else ""
-    available = [k for k in keys if k in known]
+    available = [k for k in keys[:2] if k in known] or [k for k in keys[2:] if k in known][:2]
     same_group = [k for k in available if k.partition(".")[0] == key.partition(".")[0]]
     if not available:
         return f" Its name here is {keys[0]}{explanation}, {absent}"
-    return _question(*(same_group or available)[:2]) + explanation
+    return _question(*(same_group or available)) + explanation
 
 
 def _by_spelling(key: str, known: Collection[str]) -> str:

@@ -37,7 +37,7 @@ def halved_sizes(height: int, width: int) -> list[tuple[int, int]]:
     if len(sizes) == 1:
         raise InputError(
             f"images of {height}x{width} are too small for network=dcgan, which needs at least "
-            f"{2 * MINIMUM_SIDE}x{2 * MINIMUM_SIDE}: use network=gan_mlp, or set data.image_size={2 * MINIMUM_SIDE}"
+            f"{2 * MINIMUM_SIDE}x{2 * MINIMUM_SIDE}: use network=gan_mlp, or larger images"
         )
     return sizes
 

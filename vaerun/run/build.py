@@ -115,9 +115,9 @@ def build_model(settings: ModelSettings, images: ImageSpec, average: bool = Fals
     if settings.decoder is None or settings.inference is None:
         raise InputError(f"model={settings.name} needs an encoder and a decoder: use network=mlp or network=conv")
     if settings.codes is not None:
-        raise InputError(f"model.codes is for adversarial models, which model={settings.name} is not")
+        raise InputError(f"model.codes is for adversarial models, which model={settings.name} is not: omit it")
     if settings.conditional_prior and not settings.conditional:
-        raise InputError("model.conditional_prior=true needs model.conditional=true")
+        raise InputError("model.conditional_prior=true needs model.conditional=true: set it, or omit both")
     if settings.likelihood == "bernoulli" and not images.binary:
         raise InputError(
             f"model.likelihood=bernoulli needs binary pixels, and those of {images.name} are not: set "
@@ -174,11 +174,13 @@ def build_objective(settings: Settings, model: Model, images: int) -> Variationa
             raise InputError(f"trainer.{key} is for adversarial models: set trainer.{key}=null, or use trainer=default")
     for key in ("discriminator_steps", "r1"):
         if getattr(e, key) is not None:
-            raise InputError(f"estimator.{key} is for adversarial models, which model={settings.model.name} is not")
+            raise InputError(
+                f"estimator.{key} is for adversarial models, which model={settings.model.name} is not: omit it"
+            )
     warm_up = None
     if e.kl_warmup_epochs:
         if e.kl_weight is None:
-            raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} has no KL weight")
+            raise InputError(f"estimator.kl_warmup_epochs: estimator={e.name} has no KL weight: omit it")
         steps = e.kl_warmup_epochs * math.ceil(images / t.batch_size)
         if not steps < 2**63:
             raise InputError(f"estimator.kl_warmup_epochs={e.kl_warmup_epochs:g} has more steps than an int64 can hold")

@@ -32,7 +32,7 @@ def build_adversarial_model(settings: ModelSettings, images: ImageSpec, average:
             f"model={settings.name} generates pixels in [0, 1] without noise: set model.likelihood=gaussian"
         )
     if settings.conditional_prior or settings.fit != "gradient":
-        raise InputError(f"model={settings.name} takes neither model.conditional_prior nor model.fit=closed_form")
+        raise InputError(f"model={settings.name} takes neither model.conditional_prior nor model.fit=closed_form: omit")
     if images.logit:
         raise InputError(f"model={settings.name} generates pixels in [0, 1]: set data.logit=false")
     codes = None

@@ -19,8 +19,10 @@ from vaerun.training.trainer import MIN_CAPTURED_STEPS
 
 Model = LatentModel | AdversarialModel
 
-TRAINING = ("epochs", "max_steps", "batch_size", "learning_rate", "variance_learning_rate", "betas", "schedule")
-TRAINING += ("clip_norm", "early_stopping", "log_every", "checkpoint_seconds", "precision", "compile")
+TRAINING = (
+    *("epochs", "max_steps", "batch_size", "learning_rate", "variance_learning_rate", "betas", "schedule"),
+    *("clip_norm", "early_stopping", "log_every", "checkpoint_seconds", "precision", "compile"),
+)
 
 
 def idle_settings(

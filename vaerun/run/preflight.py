@@ -45,11 +45,11 @@ def check_evaluation(settings: EvaluationSettings, model: LatentModel, data: Ima
     if uses_amis(settings, model):
         check_amis(model)
     if settings.probe and not data.classes:
-        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}")
+        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}: omit it")
     if settings.probe and model.classes:
         raise InputError(
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its encoder is given the "
-            "label"
+            "label: omit it"
         )
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
@@ -84,11 +84,11 @@ def check_adversarial(settings: EvaluationSettings, model: AdversarialModel, dat
                 f"evaluation.{name}=true needs a posterior q(z|x), but an adversarial model has none: omit it"
             )
     if settings.probe and not data.classes:
-        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}")
+        raise InputError(f"evaluation.probe=true needs labels, and {data.no_labels}: omit it")
     if settings.probe and model.classes:
         raise InputError(
             "evaluation.probe=true: a linear probe of a conditional model is meaningless: its discriminator is given "
-            "the label"
+            "the label: omit it"
         )
     if uses_amis(settings, model):
         check_amis(model.observation_model(1.0))
@@ -119,12 +119,14 @@ def check_adversarial_training(settings: Settings, data: ImageData) -> None:
         ("trainer.variance_learning_rate", trainer.variance_learning_rate, None),
     ):
         if value != neutral:
-            raise InputError(f"{key} is for models with a likelihood, and model={settings.model.name} has none")
+            raise InputError(
+                f"{key} is for models with a likelihood, and model={settings.model.name} has none: omit it"
+            )
     selection = settings.evaluation.selection
     if selection is not None and not (has_classifier(data) and len(data.validation)):
         raise InputError(
             f"evaluation.selection={selection} needs labels of two classes or more and validation images, and "
-            f"{data.name} lacks them"
+            f"{data.name} lacks them: omit it"
         )
     if trainer.early_stopping is not None and selection is None:
         raise InputError(
@@ -153,10 +155,13 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
     if settings.probe and settings.split == "train":
         raise InputError("evaluation.probe=true fits to the training split: evaluate test or validation")
     if settings.probe and data.train.labels is not None and len(data.train.labels.unique()) < 2:
-        raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one")
+        raise InputError(f"evaluation.probe=true needs two classes or more, and {data.name} has one: omit it")
     images = len(getattr(data, settings.split))
     if not images:
-        raise InputError(f"evaluation.split={settings.split}: data set {data.name} has no images in this split")
+        raise InputError(
+            f"evaluation.split={settings.split}: data set {data.name} has no images in this split: set "
+            "data.validation=0.1, or evaluation.split=test"
+        )
     make_annealing(settings)
     make_estimates(settings)
     make_amis(settings)
@@ -169,9 +174,12 @@ def _check_shared(settings: EvaluationSettings, model: LatentModel | Adversarial
             "raise evaluation.images" if few else "choose another evaluation.split",
         )
     if settings.quality and has_classifier(data) and count <= settings.generated.neighbours:
+        limits = {"evaluation.images": settings.images, "evaluation.generated.samples": settings.generated.samples}
+        low = [key for key, limit in limits.items() if limit is not None and limit <= settings.generated.neighbours]
+        more = f", or raise {' and '.join(low)}" if images > settings.generated.neighbours else ""
         raise InputError(
             f"evaluation.generated.neighbours={settings.generated.neighbours} needs more images than neighbours, and "
-            f"{count} are compared: lower it, or raise evaluation.images and evaluation.generated.samples"
+            f"{count} are compared: set it to at most {count - 1}{more}"
         )
     if settings.inception_weights is not None:
         if data.image_shape[0] not in (1, 3):

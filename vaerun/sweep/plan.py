@@ -20,6 +20,7 @@ from vaerun.errors import InputError, RunError
 from vaerun.incidental import is_incidental
 from vaerun.launch.job import Job, JobState
 from vaerun.run.build import build_data, resolve_device
+from vaerun.run.preflight import check_step_options
 from vaerun.run.prepare import prepare
 from vaerun.run.result import check_existing_run, read_result
 from vaerun.storage.checkpoint import load_from_other_run
@@ -27,7 +28,7 @@ from vaerun.storage.json_files import read_json, write_json
 from vaerun.storage.paths import expand_user
 from vaerun.storage.run_dir import PLAN_FILE, is_locked, next_free_dir
 from vaerun.storage.untrusted import PLAN_BYTES
-from vaerun.text import printable
+from vaerun.text import print_output, printable
 
 
 @dataclass
@@ -84,7 +85,7 @@ class JobChecker:
     ) -> PlannedJob:
         """Check a job and return its plan. Raises InputError if it cannot run or its folder belongs to another run."""
         if self.local:
-            resolve_device(settings.trainer.device)
+            check_step_options(settings.trainer, resolve_device(settings.trainer.device))
         data = self.data(settings.data)
         parts, identity = prepare(settings, data, overrides), fingerprint(asdict(settings), data.sha256)
         if settings.trainer.resume == "never":
@@ -96,7 +97,7 @@ class JobChecker:
         planned = PlannedJob(job, number, parts.plan.total_steps, job_state(job), result, self._data_lines)
         for line in parts.idle if planned.state != JobState.FINISHED else ():
             if line not in self._warned:
-                print(f"vaerun: warning: {printable(line)}", file=sys.stderr)
+                print_output(f"vaerun: warning: {printable(line)}", sys.stderr)
                 self._warned.add(line)
         return planned
 
