@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra._internal import hydra as hydra_main
+from hydra._internal.callbacks import Callbacks
 from omegaconf import DictConfig, OmegaConf
 
 from vaerun.cli.output_dir import OutputDir
@@ -64,29 +64,24 @@ def hydra_application(task: Callable[[DictConfig], Any], words: list[str], outpu
     application: Callable[[], Any] = hydra.main(
         version_base="1.3", config_path=str(builtin_config_dir()), config_name="config"
     )(task)
-
-    def run() -> Any:
-        with _watching_run_dir(output_dir):
-            return application()
-
-    return run
+    return application
 
 
 @contextmanager
-def _watching_run_dir(output_dir: OutputDir) -> Iterator[None]:
+def watching_run_dir(output_dir: OutputDir) -> Iterator[None]:
     """While active, the folder of a single run is recorded before Hydra creates it, and Hydra writes no files there."""
-    original: Callable[..., Any] = hydra_main.run_job
+    original = Callbacks.on_run_start  # the last that Hydra calls before it creates the folder
 
-    def run_job(*args: Any, config: DictConfig, **options: Any) -> Any:
+    def on_run_start(self: Callbacks, config: DictConfig, **options: Any) -> None:
         write_later(config)
         output_dir.expect(Path(str(config.hydra.run.dir)).absolute())
-        return original(*args, config=config, **options)
+        original(self, config, **options)
 
-    hydra_main.run_job = run_job  # type: ignore[assignment]
+    Callbacks.on_run_start = on_run_start  # type: ignore[method-assign]
     try:
         yield
     finally:
-        hydra_main.run_job = original
+        Callbacks.on_run_start = original  # type: ignore[method-assign]
 
 
 @contextmanager

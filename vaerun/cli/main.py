@@ -36,13 +36,13 @@ def main() -> None:
             command.spell_out_switches()
             outcome.exit_code = command.sweep()
         else:
-            from vaerun.cli.compose import hydra_application, readable_errors
+            from vaerun.cli.compose import hydra_application, readable_errors, watching_run_dir
             from vaerun.config.composing import composing
 
             command.spell_out_switches()
             with readable_errors(command.words, command.output_dir):
                 application = hydra_application(command.run, command.words, command.output_dir)
-                with composing():
+                with composing(), watching_run_dir(command.output_dir):
                     application()
             if command.failure is not None:
                 raise command.failure

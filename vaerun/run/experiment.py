@@ -89,8 +89,7 @@ class Experiment:
 
         Raises InputError, RunError or Interrupted (errors.py); they are recorded once the run directory is locked.
         """
-        shortage = reporting_out_of_memory(RunError, "memory ran out: " + RESUME)
-        with own_defaults(), shortage, self.stop, self.processes() as self.ranks:
+        with self.guards(), self.stop, self.processes() as self.ranks:
             previous = self.prepare()
             if is_finished(previous):
                 return self.recorder.show_finished(previous)
@@ -104,6 +103,12 @@ class Experiment:
                     self.ranks.barrier()
                     self.write()
                 return self.recorder.record
+
+    @contextmanager
+    def guards(self) -> Iterator[None]:
+        """Context of the whole run: torch's own defaults, and one line where memory runs out."""
+        with own_defaults(), reporting_out_of_memory(RunError, "memory ran out: " + RESUME):
+            yield
 
     def processes(self) -> AbstractContextManager[Ranks]:
         """Context that joins the process group of this run's trainer.processes processes."""
@@ -205,10 +210,16 @@ class Experiment:
 
     def train(self) -> TrainState:
         """Train the model, or fit it in closed form, and return the final state."""
+        with self.training_memory():
+            return self.fit() if self.closed_form else self.make_trainer().train()
+
+    @contextmanager
+    def training_memory(self) -> Iterator[None]:
+        """Context in which memory that runs out names the settings to lower."""
         samples, sizes = self.settings.estimator.samples, f"trainer.batch_size={self.settings.trainer.batch_size}"
         lower = f"{sizes} and estimator.samples={samples}: lower them" if samples > 1 else f"{sizes}: lower it"
         with reporting_out_of_memory(RunError, f"memory ran out in training with {lower}, or the model's size"):
-            return self.fit() if self.closed_form else self.make_trainer().train()
+            yield
 
     def make_trainer(self) -> Trainer:
         """Create the trainer, restored from the checkpoint."""

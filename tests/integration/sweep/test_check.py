@@ -32,7 +32,8 @@ def test_check_prints_the_plan_and_leaves_nothing(sweep: Sweeping, here: Here, t
     words = [*WORDS, "seed=range(4)"]
     code, out, err = here("--check", *words, "output_dir=new/sweep")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == f"4 jobs in {tmp_path / 'new' / 'sweep'}"
+    assert out.startswith("data: digits: 1298 training, ")
+    assert out.splitlines()[1] == f"4 jobs in {tmp_path / 'new' / 'sweep'}"
     assert planned(out) == {f"seed={i}": "to run" for i in range(4)}
     assert out.splitlines()[-1] == "4 to run; at most 80 training steps"
     assert [p.name for p in tmp_path.iterdir()] == ["notes"]

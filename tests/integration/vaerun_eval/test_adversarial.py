@@ -72,7 +72,7 @@ def test_everything_is_recorded_and_nothing_replaced(copied: Callable[..., Path]
 
     # Values per image, and the numbers are their means.
     arrays = dict(np.load(run / "per_example.npz"))
-    assert arrays.keys() == {f"{label}/{name}" for name in names}
+    assert arrays.keys() == {"row", f"{label}/row"} | {f"{label}/{name}" for name in names}
     for name in names:
         values = arrays[f"{label}/{name}"]
         assert values.shape == ((60,) if name.startswith("parzen") else (5,))

@@ -33,7 +33,7 @@ def test_identifiers_are_no_classes(here: Command, tmp_path: Path) -> None:
     words = ["data=npz", f"data.path={tmp_path / 'own.npz'}", "data.validation=40"]
     code, _, err = here(*INFOGAN, *words, f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
-    assert "no labels of two to 10000 classes" in err
+    assert "no labels of two to 10000 classes, with two or more images" in err
     assert "the labels of npz are not classes: codes are not matched to them" in err
     assert result(tmp_path / "run")["metrics"].keys() == {"test/diversity", "test/mode_collapse"}
 

@@ -256,7 +256,6 @@ LONG = "0x" + "f" * 5000
         "data=[1]",
         f"evaluation.samples={LONG}",
         f"seed={LONG}",
-        f"evaluation.label={LONG}",
         f"evaluation.interpolation=[[{LONG}]]",
         f"data.validation={LONG}",
         f"evaluation.annealing.chains={LONG}",

@@ -179,7 +179,7 @@ def test_an_evaluation_changes_nothing_without_memory(
 
 def test_a_run_that_cannot_be_opened(counts: dict[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that there was no memory to read is not damaged."""
-    for owner, name in ((torch, "load"), (Split, "__init__"), (torch.nn.Linear, "__init__")):
+    for owner, name in ((torch, "load"), (torch.nn.Linear, "__init__")):
         with monkeypatch.context() as patch:
             Shortage(patch, owner, name, 1, MemoryError())
             with pytest.raises(InputError, match=r"^memory ran out .*: use a machine with more memory$"):

@@ -195,6 +195,6 @@ def test_another_functions_images_are_no_mnist(cache: Path, monkeypatch: pytest.
 
     monkeypatch.setenv("VAERUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VAERUN_DATA", raising=False)  # where the real one may lie
-    monkeypatch.setitem(sources.BUILT_IN, "mnist", images(1))
+    monkeypatch.setitem(sources.BUILT_IN, "mnist", images(3))
     assert load_arrays("mnist", images(2)).train_images.max() == 2
-    assert load_arrays("mnist", sources.BUILT_IN["mnist"]).train_images.max() == 1
+    assert load_arrays("mnist", sources.BUILT_IN["mnist"]).train_images.max() == 3

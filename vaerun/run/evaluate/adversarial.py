@@ -18,7 +18,7 @@ from vaerun.evaluation.samples.feature_pooling import pooled_features
 from vaerun.evaluation.samples.sample_validation import generate_images, real_images
 from vaerun.models import AdversarialModel
 from vaerun.randomness import permutation
-from vaerun.run.build import MAX_CLASSES
+from vaerun.run.evaluate.classifier import labels_are_classes
 from vaerun.run.evaluate.evaluator import Evaluator
 from vaerun.run.preflight import make_annealing, uses_amis, uses_observation_model
 
@@ -34,7 +34,7 @@ class AdversarialEvaluator(Evaluator[AdversarialModel]):
         self.mode_collapse()
         codes = self.model.codes
         if codes is not None and codes.categorical and self.split.labels is not None:
-            if self.data.classes <= MAX_CLASSES:
+            if labels_are_classes(self.data):
                 self.code_accuracy()
             else:
                 results.warnings.append(

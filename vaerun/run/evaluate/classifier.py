@@ -15,7 +15,12 @@ from vaerun.tracking.monitor import SILENT, Monitor
 def has_classifier(data: ImageData) -> bool:
     """Whether a classifier can be trained on the labels of a data set."""
     labels = data.arrays.train_labels
-    return 2 <= data.classes <= MAX_CLASSES and labels is not None and len(np.unique(labels)) >= 2
+    return labels_are_classes(data) and data.classes >= 2 and labels is not None and len(np.unique(labels)) >= 2
+
+
+def labels_are_classes(data: ImageData) -> bool:
+    """Whether the labels can be classes: identifiers of images are too many, or occur less than twice on average."""
+    return data.classes <= min(MAX_CLASSES, len(data.arrays.train_images) // 2)
 
 
 def check_classifier_cache() -> None:

@@ -248,8 +248,9 @@ class Evaluator(ABC, Generic[M]):
             results.metrics["diversity"] = diversity(fake[:DIVERSITY_IMAGES], real[:DIVERSITY_IMAGES])
             if settings.quality and not has_classifier(self.data):
                 results.warnings.append(
-                    f"data set {self.data.name} has no labels of two to {MAX_CLASSES} classes, so there is no "
-                    "classifier to compare features of: no Frechet distance, precision, recall, density and coverage"
+                    f"data set {self.data.name} has no labels of two to {MAX_CLASSES} classes, with two or more images "
+                    "each on average, so there is no classifier to compare features of: no Frechet distance, "
+                    "precision, recall, density and coverage"
                 )
             elif settings.quality:
                 self._classifier_metrics(real, fake, labels, task)
