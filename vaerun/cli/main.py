@@ -76,15 +76,13 @@ class Command:
 
     def run(self, cfg: DictConfig) -> None:
         """Run or check the composed configuration; Hydra's task function for a single run."""
-        from vaerun.config.overrides import idle_in_single_run
         from vaerun.config.settings import to_settings
 
         folder, overrides, hydra = _hydra_job()
         silence_torch_warnings()
         try:
             settings = to_settings(cfg)
-            for line in idle_in_single_run(overrides):
-                print_output(f"vaerun: warning: {printable(line)}", sys.stderr)
+            _warn_of_idle(overrides)
             if self.check_only:
                 from vaerun.sweep.summary import check_single
 
@@ -136,6 +134,14 @@ class Command:
             code = sweep.finish()
         sys.stdout.flush()
         return code
+
+
+def _warn_of_idle(overrides: list[str]) -> None:
+    """Warn of settings of sweeps, which a single run does not have."""
+    from vaerun.config.overrides import idle_in_single_run
+
+    for line in idle_in_single_run(overrides):
+        print_output(f"vaerun: warning: {printable(line)}", sys.stderr)
 
 
 def job(cfg: DictConfig) -> float | None:

@@ -117,12 +117,16 @@ class Experiment:
 
     # -- prepare -----------------------------------------------------------------------------------------------------
 
-    @reporting_out_of_memory(InputError, "memory ran out before the run began: lower the model's size")
     def prepare(self) -> dict[str, Any] | None:
         """Build and test all parts without writing anything; return the record of an earlier attempt, if any.
 
         A finished run builds nothing. Raises InputError for invalid settings.
         """
+        with reporting_out_of_memory(InputError, "memory ran out before the run began: lower the model's size"):
+            return self.build_parts()
+
+    def build_parts(self) -> dict[str, Any] | None:
+        """Load the data and build model, objective and checkpoints; see `prepare`."""
         trainer, shared = self.settings.trainer, self.shared
         set_deterministic(trainer.deterministic)
         self.device = self.ranks.device or resolve_device(trainer.device)
