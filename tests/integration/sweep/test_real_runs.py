@@ -304,7 +304,8 @@ def test_the_comparison_is_planned(tmp_path: Path, env: dict[str, str]) -> None:
     with launched(["-m", "experiment=vlae_cifar10_quick", "--check"], tmp_path, data_env) as process:
         code, out, err = ended(process)
     assert code == 0, err
-    lines = out.splitlines()
+    data, *lines = out.splitlines()
+    assert data.startswith("data: cifar10: 20000 training, 5000 validation (held out of the")
     assert lines[0] == f"51 jobs in {tmp_path / 'outputs' / 'sweeps' / 'vlae_cifar10_quick'}"
     assert lines[-1].startswith("51 to run; at most ")
     assert len({line.split(" steps ")[0] for line in lines[1:-1]}) == 51

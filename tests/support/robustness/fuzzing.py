@@ -178,7 +178,7 @@ def snapshot(folders: tuple[Path, ...]) -> dict[str, bytes | None]:
     return contents
 
 
-WARNING = re.compile(r"[\w-]+: warning: .*")
+WARNING = re.compile(r"[\w-]+: (warning|data): .*")
 PROGRESS = re.compile(r".*(images/s|log-likelihood of|s left|s so far|about \d+ (s|min)).*")
 
 
