@@ -20,6 +20,9 @@ def suggest_key(key: str, known: Collection[str], absent: str = "which this conf
         absent: what to say of a key that is not among them.
     """
     group, _, leaf = key.rpartition(".")
+    same_leaf = {k.rpartition(".")[0]: k for k in known if k.rpartition(".")[2] == leaf}
+    if group and (close := get_close_matches(group, same_leaf, n=1, cutoff=FAMILIAR)):
+        return _question(same_leaf[close[0]])  # the group is misspelled
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
     if "." in group and (containing := [k for name, k in siblings.items() if leaf in name.split("_")]):
         return _question(*containing[:2])  # a group such as evaluation.gap has names of its own
