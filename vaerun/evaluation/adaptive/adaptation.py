@@ -43,7 +43,7 @@ SHRINKAGE = 3.0  # effective samples per dimension at which the adapted covarian
 INITIAL_SHARE = 0.1  # of the initial component weights in the adapted ones
 MODE_FLOOR = 0.02  # smallest initial weight of a mode, before normalisation: its Laplace evidence may be wrong
 EM_STEPS = 3
-PATIENCE = 4  # rounds in which an image must become efficient: further ones help slowly, and annealing helps more
+PATIENCE = 8  # rounds in which an image must become efficient: further ones help slowly, and annealing helps more
 CHAIN_SAMPLES = 40  # samples of the estimate per chain of annealing
 MIN_CHAINS = 25  # the fewest for which a k-hat is defined, and some
 

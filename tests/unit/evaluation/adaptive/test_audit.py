@@ -66,8 +66,7 @@ def test_probabilistic_program() -> None:
         log_f = log_f - 0.5 * (value - mean) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)
     exact = np.log(np.exp(log_f).sum() * 0.05 * 23 / 1600)
     print(f"exact {exact:.4f}")
-    # The funnel is annealed from the adapted proposal, by 50 chains, whose standard error is about 0.07 nats.
-    assert abs(float(result.log_likelihood[0]) - exact) < 4 * float(result.standard_error[0]) < 0.4
+    assert abs(float(result.log_likelihood[0]) - exact) < 4 * float(result.standard_error[0]) < 0.1
     assert float(result.pareto_k[0]) < 0.7
 
 
